@@ -1,0 +1,4 @@
+from config.config import Config
+from config.presets import PRESETS
+
+__all__ = ["PRESETS", "Config"]

@@ -1,0 +1,157 @@
+"""All settings of PlainReID: one dataclass, one line a setting with its meaning (which is also its `--help`)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import tyro
+
+from utils.errors import UserError
+
+Backbone = Literal["resnet18", "resnet50", "mobilenet_v2", "efficientnet_v2_s"]
+
+
+@dataclass
+class Config:
+    # ---- what to run
+    preset: tyro.conf.Suppress[str] = ""  # recipe that these settings started from: the first word of the command
+    name: str = ""  # name of the run, its files go to LOG_DIR/NAME; empty: the preset's name
+    log_dir: str = "log"  # directory that holds all runs
+    seed: int = 0  # seeds initial weights, batches and augmentation; same seed, settings and device give the same run
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto: cuda where there is one, else cpu
+    resume: bool = False  # go on with the newest run of this name from its last checkpoint
+
+    # ---- data
+    dataset: Literal["demo", "market1501"] = "demo"  # data to train and test on; demo renders itself
+    data_root: str = "data"  # directory that holds the datasets; default: the variable REID_DATA, else data
+    train_ids: int = 0  # train on the first n identities only, for a quick look; 0: all
+    test_ids: int = 0  # test on the first n identities only, without distractors (scores then say so); 0: all
+    height: int = 256  # pixels that every image is resized to
+    width: int = 128  # pixels that every image is resized to
+    cache_gb: float = 6.0  # decoded images are kept in memory up to this many GB a split, else read again each time
+    workers: int = 4  # threads that read and decode images
+
+    # ---- batches and augmentation
+    sampler: Literal["pk", "shuffle"] = "pk"  # pk: P identities x K images a batch; shuffle: any images
+    batch_size: int = 64  # images a training batch (P x K)
+    images_per_id: int = 4  # K; batch_size must be a multiple of it
+    test_batch_size: int = 256  # images a batch when features are extracted; does not change the features
+    flip_prob: float = 0.5  # probability of a horizontal flip
+    pad: int = 10  # pixels of black added on each side before a random crop back to the input size; 0: no crop
+    erase_prob: float = 0.5  # probability of random erasing (filled with 0 after normalisation: the mean colour)
+
+    # ---- model
+    backbone: Backbone = "resnet50"  # network before the pooling
+    weights: str = "imagenet"  # start of the backbone: imagenet (downloaded by torchvision), none, or a file
+    last_stride: Literal[1, 2] = 1  # stride of the last down-sampling stage; 1 keeps a finer map and is ReID's habit
+    stride_in_1x1: bool = (
+        False  # ResNet50: stride on the first 1x1 convolution of a bottleneck, as caffe's weights want
+    )
+    pooling: Literal["avg", "max"] = "avg"  # global pooling of the last feature map
+    neck: Literal["bnneck", "none"] = "bnneck"  # bnneck: batch norm between metric-loss feature and classifier
+    test_feature: Literal["after", "before"] = "after"  # embedding used in tests: after or before the neck
+
+    # ---- losses
+    label_smoothing: float = 0.1  # epsilon of the smoothed cross entropy
+    id_weight: float = 1.0  # weight of the identity (cross entropy) loss
+    triplet_weight: float = 1.0  # weight of the batch-hard triplet loss; 0: off
+    triplet_margin: float = 0.3  # margin of the triplet loss
+    hard_factor: float = 0.0  # harder example mining: positives count (1 + a) times as far, negatives (1 - a) times
+    center_weight: float = 5e-4  # weight of the center loss; 0: off
+    center_lr: float = 0.5  # learning rate of the centers' own SGD
+
+    # ---- solver
+    optimizer: Literal["adam", "sgd"] = "adam"  # optimizer of the model
+    lr: float = 3.5e-4  # base learning rate
+    weight_decay: float = 5e-4  # L2 penalty on all weights
+    momentum: float = 0.9  # momentum of SGD
+    epochs: int = 120  # passes over the training batches
+    warmup_epochs: float = 10.0  # the rate rises linearly over these epochs
+    warmup_factor: float = 0.01  # fraction of the base rate that warm-up starts at
+    steps: tuple[float, ...] = (40.0, 70.0)  # epochs after which the rate is multiplied by gamma
+    gamma: float = 0.1  # factor of each step
+
+    # ---- loop
+    channels_last: bool = True  # memory layout NHWC: faster convolutions on CPUs and on tensor cores
+    eval_first: bool = True  # test before the first epoch: the score to beat, and bad test images show at once
+    eval_every: int = 10  # test every n epochs (and always after the last)
+    log_every: int = 50  # steps between looks at the losses
+
+    # ---- evaluation
+    metric: Literal["cosine", "euclidean"] = "cosine"  # distance between embeddings
+    flip: bool = False  # also score the mean of the features of each image and its mirror image
+    rerank: bool = False  # also score after k-reciprocal re-ranking (Zhong et al. 2017)
+    k1: int = 20  # re-ranking: neighbours considered
+    k2: int = 6  # re-ranking: neighbours averaged in the local query expansion
+    lambda_value: float = 0.3  # re-ranking: share of the original distance
+    max_rank: int = 50  # length of the CMC curve
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, as a checkpoint and JSON hold them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """Rebuild from `to_dict`; settings that this version does not know are ignored, new ones get defaults."""
+        known = {f.name for f in fields(cls)}
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        return cls(**values)
+
+    def check(self) -> Config:
+        """Refuse values and combinations that cannot work. Raises UserError; returns self."""
+        for problem in (*self._bad_ranges(), *self._bad_combinations()):
+            raise UserError(problem)
+        return self
+
+    def _bad_ranges(self):
+        at_least = {"batch_size": 1, "images_per_id": 1, "test_batch_size": 1, "epochs": 1, "eval_every": 1}
+        at_least |= {"log_every": 1, "height": 16, "width": 16, "max_rank": 1, "k1": 1, "k2": 1, "workers": 1}
+        at_least |= {"pad": 0, "train_ids": 0, "test_ids": 0, "seed": 0, "cache_gb": 0, "warmup_epochs": 0}
+        at_least |= {"id_weight": 0, "triplet_weight": 0, "center_weight": 0, "triplet_margin": 0, "weight_decay": 0}
+        for name, least in at_least.items():
+            if not getattr(self, name) >= least:
+                yield f"--{dashed(name)} must be at least {least}, not {getattr(self, name)}"
+        for name in ("flip_prob", "erase_prob", "lambda_value", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                yield f"--{dashed(name)} must lie between 0 and 1, not {getattr(self, name)}"
+        if not 0 <= self.hard_factor < 1:
+            yield f"--hard-factor must be at least 0 and below 1, not {self.hard_factor}"
+        if not self.lr > 0:
+            yield f"--lr must be above 0, not {self.lr}"
+        if list(self.steps) != sorted(self.steps):
+            yield f"--steps must rise, as in --steps 40 70, not {' '.join(map(str, self.steps))}"
+
+    def _bad_combinations(self):
+        if self.sampler == "pk" and self.batch_size % self.images_per_id:
+            below = max(self.batch_size // self.images_per_id, 1) * self.images_per_id
+            yield (
+                f"--batch-size {self.batch_size} cannot be divided by --images-per-id {self.images_per_id} "
+                f"(P identities x K images); try --batch-size {below}"
+            )
+        if self.sampler == "pk" and self.batch_size < 2 * self.images_per_id:
+            yield (
+                f"--batch-size {self.batch_size} holds only one identity of {self.images_per_id} images; "
+                f"PK sampling needs two or more, try --batch-size {4 * self.images_per_id}"
+            )
+        if self.triplet_weight > 0 and self.sampler != "pk":
+            yield (
+                f"the triplet loss needs several images of one identity in a batch, which --sampler {self.sampler} "
+                "does not promise; use --sampler pk, or switch the loss off with --triplet-weight 0"
+            )
+        if self.triplet_weight > 0 and self.images_per_id < 2:
+            yield (
+                "the triplet loss needs a positive for each anchor, and --images-per-id 1 gives none; use 2 or more, "
+                "or switch the loss off with --triplet-weight 0"
+            )
+        if self.id_weight == self.triplet_weight == self.center_weight == 0:
+            yield "all loss weights are 0, nothing would be learned; set --id-weight or --triplet-weight above 0"
+        if self.stride_in_1x1 and self.backbone != "resnet50":
+            yield f"--stride-in-1x1 is for bottleneck ResNets; {self.backbone} has none, leave the setting out"
+        if "/" in self.name or self.name in (".", ".."):
+            yield f"--name {self.name} must be a plain name, not a path; choose the place with --log-dir"
+
+
+def dashed(name: str) -> str:
+    """The command-line spelling of a setting."""
+    return name.replace("_", "-")

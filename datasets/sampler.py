@@ -1,0 +1,108 @@
+"""Which images make a batch. Every epoch's batches follow from (seed, epoch) alone, on every rank alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from utils.errors import UserError
+
+
+class PKSampler:
+    """P identities × K images a batch (Hermans et al., In Defense of the Triplet Loss, 2017).
+
+    An epoch cuts the shuffled images of each identity into groups of K: n // K of them, so that identities are seen
+    in proportion to their images; one with fewer than K images gives one group, drawn with replacement. A batch is P
+    groups of P different identities. `len()` is exactly the number of batches that an epoch emits.
+
+    pids: identity or label of each image, (N,). batch_size: P × K over all ranks. Rank r of `world_size` emits its
+    P / world_size identities of every batch, so that the ranks together emit the single-process batch.
+    Raises UserError when there are fewer than P identities or the batch cannot be shared out.
+    """
+
+    def __init__(
+        self,
+        pids: Sequence[int],
+        batch_size: int,
+        images_per_id: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.k = images_per_id
+        self.p, rest = divmod(batch_size, images_per_id)
+        if rest or self.p % world_size:
+            raise UserError(
+                f"batch_size {batch_size} does not split into identities of {images_per_id} images over "
+                f"{world_size} process(es)"
+            )
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        pids = np.asarray(pids)
+        self.images_of = [np.flatnonzero(pids == pid) for pid in np.unique(pids)]
+        if len(self.images_of) < self.p:
+            raise UserError(
+                f"a batch of {batch_size} with {images_per_id} images an identity needs {self.p} identities, the "
+                f"training set has {len(self.images_of)}; try --batch-size {len(self.images_of) * images_per_id}"
+            )
+        self.groups = np.array([max(len(images) // self.k, 1) for images in self.images_of])
+        # An identity fits once into a batch, so B batches can use at most min(groups, B) groups of it.
+        self.batches = int(self.groups.sum()) // self.p
+        while np.minimum(self.groups, self.batches).sum() < self.p * self.batches:
+            self.batches -= 1
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def epoch(self, epoch: int) -> Iterator[np.ndarray]:
+        """The batches of one epoch (counted from 0): arrays of P/world_size·K image indices, identity by identity."""
+        rng = np.random.default_rng([self.seed, epoch])
+        groups = [self._groups(images, rng) for images in self.images_of]
+        left = self.groups.copy()
+        share = self.p // self.world_size
+        for batches_left in range(self.batches, 0, -1):
+            chosen = self._choose(left, batches_left, rng)
+            left[chosen] -= 1
+            mine = chosen[self.rank * share : (self.rank + 1) * share]
+            yield np.concatenate([groups[i][left[i]] for i in mine])
+
+    def _groups(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if len(images) < self.k:
+            return rng.choice(images, (1, self.k), replace=True)
+        whole = len(images) // self.k * self.k
+        return rng.permutation(images)[:whole].reshape(-1, self.k)
+
+    def _choose(self, left: np.ndarray, batches_left: int, rng: np.random.Generator) -> np.ndarray:
+        """P identities that still have groups, the ones with many more likely. One with as many groups as there are
+        batches left must come now: that alone keeps the rest of the epoch solvable."""
+        # The P largest of u^(1/w) are a weighted draw without replacement (Efraimidis & Spirakis 2006).
+        with np.errstate(divide="ignore"):
+            keys = np.log(rng.random(len(left))) / left  # negative; -inf for an identity that is used up
+        must = left >= batches_left
+        keys[must] = 1.0 + rng.random(must.sum())
+        return np.argsort(-keys, kind="stable")[: self.p]
+
+
+class ShuffleSampler:
+    """Every image once an epoch in random order; the last incomplete batch is dropped, since BN dislikes tiny ones.
+
+    Raises UserError when there are fewer images than a batch holds.
+    """
+
+    def __init__(self, pids: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
+        if batch_size % world_size:
+            raise UserError(f"batch_size {batch_size} does not split over {world_size} process(es)")
+        if len(pids) < batch_size:
+            raise UserError(f"--batch-size {batch_size} is more than the {len(pids)} training images; lower it")
+        self.images, self.batch_size, self.seed = len(pids), batch_size, seed
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return self.images // self.batch_size
+
+    def epoch(self, epoch: int) -> Iterator[np.ndarray]:
+        """The batches of one epoch (counted from 0): arrays of batch_size/world_size image indices."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.images)
+        share = self.batch_size // self.world_size
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            yield order[start + self.rank * share : start + (self.rank + 1) * share]

@@ -1,0 +1,58 @@
+"""The ReID model: backbone → pooling → BNNeck → classifier (Luo et al., Bag of Tricks, CVPR workshops 2019)."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+
+from config import Config
+from model.backbones import BACKBONES
+from model.weights import load_backbone
+
+POOLING = {"avg": lambda x: x.mean((2, 3)), "max": lambda x: x.amax((2, 3))}
+
+
+class ReIDModel(nn.Module):
+    """Images (B, 3, H, W), normalised, to what the mode asks for.
+
+    Training: (logits, features), two lists with one entry a branch (here one): logits (B, C) for the identity loss,
+    features (B, D) before the neck for metric losses. Evaluation: embeddings (B, D), not L2-normalised.
+    """
+
+    def __init__(self, cfg: Config, num_classes: int):
+        super().__init__()
+        self.backbone = BACKBONES[cfg.backbone](cfg)
+        self.pool = POOLING[cfg.pooling]
+        self.feature_dim = self.backbone.out_channels
+        self.neck = bnneck(self.feature_dim) if cfg.neck == "bnneck" else nn.Identity()
+        self.classifier = nn.Linear(self.feature_dim, num_classes, bias=False)
+        nn.init.normal_(self.classifier.weight, std=0.001)
+        self.test_after_neck = cfg.test_feature == "after"
+
+    def forward(self, images: torch.Tensor):
+        feature = self.pool(self.backbone(images))
+        after = self.neck(feature)
+        if self.training:
+            return [self.classifier(after)], [feature]
+        return after if self.test_after_neck else feature
+
+
+def bnneck(width: int) -> nn.BatchNorm1d:
+    """Batch norm whose bias stays 0, so that the classifier's hyperplanes pass through the origin."""
+    neck = nn.BatchNorm1d(width)
+    neck.bias.requires_grad_(False)
+    return neck
+
+
+def make_model(cfg: Config, num_classes: int) -> ReIDModel:
+    """The model of the settings with its start weights. Raises UserError when these cannot be had or do not fit."""
+    model = ReIDModel(cfg, num_classes)
+    report = load_backbone(model.backbone, cfg.weights)
+    log = logging.getLogger("plainreid")
+    if report:
+        log.info(str(report))
+        if "caffe" in cfg.weights and not cfg.stride_in_1x1:
+            log.warning("a file named caffe most likely needs --stride-in-1x1: without, it loads and computes nonsense")
+    return model

@@ -1,0 +1,94 @@
+"""Start weights of a backbone, and a full account of what was loaded."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from utils.errors import UserError
+
+
+@dataclass
+class LoadReport:
+    """Names of the tensors that were loaded, that the file has but the model cannot use, and that it lacks."""
+
+    source: str
+    loaded: list[str]
+    skipped: list[str]
+    missing: list[str]
+
+    def __str__(self) -> str:
+        text = f"weights from {self.source}: {len(self.loaded)} tensors loaded"
+        for word, names in (
+            ("skipped (not in the backbone, or of another shape)", self.skipped),
+            ("missing", self.missing),
+        ):
+            if names:
+                text += f"; {len(names)} {word}: {', '.join(names)}"
+        return text
+
+
+def load_backbone(backbone: nn.Module, source: str) -> LoadReport | None:
+    """Fill `backbone` from `source`: imagenet, none, or a file. Returns the account, None for `none`.
+
+    A file may be a state dict, or a dict that holds one under `model` or `state_dict` (our own checkpoints, other
+    people's), with or without `module.` and `backbone.` before the names; float16 is cast to float32.
+    Raises UserError when it cannot be read or downloaded, or when nothing in it fits.
+    """
+    if source == "none":
+        return None
+    state = _imagenet(backbone) if source == "imagenet" else read_state(source)
+    target = backbone.state_dict()
+    fits = {k: v for k, v in state.items() if k in target and v.shape == target[k].shape}
+    report = LoadReport(source, sorted(fits), sorted(state.keys() - fits.keys()), sorted(target.keys() - fits.keys()))
+    if not any(name in fits for name, _ in backbone.named_parameters()):
+        found = f"it holds {', '.join(sorted(state)[:4])}, ..." if state else "it holds no tensor"
+        raise UserError(f"nothing in {source} fits this backbone ({found}); is it for another --backbone?")
+    backbone.load_state_dict(fits, strict=False)
+    return report
+
+
+def read_state(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a weights file by plain name. Raises UserError; never runs code from the file."""
+    content = load_plain(path)
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a dict of tensors")
+    plain = {}
+    for name, tensor in content.items():
+        if isinstance(tensor, torch.Tensor):
+            name = str(name).removeprefix("module.").removeprefix("backbone.")
+            plain[name] = tensor.float() if tensor.is_floating_point() else tensor
+    return plain
+
+
+def load_plain(path: str | Path) -> Any:
+    """torch.load of tensors and plain values only. Raises UserError for every file that is not that."""
+    if not Path(path).is_file():
+        raise UserError(f"{path} is not a file; give imagenet, none or the path of a weights file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is damaged, or holds more than tensors and plain values and would run code when loaded; refused"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise UserError(f"{path} is damaged or no PyTorch file: {str(error).splitlines()[0][:200]}") from error
+
+
+def _imagenet(backbone: nn.Module) -> dict[str, torch.Tensor]:
+    weights = backbone.imagenet
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True)
+    except OSError as error:  # no network, no such host, timed out: URLError is one
+        raise UserError(
+            f"the ImageNet weights {weights} could not be downloaded ({error}); fetch {weights.url} elsewhere and give "
+            "the file with --weights FILE, or train from scratch with --weights none"
+        ) from error

@@ -1,0 +1,81 @@
+"""Checkpoints: one dict of tensors and plain values, written whole or not at all, read without running code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from config import Config
+from model import ReIDModel
+from model.weights import load_plain
+from utils.errors import UserError
+from utils.files import write_atomically
+
+LAST, BEST = "last.pth", "best.pth"
+
+
+def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+    """Write `state` under a temporary name, flush it to disk, rename it."""
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The dict of a checkpoint that this program wrote. Raises UserError for every other file, and runs none of it."""
+    if not Path(path).is_file():
+        raise UserError(f"there is no checkpoint {path}; train one with python train.py, or name another")
+    state = load_plain(path)
+    if not isinstance(state, dict) or not {"model", "config", "labels"} <= state.keys():
+        raise UserError(
+            f"{path} is no checkpoint of PlainReID; a file of backbone weights is given with --weights and --backbone"
+        )
+    return state
+
+
+def load_model(
+    checkpoint: str | Path, device: str | torch.device, cfg: Config | None = None
+) -> tuple[ReIDModel, Config]:
+    """The model of a checkpoint in evaluation mode on `device`, and the Config that it was trained with.
+
+    cfg: settings to use instead of the stored ones (their model settings must fit the stored weights).
+    Raises UserError for a file that is no checkpoint or holds another architecture.
+    """
+    state = read_checkpoint(checkpoint)
+    cfg = cfg or Config.from_dict(state["config"])
+    model = ReIDModel(cfg, len(state["labels"]))
+    load_weights(model, state, checkpoint, cfg)
+    return model.to(device).eval(), cfg
+
+
+def load_weights(model: ReIDModel, state: dict[str, Any], path: str | Path, cfg: Config) -> None:
+    """Fill a model from a checkpoint's dict. Raises UserError that names both architectures when they differ."""
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        stored = state["config"].get("backbone")
+        classes = len(state["labels"])
+        raise UserError(
+            f"{path} holds a {stored} model of {classes} identities, which does not fit a {cfg.backbone} model of "
+            f"{model.classifier.out_features}; leave --backbone and the data as they were in training"
+        ) from error
+
+
+def newest_run(log_dir: str | Path) -> Path:
+    """The last checkpoint written under `log_dir`. Raises UserError when there is none."""
+    found = sorted(Path(log_dir).glob(f"*/{LAST}"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise UserError(f"there is no run under {Path(log_dir).absolute()} yet; train one with python train.py")
+    return found[-1]
+
+
+def find_checkpoint(name: str | None, log_dir: str | Path) -> Path:
+    """A checkpoint from what a user types: a file, a run's directory, the name of a run, or nothing (the newest)."""
+    if not name:
+        return newest_run(log_dir)
+    for path in (Path(name), Path(log_dir) / name):
+        if (path / LAST).is_file():
+            return path / LAST
+        if path.is_file():
+            return path
+    raise UserError(f"{name} is neither a checkpoint nor a run with a {LAST}; without it, the newest run is taken")

@@ -1,0 +1,157 @@
+"""One training run: its directory, its state, and the signals that may stop it."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from config import Config
+from loss import Criterion
+from model import ReIDModel
+from processor.checkpoint import BEST, LAST, load_weights, read_checkpoint, save_checkpoint
+from utils.errors import Stopped, UserError
+from utils.files import write_atomically
+from utils.logging import log
+
+# Settings that may differ between a run and its continuation without a word.
+FREE = {"resume", "device", "workers", "log_dir", "name", "data_root", "cache_gb", "log_every", "eval_first", "preset"}
+
+
+@dataclass
+class Run:
+    """What a checkpoint holds and a resumed run needs."""
+
+    cfg: Config
+    directory: Path
+    device: torch.device
+    model: ReIDModel
+    criterion: Criterion
+    optimizers: dict[str, torch.optim.Optimizer]
+    labels: dict[int, int]
+    command: str = ""
+    note: str = ""
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished steps of the epoch after these
+    sums: dict[str, float] = field(default_factory=dict)  # of losses over these steps
+    seconds: float = 0.0  # spent on training, all sessions together, tests left out
+    history: list[dict[str, Any]] = field(default_factory=list)  # one entry a finished epoch
+
+    @property
+    def best(self) -> float:
+        """Highest plain mAP so far."""
+        return max((h["scores"]["plain"]["mAP"] for h in self.history if "scores" in h), default=-1.0)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values only, so that `torch.load(weights_only=True)` reads it."""
+        cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
+        return {
+            "model": self.model.state_dict(),
+            "criterion": self.criterion.state_dict(),
+            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+            "rng": {"torch": torch.get_rng_state(), "cuda": cuda},
+            "config": self.cfg.to_dict(),
+            "labels": self.labels,
+            "command": self.command,
+            "note": self.note,
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": self.sums,
+            "seconds": self.seconds,
+            "history": self.history,
+        }
+
+    def save(self, best: bool = False) -> None:
+        """Write last.pth (and best.pth), and metrics.jsonl to match."""
+        state = self.state()
+        save_checkpoint(self.directory / LAST, state)
+        if best:
+            save_checkpoint(self.directory / BEST, state)
+        lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
+        write_atomically(self.directory / "metrics.jsonl", lambda temporary: temporary.write_text(lines))
+
+    def restore(self) -> None:
+        """Go back to the state of last.pth. Raises UserError when it belongs to another model or other data."""
+        path = self.directory / LAST
+        state = read_checkpoint(path)
+        if state["labels"] != self.labels:
+            raise UserError(f"{path} was trained on other identities than the data has now; resume with the same data")
+        load_weights(self.model, state, path, self.cfg)
+        try:
+            self.criterion.load_state_dict(state["criterion"])
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{path} has other losses or another optimizer than these settings; leave them as they were"
+            ) from error
+        torch.set_rng_state(state["rng"]["torch"])
+        if self.device.type == "cuda" and len(state["rng"]["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        for name in ("epoch", "step", "sums", "seconds", "history"):
+            setattr(self, name, state[name])
+        now = json.loads(json.dumps(self.cfg.to_dict()))
+        before = json.loads(json.dumps(state["config"]))
+        changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if k not in FREE and before.get(k) != v]
+        if changed:
+            log.warning("warning: resumed with other settings than before: %s", ", ".join(changed))
+        log.info("resumed %s after epoch %d and %d steps", path, self.epoch, self.step)
+
+
+def run_directory(cfg: Config) -> Path:
+    """LOG_DIR/NAME, or NAME-2, NAME-3, ... where that is taken; with `resume` the newest of them.
+
+    Makes it. Raises UserError when it cannot be written to.
+    """
+    base, name = Path(cfg.log_dir), cfg.name or cfg.preset or cfg.dataset
+    wanted = base / name
+    for number in range(2, 10000):
+        following = base / f"{name}-{number}"
+        if not (wanted / LAST).exists() or (cfg.resume and not (following / LAST).exists()):
+            break
+        wanted = following
+    try:
+        wanted.mkdir(parents=True, exist_ok=True)
+        probe = wanted / ".probe.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{wanted} cannot be written to ({error.strerror}); choose a place with --log-dir") from error
+    if cfg.resume and not (wanted / LAST).exists():
+        log.info("nothing to resume in %s: this run starts anew", wanted)
+    return wanted
+
+
+class StopSignals:
+    """Ctrl-C and SIGTERM, held back while a step is under way so that its state can be saved.
+
+    Inside `with`, a signal raises Stopped at once, unless `hold` is set: then `requested` tells, and only a second
+    one raises.
+    """
+
+    def __init__(self):
+        self.hold = False
+        self.requested = 0
+
+    def __enter__(self) -> StopSignals:
+        self.before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_exc) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame) -> None:
+        if self.hold and not self.requested:
+            self.requested = number
+        else:
+            raise Stopped("stopped; --resume goes on from the last checkpoint, if there is one", 128 + number)
+
+    def check(self, message: str) -> None:
+        """Raise Stopped if a signal came."""
+        if self.requested:
+            raise Stopped(message, 128 + self.requested)

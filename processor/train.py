@@ -1,0 +1,188 @@
+"""The training loop. It reads from top to bottom: prepare, then train and test epoch by epoch, then report."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+from tqdm import tqdm
+
+from config import Config
+from datasets.loaders import Loaders, make_loaders
+from loss import make_criterion
+from model import make_model
+from processor.environment import describe_environment, pick_device
+from processor.evaluate import do_inference, score_table, score_values
+from processor.result import result_record
+from processor.run import Run, StopSignals, run_directory
+from solver import make_optimizers, set_lr
+from utils.errors import UserError
+from utils.files import write_json
+from utils.logging import log, setup_logging
+
+
+def do_train(cfg: Config, command: str = "") -> Run:
+    """Train and test as the settings say; everything that the run makes lies under its directory.
+
+    command: the words that repeat the run, stored with it. Raises UserError for what the user can mend, and Stopped
+    (after the state was saved) on Ctrl-C or SIGTERM.
+    """
+    setup_logging()
+    with StopSignals() as signals:
+        run, loaders = prepare(cfg, command)
+        while True:
+            if due(run):
+                test(run, loaders)
+            if run.epoch >= cfg.epochs:
+                break
+            train_one_epoch(run, loaders, signals)
+    finish(run)
+    return run
+
+
+def prepare(cfg: Config, command: str) -> tuple[Run, Loaders]:
+    """Data, model, losses, optimizers and directory. What can fail fails here, before anything is written."""
+    device = pick_device(cfg.device)
+    torch.manual_seed(cfg.seed)
+    loaders = make_loaders(cfg)
+    model = make_model(cfg, loaders.num_classes)
+    memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
+    model = model.to(device, memory_format=memory_format)
+    criterion = make_criterion(cfg, loaders.num_classes, model.feature_dim).to(device)
+    optimizers = make_optimizers(cfg, model, criterion)
+    for loader in (loaders.train, loaders.query, loaders.gallery):
+        loader.images.prepare()
+
+    directory = run_directory(cfg)
+    setup_logging(directory / "train.log")
+    environment = describe_environment(device)
+    log.info("run %s, seed %d: %s", directory, cfg.seed, ", ".join(f"{k} {v}" for k, v in environment.items()))
+    log.info("command: %s", command or "(called from Python)")
+    log.info("%s\n%s", loaders.dataset.name, loaders.dataset.describe())
+    if loaders.dataset.note:
+        log.info("note: %s", loaders.dataset.note)
+    if any(step >= cfg.epochs for step in cfg.steps):
+        log.warning("warning: --steps %s go beyond the %d epochs", " ".join(map(str, cfg.steps)), cfg.epochs)
+    run = Run(cfg, directory, device, model, criterion, optimizers, loaders.labels, command, loaders.dataset.note)
+    if cfg.resume and (directory / "last.pth").exists():
+        run.restore()
+    write_json(directory / "config.json", cfg.to_dict())
+    return run, loaders
+
+
+def train_one_epoch(run: Run, loaders: Loaders, signals: StopSignals) -> None:
+    """The rest of the epoch that the run is in, then a checkpoint. Losses stay on the device between looks at them."""
+    cfg, steps, started, first = run.cfg, len(loaders.train), time.perf_counter(), run.step
+    run.model.train()
+    recent: list[torch.Tensor] = []
+    names: list[str] = []
+    progress = tqdm(
+        total=steps * cfg.batch_size,
+        initial=run.step * cfg.batch_size,
+        desc=f"epoch {run.epoch + 1}/{cfg.epochs}",
+        unit="img",
+        leave=False,
+        disable=None,
+    )
+
+    def look() -> None:
+        """Fetch the losses since the last look; a run that has diverged stops here."""
+        if not recent:
+            return
+        for name, value in zip(names, torch.stack(recent).double().sum(0).tolist(), strict=True):
+            run.sums[name] = run.sums.get(name, 0.0) + value
+        recent.clear()
+        if not math.isfinite(run.sums["loss"]):
+            raise UserError(
+                f"the loss is not finite in epoch {run.epoch + 1} near step {run.step}; the last good state is in "
+                f"{run.directory}; lower --lr ({cfg.lr}) or lengthen --warmup-epochs, then go on with --resume"
+            )
+        progress.set_postfix_str(f"loss {run.sums['loss'] / run.step:.3f}", refresh=False)
+
+    signals.hold = True
+    try:
+        for images, labels in loaders.train.epoch(run.epoch, run.device, first_step=run.step):
+            lr = set_lr(cfg, run.optimizers["model"], run.epoch + run.step / steps)
+            if not cfg.channels_last:
+                images = images.contiguous()
+            logits, features = run.model(images)
+            loss, parts = run.criterion(logits, features, labels)
+            for optimizer in run.optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            run.criterion.undo_center_weight()
+            for optimizer in run.optimizers.values():
+                optimizer.step()
+            parts = {"loss": loss, **parts, "accuracy": (logits[0].argmax(1) == labels).float().mean()}
+            names = list(parts)
+            recent.append(torch.stack(list(parts.values())).detach())
+            run.step += 1
+            progress.update(len(images))
+            if run.step % cfg.log_every == 0 or run.step == steps:
+                look()
+            if signals.requested and run.step < steps:
+                look()
+                run.seconds += time.perf_counter() - started
+                run.save()
+                signals.check(f"stopped in epoch {run.epoch + 1} after step {run.step}; go on with --resume")
+    finally:
+        signals.hold = False
+        progress.close()
+    seconds = time.perf_counter() - started
+    run.seconds += seconds
+    close_epoch(run, lr, (steps - first) * cfg.batch_size / seconds)
+    signals.check(f"stopped after epoch {run.epoch}; go on with --resume")
+
+
+def close_epoch(run: Run, lr: float, speed: float) -> None:
+    """Turn the sums of an epoch into its line of history, save, and say how long the rest will take."""
+    means = {name: round(value / run.step, 5) for name, value in run.sums.items()}
+    run.epoch, run.step, run.sums = run.epoch + 1, 0, {}
+    run.history.append({"epoch": run.epoch, **means, "lr": lr, "images_per_second": round(speed, 1)})
+    run.save()
+    left = run.seconds / run.epoch * (run.cfg.epochs - run.epoch)
+    losses = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
+    log.info(
+        "epoch %*d/%d  %s  lr %.1e  %.0f img/s  left %s",
+        len(str(run.cfg.epochs)), run.epoch, run.cfg.epochs, losses, lr, speed, clock(left),
+    )  # fmt: skip
+
+
+def due(run: Run) -> bool:
+    """Is the state that the run is in to be tested, and not yet tested?"""
+    if run.step or (run.history and "scores" in run.history[-1]):
+        return False
+    if run.epoch == 0:
+        return run.cfg.eval_first
+    return run.epoch % run.cfg.eval_every == 0 or run.epoch >= run.cfg.epochs
+
+
+def test(run: Run, loaders: Loaders) -> None:
+    """Score the model as it is, write the scores into the history, keep the checkpoint if it is the best so far."""
+    last = run.epoch >= run.cfg.epochs
+    cfg = run.cfg if last else Config.from_dict({**run.cfg.to_dict(), "flip": False, "rerank": False})
+    scores = do_inference(cfg, run.model, loaders.query, loaders.gallery, run.device).scores
+    values = score_values(scores)
+    best = values["plain"]["mAP"] > run.best
+    if run.epoch == 0:
+        run.history.append({"epoch": 0})
+    run.history[-1]["scores"] = values
+    run.save(best=best)
+    heading = "before training" if run.epoch == 0 else f"after epoch {run.epoch}"
+    log.info("%s:\n%s", heading, score_table(values, run.note))
+
+
+def finish(run: Run) -> None:
+    """The run's result as JSON, and one line with the score before and after."""
+    write_json(run.directory / "results" / "train.json", result_record(run))
+    scores = {h["epoch"]: h["scores"]["plain"]["mAP"] for h in run.history if "scores" in h}
+    before = f"{scores[0]:.2f} % before training, " if 0 in scores else ""
+    log.info("mAP %s%.2f %% after epoch %d; everything is in %s", before, scores[run.epoch], run.epoch, run.directory)
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,18 @@
+"""Train a ReID model: `python train.py [PRESET] [--setting value ...]`; see --help for every setting."""
+
+import os
+import shlex
+import sys
+
+from config.cli import parse_train
+from processor import do_train
+from utils.errors import run
+
+
+def main() -> None:
+    cfg = parse_train(None, os.environ)
+    do_train(cfg, command=shlex.join(["python", *sys.argv]))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,36 @@
+"""One logger for the whole program: to the screen through tqdm, and to the run's `train.log`."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+from tqdm import tqdm
+
+log = logging.getLogger("plainreid")
+
+
+class _TqdmHandler(logging.Handler):
+    """Writes above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record))
+
+
+def setup_logging(file: str | Path | None = None) -> logging.Logger:
+    """Log to the screen, and append to `file` if given. Python's warnings go the same way, without source line."""
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    screen = _TqdmHandler()
+    screen.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(screen)
+    if file:
+        to_file = logging.FileHandler(file)
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(to_file)
+    warnings.showwarning = lambda message, *_args, **_kwargs: log.warning("warning: %s", message)
+    return log
