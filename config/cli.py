@@ -37,10 +37,17 @@ def parse_settings(default: C, args: Sequence[str], environ: Mapping[str, str], 
     """`--setting value ...` on top of `default` to a checked Config of the same class."""
     if environ.get("REID_DATA"):
         default.data_root = environ["REID_DATA"]
-    stray = next((a for a in args[:1] if not a.startswith("-")), None)
-    if stray:
-        raise UserError(f"{stray} is not expected here; settings are given as --setting value, see {prog} --help")
-    return tyro.cli(type(default), default=default, args=list(args), prog=prog, description=_describe(default)).check()
+    return read_settings(default, args, prog).check()
+
+
+def read_settings(default: C, args: Sequence[str], prog: str) -> C:
+    """The same, not checked."""
+    if args and not args[0].startswith("-"):
+        raise UserError(f"{args[0]} is not expected here; settings are given as --setting value, see --help")
+    about = "PlainReID: person and vehicle re-identification in plain PyTorch."
+    if default.preset:
+        about += f" The defaults below are those of the preset '{default.preset}'."
+    return tyro.cli(type(default), default=default, args=list(args), prog=prog, description=about)
 
 
 def widen(cfg: Config, wider: type[C], **extra) -> C:
@@ -54,7 +61,3 @@ def split_first(args: Sequence[str] | None) -> tuple[str | None, list[str]]:
     if args and not args[0].startswith("-"):
         return args[0], args[1:]
     return None, args
-
-
-def _describe(default: Config) -> str:
-    return f"PlainReID. Defaults below are those of the preset '{default.preset}'." if default.preset else "PlainReID."

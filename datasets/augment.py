@@ -3,7 +3,6 @@ same seed gives the same batch on every device; each image draws its own."""
 
 from __future__ import annotations
 
-
 import numpy as np
 import torch
 

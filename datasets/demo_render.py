@@ -59,8 +59,10 @@ def _rng(*key: int) -> np.random.Generator:
 
 def _cloud(rng: np.random.Generator, height: int, width: int, *sigma: float) -> np.ndarray:
     """Smooth noise (height, width) of unit variance; `sigma` in pixels, across and down."""
-    noise = cv2.GaussianBlur(rng.standard_normal((height, width), np.float32), (0, 0), sigma[0], sigmaY=sigma[-1])
-    return noise / noise.std()
+    step = max(int(min(sigma) / 4), 1)  # what is smooth can be drawn small
+    noise = rng.standard_normal((height // step + 1, width // step + 1), np.float32)
+    noise = cv2.GaussianBlur(noise, (0, 0), sigma[0] / step, sigmaY=sigma[-1] / step)
+    return cv2.resize(noise / noise.std(), (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 def _ground(rng: np.random.Generator, kind: str, height: int, width: int) -> np.ndarray:
@@ -81,8 +83,7 @@ def _ground(rng: np.random.Generator, kind: str, height: int, width: int) -> np.
         joint = (along % tall < 0.07 * tall) | ((across + row % 2 * wide / 2) % wide < 0.05 * wide)
         shade -= joint * 34
     elif kind == "grass":
-        blades = cv2.GaussianBlur(rng.standard_normal((height, width), np.float32), (0, 0), 0.7, sigmaY=2.2)
-        shade = blades / blades.std() * 13 + grain
+        shade = _cloud(rng, height, width, 0.7, 2.2) * 13 + grain
     picture = np.array(colours[kind], np.float32) + shade[..., None] * ((1, 1, 0.7) if kind == "grass" else (1, 1, 1))
     if kind == "zebra":
         paint = ((across + 0.25 * along) % 210 < 84) & (along > 740) & (along < 1180)
@@ -92,12 +93,12 @@ def _ground(rng: np.random.Generator, kind: str, height: int, width: int) -> np.
         picture[:26] = picture[:26] * 0.4 + (110, 108, 104)
     elif kind == "grass":  # a path crosses it
         path = np.abs(across + 0.35 * along - 420) % 1500 < 260
-        picture[path] = np.array((172, 158, 132), np.float32) + grain[path][:, None]
+        picture[path] = np.array((160, 154, 142), np.float32) + grain[path][:, None]
     return picture
 
 
 def _back(rng: np.random.Generator, kind: str, height: int, width: int) -> np.ndarray:
-    """What stands behind the ground (height, width, 3): a shop front, a hedge, a wall, parked cars, glass, a railing."""
+    """What stands behind the ground (height, width, 3): a shop front, hedge, wall, glass, railing or parked cars."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     grain = _cloud(rng, height, width, 1.0)[..., None]
     picture = np.full((height, width, 3), 150, np.float32)
@@ -117,8 +118,10 @@ def _back(rng: np.random.Generator, kind: str, height: int, width: int) -> np.nd
             for _ in range(9 if kind == "shop" else 0):  # goods on the shelves behind the window
                 x0, y0 = left + int(rng.integers(8, 72)), height - 14 - 30 * int(rng.integers(0, 4))
                 paint = (rng.uniform(50, 160) + rng.normal(0, 13, 3)).clip(20, 220).tolist()
-                cv2.rectangle(picture, (x0, y0 - int(rng.integers(8, 26))), (x0 + int(rng.integers(5, 14)), y0), paint, -1)
-            cv2.rectangle(picture, (left, 0), (left + 6, height), (188, 184, 176) if kind == "shop" else (96, 98, 100), -1)
+                x1, y1 = x0 + int(rng.integers(5, 14)), y0 - int(rng.integers(8, 26))
+                cv2.rectangle(picture, (x0, y1), (x1, y0), paint, -1)
+            frame = (188, 184, 176) if kind == "shop" else (96, 98, 100)
+            cv2.rectangle(picture, (left, 0), (left + 6, height), frame, -1)
         cv2.rectangle(picture, (0, height - 12), (width, height), (104, 96, 90), -1)
         if kind == "glass":
             picture += (np.maximum(0, np.sin((x + y) / 37)) ** 6 * 44)[..., None]
@@ -153,7 +156,8 @@ class Studio:
         rng = _rng(seed, 0)
         self.seed = seed
         height, width = (HEIGHT + 40) * FINER, 640 * FINER
-        self.scenes = [self._scene(_rng(seed, 1, number), camera, height, width) for number, camera in enumerate(CAMERAS)]
+        streams = [_rng(seed, 1, number) for number in range(len(CAMERAS))]
+        self.scenes = [self._scene(*both, height, width) for both in zip(streams, CAMERAS, strict=True)]
         folds = _cloud(rng, 720, 720, 6, 1.8) + _cloud(rng, 720, 720, 9)  # creases, most of them slanting
         slant = cv2.getRotationMatrix2D((360, 360), 32, 1.0)
         self.folds = np.ascontiguousarray(0.22 * cv2.warpAffine(folds, slant, (720, 720))[104:616, 104:616])
@@ -210,7 +214,7 @@ def _occlude(rng: np.random.Generator, studio: Studio, picture: np.ndarray) -> N
         picture[bush] = leaf[bush]
     elif kind == "bicycle":
         x, y = int(rng.integers(0, width)), height - int(rng.integers(20, 46))
-        paint = [float(channel) for channel in rng.integers(20, 190, 3)]
+        paint = (rng.uniform(20, 170) + rng.normal(0, 25, 3)).clip(10, 200).tolist()
         for wheel in (x - 44, x + 44):
             cv2.circle(picture, (wheel, y), 30, (26, 26, 28), 3)
             cv2.circle(picture, (wheel, y), 30, (128, 128, 130), 1)
@@ -235,7 +239,7 @@ def _record(rng: np.random.Generator, camera: Camera, picture: np.ndarray) -> np
     y, x = np.linspace(-0.5, 0.5, HEIGHT)[:, None], np.linspace(-0.5, 0.5, WIDTH)[None]
     picture = (picture - 118) * (1 + EXPOSURE * (camera.contrast * math.exp(rng.normal(0, 0.07)) - 1)) + 118
     picture = picture * np.float32(1 + EXPOSURE * (slope[0] * y + slope[1] * x))[..., None]
-    sharp = 1 - BLUR * (1 - camera.sharp * rng.uniform(0.7, 1.0))
+    sharp = 1 - BLUR * (1 - camera.sharp * rng.uniform(0.8, 1.0))
     small = (max(int(WIDTH * sharp), 16), max(int(HEIGHT * sharp), 32))
     picture = cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
     if rng.random() < 0.12 * BLUR:  # moved while the shutter was open
@@ -253,8 +257,15 @@ def _pose(rng: np.random.Generator, look: Look, camera: Camera, yaw: float) -> P
     return Pose(yaw, camera.pitch + rng.normal(0, 0.03), rng.uniform(0, 2 * math.pi), stride, (arms[0], arms[1]))
 
 
-def draw_picture(studio: Studio, rng: np.random.Generator, number: int, look: Look | None, yaw: float, spot: float,
-                 shift: float = 0.0) -> np.ndarray:
+def draw_picture(
+    studio: Studio,
+    rng: np.random.Generator,
+    number: int,
+    look: Look | None,
+    yaw: float,
+    spot: float,
+    shift: float = 0.0,
+) -> np.ndarray:
     """One BGR uint8 picture (128, 64, 3) of `look` (or of nobody) by camera `number`; `shift` displaces the box."""
     camera, height, width = CAMERAS[number], HEIGHT * FINER, WIDTH * FINER
     picture, figure = studio.background(rng, number, spot), studio.figure(rng, number)
@@ -324,8 +335,16 @@ def _extra(studio: Studio, root: Path, pid: int, index: int, test_pids: list[int
     return 1
 
 
-def render_demo(directory: str | Path, *, seed: int = 0, train_ids: int = 72, test_ids: int = 60,
-                distractors: int = 150, junk: int = 60, progress: bool = True) -> None:
+def render_demo(
+    directory: str | Path,
+    *,
+    seed: int = 0,
+    train_ids: int = 72,
+    test_ids: int = 60,
+    distractors: int = 150,
+    junk: int = 60,
+    progress: bool = True,
+) -> None:
     """Write a rendered set in the layout of Market-1501 (128 x 64 JPEG) into `directory`.
 
     The same seed gives the same bytes, whatever the number of threads. All is drawn in a hidden sibling directory
@@ -344,8 +363,10 @@ def render_demo(directory: str | Path, *, seed: int = 0, train_ids: int = 72, te
         for folder in ("bounding_box_train", "query", "bounding_box_test"):
             (partial / folder).mkdir(parents=True)
         studio = Studio(seed)
-        with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(desc="drawing the demo set", unit=" pictures",
-                                                             disable=not progress) as bar:
+        with (
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+            tqdm(desc="drawing the demo set", unit=" pictures", disable=not progress) as bar,
+        ):
             work = [pool.submit(_identity, studio, partial, pid, pid in set(train)) for pid in sorted(pids)]
             extras = [(0, index) for index in range(distractors)] + [(-1, index) for index in range(junk)]
             work += [pool.submit(_extra, studio, partial, pid, index, test) for pid, index in extras if test]

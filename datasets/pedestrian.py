@@ -6,6 +6,7 @@ what, and clothes are textures wrapped around the capsules, so a print on the ch
 Lengths are in units of the person's height; x is the person's left, y is up, z is where the person faces.
 """
 
+# ruff: noqa: RUF005 (joints are arrays: + adds, it does not append)
 import math
 from dataclasses import dataclass, field
 
@@ -23,8 +24,9 @@ LOWER_WEIGHTS = (6, 5, 4, 3, 3, 2, 1)
 BAGS = ((30, 30, 34), (50, 58, 84), (96, 64, 42), (156, 44, 44), (96, 98, 102), (72, 90, 60), (196, 168, 120))
 SHOES = ((234, 234, 232), (30, 30, 32), (84, 58, 40), (120, 122, 128), (160, 46, 46), (46, 64, 110))
 TORSO, FRONT = (96, 160), 80  # texture of the trunk: rows from neck to crotch, columns once around
-WIDE = np.array([0.032, 0.079, 0.097, 0.096, 0.092, 0.087, 0.083, 0.083, 0.088, 0.092, 0.086, 0.07])  # trunk, half widths
-DEEP = np.array([0.03, 0.046, 0.056, 0.062, 0.063, 0.060, 0.057, 0.056, 0.059, 0.064, 0.063, 0.05])  # and half depths
+# The trunk from neck to crotch: half widths, half depths.
+WIDE = np.array([0.032, 0.088, 0.098, 0.096, 0.092, 0.087, 0.083, 0.083, 0.088, 0.092, 0.086, 0.07])
+DEEP = np.array([0.03, 0.046, 0.056, 0.062, 0.063, 0.060, 0.057, 0.056, 0.059, 0.064, 0.063, 0.05])
 STEPS = np.linspace(0, 1, 48)  # where the radius along a capsule is tabulated
 KNOTS = {count: np.linspace(0, 1, count) for count in range(1, 16)}
 
@@ -266,7 +268,8 @@ class Figure:
     def part(self, start, end, radii, texture, *, thick=1.0, yaw=0.0, cloth=0.0, cut=0) -> None:
         """Draw a capsule from `start` to `end` (x, y, depth) with `radii` along it, `thick` times as deep as wide.
 
-        `cloth` is the strength of its folds; `cut` 1 ends it flat like a sleeve, not round like a limb; 2 cuts both ends.
+        `texture` (rows along it, columns once around it, RGB or RGB and whether to draw) is turned by `yaw`;
+        `cloth` is the strength of its folds; `cut` 1 ends it flat like a sleeve, 2 cuts both ends.
         """
         height, width = self.depth.shape
         reach = float(max(radii)) + 1
@@ -323,7 +326,7 @@ def _turn(vector, angle: float) -> np.ndarray:
 
 
 def skeleton(look: Look, pose: Pose) -> dict[str, np.ndarray]:
-    """Joints (x, y, z) in body units; keys hip, knee, ankle, toe, shoulder, elbow, hand with side -1 or 1, neck, top."""
+    """Joints (x, y, z) in body units: neck, chin, crown, and hip, knee, ankle, toe, shoulder, elbow, hand by side."""
     joints: dict = {}
     thigh = 0.5 * (look.leg - 0.035)
     lift = []
@@ -338,7 +341,7 @@ def skeleton(look: Look, pose: Pose) -> dict[str, np.ndarray]:
         joints["toe", side] = joints["ankle", side] + np.array((side * 0.02, -0.014 + 0.09 * foot, 0.085))
         lift.append(min(joints["ankle", side][1], joints["toe", side][1] + 0.014))
         back = -0.75 * pose.stride * math.sin(gait)
-        joints["shoulder", side] = np.array((side * look.shoulder, 0.317, 0.0))
+        joints["shoulder", side] = np.array((side * look.shoulder * 0.97, 0.31, 0.0))
         style = pose.arms[side > 0]
         upper, fore, spread = (back, back + 0.25 + 0.5 * pose.stride, 0.16)
         if style == "pocket":
@@ -415,11 +418,15 @@ def _draw_trunk(look: Look, joints: dict, limb, loft) -> None:
     if look.skirt:
         name = "hem" if look.top in ("coat", "dress") and "hem" in look.tex else "leg"
         waist, low = pelvis + (0, 0.09, 0), pelvis - (0, look.skirt - 0.02, 0)
-        spread = 0.082 + np.array((0.0, 0.012, 0.018, 0.022)) * (1 + 2.2 * look.skirt * look.flare)
+        wide = 0.082 + np.array((0.0, 0.012, 0.018, 0.022)) * (1 + 2.2 * look.skirt * look.flare)
         apart = abs(joints["knee", -1][2] - joints["knee", 1][2])  # a step spreads the cloth
-        loft(waist, low, spread, spread * 0.78 + np.linspace(0, 0.5 * apart, 4), name, grow=thickness, cloth=0.28, cut=2)
+        deep = wide * 0.78 + np.linspace(0, 0.5 * apart, 4)
+        loft(waist, low, wide, deep, name, grow=thickness, cloth=0.28, cut=2)
     if look.bag == "backpack":
-        loft(neck + (0, -0.05, -0.1), neck + (0, -0.262, -0.112), (0.045, 0.064, 0.068, 0.07, 0.071, 0.07, 0.062), (0.03,) + (0.042,) * 6, "pack", cut=1)
+        for x in (-0.027, 0.027):  # two soft halves make a box with round edges
+            top, low = neck + (x, -0.055, -0.098), neck + (x, -0.235, -0.108)
+            loft(top, low, (0.036, 0.043, 0.044, 0.044, 0.042), (0.03, 0.042, 0.045, 0.046, 0.042), "pack", cloth=0.15)
+        loft(neck + (0, -0.175, -0.14), neck + (0, -0.225, -0.142), (0.046, 0.05), (0.02, 0.024), "strap", cloth=0.15)
     elif look.bag == "sling":
         hip = joints["hip", look.side] + (look.side * 0.075 * look.build, 0.03, 0.02)
         loft(hip, hip - (0, 0.1, 0), (0.02, 0.03, 0.032), (0.044, 0.056, 0.058), "pack", cut=1)
@@ -435,12 +442,12 @@ def _draw_arms(look: Look, joints: dict, limb, loft) -> None:
     for side in (-1, 1):
         shoulder, elbow, hand = (joints[name, side] for name in ("shoulder", "elbow", "hand"))
         if look.sleeve < 1:
-            limb(shoulder, elbow, (0.034, 0.031, 0.026), "skin", grow=build)
+            limb(shoulder, elbow, (0.026, 0.031, 0.03, 0.026), "skin", grow=build)
             limb(elbow, hand, (0.026, 0.025, 0.018), "skin", grow=build)
             cuff = shoulder + (elbow - shoulder) * 1.6 * look.sleeve
-            limb(shoulder, cuff, (0.037, 0.038, 0.038), "sleeve", grow=build, cloth=0.25, cut=1)
+            limb(shoulder, cuff, (0.033, 0.037, 0.038), "sleeve", grow=build, cloth=0.25, cut=1)
         else:
-            limb(shoulder, elbow, (0.036, 0.037, 0.033), "sleeve", grow=puff, cloth=0.22)
+            limb(shoulder, elbow, (0.032, 0.037, 0.037, 0.033), "sleeve", grow=puff, cloth=0.22)
             limb(elbow, hand, (0.033, 0.031, 0.025), "sleeve", grow=puff, cloth=0.22)
         grip = hand + (hand - elbow) * 0.2
         limb(hand, grip, (0.019, 0.02, 0.015), "skin")
@@ -462,7 +469,8 @@ def _draw_head(look: Look, joints: dict, limb, loft) -> None:
         limb(ear, ear - (0, 0.012, 0), (0.01, 0.008), "skin")
     if look.hair != "bald":
         volume = grow * {"short": 1.1, "hood": 1.18}.get(look.hair, 1.14)
-        loft(brow + (0, 0.002, -0.004), chin, (0.044, 0.047, 0.044, 0.034), (0.054, 0.056, 0.05, 0.04), "hair", grow=volume)
+        wide, deep = (0.044, 0.047, 0.044, 0.034), (0.054, 0.056, 0.05, 0.04)
+        loft(brow + (0, 0.002, -0.004), chin, wide, deep, "hair", grow=volume)
     back = brow - (0, 0.012, 0.03)
     if look.hair == "cap":
         limb(brow + (0, 0.004, 0.045), brow + (0, -0.004, 0.088), (0.034, 0.022), "hat", thick=0.25)

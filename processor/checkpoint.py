@@ -33,19 +33,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def load_model(
-    checkpoint: str | Path, device: str | torch.device, cfg: Config | None = None
-) -> tuple[ReIDModel, Config]:
+def load_model(checkpoint: str | Path, device: str | torch.device) -> tuple[ReIDModel, Config]:
     """The model of a checkpoint in evaluation mode on `device`, and the Config that it was trained with.
 
-    cfg: settings to use instead of the stored ones (their model settings must fit the stored weights).
-    Raises UserError for a file that is no checkpoint or holds another architecture.
+    Raises UserError for a file that is no checkpoint.
     """
     state = read_checkpoint(checkpoint)
-    cfg = cfg or Config.from_dict(state["config"])
+    cfg = Config.from_dict(state["config"])
+    return rebuild_model(state, checkpoint, cfg).to(device).eval(), cfg
+
+
+def rebuild_model(state: dict[str, Any], path: str | Path, cfg: Config) -> ReIDModel:
+    """The model of a checkpoint's dict, built as `cfg` says. Raises UserError where its weights do not fit that."""
     model = ReIDModel(cfg, len(state["labels"]))
-    load_weights(model, state, checkpoint, cfg)
-    return model.to(device).eval(), cfg
+    load_weights(model, state, path, cfg)
+    return model
 
 
 def load_weights(model: ReIDModel, state: dict[str, Any], path: str | Path, cfg: Config) -> None:

@@ -26,11 +26,11 @@ class Inference:
     gallery: torch.Tensor  # (G, D)
     reranked: torch.Tensor | None = None  # (Q, G)
 
-    def distance(self, cfg: Config) -> torch.Tensor:
-        """(Q, G) of the last protocol that was asked for."""
+    def distance(self, cfg: Config, queries) -> torch.Tensor:
+        """Rows (len(queries), G) of the last protocol that was asked for; queries are indices."""
         if self.reranked is not None:
-            return self.reranked
-        return pairwise_distance(self.query, self.gallery, cfg.metric)
+            return self.reranked[queries]
+        return pairwise_distance(self.query[queries], self.gallery, cfg.metric)
 
 
 @torch.no_grad()

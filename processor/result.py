@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from processor.environment import describe_environment
-from processor.run import Run
+from config import Config
 
 
-def result_record(run: Run) -> dict[str, Any]:
-    """Plain values: what was run, where, with which seed, how long it took, and what came out."""
-    speeds = [h["images_per_second"] for h in run.history if "images_per_second" in h]
+def result_record(state: dict[str, Any], cfg: Config, scores: dict, note: str, command: str = "") -> dict[str, Any]:
+    """Plain values: what was trained, where, with which seed, how long it took, and what came out.
+
+    state: a checkpoint's dict. cfg, scores, note: settings, `score_values` and caveat of the test. command: the words
+    that repeat the test, if it was one of its own.
+    """
+    speeds = sorted(h["images_per_second"] for h in state["history"] if "images_per_second" in h)
+    first = state["history"][0] if state["history"] else {}
     return {
-        "preset": run.cfg.preset,
-        "command": run.command,
-        **describe_environment(run.device),
-        "seed": run.cfg.seed,
-        "epochs": run.epoch,
-        "train_seconds": round(run.seconds, 1),
-        "images_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None,
-        "note": run.note,
-        "before": run.history[0].get("scores", {}).get("plain") if run.history[0]["epoch"] == 0 else None,
-        "scores": run.history[-1].get("scores"),
-        "settings": run.cfg.to_dict(),
+        "preset": cfg.preset,
+        "dataset": cfg.dataset,
+        "command": state["command"],
+        "test_command": command,
+        **state["environment"],
+        "seed": cfg.seed,
+        "epochs": state["epoch"],
+        "train_seconds": round(state["seconds"], 1),
+        "images_per_second": speeds[len(speeds) // 2] if speeds else None,
+        "note": note,
+        "before": first["scores"]["plain"] if first.get("epoch") == 0 and "scores" in first else None,
+        "scores": scores,
+        "settings": cfg.to_dict(),
     }

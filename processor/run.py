@@ -14,6 +14,7 @@ from config import Config
 from loss import Criterion
 from model import ReIDModel
 from processor.checkpoint import BEST, LAST, load_weights, read_checkpoint, save_checkpoint
+from processor.environment import describe_environment
 from utils.errors import Stopped, UserError
 from utils.files import write_atomically
 from utils.logging import log
@@ -35,11 +36,15 @@ class Run:
     labels: dict[int, int]
     command: str = ""
     note: str = ""
+    environment: dict[str, str] = field(default_factory=dict)  # filled in from the device
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps of the epoch after these
     sums: dict[str, float] = field(default_factory=dict)  # of losses over these steps
     seconds: float = 0.0  # spent on training, all sessions together, tests left out
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry a finished epoch
+
+    def __post_init__(self):
+        self.environment = self.environment or describe_environment(self.device)
 
     @property
     def best(self) -> float:
@@ -58,6 +63,7 @@ class Run:
             "labels": self.labels,
             "command": self.command,
             "note": self.note,
+            "environment": self.environment,
             "epoch": self.epoch,
             "step": self.step,
             "sums": self.sums,

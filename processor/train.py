@@ -12,7 +12,7 @@ from config import Config
 from datasets.loaders import Loaders, make_loaders
 from loss import make_criterion
 from model import make_model
-from processor.environment import describe_environment, pick_device
+from processor.environment import pick_device
 from processor.evaluate import do_inference, score_table, score_values
 from processor.result import result_record
 from processor.run import Run, StopSignals, run_directory
@@ -56,15 +56,15 @@ def prepare(cfg: Config, command: str) -> tuple[Run, Loaders]:
 
     directory = run_directory(cfg)
     setup_logging(directory / "train.log")
-    environment = describe_environment(device)
-    log.info("run %s, seed %d: %s", directory, cfg.seed, ", ".join(f"{k} {v}" for k, v in environment.items()))
+    note = loaders.dataset.note
+    run = Run(cfg, directory, device, model, criterion, optimizers, loaders.labels, command, note)
+    log.info("run %s, seed %d: %s", directory, cfg.seed, ", ".join(f"{k} {v}" for k, v in run.environment.items()))
     log.info("command: %s", command or "(called from Python)")
     log.info("%s\n%s", loaders.dataset.name, loaders.dataset.describe())
-    if loaders.dataset.note:
-        log.info("note: %s", loaders.dataset.note)
+    if note:
+        log.info("note: %s", note)
     if any(step >= cfg.epochs for step in cfg.steps):
         log.warning("warning: --steps %s go beyond the %d epochs", " ".join(map(str, cfg.steps)), cfg.epochs)
-    run = Run(cfg, directory, device, model, criterion, optimizers, loaders.labels, command, loaders.dataset.note)
     if cfg.resume and (directory / "last.pth").exists():
         run.restore()
     write_json(directory / "config.json", cfg.to_dict())
@@ -175,7 +175,10 @@ def test(run: Run, loaders: Loaders) -> None:
 
 def finish(run: Run) -> None:
     """The run's result as JSON, and one line with the score before and after."""
-    write_json(run.directory / "results" / "train.json", result_record(run))
+    write_json(
+        run.directory / "results" / "train.json",
+        result_record(run.state(), run.cfg, run.history[-1]["scores"], run.note),
+    )
     scores = {h["epoch"]: h["scores"]["plain"]["mAP"] for h in run.history if "scores" in h}
     before = f"{scores[0]:.2f} % before training, " if 0 in scores else ""
     log.info("mAP %s%.2f %% after epoch %d; everything is in %s", before, scores[run.epoch], run.epoch, run.directory)

@@ -1,0 +1,18 @@
+"""Test a model: `python test.py [CKPT] [--flip] [--rerank] [--metric euclidean]`; without CKPT, the newest run."""
+
+import os
+import shlex
+import sys
+
+from config import Config
+from processor.test import do_test, parse_test
+from utils.errors import run
+
+
+def main() -> None:
+    cfg, checkpoint = parse_test(None, os.environ, "test.py [CKPT]", Config)
+    do_test(cfg, checkpoint, command=shlex.join(["python", *sys.argv]))
+
+
+if __name__ == "__main__":
+    run(main)
