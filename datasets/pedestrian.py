@@ -210,7 +210,7 @@ def make_look(rng: np.random.Generator) -> Look:
     slim = rng.random() < 0.5  # wider hips and narrower shoulders
     top = str(rng.choice(("tee", "shirt", "jacket", "hoodie", "coat", "dress"), p=(0.34, 0.16, 0.2, 0.14, 0.1, 0.06)))
     lower = str(rng.choice(("trousers", "shorts", "skirt"), p=(0.66, 0.22, 0.12)))
-    cuts, chances = ("short", "long", "tail", "bun", "bald", "cap", "beanie", "hood"), (50, 4, 3, 2, 8, 14, 8, 5)
+    cuts, chances = ("short", "long", "tail", "bun", "bald", "cap", "beanie", "hood"), (54, 4, 3, 2, 5, 14, 8, 5)
     if slim:
         chances = (18, 34, 20, 10, 0, 8, 5, 3)
     look = Look(top=top, lower="skirt" if top == "dress" else lower, side=int(rng.choice((-1, 1))))
@@ -347,7 +347,7 @@ def skeleton(look: Look, pose: Pose) -> dict[str, np.ndarray]:
         if style == "pocket":
             upper, fore, spread = -0.45, 0.5, 0.28
         elif style == "phone":
-            upper, fore, spread = 0.5, 2.1, 0.1
+            upper, fore, spread = 0.3, 2.3, 0.1
         elif style == "hold":
             upper, fore, spread = 0.05, 0.12, 0.12
         joints["elbow", side] = joints["shoulder", side] + 0.16 * _turn(side * spread * look.build, upper)
@@ -465,6 +465,8 @@ def _draw_head(look: Look, joints: dict, limb, loft) -> None:
     nose = brow + (chin - brow) * 0.52 + (0, 0, 0.05 * grow)
     limb(nose, nose - (0, 0.01, -0.004), (0.007, 0.01), "skin")
     for side in (-1, 1):
+        if look.hair in ("long", "hood", "beanie"):
+            break  # covered
         ear = (brow + chin) / 2 + (side * 0.046 * grow, 0, -0.004)
         limb(ear, ear - (0, 0.012, 0), (0.01, 0.008), "skin")
     if look.hair != "bald":

@@ -53,9 +53,9 @@ def describe_environment(device: torch.device) -> dict[str, str]:
     return {
         "hardware": hardware,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": np.__version__,
+        "torch": str(torch.__version__),  # a str subclass, which weights_only would refuse to read
+        "torchvision": str(torchvision.__version__),
+        "numpy": str(np.__version__),
         "commit": commit(),
     }
 
