@@ -80,17 +80,13 @@ def do_test(cfg: Config, checkpoint: Path | None, command: str = "") -> Tested:
     inference = do_inference(cfg, model, query, gallery, device)
     values = score_values(inference.scores)
     log.info(score_table(values, dataset.note))
-    file = (
-        directory
-        / "results"
-        / f"{'_'.join(['test', checkpoint.stem if checkpoint else 'weights', *_protocol(cfg)])}.json"
-    )
+    file = directory / "results" / f"test_{_protocol(cfg, checkpoint)}.json"
     write_json(file, result_record(state, cfg, values, dataset.note, command))
     log.info("written to %s", file)
     return Tested(cfg, name, directory, model, query, gallery, inference, dataset.note, state)
 
 
-def _protocol(cfg: Config) -> str:
-    words = [cfg.dataset, cfg.metric]
+def _protocol(cfg: Config, checkpoint: Path | None) -> str:
+    words = [checkpoint.stem if checkpoint else "weights", cfg.dataset, cfg.metric]
     words += [f"{cfg.test_ids}ids"] if cfg.test_ids else []
     return "_".join(words + [word for word in ("flip", "rerank") if getattr(cfg, word)])

@@ -62,7 +62,7 @@ def ranked_row(tested: Tested, index: int, distance: np.ndarray, ap: float, top:
         caption = f"{who}\ncam {gallery.camids[g]} · {distance[g]:.3f}"
         tiles.append(Tile(read_image(gallery.samples[g].path, 256, 128), caption, colour))
     matches = int(((gallery.pids == pid) & ~ignored).sum())
-    return f"AP {100 * ap:.1f} %, {matches} matches in the gallery", tiles
+    return f"AP {100 * ap:.1f} %, {matches} {'match' if matches == 1 else 'matches'} in the gallery", tiles
 
 
 def main() -> None:
