@@ -1,4 +1,4 @@
-"""Draw one pedestrian: an identity is a `Look` (body and clothes), a picture of it adds a `Pose` (view and gait).
+"""Draw one pedestrian: a `Look` (body and clothes) is an identity, a `Pose` (view and gait) makes a picture of it.
 
 A body is about thirty tapered capsules hung on a small 3-d skeleton. Each is drawn analytically, without rays or
 meshes: a pixel's distance from the capsule's axis gives its depth and its normal, a depth buffer settles what hides
@@ -8,48 +8,18 @@ Lengths are in units of the person's height; x is the person's left, y is up, z 
 
 # ruff: noqa: RUF005 (joints are arrays: + adds, it does not append)
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-SKINS = ((244, 208, 180), (232, 188, 152), (222, 172, 134), (190, 140, 104), (140, 96, 68), (92, 62, 46))
-HAIRS = ((24, 20, 20), (34, 26, 22), (58, 38, 26), (98, 66, 40), (176, 136, 84), (150, 148, 146), (122, 54, 28))
-# Few colours and many of them grey: identities must share them, so that the rest of the look has to be told apart.
-TOPS = ((238, 238, 236), (28, 29, 33), (126, 129, 134), (32, 42, 76), (74, 77, 84), (176, 38, 42), (66, 112, 170))
-TOPS += ((214, 200, 172), (62, 92, 62), (226, 184, 54), (206, 138, 156), (52, 132, 132), (112, 62, 114), (206, 104, 46))
-TOP_WEIGHTS = (6, 6, 5, 5, 3, 3, 3, 2, 2, 1.5, 1.5, 1.2, 1, 1)
-LOWERS = ((26, 27, 31), (40, 50, 76), (58, 78, 116), (104, 106, 112), (168, 148, 116), (112, 138, 172), (222, 220, 214))
-LOWER_WEIGHTS = (6, 5, 4, 3, 3, 2, 1)
-BAGS = ((30, 30, 34), (50, 58, 84), (96, 64, 42), (156, 44, 44), (96, 98, 102), (72, 90, 60), (196, 168, 120))
-SHOES = ((234, 234, 232), (30, 30, 32), (84, 58, 40), (120, 122, 128), (160, 46, 46), (46, 64, 110))
-TORSO, FRONT = (96, 160), 80  # texture of the trunk: rows from neck to crotch, columns once around
+from datasets.wardrobe import Look
+
 # The trunk from neck to crotch: half widths, half depths.
 WIDE = np.array([0.032, 0.088, 0.098, 0.096, 0.092, 0.087, 0.083, 0.083, 0.088, 0.092, 0.086, 0.07])
 DEEP = np.array([0.03, 0.046, 0.056, 0.062, 0.063, 0.060, 0.057, 0.056, 0.059, 0.064, 0.063, 0.05])
 STEPS = np.linspace(0, 1, 48)  # where the radius along a capsule is tabulated
 KNOTS = {count: np.linspace(0, 1, count) for count in range(1, 16)}
-
-
-@dataclass
-class Look:
-    """What makes an identity: proportions, kinds of clothes and bags, and an RGB texture for each part."""
-
-    build: float = 1.0  # thickness of everything
-    shoulder: float = 0.098  # half width at the joints
-    hip: float = 0.046
-    leg: float = 0.47  # hip joint above the ground
-    head: float = 1.0
-    top: str = "tee"  # tee, shirt, jacket, hoodie, coat or dress
-    lower: str = "trousers"  # trousers, shorts or skirt
-    hair: str = "short"  # short, long, tail, bun, bald, cap, beanie or hood
-    bag: str = "none"  # none, backpack, sling or hand
-    sleeve: float = 1.0  # part of the arm that is covered
-    skirt: float = 0.0  # length of a skirt or coat tail below the waist
-    flare: float = 1.0
-    side: int = 1  # where a sling or a hand bag hangs
-    scarf: bool = False
-    tex: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -61,198 +31,6 @@ class Pose:
     phase: float = 0.0
     stride: float = 0.35
     arms: tuple[str, str] = ("swing", "swing")  # right and left: swing, pocket, phone or hold
-
-
-def _tone(rng: np.random.Generator, colours, weights=None, spread: float = 7.0) -> np.ndarray:
-    """One of `colours`, a little off, as an RGB float32 triple."""
-    chances = None if weights is None else np.array(weights) / np.sum(weights)
-    colour = np.array(colours[rng.choice(len(colours), p=chances)], np.float32)
-    return np.clip(colour + rng.normal(0, spread / 2, 3) + rng.normal(0, spread), 8, 246).astype(np.float32)
-
-
-def _ink(colour) -> tuple[float, ...]:
-    return tuple(float(channel) for channel in colour)
-
-
-def _cloth(rng: np.random.Generator, base: np.ndarray, second: np.ndarray, plain: float) -> tuple[np.ndarray, str]:
-    """A trunk texture (96, 160, 3) of one colour or, with probability 1 - `plain`, of a pattern of two."""
-    rows, columns = TORSO
-    y, x = np.mgrid[:rows, :columns].astype(np.float32)
-    kinds = ("hstripes", "vstripes", "checks", "dots", "block", "band", "fade")
-    kind = "plain" if rng.random() < plain else kinds[rng.choice(7, p=(0.3, 0.1, 0.17, 0.11, 0.16, 0.1, 0.06))]
-    step = float(rng.choice((8.0, 12.0, 16.0)))
-    mix = np.zeros(TORSO, np.float32)
-    if kind == "hstripes":
-        mix = ((y % step) < step * rng.uniform(0.3, 0.55)).astype(np.float32)
-    elif kind == "vstripes":
-        mix = ((x % 8) < 3).astype(np.float32)
-    elif kind == "checks":
-        mix = ((y % step) < step / 2) * 0.5 + ((x % step) < step / 2) * 0.5
-    elif kind == "dots":
-        mix = (np.hypot(y % 10 - 5, (x + 5 * (y // 10 % 2)) % 10 - 5) < 2.7).astype(np.float32)
-    elif kind == "block":
-        mix = (y < rng.choice((26, 40))).astype(np.float32)
-    elif kind == "band":
-        mix = (np.abs(y - rng.choice((26, 36, 46))) < rng.choice((4, 8))).astype(np.float32)
-    elif kind == "fade":
-        mix = np.clip((y - 20) / 50, 0, 1)
-    return base + (second - base) * mix[..., None].astype(np.float32), kind
-
-
-def _print(rng: np.random.Generator, texture: np.ndarray, colour: np.ndarray, column: int) -> None:
-    """A symmetric sign on chest or back: mirrored pictures must stay pictures of the same person."""
-    ink, row, size = _ink(colour), int(rng.integers(26, 36)), int(rng.integers(7, 12))
-    kind = rng.choice(("disc", "ring", "box", "diamond", "bars", "digit", "digit"))
-    if kind in ("disc", "ring"):
-        cv2.circle(texture, (column, row), size, ink, -1 if kind == "disc" else 4)
-    elif kind == "box":
-        cv2.rectangle(texture, (column - size - 4, row - size + 2), (column + size + 4, row + size - 2), ink, -1)
-    elif kind == "diamond":
-        corners = np.array([(0, -size - 3), (size, 0), (0, size + 3), (-size, 0)]) + (column, row)
-        cv2.fillPoly(texture, [corners.astype(np.int32)], ink)
-    elif kind == "bars":
-        for offset in (-8, 0, 8):
-            cv2.rectangle(texture, (column - 13, row + offset - 2), (column + 13, row + offset + 1), ink, -1)
-    else:  # a shirt number of signs that look the same in a mirror: 8, 0, 1 or two of them
-        number = rng.choice(("8", "0", "1", "11", "88", "80"))
-        for n, sign in enumerate(number):
-            x = column + int((n - (len(number) - 1) / 2) * 15)
-            if sign == "1":
-                cv2.rectangle(texture, (x - 2, row - 10), (x + 2, row + 10), ink, -1)
-            for y in {"8": (-5, 5), "0": (0,)}.get(str(sign), ()):
-                cv2.ellipse(texture, (x, row + y), (5, 5 if sign == "8" else 9), 0, 0, 360, ink, 3)
-
-
-def _head(rng: np.random.Generator, look: Look, skin: np.ndarray, hair: np.ndarray) -> None:
-    """Face (48, 96, 3) and hair (48, 96, 4, the last channel says where there is any): crown to chin, once around."""
-    face = np.tile(skin, (48, 96, 1)).astype(np.float32)
-    dark = _ink(skin * 0.35)
-    for x in (40, 56):
-        cv2.ellipse(face, (x, 24), (3, 1), 0, 0, 360, dark, -1)
-        cv2.line(face, (x - 4, 20), (x + 4, 20), _ink(hair * 0.6 + skin * 0.25), 1)
-    cv2.ellipse(face, (48, 38), (5, 1), 0, 0, 360, _ink(skin * (0.72, 0.5, 0.5)), -1)
-    cv2.ellipse(face, (48, 32), (3, 1), 0, 0, 360, _ink(skin * 0.78), -1)
-    if rng.random() < 0.18 and look.hair in ("short", "bald", "cap", "beanie"):  # a beard
-        cv2.ellipse(face, (48, 44), (22, 8), 0, 0, 360, _ink(hair * 0.8 + skin * 0.2), -1)
-        cv2.ellipse(face, (48, 38), (5, 1), 0, 0, 360, _ink(skin * (0.72, 0.5, 0.5)), -1)
-    if rng.random() < 0.2:  # glasses, some of them dark
-        for x in (40, 56):
-            cv2.ellipse(face, (x, 24), (6, 4), 0, 0, 360, (24, 24, 26), -1 if rng.random() < 0.4 else 1)
-        cv2.line(face, (22, 22), (74, 22), (24, 24, 26), 1)
-    y, x = np.mgrid[:48, :96].astype(np.float32)
-    around = np.abs(x - 48) / 48  # 0 at the nose, 1 at the back of the head
-    line = np.interp(around, (0, 0.22, 0.36, 0.5, 0.62, 1), (13, 13, 20, 25, 40, 44))
-    if look.hair in ("long", "bun", "tail"):
-        line = np.interp(around, (0, 0.1, 0.3, 0.42, 0.6, 1), (10, 12, 20, 44, 48, 48))
-    line = line + 1.6 * np.sin(x * 1.9) + 1.2 * np.sin(x * 0.8)
-    if look.hair in ("cap", "beanie"):
-        line = np.full_like(line, 16.0)
-    if look.hair == "bald":  # stubble where hair would be
-        face += 0.3 * (hair - skin) * ((y < line) & (around > 0.3))[..., None]
-    if look.hair == "hood":
-        line = np.where(around > 0.24, 48.0, 5.0)
-    strands = 1 + 0.18 * np.sin(x * 2.1 + 3 * np.sin(y * 0.3)) * rng.uniform(0.4, 1)
-    colour = look.tex["hat"] if look.hair in ("cap", "beanie", "hood") else hair * strands[..., None]
-    look.tex["face"] = face
-    look.tex["hair"] = np.dstack([np.broadcast_to(colour, (48, 96, 3)), (y < line) * 1.0]).astype(np.float32)
-
-
-def _trunk(rng: np.random.Generator, look: Look, skin: np.ndarray, top: np.ndarray, lower: np.ndarray) -> None:
-    """Textures of trunk and sleeves: cloth, neckline, open jacket, buttons, prints, straps of bags, and belt."""
-    second = _tone(rng, TOPS, TOP_WEIGHTS)
-    second = second if np.abs(second - top).sum() > 120 else (235.0, 235, 232) - 0.75 * top
-    cloth, kind = _cloth(rng, top, second, {"tee": 0.5, "dress": 0.45, "shirt": 0.4}.get(look.top, 0.72))
-    x = np.arange(TORSO[1])[None]
-    sleeve = cloth[30:78].copy()
-    if kind == "block":
-        sleeve[:] = second if rng.random() < 0.5 else top
-    if kind in ("plain", "fade") and look.top != "dress":
-        for column, chance in ((FRONT, 0.45), (0, 0.3)):
-            if rng.random() < chance and look.top not in ("shirt", "coat"):
-                back = np.roll(cloth, FRONT - column, 1).copy()
-                _print(rng, back, second, FRONT)
-                cloth = np.roll(back, column - FRONT, 1)
-        if rng.random() < 0.2:
-            sleeve[:] = second  # raglan sleeves
-    cloth = np.ascontiguousarray(cloth, np.float32)
-    if look.top in ("jacket", "coat") and rng.random() < 0.75:
-        inner, _ = _cloth(rng, second, _tone(rng, TOPS), 0.75)
-        half = rng.uniform(8, 17) + np.arange(TORSO[0])[:, None] * rng.uniform(-0.03, 0.06)
-        cloth = np.where((np.abs(x - FRONT) < half)[..., None], inner, cloth)
-        cloth[np.abs(np.abs(x - FRONT) - half) < 1.2] *= 0.6
-    elif look.top in ("shirt", "jacket", "coat", "hoodie"):
-        cloth[:, FRONT - 1 : FRONT + 1] *= 0.7
-    look.tex["hem"] = cloth[48:96].copy()
-    cloth = np.ascontiguousarray(cloth, np.float32)
-    if look.top in ("tee", "dress"):
-        cv2.ellipse(cloth, (FRONT, 0), (13, int(rng.choice((5, 9, 15)))), 0, 0, 360, _ink(skin), -1)
-    elif look.top == "hoodie":
-        cv2.rectangle(cloth, (FRONT - 18, 58), (FRONT + 18, 76), _ink(top * 0.8), 1)
-    else:
-        cv2.fillPoly(cloth, [np.array([(FRONT - 8, 0), (FRONT + 8, 0), (FRONT, 14)])], _ink(skin * 0.9))
-    hem = TORSO[0] if look.top in ("coat", "dress") else int(rng.integers(76, 92))
-    cloth[hem:] = lower
-    cloth[hem : hem + 2] *= 0.6
-    strap = _ink(look.tex["bag"] * 0.85)
-    if look.bag == "backpack":
-        for column in (FRONT - 21, FRONT + 21):
-            cv2.line(cloth, (column, 0), (column + (3 if column > FRONT else -3), 46), strap, 5)
-    if look.bag == "sling":  # over one shoulder, down to the other hip, in front and behind
-        a, b = FRONT - look.side * 24, FRONT + look.side * 30
-        cv2.line(cloth, (a, 0), (b, 84), strap, 4)
-        for shift in (0, TORSO[1]):
-            cv2.line(cloth, (-look.side * 24 * -1 + shift, 0), (look.side * -30 + shift, 84), strap, 4)
-    look.tex.update(trunk=cloth, sleeve=sleeve)
-
-
-def make_look(rng: np.random.Generator) -> Look:
-    """Draw an identity: every choice comes from `rng`, so the same generator state gives the same person."""
-    slim = rng.random() < 0.5  # wider hips and narrower shoulders
-    top = str(rng.choice(("tee", "shirt", "jacket", "hoodie", "coat", "dress"), p=(0.34, 0.16, 0.2, 0.14, 0.1, 0.06)))
-    lower = str(rng.choice(("trousers", "shorts", "skirt"), p=(0.66, 0.22, 0.12)))
-    cuts, chances = ("short", "long", "tail", "bun", "bald", "cap", "beanie", "hood"), (54, 4, 3, 2, 5, 14, 8, 5)
-    if slim:
-        chances = (18, 34, 20, 10, 0, 8, 5, 3)
-    look = Look(top=top, lower="skirt" if top == "dress" else lower, side=int(rng.choice((-1, 1))))
-    look.hair = str(rng.choice(cuts, p=np.array(chances) / sum(chances)))
-    look.bag = str(rng.choice(("none", "backpack", "sling", "hand"), p=(0.46, 0.26, 0.15, 0.13)))
-    look.build = float(np.clip(rng.normal(0.97 if slim else 1.06, 0.09), 0.84, 1.32))
-    look.shoulder = float(rng.normal(0.087 if slim else 0.097, 0.004))
-    look.hip, look.leg = float(rng.normal(0.05 if slim else 0.045, 0.003)), float(rng.normal(0.475, 0.012))
-    look.head, look.scarf = float(rng.normal(1.0, 0.04)), bool(rng.random() < 0.08)
-    look.flare = float(rng.choice((0.85, 1.0, 1.2), p=(0.35, 0.45, 0.2)))
-    look.sleeve = float(rng.choice((0.3, 0.45))) if top in ("tee", "dress") else 1.0
-    if top == "shirt" and rng.random() < 0.3:
-        look.sleeve = 0.45
-    look.skirt = {"coat": rng.uniform(0.12, 0.22), "dress": rng.uniform(0.14, 0.24)}.get(top, 0.0)
-    if look.lower == "skirt" and top != "dress":
-        look.skirt = float(rng.uniform(0.1, 0.26))
-    skin, hair = _tone(rng, SKINS, (3, 5, 4, 2, 1, 1)), _tone(rng, HAIRS, (5, 5, 3, 2, 1, 1, 0.5))
-    cloth, legs = _tone(rng, TOPS, TOP_WEIGHTS), _tone(rng, LOWERS, LOWER_WEIGHTS)
-    legs = cloth.copy() if top == "dress" else legs
-    look.tex.update(skin=skin[None, None], hat=_tone(rng, TOPS[:10]), bag=_tone(rng, BAGS), shoe=_tone(rng, SHOES))
-    look.tex["bare"] = (_tone(rng, LOWERS[:2]) if look.lower == "skirt" and rng.random() < 0.4 else skin)[None, None]
-    _trunk(rng, look, skin, cloth, legs)
-    if look.hair == "hood":
-        look.tex["hat"] = cloth * 0.92
-    _head(rng, look, skin, hair)
-    leg = np.tile(legs, (48, 24, 1)).astype(np.float32)
-    if rng.random() < 0.3:  # faded jeans
-        leg += 26 * np.exp(-(((np.arange(24) - 12) / 5) ** 2))[None, :, None]
-    if rng.random() < 0.15 and look.lower != "skirt":  # side stripes
-        leg[:, [5, 6, 17, 18]] = 225
-    look.tex.update(leg=leg, locks=hair[None, None], strap=look.tex["bag"][None, None] * 0.85)
-    pack = np.tile(look.tex["bag"], (24, 48, 1)).astype(np.float32)
-    pack[[11, 12]] *= 0.6
-    pack[14:22, [12, 36]] *= 0.6
-    pack[2:5] += 22
-    sole = (225.0, 225, 222) if rng.random() < 0.5 else look.tex["shoe"] * 0.5
-    scarf = np.tile(_tone(rng, TOPS), (8, 48, 1)) * (1 + 0.25 * (np.arange(48) % 6 < 3))[None, :, None]
-    look.tex.update(pack=pack, sole=np.array(sole)[None, None], hood=cloth[None, None] * 0.92, scarf=scarf)
-    for name in ("hat", "shoe"):
-        look.tex[name] = look.tex[name][None, None]
-    look.tex = {name: np.ascontiguousarray(texture, np.float32) for name, texture in look.tex.items()}
-    return look
 
 
 class Figure:
@@ -343,7 +121,7 @@ def skeleton(look: Look, pose: Pose) -> dict[str, np.ndarray]:
         back = -0.75 * pose.stride * math.sin(gait)
         joints["shoulder", side] = np.array((side * look.shoulder * 0.97, 0.31, 0.0))
         style = pose.arms[side > 0]
-        upper, fore, spread = (back, back + 0.25 + 0.5 * pose.stride, 0.16)
+        upper, fore, spread = back, back + 0.25 + 0.5 * pose.stride, 0.28 if look.skirt else 0.16
         if style == "pocket":
             upper, fore, spread = -0.45, 0.5, 0.28
         elif style == "phone":
@@ -363,12 +141,13 @@ def draw_person(look: Look, pose: Pose, figure: Figure, foot: tuple[float, float
     """Draw `look` into `figure`, `size` pixels tall, standing at pixel `foot` (x, y), `deep` heights nearer than 0."""
     joints, sin, cos = skeleton(look, pose), math.sin(pose.yaw), math.cos(pose.yaw)
     tilt, drop = math.sin(pose.pitch), math.cos(pose.pitch)
+    x0, y0 = float(foot[0]), float(foot[1])  # a numpy scalar would turn all arrays into float64
 
     def at(point) -> tuple[float, float, float]:
         x, y, z = point.tolist()
         side, near = x * cos + z * sin, z * cos - x * sin
         height = y * drop - near * tilt
-        return foot[0] + size * side, foot[1] - size * height, size * (near * drop + y * tilt + deep)
+        return x0 + size * side, y0 - size * height, size * (near * drop + y * tilt + deep)
 
     def limb(start, end, radii, name, *, grow=1.0, **options) -> None:
         radii = np.asarray(radii) * (size * grow)
@@ -395,7 +174,7 @@ def _draw_legs(look: Look, joints: dict, limb) -> None:
             limb(hip, knee, (0.062, 0.058, 0.05, 0.042), "leg", grow=build, cloth=0.2)
             limb(knee, ankle, shin, "leg", grow=build, cloth=0.28)
         else:
-            limb(hip + (knee - hip) * 0.4, knee, (0.05, 0.044, 0.037), "bare", grow=build)
+            limb(hip + (knee - hip) * 0.4, knee, (0.038, 0.041, 0.036), "bare", grow=build)
             limb(knee, ankle, (0.036, 0.041, 0.033, 0.022), "bare", grow=build)
         if look.lower == "shorts":
             limb(hip, hip + (knee - hip) * 0.86, (0.062, 0.06, 0.056), "leg", grow=build, cloth=0.25, cut=1)
@@ -416,7 +195,7 @@ def _draw_trunk(look: Look, joints: dict, limb, loft) -> None:
     limb(neck + (0, -0.02, 0), neck + (0, 0.05, 0.012), (0.03, 0.026), "skin", grow=0.5 + 0.5 * look.build)
     loft(neck - (0, 0.012, 0), crotch, wide, deep, "trunk", grow=thickness, cloth=0.2)
     if look.skirt:
-        name = "hem" if look.top in ("coat", "dress") and "hem" in look.tex else "leg"
+        name = "hem" if look.top in ("coat", "dress") else "leg"
         waist, low = pelvis + (0, 0.09, 0), pelvis - (0, look.skirt - 0.02, 0)
         wide = 0.082 + np.array((0.0, 0.012, 0.018, 0.022)) * (1 + 2.2 * look.skirt * look.flare)
         apart = abs(joints["knee", -1][2] - joints["knee", 1][2])  # a step spreads the cloth

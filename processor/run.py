@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from config import Config
 from loss import Criterion
@@ -42,6 +43,7 @@ class Run:
     sums: dict[str, float] = field(default_factory=dict)  # of losses over these steps
     seconds: float = 0.0  # spent on training, all sessions together, tests left out
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry a finished epoch
+    board: SummaryWriter | None = None
 
     def __post_init__(self):
         self.environment = self.environment or describe_environment(self.device)
@@ -79,6 +81,14 @@ class Run:
             save_checkpoint(self.directory / BEST, state)
         lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
         write_atomically(self.directory / "metrics.jsonl", lambda temporary: temporary.write_text(lines))
+
+    def plot(self, group: str, values: dict[str, float]) -> None:
+        """Scalars of this epoch for TensorBoard, in the run's own directory."""
+        if self.board is None:
+            self.board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.epoch)
+        for name, value in values.items():
+            self.board.add_scalar(f"{group}/{name}", value, self.epoch)
+        self.board.flush()
 
     def restore(self) -> None:
         """Go back to the state of last.pth. Raises UserError when it belongs to another model or other data."""

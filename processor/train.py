@@ -141,6 +141,7 @@ def close_epoch(run: Run, lr: float, speed: float) -> None:
     run.epoch, run.step, run.sums = run.epoch + 1, 0, {}
     run.history.append({"epoch": run.epoch, **means, "lr": lr, "images_per_second": round(speed, 1)})
     run.save()
+    run.plot("train", {**means, "lr": lr, "images_per_second": speed})
     left = run.seconds / run.epoch * (run.cfg.epochs - run.epoch)
     losses = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
     log.info(
@@ -169,6 +170,8 @@ def test(run: Run, loaders: Loaders) -> None:
         run.history.append({"epoch": 0})
     run.history[-1]["scores"] = values
     run.save(best=best)
+    for protocol, row in values.items():
+        run.plot(f"test_{protocol}", {name: row[name] for name in ("mAP", "mINP", "rank1")})
     heading = "before training" if run.epoch == 0 else f"after epoch {run.epoch}"
     log.info("%s:\n%s", heading, score_table(values, run.note))
 

@@ -1,0 +1,57 @@
+"""Tiny Market-1501-like trees that tests write and train on in seconds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks gain nothing from threads, and wait for each other's
+
+import cv2
+import numpy as np
+import pytest
+
+from config import Config
+
+
+def write_tree(base: Path, train_ids: int = 6, test_ids: int = 4, cameras: int = 3, images: int = 2) -> Path:
+    """Identities are colours, cameras brightness: learnable, and small (32 × 16 pixels)."""
+    rng = np.random.default_rng(0)
+    colours = rng.integers(40, 200, (train_ids + test_ids + 1, 3))
+
+    def write(folder: str, pid: int, camera: int, number: int, colour: np.ndarray) -> None:
+        (base / folder).mkdir(parents=True, exist_ok=True)
+        noise = rng.integers(-20, 20, (32, 16, 3))
+        picture = np.clip(colour + noise + 10 * camera, 0, 255).astype(np.uint8)
+        cv2.imwrite(str(base / folder / f"{pid:04}_c{camera}s1_{number:06}_00.jpg"), picture)
+
+    for i in range(train_ids):
+        for camera in range(1, cameras + 1):
+            for number in range(images):
+                write("bounding_box_train", i + 1, camera, number, colours[i])
+    for i in range(train_ids, train_ids + test_ids):
+        for camera in range(1, cameras + 1):
+            write("query", i + 1, camera, 90, colours[i])
+            for number in range(images):
+                write("bounding_box_test", i + 1, camera, number, colours[i])
+    write("bounding_box_test", 0, 1, 5, colours[-1])
+    write("bounding_box_test", -1, 1, 6, colours[-1])
+    (base / "bounding_box_test" / "Thumbs.db").write_bytes(b"not an image")
+    return base
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A data root that holds a tiny `demo` set, so that nothing has to be rendered."""
+    write_tree(tmp_path / "data" / "demo")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def tiny(tree: Path, tmp_path: Path) -> Config:
+    """Settings that train on `tree` in a second or two."""
+    return Config(
+        preset="demo", dataset="demo", data_root=str(tree), log_dir=str(tmp_path / "log"), device="cpu",
+        height=32, width=16, pad=2, batch_size=8, images_per_id=2, test_batch_size=16, workers=2,
+        backbone="mobilenet_v2", weights="none", epochs=3, warmup_epochs=1, steps=(2,), eval_every=2, log_every=2,
+    )  # fmt: skip

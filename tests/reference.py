@@ -1,0 +1,158 @@
+"""Slow, obvious references for the fast code: loops straight from the definitions, in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass
+class ReferenceScores:
+    mAP: float
+    mINP: float
+    cmc: np.ndarray
+    num_valid_queries: int
+    ap: np.ndarray
+
+
+def evaluation(distance, query_pids, gallery_pids, query_camids, gallery_camids, max_rank=50) -> ReferenceScores:
+    """Sort the whole gallery of each query (stable), walk down the list, and count.
+
+    With no valid query the means are NaN and num_valid_queries is 0.
+    """
+    distance = np.asarray(distance)
+    queries = len(distance)
+    ap, inp, first_hits = np.full(queries, np.nan), np.full(queries, np.nan), []
+    for q in range(queries):
+        position, hits, precisions, hit_positions = 0, 0, [], []
+        for g in np.argsort(distance[q], kind="stable"):
+            if gallery_pids[g] == query_pids[q] and gallery_camids[g] == query_camids[q]:
+                continue
+            position += 1
+            if gallery_pids[g] == query_pids[q]:
+                hits += 1
+                precisions.append(hits / position)
+                hit_positions.append(position)
+        if hits:
+            ap[q] = sum(precisions) / hits
+            inp[q] = hits / hit_positions[-1]
+            first_hits.append(hit_positions[0])
+    valid = len(first_hits)
+    if valid == 0:
+        return ReferenceScores(np.nan, np.nan, np.full(max_rank, np.nan), 0, ap)
+    cmc = np.array([sum(first <= k for first in first_hits) / valid for k in range(1, max_rank + 1)])
+    return ReferenceScores(float(np.nanmean(ap)), float(np.nanmean(inp)), cmc, valid, ap)
+
+
+def squared_distances(features) -> np.ndarray:
+    """(N, N) squared euclidean distances in float64, from the differences, so that equal rows are at exactly 0."""
+    rows = torch.as_tensor(features).double()
+    return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").square().numpy()
+
+
+def k_reciprocal(features, queries: int, k1: int = 20, k2: int = 6, lambda_value: float = 0.3) -> np.ndarray:
+    """Zhong et al. 2017 with dense matrices; the first `queries` rows are the queries. (Q, G) float64."""
+    original = squared_distances(features)
+    original = original / original.max(1, keepdims=True)
+    size = len(original)
+    ranking = np.argsort(original, axis=1, kind="stable")
+
+    def reciprocal(i: int, k: int) -> set[int]:
+        return {int(j) for j in ranking[i, : k + 1] if i in ranking[j, : k + 1]}
+
+    near = [reciprocal(i, k1) for i in range(size)]
+    half = [reciprocal(i, round(k1 / 2)) for i in range(size)]
+    encoding = np.zeros((size, size))
+    for i in range(size):
+        expanded = set(near[i])
+        for j in near[i]:
+            if 3 * len(half[j] & near[i]) > 2 * len(half[j]):
+                expanded |= half[j]
+        members = sorted(expanded)
+        weight = np.exp(-original[i, members])
+        encoding[i, members] = weight / weight.sum()
+    if k2 > 1:
+        encoding = np.stack([encoding[ranking[i, :k2]].mean(0) for i in range(size)])
+    jaccard = np.zeros((queries, size - queries))
+    for q in range(queries):
+        smaller = np.minimum(encoding[q], encoding[queries:]).sum(1)
+        jaccard[q] = 1 - smaller / (2 - smaller)
+    return jaccard * (1 - lambda_value) + original[:queries, queries:] * lambda_value
+
+
+def neighbours_are_clear(features, k1: int, k2: int, gap: float = 2e-6) -> bool:
+    """Whether rounding to float32 cannot change who is among the nearest k1 + 1, k1/2 + 1 and k2 rows.
+
+    The farthest that is in and the nearest that is out must differ by `gap` of the row's largest distance.
+    """
+    distance = squared_distances(features)
+    largest = distance.max(1)
+    if not largest.all():
+        return False
+    ordered = np.sort(distance, axis=1) / largest[:, None]
+    cuts = [k for k in (k1 + 1, round(k1 / 2) + 1, k2) if k < len(distance)]
+    return all((ordered[:, k] - ordered[:, k - 1]).min() > gap for k in cuts)
+
+
+def triplet(features: torch.Tensor, labels, margin: float = 0.3, hard_factor: float = 0.0) -> torch.Tensor | None:
+    """Batch-hard triplet loss, anchor by anchor, differentiable; None where no anchor has positive and negative."""
+    losses = []
+    for a in range(len(features)):
+        distance = [torch.linalg.vector_norm(features[a] - features[b]) for b in range(len(features))]
+        positives = [distance[b] for b in range(len(features)) if labels[b] == labels[a] and b != a]
+        negatives = [distance[b] for b in range(len(features)) if labels[b] != labels[a]]
+        if positives and negatives:
+            hardest_positive, hardest_negative = max(positives), min(negatives)
+            value = margin + (1 + hard_factor) * hardest_positive - (1 - hard_factor) * hardest_negative
+            losses.append(value if value > 0 else 0 * value)
+    return sum(losses) / len(losses) if losses else None
+
+
+def center(features: torch.Tensor, labels, centers: torch.Tensor) -> torch.Tensor:
+    """Mean over the batch of the squared distance to the center of the own class, differentiable."""
+    total = 0.0
+    for feature, label in zip(features, labels, strict=True):
+        for x, c in zip(feature, centers[int(label)], strict=True):
+            total = total + (x - c) ** 2
+    return total / len(features)
+
+
+def smoothed_cross_entropy(logits, labels, epsilon: float) -> float:
+    """-sum_c target_c log p_c with target = (1 - epsilon) one-hot + epsilon / C, mean over the batch."""
+    total = 0.0
+    for row, label in zip(np.asarray(logits, dtype=np.float64), labels, strict=True):
+        log_p = row - row.max() - np.log(np.exp(row - row.max()).sum())
+        for c in range(len(row)):
+            target = epsilon / len(row) + (1 - epsilon if c == int(label) else 0)
+            total -= target * log_p[c]
+    return total / len(labels)
+
+
+def pk_batch_problems(batch, pids, p: int, k: int) -> list[str]:
+    """What is wrong with a batch of P identities × K images; empty when nothing is."""
+    problems = []
+    if len(batch) != p * k:
+        problems.append(f"{len(batch)} images instead of {p * k}")
+    chosen: dict[int, list[int]] = {}
+    for image in batch:
+        chosen.setdefault(int(pids[image]), []).append(int(image))
+    if len(chosen) != p:
+        problems.append(f"{len(chosen)} identities instead of {p}")
+    for pid, images in chosen.items():
+        available = sum(int(other) == pid for other in pids)
+        if len(images) != k:
+            problems.append(f"identity {pid} has {len(images)} images instead of {k}")
+        if available >= k and len(set(images)) != len(images):
+            problems.append(f"identity {pid} repeats an image although it has {available}")
+    return problems
+
+
+def most_pk_batches(sizes, p: int, k: int) -> int:
+    """The most batches that the groups of K images allow: an identity is at most once in a batch."""
+    groups = [max(size // k, 1) for size in sizes]
+    batches = 0
+    while sum(min(number, batches + 1) for number in groups) >= p * (batches + 1):
+        batches += 1
+    return batches

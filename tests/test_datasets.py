@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_tree
+
+from config import Config
+from datasets import Sample, make_dataset, make_loaders
+from datasets.base import label_map
+from datasets.demo import demo
+from datasets.market1501 import market1501
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def touch(base: Path, names: dict[str, list[str]]) -> None:
+    for folder, files in names.items():
+        (base / folder).mkdir(parents=True)
+        for file in files:
+            (base / folder / file).write_bytes(b"")
+
+
+def market_tree(base: Path) -> None:
+    touch(
+        base,
+        {
+            "bounding_box_train": ["0007_c3s3_077419_03.jpg", "0002_c1s1_000451_03.jpg", "0002_c2s1_000451_03.jpg.jpg"],
+            "query": ["0001_c1s1_001051_00.jpg", "readme.txt"],
+            "bounding_box_test": [
+                "0000_c1s1_000151_01.jpg",
+                "-1_c1s1_000401_03.jpg",
+                "0001_c6s4_001877_01.jpg.jpg",
+                "Thumbs.db",
+                "0001_c6s4_001877_01.txt",
+            ],
+        },
+    )
+
+
+def test_market_names_junk_and_distractors(tmp_path):
+    market_tree(tmp_path / "Market-1501-v15.09.15")
+    with pytest.warns(UserWarning):
+        dataset = market1501(tmp_path)
+    assert [(s.pid, s.camid) for s in dataset.train] == [(2, 1), (2, 2), (7, 3)]
+    assert [(s.pid, s.camid) for s in dataset.query] == [(1, 1)]
+    assert [(s.pid, s.camid) for s in dataset.gallery] == [(0, 1), (1, 6)]
+
+
+@pytest.mark.parametrize("folder", ["Market-1501-v15.09.15", "market1501", "."])
+def test_market_is_found_under_its_usual_names(tmp_path, folder):
+    market_tree(tmp_path / folder)
+    with pytest.warns(UserWarning):
+        assert len(market1501(tmp_path).train) == 3
+
+
+def test_counts_that_are_not_the_published_ones_are_warned_about(tmp_path):
+    market_tree(tmp_path / "Market-1501")
+    with pytest.warns(UserWarning) as caught:
+        market1501(tmp_path)
+    assert [word in str(w.message) for w, word in zip(caught, ("12936", "3368", "15913"), strict=True)] == [True] * 3
+
+
+def test_missing_root_missing_folder_and_empty_folder_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"--data-root.*REID_DATA"):
+        market1501(tmp_path / "nowhere")
+    touch(tmp_path / "Market-1501", {"bounding_box_train": ["0002_c1s1_000451_03.jpg"], "bounding_box_test": []})
+    with pytest.raises(UserError, match=r"Market-1501/query is missing"):
+        market1501(tmp_path)
+    (tmp_path / "Market-1501" / "query").mkdir()
+    with pytest.raises(UserError, match=r"query holds no image"):
+        market1501(tmp_path)
+
+
+@pytest.mark.skipif(
+    not (ROOT / "data" / "Market-1501-v15.09.15").is_dir(), reason="the real Market-1501 is not under data/"
+)
+def test_real_market_has_the_published_counts(recwarn):
+    dataset = market1501(ROOT / "data")
+    assert (len(dataset.train), len({s.pid for s in dataset.train})) == (12936, 751)
+    assert (len(dataset.query), len({s.pid for s in dataset.query})) == (3368, 750)
+    assert (len(dataset.gallery), len({s.pid for s in dataset.gallery} - {0})) == (15913, 750)
+    assert {s.camid for s in dataset.gallery} == {1, 2, 3, 4, 5, 6}
+    assert not recwarn.list
+
+
+def test_labels_follow_sorted_identities_not_file_order():
+    assert label_map([Sample("b", 30, 1), Sample("a", 4, 1), Sample("c", 30, 2)]) == {4: 0, 30: 1}
+
+
+def test_first_identities_cut_both_sides_and_say_so(tree):
+    whole = make_dataset(Config(dataset="demo", data_root=str(tree)))
+    assert whole.note == ""
+    cut = make_dataset(Config(dataset="demo", data_root=str(tree), train_ids=3, test_ids=2))
+    assert {s.pid for s in cut.train} == {1, 2, 3}
+    assert {s.pid for s in cut.query} == {s.pid for s in cut.gallery} == {7, 8}
+    assert "first 3 of 6" in cut.note and "first 2 of 4" in cut.note and "not comparable" in cut.note
+    assert make_dataset(Config(dataset="demo", data_root=str(tree), train_ids=99)).note == ""
+    with pytest.raises(UserError, match="--train-ids"):
+        make_dataset(Config(dataset="demo", data_root=str(tree), train_ids=1))
+
+
+def test_demo_renders_itself_once(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("datasets.demo.render_demo", lambda base: made.append(write_tree(base)))
+    assert len(demo(tmp_path).train) == len(demo(tmp_path).train) == 36
+    assert len(made) == 1
+
+
+def test_loaders_give_labels_that_belong_to_the_images(tiny):
+    loaders = make_loaders(tiny)
+    assert loaders.num_classes == 6 and loaders.labels == {pid: pid - 1 for pid in range(1, 7)}
+    chosen = list(loaders.train.sampler.epoch(0))
+    for indices, (images, labels) in zip(chosen, loaders.train.epoch(0, torch.device("cpu")), strict=True):
+        assert images.shape == (8, 3, 32, 16) and images.dtype == torch.float32
+        assert labels.tolist() == [loaders.dataset.train[i].pid - 1 for i in indices]
+
+
+def test_an_epoch_can_be_entered_at_any_step(tiny):
+    device = torch.device("cpu")
+    whole = list(make_loaders(tiny).train.epoch(2, device))
+    rest = list(make_loaders(tiny).train.epoch(2, device, first_step=2))
+    assert len(rest) == len(whole) - 2
+    for (a, x), (b, y) in zip(whole[2:], rest, strict=True):
+        assert torch.equal(a, b) and torch.equal(x, y)
+
+
+def test_the_test_loader_gives_every_image_once_in_order(tiny):
+    gallery = make_loaders(tiny).gallery
+    batches = list(gallery.batches(torch.device("cpu")))
+    assert sum(map(len, batches)) == len(gallery.samples) == 25 and len(batches) == len(gallery) == 2
+    assert np.array_equal(gallery.pids, [s.pid for s in gallery.samples])

@@ -1,0 +1,326 @@
+"""Image files of every kind to RGB arrays, broken ones to errors that name them, and the memory cache."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from datasets.images import Images, read_image
+from utils.errors import UserError
+
+HEIGHT, WIDTH = 24, 16
+
+
+def picture(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> Image.Image:
+    """A smooth coloured picture without symmetry, so that a swap of channels or sides would show."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (4, 3, 3), dtype=np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def jpeg(seed: int = 0, **options) -> bytes:
+    return encoded(picture(seed), "JPEG", **{"quality": 95, **options})
+
+
+def assert_reads_as(path, expected, tolerance: int = 0) -> None:
+    found = read_image(path, HEIGHT, WIDTH)
+    assert found.shape == (HEIGHT, WIDTH, 3)
+    assert found.dtype == np.uint8
+    difference = np.abs(found.astype(int) - np.asarray(expected).astype(int))
+    assert difference.max() <= tolerance
+
+
+# ---- kinds of files
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+def test_lossless_files_come_back_exactly_and_in_rgb_order(tmp_path, kind):
+    path = tmp_path / "image"
+    path.write_bytes(encoded(picture(), kind))
+    assert_reads_as(path, picture())
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        ("JPEG", "L"),
+        ("PNG", "L"),
+        ("PNG", "LA"),
+        ("PNG", "1"),
+        ("PNG", "P"),
+        ("PNG", "RGBA"),
+        ("WEBP", "RGBA"),
+        ("GIF", "P"),
+    ],
+)
+def test_other_colour_modes_become_rgb(tmp_path, kind, mode):
+    path = tmp_path / "image"
+    path.write_bytes(encoded(picture().convert(mode), kind, **({"lossless": True} if kind == "WEBP" else {})))
+    with Image.open(path) as file:
+        assert file.mode == mode or kind in ("WEBP", "GIF")
+        expected = file.convert("RGB")
+    assert_reads_as(path, expected, tolerance=2 if kind == "JPEG" else 0)
+
+
+def test_transparency_is_dropped_and_the_colours_under_it_stay(tmp_path):
+    image = picture()
+    image.putalpha(Image.fromarray(np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8)))
+    path = tmp_path / "image.png"
+    image.save(path)
+    assert_reads_as(path, picture())
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}, {"subsampling": 2}], ids=str)
+def test_jpegs_come_back_closely(tmp_path, options):
+    path = tmp_path / "image.jpg"
+    path.write_bytes(jpeg(**options))
+    with Image.open(path) as file:
+        assert_reads_as(path, file.convert("RGB"), tolerance=2)
+
+
+def test_cmyk_jpegs_become_rgb_and_not_their_negative(tmp_path):
+    path = tmp_path / "image.jpg"
+    path.write_bytes(encoded(picture().convert("CMYK"), "JPEG", quality=95, subsampling=0))
+    with Image.open(path) as file:
+        assert file.mode == "CMYK"
+    assert_reads_as(path, picture(), tolerance=30)
+
+
+def test_16_bit_png_keeps_the_upper_eight_bits(tmp_path):
+    gray = np.asarray(picture().convert("L"))
+    path = tmp_path / "image.png"
+    Image.fromarray(gray.astype(np.uint16) * 257).save(path)
+    with Image.open(path) as file:
+        assert file.mode == "I;16"
+    assert_reads_as(path, np.repeat(gray[..., None], 3, axis=2), tolerance=1)
+
+
+def test_palette_with_transparency_becomes_rgb(tmp_path):
+    image = picture().quantize(16)
+    path = tmp_path / "image.png"
+    image.save(path, transparency=3)
+    assert_reads_as(path, image.convert("RGB"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_exif_rotation_is_applied(tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = picture(0, WIDTH, HEIGHT) if orientation >= 5 else picture()  # upright it is HEIGHT × WIDTH
+    path = tmp_path / "image"
+    path.write_bytes(encoded(stored, kind, exif=exif))
+    with Image.open(path) as file:
+        upright = ImageOps.exif_transpose(file).convert("RGB")
+    assert_reads_as(path, upright, tolerance=2)
+
+
+@pytest.mark.parametrize("name", ["名前.jpg", "Füße 1.jpg", "a.jpg.jpg", "🙂.JPG", "no suffix"])
+def test_any_file_name_will_do(tmp_path, name):
+    (tmp_path / name).write_bytes(jpeg())
+    for path in (tmp_path / name, str(tmp_path / name)):
+        with Image.open(path) as file:
+            assert_reads_as(path, file.convert("RGB"), tolerance=2)
+
+
+# ---- sizes
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 16), (48, 32), (12, 8), (1, 1), (30, 7), (7, 30)])
+def test_images_are_resized_to_height_by_width(tmp_path, height, width):
+    path = tmp_path / "image.png"
+    Image.new("RGB", (WIDTH, HEIGHT), (200, 30, 90)).save(path)
+    found = read_image(path, height, width)
+    assert found.shape == (height, width, 3)
+    assert (found == (200, 30, 90)).all()
+
+
+def test_resizing_keeps_the_picture_upright_and_in_place(tmp_path):
+    quarters = np.zeros((40, 20, 3), dtype=np.uint8)
+    quarters[:20, 10:], quarters[20:, :10], quarters[20:, 10:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    path = tmp_path / "image.png"
+    Image.fromarray(quarters).save(path)
+    for height, width in ((12, 8), (80, 60)):
+        found = read_image(path, height, width)
+        assert found[0, 0].tolist() == [0, 0, 0]
+        assert found[0, -1].tolist() == [255, 0, 0]
+        assert found[-1, 0].tolist() == [0, 255, 0]
+        assert found[-1, -1].tolist() == [0, 0, 255]
+
+
+def test_shrinking_averages_instead_of_skipping_pixels(tmp_path):
+    stripes = np.zeros((64, 64, 3), dtype=np.uint8)
+    stripes[:, ::2] = 200
+    path = tmp_path / "image.png"
+    Image.fromarray(stripes).save(path)
+    assert np.abs(read_image(path, 16, 16).astype(int) - 100).max() <= 1
+
+
+# ---- broken files
+
+
+def test_a_jpeg_cut_short_anywhere_is_refused_by_name(tmp_path):
+    whole = encoded(picture(0, 128, 64), "JPEG", quality=95)
+    path = tmp_path / "cut.jpg"
+    for length in {1, 2, 3, 20, len(whole) // 4, len(whole) // 2, len(whole) - 100, len(whole) - 2, len(whole) - 1}:
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"cut\.jpg"):
+            read_image(path, HEIGHT, WIDTH)
+
+
+def test_a_progressive_jpeg_cut_short_is_refused(tmp_path):
+    whole = encoded(picture(0, 128, 64), "JPEG", quality=95, progressive=True)
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"cut\.jpg is cut short"):
+        read_image(path, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "TIFF", "GIF"])
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_other_files_cut_short_are_refused_by_name(tmp_path, kind, share):
+    whole = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 32, 3), dtype=np.uint8)), kind)
+    path = tmp_path / "cut.img"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(UserError, match=r"cut\.img"):
+        read_image(path, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("number", [1, 500, 5000])
+def test_a_whole_jpeg_with_bytes_after_its_end_is_read(tmp_path, number):
+    # Cameras and phones append depth maps, films and padding after the end marker.
+    path = tmp_path / "image.jpg"
+    path.write_bytes(jpeg() + bytes(number))
+    with Image.open(io.BytesIO(jpeg())) as file:
+        assert_reads_as(path, file.convert("RGB"), tolerance=2)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"this is no image\n", b"", b"\xff\xd8", b"\xff\xd8\xff\xd9", b"\x89PNG\r\n\x1a\n", bytes(5000), b"<html></html>"],
+    ids=["text", "empty", "JPEG start", "JPEG start and end", "PNG start", "zeros", "web page"],
+)
+def test_files_that_are_no_images_are_refused_by_name(tmp_path, content):
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"broken\.jpg"):
+        read_image(path, HEIGHT, WIDTH)
+
+
+def test_a_missing_file_and_a_directory_are_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.jpg cannot be read: No such file"):
+        read_image(tmp_path / "gone.jpg", HEIGHT, WIDTH)
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(UserError, match=r"folder\.jpg cannot be read"):
+        read_image(tmp_path / "folder.jpg", HEIGHT, WIDTH)
+
+
+# ---- a split of images
+
+
+@pytest.fixture
+def files(tmp_path) -> list[str]:
+    """Paths of seven pictures, of different sizes."""
+    paths = []
+    for i in range(7):
+        path = tmp_path / f"{i}.png"
+        picture(i, HEIGHT + i, WIDTH + 2 * i).save(path)
+        paths.append(str(path))
+    return paths
+
+
+def images(paths, cache_gb: float = 1.0, workers: int = 2) -> Images:
+    return Images(paths, HEIGHT, WIDTH, cache_gb, workers, "test")
+
+
+@pytest.mark.parametrize("cache_gb", [0.0, 1.0], ids=["read again", "cached"])
+def test_images_by_index_are_those_of_their_files(files, cache_gb):
+    split = images(files, cache_gb)
+    assert len(split) == 7
+    for indices in ([0], [3, 1, 6], np.array([6, 5, 4, 3, 2, 1, 0]), [2, 2, 2], np.array([4], dtype=np.int32)):
+        batch = split.read(indices)
+        assert batch.shape == (len(indices), HEIGHT, WIDTH, 3)
+        assert batch.dtype == torch.uint8
+        expected = np.stack([read_image(files[i], HEIGHT, WIDTH) for i in indices])
+        assert np.array_equal(batch.numpy(), expected)
+
+
+@pytest.mark.parametrize(("share", "cached"), [(1.001, True), (0.999, False), (0.0, False)])
+def test_images_are_kept_in_memory_where_they_fit_and_read_again_elsewhere(files, share, cached):
+    split = images(files, share * 7 * HEIGHT * WIDTH * 3 / 1e9)
+    before = split.read([0])
+    picture(99).save(files[0])
+    assert torch.equal(split.read([0]), before) is cached
+
+
+def test_a_batch_from_the_cache_may_be_written_to(files):
+    split = images(files)
+    expected = split.read([1, 2]).clone()
+    split.read([1, 2]).zero_()
+    assert torch.equal(split.read([1, 2]), expected)
+
+
+@pytest.mark.parametrize("cache_gb", [0.0, 1.0], ids=["read again", "cached"])
+def test_batches_come_in_order_each_with_its_indices(files, cache_gb):
+    split = images(files, cache_gb)
+    wanted = [np.array(x) for x in ([3, 1], [0], [6, 5, 4], [2, 2])]
+    found = list(split.batches(iter(wanted)))
+    assert len(found) == len(wanted)
+    for (indices, batch), expected in zip(found, wanted, strict=True):
+        assert np.array_equal(indices, expected)
+        assert torch.equal(batch, split.read(expected))
+
+
+def test_no_batches_give_no_batches(files):
+    assert list(images(files).batches(iter([]))) == []
+
+
+def test_batches_can_be_left_early(files):
+    batches = images(files, 0.0).batches(iter([np.array([i]) for i in range(7)]))
+    assert next(batches)[0].tolist() == [0]
+    assert next(batches)[0].tolist() == [1]
+    batches.close()
+
+
+def test_several_bad_files_are_listed(files, tmp_path):
+    (tmp_path / "1.png").write_bytes(b"no image")
+    (tmp_path / "4.png").unlink()
+    (tmp_path / "5.png").write_bytes(jpeg()[:-50])
+    with pytest.raises(UserError) as error:
+        images(files).prepare()
+    message = str(error.value)
+    assert all(f"{i}.png" in message for i in (1, 4, 5))
+    assert not any(f"{i}.png" in message for i in (0, 2, 3, 6))
+    assert "2 more" in message
+    picture(1).save(files[1])
+    picture(4).save(files[4])
+    split = images(files)
+    with pytest.raises(UserError, match=r"5\.png is cut short[^(]*\(a JPEG without its end\)[^(]*$"):
+        split.prepare()
+    picture(5).save(files[5])
+    split.prepare()  # after the repair the same object goes on
+    assert len(split.read(range(7))) == 7
+
+
+def test_very_many_bad_files_are_counted_and_not_all_listed(tmp_path):
+    paths = [str(tmp_path / f"missing{i:03}.jpg") for i in range(200)]
+    with pytest.raises(UserError, match="199 more") as error:
+        images(paths).prepare()
+    assert len(str(error.value).split("missing")) < 20
+    assert "missing000.jpg" in str(error.value)
+
+
+@pytest.mark.parametrize("cache_gb", [0.0, 1.0], ids=["read again", "cached"])
+def test_a_bad_file_among_batches_is_an_error_that_names_it(files, tmp_path, cache_gb):
+    (tmp_path / "3.png").write_bytes(b"no image")
+    split = images(files, cache_gb)
+    with pytest.raises(UserError, match=r"3\.png"):
+        list(split.batches(iter([np.array([0, 1]), np.array([2, 3]), np.array([4])])))

@@ -1,0 +1,251 @@
+"""k-reciprocal re-ranking against the dense formulas of the paper."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from utils import rerank
+from utils.metrics import evaluate, evaluate_distance
+from utils.rerank import k_reciprocal
+
+FEATURES = Path(__file__).resolve().parents[2] / "shared" / "data" / "market1501_osnet_features.npz"
+SOME = settings(max_examples=50, deadline=None, derandomize=True)
+
+
+def clusters(rows: int, width: int = 6, number: int = 5, seed: int = 0) -> torch.Tensor:
+    """(rows, width) float32 around `number` random centers."""
+    rng = np.random.default_rng(seed)
+    centers = rng.normal(size=(number, width)) * 2
+    return torch.from_numpy((centers[rng.integers(0, number, rows)] + rng.normal(size=(rows, width))).astype("f4"))
+
+
+def assert_equals_reference(features: torch.Tensor, queries: int, tolerance: float = 1e-5, **parameters) -> None:
+    found = k_reciprocal(features[:queries], features[queries:], **parameters)
+    expected = reference.k_reciprocal(features.numpy(), queries, **parameters)
+    assert found.dtype == torch.float32
+    assert found.shape == (queries, len(features) - queries)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=tolerance)
+
+
+@SOME
+@given(
+    rows=st.integers(5, 120),
+    share=st.floats(0, 1),
+    number=st.integers(1, 8),
+    width=st.integers(2, 12),
+    k1=st.integers(1, 30),
+    k2=st.integers(1, 12),
+    lambda_value=st.sampled_from((0.0, 0.3, 0.5, 1.0)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_equals_the_dense_formulas(rows, share, number, width, k1, k2, lambda_value, seed):
+    features = clusters(rows, width, number, seed)
+    assume(reference.neighbours_are_clear(features, k1, k2))
+    queries = min(max(1, int(share * rows)), rows - 1)
+    assert_equals_reference(features, queries, k1=k1, k2=k2, lambda_value=lambda_value)
+
+
+def test_equals_the_dense_formulas_with_the_default_parameters():
+    features = clusters(120, seed=1)
+    assert reference.neighbours_are_clear(features, 20, 6)
+    assert_equals_reference(features, 40)
+
+
+@pytest.mark.parametrize("k1", [11, 12, 13, 40])
+@pytest.mark.parametrize("k2", [1, 6, 12, 40])
+def test_more_neighbours_than_images_count_as_all_of_them(k1, k2):
+    features = clusters(12, seed=2)
+    assert reference.neighbours_are_clear(features, k1, k2)
+    assert_equals_reference(features, 4, k1=k1, k2=k2)
+
+
+@pytest.mark.parametrize(("queries", "images"), [(1, 1), (1, 30), (30, 1), (2, 3)])
+def test_one_query_or_one_gallery_image_is_enough(queries, images):
+    features = clusters(queries + images, seed=3)
+    assert reference.neighbours_are_clear(features, 5, 3)
+    assert_equals_reference(features, queries, k1=5, k2=3)
+
+
+def test_lambda_1_is_the_original_distance_over_the_largest_of_the_row():
+    features = clusters(50, seed=4)
+    original = reference.squared_distances(features)
+    expected = (original / original.max(1, keepdims=True))[:20, 20:]
+    found = k_reciprocal(features[:20], features[20:], lambda_value=1)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-6)
+
+
+def test_lambda_0_is_the_jaccard_distance_alone():
+    near, far = torch.zeros(4, 3), torch.full((4, 3), 9.0)
+    near, far = near + clusters(4, 3, 1, 5) * 0.01, far + clusters(4, 3, 1, 6) * 0.01
+    found = k_reciprocal(torch.cat([near[:1], far[:1]]), torch.cat([near[1:], far[1:]]), k1=3, k2=1, lambda_value=0)
+    expected = torch.tensor([[0.0, 0, 0, 1, 1, 1], [1.0, 1, 1, 0, 0, 0]])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)  # two groups that share no neighbour
+
+
+@pytest.mark.parametrize("lambda_value", [0.0, 0.3, 1.0])
+def test_identical_images_of_a_group_are_at_0_and_share_nothing_with_other_groups(lambda_value):
+    # Groups of exactly k1 + 1 equal rows: whichever order equal neighbours come in, the result is the same.
+    group = torch.tensor([[0.0, 0.0], [8.0, 0.0], [0.0, 16.0]])
+    features = group.repeat(6, 1)
+    found = k_reciprocal(features[:3], features[3:], k1=5, k2=4, lambda_value=lambda_value)
+    square = (group[:, None] - group).square().sum(-1)
+    original = (square / square.max(1).values[:, None]).repeat(1, 5)
+    expected = (1 - lambda_value) * (original > 0).float() + lambda_value * original
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [2, 10, 60])
+def test_all_features_equal_prefer_nobody(rows):
+    found = k_reciprocal(torch.full((rows, 4), 3.0), torch.full((rows, 4), 3.0))
+    torch.testing.assert_close(found, found[0, 0].expand(rows, rows), rtol=0, atol=1e-6)  # NaN would differ
+
+
+@SOME
+@given(rows=st.integers(4, 60), levels=st.integers(1, 3), k1=st.integers(1, 8), seed=st.integers(0, 2**32 - 1))
+def test_duplicates_give_finite_distances_between_0_and_1(rows, levels, k1, seed):
+    features = torch.from_numpy(np.random.default_rng(seed).integers(0, levels + 1, (rows, 2))).float()
+    found = k_reciprocal(features[: rows // 2], features[rows // 2 :], k1=k1, k2=3)
+    assert found.isfinite().all()
+    assert float(found.min()) >= -1e-6
+    assert float(found.max()) <= 1 + 1e-6
+
+
+def test_another_gallery_order_permutes_the_columns_and_nothing_else():
+    features = clusters(80, seed=7)
+    assert reference.neighbours_are_clear(features, 20, 6)
+    order = torch.from_numpy(np.random.default_rng(0).permutation(60))
+    found = k_reciprocal(features[:20], features[20:])
+    permuted = k_reciprocal(features[:20], features[20:][order])
+    torch.testing.assert_close(permuted, found[:, order], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("block_bytes", [1, 3000, 50000])
+def test_the_size_of_the_blocks_does_not_matter(monkeypatch, block_bytes):
+    features = clusters(90, seed=8)
+    assert reference.neighbours_are_clear(features, 20, 6)
+    expected = k_reciprocal(features[:30], features[30:])
+    monkeypatch.setattr(rerank, "BLOCK_BYTES", block_bytes)
+    torch.testing.assert_close(k_reciprocal(features[:30], features[30:]), expected, rtol=0, atol=1e-5)
+
+
+# ---- kinds of input
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_float_types_give_what_their_float32_values_give(dtype):
+    features = clusters(60, seed=10).to(dtype)
+    found = k_reciprocal(features[:20], features[20:])
+    assert found.dtype == torch.float32
+    assert torch.equal(found, k_reciprocal(features[:20].float(), features[20:].float()))
+
+
+def test_non_contiguous_features_give_the_same():
+    features = clusters(60, seed=11)
+    assert reference.neighbours_are_clear(features, 20, 6)
+    turned = features.T.contiguous().T
+    assert not turned.is_contiguous()
+    expected = k_reciprocal(features[:20], features[20:])
+    torch.testing.assert_close(k_reciprocal(turned[:20], turned[20:]), expected, rtol=0, atol=1e-5)
+
+
+def test_features_that_still_require_a_gradient_are_taken():
+    features = clusters(60, seed=12)
+    expected = k_reciprocal(features[:20], features[20:])
+    features.requires_grad_()
+    assert torch.equal(k_reciprocal(features[:20], features[20:]).detach(), expected)
+
+
+def test_the_inputs_are_left_as_they_were():
+    query, gallery = clusters(20, seed=13), clusters(40, seed=14)
+    before = query.clone(), gallery.clone()
+    k_reciprocal(query, gallery)
+    assert torch.equal(query, before[0])
+    assert torch.equal(gallery, before[1])
+
+
+def test_autocast_changes_nothing():
+    features = clusters(60, 32, seed=15)
+    expected = k_reciprocal(features[:20], features[20:])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = k_reciprocal(features[:20], features[20:])
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"k1": 0}, {"k1": -3}, {"k2": 0}, {"lambda_value": -0.1}, {"lambda_value": 1.1}, {"lambda_value": float("nan")}],
+    ids=str,
+)
+def test_parameters_out_of_range_are_refused_with_their_value(parameters):
+    value = next(iter(parameters.values()))
+    with pytest.raises(ValueError, match=f"k1 and k2 must be at least 1.*{value}"):
+        k_reciprocal(clusters(5), clusters(9), **parameters)
+
+
+def test_features_of_a_wrong_shape_are_refused():
+    features = clusters(9)
+    for query, gallery in ((features[:, :3], features), (features[0], features), (features, features[None])):
+        with pytest.raises(ValueError, match=r"must be \(Q, D\) and \(G, D\)"):
+            k_reciprocal(query, gallery)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_features_that_are_not_finite_are_refused_and_counted(value):
+    query, gallery = clusters(5), clusters(9)
+    query[1, 2] = gallery[3, 0] = gallery[3, 1] = gallery[8, 5] = value
+    with pytest.raises(ValueError, match="3 of 14 features"):
+        k_reciprocal(query, gallery)
+
+
+@pytest.mark.parametrize(("scale", "dtype"), [(1e20, torch.float32), (1e100, torch.float64)], ids=["1e20", "1e100"])
+def test_features_too_large_to_square_are_refused_or_ranked_rightly(scale, dtype):
+    features = clusters(30, seed=16)
+    expected = k_reciprocal(features[:10], features[10:])
+    try:
+        found = k_reciprocal(features[:10].to(dtype) * scale, features[10:].to(dtype) * scale)
+    except ValueError:
+        return
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+# ---- real features: Market-1501 by a published OSNet x0.25
+
+
+@pytest.fixture(scope="module")
+def market_subset() -> dict:
+    """300 queries and 1,500 gallery images: all images of some random identities, filled up with others."""
+    if not FEATURES.is_file():
+        pytest.skip(f"{FEATURES} is absent: re-ranking cannot be checked on real features")
+    with np.load(FEATURES) as data:
+        arrays = {name: data[name] for name in data.files}
+    rng = np.random.default_rng(5)
+    chosen = rng.permutation(np.unique(arrays["qp"]))[:80]
+    q = rng.permutation(np.flatnonzero(np.isin(arrays["qp"], chosen)))[:300]
+    mates = rng.permutation(np.flatnonzero(np.isin(arrays["gp"], chosen)))
+    others = rng.permutation(np.flatnonzero(~np.isin(arrays["gp"], [-1, *chosen])))
+    g = np.concatenate([mates, others])[:1500]
+    ids = (arrays["qp"][q], arrays["gp"][g], arrays["qc"][q], arrays["gc"][g])
+    return {"query": torch.from_numpy(arrays["qf"][q]), "gallery": torch.from_numpy(arrays["gf"][g]), "ids": ids}
+
+
+def test_market1501_subset_equals_the_dense_formulas_and_gains(market_subset):
+    query, gallery, ids = market_subset["query"], market_subset["gallery"], market_subset["ids"]
+    assert (len(query), len(gallery)) == (300, 1500)
+    found = k_reciprocal(query, gallery)
+    expected = reference.k_reciprocal(torch.cat([query, gallery]).numpy(), 300)
+    # Among 1,800 rows a few neighbours are as near as float32 can tell: leave room for one to change places.
+    assert (np.abs(found.numpy() - expected) > 1e-5).mean() < 0.002
+    scores, wanted = evaluate_distance(found, *ids), reference.evaluation(expected, *ids)
+    assert scores.num_valid_queries == wanted.num_valid_queries
+    assert scores.mAP == pytest.approx(wanted.mAP, abs=1e-4)
+    assert scores.mINP == pytest.approx(wanted.mINP, abs=5e-4)
+    assert scores.mAP > evaluate(query, gallery, *ids, metric="euclidean").mAP + 0.03

@@ -1,0 +1,233 @@
+"""The programs that people run, as they run them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from config import Config
+from processor import do_train
+from tools import results_table
+from tools.get_vis_result import choose_queries
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def program(*args: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=240)
+
+
+def refused(shown: subprocess.CompletedProcess, *words: str) -> None:
+    """One clear sentence, exit code 1 or 2, no traceback."""
+    assert shown.returncode in (1, 2), shown.stdout + shown.stderr
+    assert "Traceback" not in shown.stderr
+    message = [line for line in shown.stderr.splitlines() if line.startswith("error: ")]
+    assert len(message) == 1, shown.stderr
+    for word in words:
+        assert str(word) in message[0]
+
+
+def train_args(cfg: Config) -> list[str]:
+    return ["train.py", "--data-root", cfg.data_root, "--log-dir", cfg.log_dir, "--device", "cpu", "--epochs", "1",
+            "--steps", "1", "--height", "32", "--width", "16", "--batch-size", "8", "--images-per-id", "2"]  # fmt: skip
+
+
+@pytest.fixture
+def trained(tiny: Config) -> Config:
+    do_train(replace(tiny, epochs=1, eval_first=False))
+    return tiny
+
+
+def test_test_py_scores_the_newest_run_and_writes_json(trained, tmp_path):
+    shown = program("test.py", "--log-dir", trained.log_dir, "--flip", "--rerank", "--metric", "euclidean")
+    assert shown.returncode == 0, shown.stderr
+    rows = [line.split()[0] for line in shown.stdout.splitlines() if line and line.split()[0] in ("plain", "flip")]
+    assert rows == ["plain", "flip"] and "flip+rerank" in shown.stdout
+    file = Path(trained.log_dir) / "demo" / "results" / "test_last_demo_euclidean_flip_rerank.json"
+    result = json.loads(file.read_text())
+    assert set(result["scores"]) == {"plain", "flip", "flip+rerank"}
+    assert result["settings"]["metric"] == "euclidean" and "test.py" in result["test_command"]
+    by_path = program("test.py", file.parents[1] / "last.pth", "--metric", "euclidean", "--no-flip")
+    assert f"{result['scores']['plain']['mAP']:.2f}" in by_path.stdout
+
+
+def test_a_cut_test_split_is_said_in_every_output(trained):
+    shown = program("test.py", "--log-dir", trained.log_dir, "--test-ids", "2")
+    assert "first 2 of 4 identities" in shown.stdout and "not comparable" in shown.stdout
+    file = Path(trained.log_dir) / "demo" / "results" / "test_last_demo_cosine_2ids.json"
+    assert "not comparable" in json.loads(file.read_text())["note"]
+
+
+def test_plain_weights_are_tested_without_a_checkpoint(tiny, tmp_path):
+    from model import BACKBONES
+
+    torch.save(BACKBONES["mobilenet_v2"](tiny).state_dict(), tmp_path / "w.pth")
+    shown = program("test.py", "--weights", tmp_path / "w.pth", "--backbone", "mobilenet_v2", "--data-root",
+                    tiny.data_root, "--log-dir", tiny.log_dir, "--height", "32", "--width", "16")  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert "312 tensors loaded" in shown.stdout and "plain" in shown.stdout
+
+
+@pytest.mark.parametrize("entrance", ["get_vis_result.py", "tools/get_vis_result.py"])
+def test_ranked_lists_are_drawn(trained, tmp_path, entrance):
+    out = tmp_path / "pictures"
+    shown = program(entrance, "demo", "--log-dir", trained.log_dir, "--sort", "best", "--num", "3", "--output", out)
+    assert shown.returncode == 0, shown.stderr
+    names = sorted(p.name for p in out.iterdir())
+    assert len(names) == 4 and names[-1] == "overview.png" and names[0].startswith("001_ap")
+    picture = cv2.imread(str(out / names[0]))
+    red, green = (
+        (np.abs(picture.astype(int) - np.array(c)[::-1]).max(2) < 12).sum() for c in ((215, 25, 28), (26, 150, 65))
+    )
+    assert green > 1000, "no green frame around a right match"
+    assert red > 1000, "no red frame around a wrong one"
+
+
+def test_queries_are_chosen_by_ap_and_those_without_a_match_never():
+    ap = np.array([0.5, np.nan, 0.1, 0.9, 0.1])
+    assert choose_queries(ap, "worst", 3, 0).tolist() == [2, 4, 0]
+    assert choose_queries(ap, "best", 2, 0).tolist() == [3, 0]
+    assert choose_queries(ap, "random", 99, 0).tolist() == [0, 2, 3, 4]
+    assert choose_queries(ap, "random", 2, 5).tolist() == choose_queries(ap, "random", 2, 5).tolist()
+
+
+def test_missing_and_empty_data(tiny, tmp_path):
+    common = ["train.py", "tiny_b1", "--weights", "none", "--log-dir", tiny.log_dir, "--device", "cpu"]
+    refused(program(*common, "--data-root", tmp_path / "nowhere"), tmp_path / "nowhere", "--data-root")
+    (tmp_path / "empty" / "Market-1501" / "bounding_box_train").mkdir(parents=True)
+    refused(program(*common, "--data-root", tmp_path / "empty"), "bounding_box_train", "no image")
+    assert not Path(tiny.log_dir).exists()
+
+
+@pytest.mark.parametrize("split", ["bounding_box_train", "bounding_box_test"])
+@pytest.mark.parametrize("damage", ["truncated", "text"])
+def test_a_bad_image_is_named_before_anything_is_written(tiny, split, damage):
+    victim = sorted((Path(tiny.data_root) / "demo" / split).glob("*_c2*.jpg"))[1]
+    victim.write_bytes(victim.read_bytes()[:-200] if damage == "truncated" else b"these are words, not pixels")
+    refused(program(*train_args(tiny)), victim)
+    assert not Path(tiny.log_dir).exists()
+
+
+def test_grey_transparent_and_cmyk_images_are_trained_on(tiny):
+    from PIL import Image
+
+    folder = Path(tiny.data_root) / "demo" / "bounding_box_train"
+    grey, clear, cmyk = sorted(folder.glob("*.jpg"))[:3]
+    Image.open(grey).convert("L").save(grey)
+    Image.open(clear).convert("RGBA").save(clear.with_suffix(".png"))
+    clear.unlink()
+    Image.open(cmyk).convert("CMYK").save(cmyk)
+    shown = program(*train_args(tiny), "--eval-every", "1")
+    assert shown.returncode == 0, shown.stderr
+    assert "36 images" in shown.stdout
+
+
+def test_no_checkpoint_yet_and_one_that_is_not_there(tiny):
+    refused(program("test.py", "--log-dir", tiny.log_dir), "train.py", tiny.log_dir)
+    refused(program("get_vis_result.py", "--log-dir", tiny.log_dir), "train.py")
+    refused(program("test.py", "nowhere.pth", "--log-dir", tiny.log_dir), "nowhere.pth")
+
+
+def test_a_checkpoint_of_another_architecture(trained):
+    refused(program("test.py", "--log-dir", trained.log_dir, "--backbone", "resnet50"), "mobilenet_v2", "resnet50")
+    refused(program("test.py", "demo", "--log-dir", trained.log_dir, "--weights", "x.pth"), "--weights")
+
+
+class Bomb:
+    """A pickle that makes a file when it is loaded carelessly."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(tiny, tmp_path):
+    for name, save in (("old", lambda v, p: p.write_bytes(pickle.dumps(v))), ("new", lambda v, p: torch.save(v, p))):
+        bomb = tmp_path / f"{name}.pth"
+        save({"model": Bomb(str(tmp_path / "boom"))}, bomb)
+        refused(program("test.py", bomb), bomb, "refused")
+        refused(program(*train_args(tiny), "--weights", bomb, "--backbone", "resnet18"), bomb, "refused")
+    assert not (tmp_path / "boom").exists()
+    assert not Path(tiny.log_dir).exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"\x80\x02 half a pickle", b"plain words"])
+def test_damaged_checkpoints_are_refused(tmp_path, content):
+    (tmp_path / "bad.pth").write_bytes(content)
+    refused(program("test.py", tmp_path / "bad.pth"), tmp_path / "bad.pth")
+
+
+def test_a_truncated_and_a_foreign_checkpoint_are_refused(trained, tmp_path):
+    whole = (Path(trained.log_dir) / "demo" / "last.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    refused(program("test.py", tmp_path / "cut.pth"), tmp_path / "cut.pth", "damaged")
+    torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "foreign.pth")
+    refused(program("test.py", tmp_path / "foreign.pth"), "--weights")
+
+
+def test_a_log_directory_that_cannot_be_written_to(tiny, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    blocked = replace(tiny, log_dir=str(tmp_path / "file" / "log"))
+    refused(program(*train_args(blocked)), tmp_path / "file" / "log", "--log-dir")
+    refused(program(*train_args(replace(tiny, log_dir="/proc/reid"))), "/proc/reid", "--log-dir")
+
+
+def test_a_device_that_is_not_there(tiny):
+    refused(program(*train_args(tiny), "--device", "gpu7"), "gpu7")
+
+
+@pytest.fixture
+def results(tmp_path):
+    (tmp_path / "results").mkdir()
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{results_table.START}\nold\n{results_table.END}\nafter\n")
+    rows = [{"experiment": "b1", "protocol": "plain", "source": "paper", "mAP": 85.8, "rank1": 94.1},
+            {"experiment": "b2", "protocol": "plain", "source": "paper", "mAP": 86.2, "rank1": 94.4}]  # fmt: skip
+    (tmp_path / "results" / "published.json").write_text(json.dumps({"rows": rows}))
+    return tmp_path
+
+
+def fill_table(directory: Path, *more: object) -> subprocess.CompletedProcess:
+    where = ["--results", directory / "results", "--readme", directory / "README.md"]
+    return program("tools/results_table.py", *where, *more)
+
+
+def test_results_become_the_table_with_mean_and_deviation_over_seeds(results, trained, tmp_path):
+    file = Path(trained.log_dir) / "demo" / "results" / "train.json"
+    other = json.loads(file.read_text()) | {"seed": 1}
+    scores = [50.0, 60.0]
+    for value, content in zip(scores, (json.loads(file.read_text()), other), strict=True):
+        content["scores"]["plain"]["mAP"] = value
+        (tmp_path / "one.json").write_text(json.dumps(content))
+        shown = fill_table(results, "--add", tmp_path / "one.json", "--name", "b1")
+        assert shown.returncode == 0, shown.stderr
+    text = (results / "README.md").read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    row = next(line for line in text.splitlines() if line.startswith("| b1 |"))
+    assert "55.00 ± 7.07" in row and "n = 2" in row and "85.8 / 94.1" in row
+    assert "| b2 | plain | 86.2 / 94.4 | not measured |" in text
+    assert sorted(p.name for p in (results / "results").iterdir()) == ["b1-s1.json", "b1.json", "published.json"]
+    assert "data_root" not in json.loads((results / "results" / "b1.json").read_text())["settings"]
+    assert fill_table(results, "--check").returncode == 0
+    (results / "README.md").write_text(text.replace("55.00", "99.00"))
+    refused(fill_table(results, "--check"), "results_table.py")
+
+
+def test_results_of_a_cut_set_and_other_files_stay_out_of_the_table(results, trained, tmp_path):
+    content = json.loads((Path(trained.log_dir) / "demo" / "results" / "train.json").read_text())
+    (tmp_path / "cut.json").write_text(json.dumps(content | {"note": "first 3 of 6; not comparable"}))
+    refused(fill_table(results, "--add", tmp_path / "cut.json", "--name", "b1"), "not comparable")
+    refused(fill_table(results, "--add", tmp_path / "nothing.json", "--name", "b1"), "nothing.json")
+    refused(fill_table(results, "--add", tmp_path / "cut.json"), "--name")
+    assert [p.name for p in (results / "results").iterdir()] == ["published.json"]

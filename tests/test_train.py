@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import processor.train
+from config import Config
+from processor import do_train, load_model
+from processor.checkpoint import find_checkpoint, newest_run, read_checkpoint
+from processor.run import run_directory
+from utils.errors import Stopped, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """Everything in a checkpoint that training changes, flat."""
+    state = read_checkpoint(path)
+    flat = {f"model.{k}": v for k, v in state["model"].items()}
+    flat |= {f"criterion.{k}": v for k, v in state["criterion"].items()}
+    for name, optimizer in state["optimizers"].items():
+        for index, values in optimizer["state"].items():
+            flat |= {f"{name}.{index}.{k}": torch.as_tensor(v) for k, v in values.items() if v is not None}
+    return flat
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    different = [k for k in a if not torch.equal(a[k], b[k])]
+    assert not different, different[:5]
+
+
+def test_a_run_leaves_everything_in_its_directory(tiny):
+    run = do_train(tiny, command="python train.py")
+    directory = Path(tiny.log_dir) / "demo"
+    assert run.directory == directory
+    left = {p.name for p in directory.iterdir()}
+    assert left == {"best.pth", "last.pth", "config.json", "metrics.jsonl", "train.log", "results", "tensorboard"}
+    assert list((directory / "tensorboard").glob("events*"))
+    entries = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [e["epoch"] for e in entries] == [0, 1, 2, 3]
+    assert [("scores" in e) for e in entries] == [True, False, True, True]  # before, every second, last
+    assert entries[1].keys() >= {"loss", "id", "triplet", "center", "accuracy", "lr", "images_per_second"}
+    assert Config.from_dict(json.loads((directory / "config.json").read_text())) == tiny
+    result = json.loads((directory / "results" / "train.json").read_text())
+    assert result["scores"] == entries[-1]["scores"] and result["seed"] == 0 and result["command"] == "python train.py"
+    assert result["before"] == entries[0]["scores"]["plain"] and result["torch"] == str(torch.__version__)
+    best = max(e["scores"]["plain"]["mAP"] for e in entries if "scores" in e)
+    stored = read_checkpoint(directory / "best.pth")
+    assert max(h["scores"]["plain"]["mAP"] for h in stored["history"] if "scores" in h) == best
+
+
+def test_training_learns(tiny):
+    settings = {"backbone": "resnet18", "erase_prob": 0.0, "center_weight": 0.0, "lr": 1e-3}
+    run = do_train(replace(tiny, epochs=10, steps=(8,), eval_every=10, **settings))
+    assert run.history[-1]["id"] < 0.8 * run.history[1]["id"]
+    assert run.history[-1]["accuracy"] > 0.6 > run.history[1]["accuracy"]
+
+
+def test_same_seed_same_run_other_seed_other_run(tiny):
+    first, second = (do_train(replace(tiny, epochs=1, name=name)) for name in ("a", "b"))
+    assert_same(weights(first.directory / "last.pth"), weights(second.directory / "last.pth"))
+    other = do_train(replace(tiny, epochs=1, name="c", seed=1))
+    assert not torch.equal(first.model.classifier.weight, other.model.classifier.weight)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "stop_after"),  # of 4 steps an epoch: inside the first, at its end, in the second
+    [("mobilenet_v2", 2), ("mobilenet_v2", 4), ("mobilenet_v2", 7), ("efficientnet_v2_s", 2)],  # the last draws itself
+)
+def test_stopped_by_a_signal_and_resumed_ends_with_bit_identical_weights(tiny, monkeypatch, backbone, stop_after):
+    cfg = replace(tiny, backbone=backbone, epochs=2, eval_first=False)
+    whole = do_train(replace(cfg, name="whole"))
+    assert len(whole.history) == 2
+
+    steps = 0
+    real = processor.train.set_lr
+
+    def set_lr_and_interrupt(*args):
+        nonlocal steps
+        steps += 1
+        if steps == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(processor.train, "set_lr", set_lr_and_interrupt)
+    with pytest.raises(Stopped) as stop:
+        do_train(replace(cfg, name="parts"))
+    assert stop.value.exit_code == 128 + signal.SIGTERM and "--resume" in str(stop.value)
+    monkeypatch.setattr(processor.train, "set_lr", real)
+    torch.manual_seed(12345)  # a new process would not have the old one's random state
+    resumed = do_train(replace(cfg, name="parts", resume=True))
+    assert resumed.directory.name == "parts"
+    assert_same(weights(whole.directory / "last.pth"), weights(resumed.directory / "last.pth"))
+    drop = ("images_per_second",)
+    for a, b in zip(whole.history, resumed.history, strict=True):
+        assert {k: v for k, v in a.items() if k not in drop} == {k: v for k, v in b.items() if k not in drop}
+
+
+def start(tiny: Config, name: str, *more: str) -> subprocess.Popen:
+    settings = {k: v for k, v in tiny.to_dict().items() if k not in ("preset", "name", "resume", "epochs", "steps")}
+    args = [x for k, v in settings.items() if not isinstance(v, bool) for x in (f"--{k}", str(v))]
+    return subprocess.Popen(
+        [sys.executable, "train.py", *args, "--name", name, "--epochs", "6", "--steps", "4", "--no-flip",
+         "--no-rerank", *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_process_goes_on_with_resume_to_bit_identical_weights(tiny, number):
+    whole = start(tiny, "whole")
+    assert whole.wait(240) == 0, whole.stdout.read()
+    log = Path(tiny.log_dir)
+    process = start(tiny, "killed")
+    until = time.monotonic() + 120
+    lines = log / "killed" / "metrics.jsonl"
+    while not (lines.exists() and '"epoch": 1,' in lines.read_text()):
+        assert time.monotonic() < until and process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(120) == (-number if number == signal.SIGKILL else 130)
+    assert read_checkpoint(log / "killed" / "last.pth")["epoch"] < 6
+    resumed = start(tiny, "killed", "--resume")
+    assert resumed.wait(240) == 0, resumed.stdout.read()
+    assert_same(weights(log / "whole" / "last.pth"), weights(log / "killed" / "last.pth"))
+    assert not list(log.rglob("*.tmp")) or number == signal.SIGKILL
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(tiny):
+    with pytest.raises(UserError, match=r"not finite in epoch 1.*--lr"):
+        do_train(replace(tiny, lr=1e30, warmup_epochs=0, eval_first=False, log_every=1))
+
+
+def test_a_second_run_does_not_overwrite_the_first(tiny):
+    cfg = replace(tiny, epochs=1, eval_first=False)
+    assert [do_train(cfg).directory.name for _ in range(3)] == ["demo", "demo-2", "demo-3"]
+    assert run_directory(replace(cfg, resume=True)).name == "demo-3"
+    assert newest_run(cfg.log_dir).parent.name == "demo-3"
+    assert find_checkpoint("demo-2", cfg.log_dir) == Path(cfg.log_dir) / "demo-2" / "last.pth"
+    assert run_directory(replace(cfg, name="new", resume=True)).name == "new"
+
+
+def test_a_finished_run_resumed_trains_no_more(tiny):
+    cfg = replace(tiny, epochs=1, eval_first=False)
+    before = weights(do_train(cfg).directory / "last.pth")
+    again = do_train(replace(cfg, resume=True))
+    assert again.epoch == 1 and len(again.history) == 1
+    assert_same(before, weights(again.directory / "last.pth"))
+
+
+def test_resuming_with_other_data_or_another_model_is_refused(tiny):
+    do_train(replace(tiny, epochs=1, eval_first=False))
+    with pytest.raises(UserError, match="other identities"):
+        do_train(replace(tiny, resume=True, train_ids=4))
+    with pytest.raises(UserError, match=r"mobilenet_v2.*resnet18"):
+        do_train(replace(tiny, resume=True, backbone="resnet18"))
+    with pytest.raises(UserError, match="optimizer"):
+        do_train(replace(tiny, resume=True, center_weight=0.0))
+
+
+def test_the_centers_learn_at_their_own_rate_and_weight_0_switches_them_off(tiny):
+    run = do_train(replace(tiny, epochs=1, eval_first=False))
+    assert run.optimizers["center"].param_groups[0]["lr"] == 0.5
+    off = do_train(replace(tiny, epochs=1, eval_first=False, center_weight=0.0, name="off"))
+    assert "center" not in off.optimizers and "center" not in off.history[-1]
+
+
+def test_load_model_gives_the_trained_model_in_evaluation_mode(tiny):
+    run = do_train(replace(tiny, epochs=1, eval_first=False))
+    model, cfg = load_model(run.directory / "last.pth", "cpu")
+    assert not model.training and cfg == run.cfg
+    images = torch.randn(3, 3, 32, 16)
+    with torch.no_grad():
+        assert torch.allclose(model(images), run.model.eval()(images), atol=1e-5)  # layouts differ
+
+
+def test_memory_layout_changes_speed_not_results(tiny):
+    a, b = (do_train(replace(tiny, epochs=1, name=str(x), channels_last=x)) for x in (True, False))
+    assert a.history[0]["scores"]["plain"]["mAP"] == pytest.approx(b.history[0]["scores"]["plain"]["mAP"], abs=0.5)
+    assert a.history[-1]["loss"] == pytest.approx(b.history[-1]["loss"], rel=0.05)
