@@ -79,8 +79,9 @@ def load_plain(path: str | Path) -> Any:
         raise UserError(
             f"{path} is damaged, or holds more than tensors and plain values and would run code when loaded; refused"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-        raise UserError(f"{path} is damaged or no PyTorch file: {str(error).splitlines()[0][:200]}") from error
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{path} is damaged or no PyTorch file: {reason}") from error
 
 
 def _imagenet(backbone: nn.Module) -> dict[str, torch.Tensor]:

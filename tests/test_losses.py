@@ -60,6 +60,12 @@ def test_triplet_worked_out_by_hand():
     assert batch_hard_triplet(features, labels, 0.5, 0.5).item() == pytest.approx((2.5 + 4) / 2)
 
 
+def test_triplet_tells_small_distances_apart():
+    features = torch.tensor([[0.0], [3e-5], [5e-5], [1.0]])
+    loss = batch_hard_triplet(features, torch.tensor([1, 1, 2, 3]), margin=0.5e-5)
+    assert loss.item() == pytest.approx(1.5e-5 / 2, rel=1e-3)
+
+
 def test_triplet_does_not_assume_k_images_an_identity_or_an_order():
     features, _ = batch(10, seed=1)
     labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 2, 3])
@@ -261,12 +267,13 @@ def test_undoing_the_center_weight_is_harmless_without_centers_or_gradients():
     assert criterion.center.centers.grad is None
 
 
-def test_criterion_under_autocast_takes_half_precision_and_gives_float32():
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+def test_criterion_takes_half_precision_and_computes_in_float32(autocast):
     logits, features, labels = outputs()
     logits, features = [x.detach().bfloat16() for x in logits], [x.detach().bfloat16() for x in features]
     criterion = Criterion(ALL, 3, 8)
     expected, _ = criterion([x.float() for x in logits], [x.float() for x in features], labels)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         total, parts = criterion(logits, features, labels)
     assert total.dtype == torch.float32
     assert all(value.dtype == torch.float32 for value in parts.values())

@@ -56,6 +56,13 @@ def test_equals_the_dense_formulas_with_the_default_parameters():
     assert_equals_reference(features, 40)
 
 
+@pytest.mark.parametrize("k1", [1, 2, 3, 5, 7, 11, 15, 19])
+def test_half_of_an_odd_k1_is_rounded_to_even_as_numpy_does(k1):
+    features = clusters(100, 4, seed=20)
+    assert reference.neighbours_are_clear(features, k1, 2)
+    assert_equals_reference(features, 30, k1=k1, k2=2)
+
+
 @pytest.mark.parametrize("k1", [11, 12, 13, 40])
 @pytest.mark.parametrize("k2", [1, 6, 12, 40])
 def test_more_neighbours_than_images_count_as_all_of_them(k1, k2):

@@ -87,6 +87,17 @@ def test_identities_are_seen_in_proportion_to_their_images():
     assert seen.tolist() == [4 * 50] * 20 + [16 * 50] * 5
 
 
+def test_large_identities_are_spread_over_the_epoch_and_not_left_for_its_end():
+    sizes = [4] * 30 + [40] * 3  # 60 groups: 15 batches, of which each large identity is in 10
+    pids = pids_of(sizes)
+    large = [7 * i - 10 for i in (30, 31, 32)]
+    sampler = PKSampler(pids, 16, 4)
+    per_batch = np.array([[np.isin(pids[b], large).sum() / 4 for b in sampler.epoch(e)] for e in range(100)])
+    assert per_batch.shape == (100, 15)
+    assert per_batch[:, :5].mean() == pytest.approx(2, abs=0.25)
+    assert per_batch[:, -5:].mean() == pytest.approx(2, abs=0.25)
+
+
 def test_identities_with_fewer_images_than_k_are_drawn_with_replacement():
     pids = np.array([0, 0, 1, 1, 1, 1, 2])
     seen = set()

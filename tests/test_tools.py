@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +25,17 @@ from tools.get_vis_result import choose_queries
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def program(*args: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=240)
+def program(*args: object) -> subprocess.CompletedProcess:
+    """Run a script as `python SCRIPT ...` does, but in this process: importing torch anew each time takes seconds."""
+    argv = [str(a) for a in args]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", argv)
+        try:
+            runpy.run_path(str(ROOT / argv[0]), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+    return subprocess.CompletedProcess(argv, code or 0, out.getvalue(), err.getvalue())
 
 
 def refused(shown: subprocess.CompletedProcess, *words: str) -> None:

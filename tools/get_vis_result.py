@@ -45,7 +45,7 @@ def choose_queries(ap: np.ndarray, sort: str, num: int, seed: int) -> np.ndarray
     if sort == "random":
         return np.sort(np.random.default_rng(seed).permutation(valid)[:num])
     order = valid[np.argsort(ap[valid], kind="stable")]
-    return order[:num] if sort == "worst" else order[::-1][:num]
+    return order[:num] if sort == "worst" else np.flip(order)[:num].copy()
 
 
 def ranked_row(tested: Tested, index: int, distance: np.ndarray, ap: float, top: int) -> tuple[str, list[Tile]]:
