@@ -185,7 +185,7 @@ def render_demo(
         for folder in ("bounding_box_train", "query", "bounding_box_test"):
             (partial / folder).mkdir(parents=True)
         studio = Studio(seed)
-        for pid in tqdm(sorted(pids), desc="drawing the demo set", unit=" people", disable=not progress):
+        for pid in tqdm(sorted(pids), desc="drawing the demo set", unit=" people", disable=None if progress else True):
             _identity(studio, partial, pid, pid in train)
         for pid, count in ((0, distractors), (-1, junk)):
             for index in range(count):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from dataclasses import dataclass, field
@@ -145,8 +146,8 @@ def run_directory(cfg: Config) -> Path:
 class StopSignals:
     """Ctrl-C and SIGTERM, held back while a step is under way so that its state can be saved.
 
-    Inside `with`, a signal raises Stopped at once, unless `hold` is set: then `requested` tells, and only a second
-    one raises.
+    Inside `with`, a signal raises Stopped at once, except in a `held` block: there `requested` tells, and only a
+    second one raises.
     """
 
     def __init__(self):
@@ -160,6 +161,15 @@ class StopSignals:
     def __exit__(self, *_exc) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def held(self):
+        """Signals wait for `check` inside this block."""
+        self.hold = True
+        try:
+            yield
+        finally:
+            self.hold = False
 
     def _handle(self, number: int, _frame) -> None:
         if self.hold and not self.requested:

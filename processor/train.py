@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 
@@ -73,66 +74,64 @@ def prepare(cfg: Config, command: str) -> tuple[Run, Loaders]:
 
 def train_one_epoch(run: Run, loaders: Loaders, signals: StopSignals) -> None:
     """The rest of the epoch that the run is in, then a checkpoint. Losses stay on the device between looks at them."""
-    cfg, steps, started, first = run.cfg, len(loaders.train), time.perf_counter(), run.step
-    run.model.train()
-    recent: list[torch.Tensor] = []
-    names: list[str] = []
-    progress = tqdm(
+    cfg, steps, first, started = run.cfg, len(loaders.train), run.step, time.perf_counter()
+    bar = tqdm(
         total=steps * cfg.batch_size,
-        initial=run.step * cfg.batch_size,
+        initial=first * cfg.batch_size,
         desc=f"epoch {run.epoch + 1}/{cfg.epochs}",
         unit="img",
         leave=False,
         disable=None,
     )
-
-    def look() -> None:
-        """Fetch the losses since the last look; a run that has diverged stops here."""
-        if not recent:
-            return
-        for name, value in zip(names, torch.stack(recent).double().sum(0).tolist(), strict=True):
-            run.sums[name] = run.sums.get(name, 0.0) + value
-        recent.clear()
-        if not math.isfinite(run.sums["loss"]):
-            raise UserError(
-                f"the loss is not finite in epoch {run.epoch + 1} near step {run.step}; the last good state is in "
-                f"{run.directory}; lower --lr ({cfg.lr}) or lengthen --warmup-epochs, then go on with --resume"
-            )
-        progress.set_postfix_str(f"loss {run.sums['loss'] / run.step:.3f}", refresh=False)
-
-    signals.hold = True
-    try:
-        for images, labels in loaders.train.epoch(run.epoch, run.device, first_step=run.step):
+    recent: list[dict[str, torch.Tensor]] = []
+    run.model.train()
+    with contextlib.closing(bar), signals.held():
+        for images, labels in loaders.train.epoch(run.epoch, run.device, first_step=first):
             lr = set_lr(cfg, run.optimizers["model"], run.epoch + run.step / steps)
-            if not cfg.channels_last:
-                images = images.contiguous()
-            logits, features = run.model(images)
-            loss, parts = run.criterion(logits, features, labels)
-            for optimizer in run.optimizers.values():
-                optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            run.criterion.undo_center_weight()
-            for optimizer in run.optimizers.values():
-                optimizer.step()
-            parts = {"loss": loss, **parts, "accuracy": (logits[0].argmax(1) == labels).float().mean()}
-            names = list(parts)
-            recent.append(torch.stack(list(parts.values())).detach())
+            recent.append(train_step(run, images, labels))
             run.step += 1
-            progress.update(len(images))
-            if run.step % cfg.log_every == 0 or run.step == steps:
-                look()
-            if signals.requested and run.step < steps:
-                look()
+            bar.update(len(images))
+            stop = signals.requested and run.step < steps
+            if run.step % cfg.log_every == 0 or run.step == steps or stop:
+                add_up(run, recent)
+                bar.set_postfix_str(f"loss {run.sums['loss'] / run.step:.3f}", refresh=False)
+            if stop:
                 run.seconds += time.perf_counter() - started
                 run.save()
                 signals.check(f"stopped in epoch {run.epoch + 1} after step {run.step}; go on with --resume")
-    finally:
-        signals.hold = False
-        progress.close()
-    seconds = time.perf_counter() - started
-    run.seconds += seconds
-    close_epoch(run, lr, (steps - first) * cfg.batch_size / seconds)
+        seconds = time.perf_counter() - started
+        run.seconds += seconds
+        close_epoch(run, lr, (steps - first) * cfg.batch_size / seconds)
     signals.check(f"stopped after epoch {run.epoch}; go on with --resume")
+
+
+def train_step(run: Run, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """One step of all optimizers. Gives the losses as scalars on the device, so that nothing waits for it."""
+    if not run.cfg.channels_last:
+        images = images.contiguous()
+    logits, features = run.model(images)
+    loss, parts = run.criterion(logits, features, labels)
+    for optimizer in run.optimizers.values():
+        optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    run.criterion.undo_center_weight()
+    for optimizer in run.optimizers.values():
+        optimizer.step()
+    accuracy = (logits[0].argmax(1) == labels).float().mean()
+    return {name: value.detach() for name, value in {"loss": loss, **parts, "accuracy": accuracy}.items()}
+
+
+def add_up(run: Run, recent: list[dict[str, torch.Tensor]]) -> None:
+    """Move the losses of the last steps into the run's sums. Raises UserError when the run has diverged."""
+    sums = torch.stack([torch.stack(list(parts.values())) for parts in recent]).double().sum(0).tolist()
+    for name, value in zip(recent[0], sums, strict=True):
+        run.sums[name] = run.sums.get(name, 0.0) + value
+    recent.clear()
+    if not math.isfinite(run.sums["loss"]):
+        raise UserError(
+            f"the loss is not finite in epoch {run.epoch + 1} near step {run.step}; the last good state is in "
+            f"{run.directory}; lower --lr ({run.cfg.lr}) or lengthen --warmup-epochs, then go on with --resume"
+        )
 
 
 def close_epoch(run: Run, lr: float, speed: float) -> None:
