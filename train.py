@@ -5,12 +5,13 @@ import shlex
 import sys
 
 from config.cli import parse_train
-from processor import do_train
 from utils.errors import run
 
 
 def main() -> None:
     cfg = parse_train(None, os.environ)
+    from processor import do_train  # not sooner: torch takes seconds to import, and --help needs none of it
+
     do_train(cfg, command=shlex.join(["python", *sys.argv]))
 
 
