@@ -94,8 +94,8 @@ def test_large_identities_are_spread_over_the_epoch_and_not_left_for_its_end():
     sampler = PKSampler(pids, 16, 4)
     per_batch = np.array([[np.isin(pids[b], large).sum() / 4 for b in sampler.epoch(e)] for e in range(100)])
     assert per_batch.shape == (100, 15)
-    assert per_batch[:, :5].mean() == pytest.approx(2, abs=0.25)
-    assert per_batch[:, -5:].mean() == pytest.approx(2, abs=0.25)
+    assert per_batch[:, :5].mean() == pytest.approx(2, abs=0.5)
+    assert per_batch[:, -5:].mean() == pytest.approx(2, abs=0.5)
 
 
 def test_identities_with_fewer_images_than_k_are_drawn_with_replacement():

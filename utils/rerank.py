@@ -6,6 +6,9 @@ neighbours are found a block of rows at a time, the encodings are sparse, and th
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import NamedTuple
+
 import torch
 
 BLOCK_BYTES = 64 << 20  # of temporary distances or gathered features at a time
@@ -31,10 +34,10 @@ def k_reciprocal(
         raise ValueError(f"{bad} of {len(features)} features hold NaN or infinity")
     neighbours, farthest = nearest(features, max(k1 + 1, k2))
     reciprocal = expand(neighbours, k1)
-    encoding = encode(features, neighbours, farthest, reciprocal)
+    encodings = encode(features, farthest, reciprocal)
     if k2 > 1:
-        encoding = average(encoding, neighbours[:, :k2])
-    overlap = shared_weight(encoding, len(query))
+        encodings = average(encodings, neighbours[:, :k2])
+    overlap = shared_weight(encodings, len(query))
     jaccard = 1 - overlap / (2 - overlap)  # both encodings sum to 1, so the sum of maxima is 2 - the sum of minima
     for start, stop in blocks(len(query), 4 * len(gallery)):
         original = squared(features[start:stop], features[len(query) :]) / farthest[start:stop, None]
@@ -100,48 +103,69 @@ def _mutual(near: torch.Tensor) -> torch.Tensor:
     return mutual
 
 
-def encode(
-    features: torch.Tensor, neighbours: torch.Tensor, farthest: torch.Tensor, pairs: torch.Tensor
-) -> torch.Tensor:
-    """The k-reciprocal encodings V (N, N), sparse CSR: exp(-distance) on R*, each row summing to 1 (equation 7)."""
-    size, (row, column) = len(features), pairs
+class Encodings(NamedTuple):
+    """Sparse rows of an (N, N) matrix: row i holds `weight` at `column`, both from start[i] to start[i + 1]."""
+
+    start: torch.Tensor  # (N + 1,)
+    column: torch.Tensor
+    weight: torch.Tensor
+
+
+def encode(features: torch.Tensor, farthest: torch.Tensor, pairs: torch.Tensor) -> Encodings:
+    """The k-reciprocal encodings V: exp(-distance) on R*, each row summing to 1 (equation 7)."""
+    row, column = pairs
     weight = torch.empty(len(row), device=features.device)
     for start, stop in blocks(len(row), 8 * features.shape[1]):
         a, b = features[row[start:stop]], features[column[start:stop]]
         weight[start:stop] = torch.exp(-(a - b).square().sum(1) / farthest[row[start:stop]])
-    weight /= torch.zeros(size, device=features.device).index_add_(0, row, weight)[row]
-    return _csr(row, column, weight, size)
+    weight /= torch.zeros_like(farthest).index_add_(0, row, weight)[row]
+    return Encodings(_offsets(torch.bincount(row, minlength=len(features))), column, weight)
 
 
-def average(encoding: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
+def average(encodings: Encodings, neighbours: torch.Tensor) -> Encodings:
     """Local query expansion: each encoding becomes the mean of those of its k2 nearest rows (equation 11)."""
     size, k2 = neighbours.shape
-    row = torch.arange(size, device=neighbours.device).repeat_interleave(k2)
-    column = neighbours.sort(1).values.flatten()
-    return _csr(row, column, torch.full_like(column, 1 / k2, dtype=torch.float32), size) @ encoding
+    lengths = encodings.start.diff()
+    columns, weights, counts = [], [], []
+    for start, stop in blocks(size, 64 * k2 * (1 + len(encodings.column) // size)):
+        near = neighbours[start:stop]
+        entry = _ranges(encodings.start[near.flatten()], lengths[near.flatten()])
+        row = torch.arange(stop - start, device=near.device).repeat_interleave(lengths[near].sum(1))
+        key, place = torch.unique(row * size + encodings.column[entry], return_inverse=True)
+        sums = torch.zeros(len(key), device=near.device).index_add_(0, place, encodings.weight[entry])
+        columns.append(key % size)
+        weights.append(sums / k2)
+        counts.append(torch.bincount(key // size, minlength=stop - start))
+    return Encodings(_offsets(torch.cat(counts)), torch.cat(columns), torch.cat(weights))
 
 
-def shared_weight(encoding: torch.Tensor, queries: int) -> torch.Tensor:
+def shared_weight(encodings: Encodings, queries: int) -> torch.Tensor:
     """Sum over the columns of the smaller of two encodings, for every query and gallery row: (Q, G)."""
-    size = len(encoding)
-    start, column, weight = encoding.crow_indices(), encoding.col_indices(), encoding.values()
+    start, column, weight = encodings
+    size, first_of_gallery = len(start) - 1, start[queries]
+    # The gallery's entries column by column: those of column c are number[c] from first[c] on.
+    by_column = torch.argsort(column[first_of_gallery:], stable=True)
     row = torch.arange(size, device=column.device).repeat_interleave(start.diff())
-    in_gallery = row >= queries
-    by_column = torch.argsort(column[in_gallery], stable=True)
-    holder, held = (row[in_gallery] - queries)[by_column], weight[in_gallery][by_column]
-    number = torch.bincount(column[in_gallery], minlength=size)
-    first = number.cumsum(0) - number  # the gallery rows that hold column c are holder[first[c] : first[c] + number[c]]
+    holder = (row[first_of_gallery:] - queries)[by_column]
+    held = weight[first_of_gallery:][by_column]
+    number = torch.bincount(column[first_of_gallery:], minlength=size)
+    first = _offsets(number)
     overlap = torch.zeros(queries, size - queries, device=column.device)
-    for q in range(queries):
-        mine = slice(int(start[q]), int(start[q + 1]))
-        times = number[column[mine]]
-        entry = torch.arange(int(times.sum()), device=column.device)
-        entry += (first[column[mine]] - (times.cumsum(0) - times)).repeat_interleave(times)
-        overlap[q].index_add_(0, holder[entry], torch.minimum(weight[mine].repeat_interleave(times), held[entry]))
+    bounds = start[: queries + 1].tolist()
+    for q, (begin, end) in enumerate(pairwise(bounds)):
+        mine = column[begin:end]
+        entry = _ranges(first[mine], number[mine])
+        smaller = torch.minimum(weight[begin:end].repeat_interleave(number[mine]), held[entry])
+        overlap[q].index_add_(0, holder[entry], smaller)
     return overlap
 
 
-def _csr(row: torch.Tensor, column: torch.Tensor, weight: torch.Tensor, size: int) -> torch.Tensor:
-    counts = torch.bincount(row, minlength=size)
-    start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return torch.sparse_csr_tensor(start, column, weight, (size, size))
+def _offsets(counts: torch.Tensor) -> torch.Tensor:
+    """Where each of consecutive runs of these lengths begins, and where the last ends."""
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def _ranges(first: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    """first[0], first[0] + 1, ... (length[0] numbers), then first[1], ...: all in one tensor."""
+    offsets = _offsets(length)
+    return torch.arange(int(offsets[-1]), device=first.device) + (first - offsets[:-1]).repeat_interleave(length)
