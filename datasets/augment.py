@@ -53,7 +53,7 @@ def random_erasing(
     drawn from `area`, its height:width ratio lies in [aspect, 1/aspect]; one that would not fit is drawn again.
     """
     batch, _, height, width = images.shape
-    tries = 20  # of which about two in three fit; all 20 miss once in 10^9 images, which then stay whole
+    tries = 20  # most fit; an image for which none does stays whole
     size = torch.empty(batch, tries).uniform_(*area, generator=generator) * (height * width)
     ratio = torch.empty(batch, tries).uniform_(aspect, 1 / aspect, generator=generator)
     tall, wide = (size * ratio).sqrt().round(), (size / ratio).sqrt().round()

@@ -25,8 +25,7 @@ def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
         data = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    # Some cv2 versions decode what is left of a truncated JPEG and fill up with grey: look for the end marker.
-    if data[:2].tobytes() == b"\xff\xd8" and b"\xff\xd9" not in data[-1024:].tobytes():
+    if not _jpeg_is_whole(data.tobytes()):
         raise UserError(f"{path} is cut short (a JPEG without its end); restore or remove it")
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
@@ -38,6 +37,16 @@ def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
         shrinks = image.shape[0] > height or image.shape[1] > width
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return image
+
+
+def _jpeg_is_whole(data: bytes) -> bool:
+    """False for a JPEG without its end marker, of which some cv2 versions decode what is left and fill up with grey."""
+    if not data.startswith(b"\xff\xd8"):
+        return True  # no JPEG: its own decoder will tell
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"", b"\xda"):  # up to the picture data:
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")  # a thumbnail before it has an end marker of its own
+    return data.find(b"\xff\xd9", at) >= 0
 
 
 class Images:

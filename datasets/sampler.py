@@ -13,7 +13,7 @@ class PKSampler:
     """P identities × K images a batch (Hermans et al., In Defense of the Triplet Loss, 2017).
 
     An epoch cuts the shuffled images of each identity into groups of K: n // K of them, so that identities are seen
-    in proportion to their images; one with fewer than K images gives one group, drawn with replacement. A batch is P
+    in proportion to their images; one with fewer than K images gives one group, in which some come twice. A batch is P
     groups of P different identities. `len()` is exactly the number of batches that an epoch emits.
 
     pids: identity or label of each image, (N,). batch_size: P × K over all ranks. Rank r of `world_size` emits its
@@ -38,8 +38,9 @@ class PKSampler:
                 f"{world_size} process(es)"
             )
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        pids = np.asarray(pids)
-        self.images_of = [np.flatnonzero(pids == pid) for pid in np.unique(pids)]
+        by_pid = np.argsort(pids, kind="stable")
+        first = np.unique(np.asarray(pids)[by_pid], return_index=True)[1]
+        self.images_of = np.split(by_pid, first[1:])
         if len(self.images_of) < self.p:
             raise UserError(
                 f"a batch of {batch_size} with {images_per_id} images an identity needs {self.p} identities, the "
@@ -68,7 +69,8 @@ class PKSampler:
 
     def _groups(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if len(images) < self.k:
-            return rng.choice(images, (1, self.k), replace=True)
+            again = rng.choice(images, self.k - len(images))
+            return np.concatenate([rng.permutation(images), again])[None]
         whole = len(images) // self.k * self.k
         return rng.permutation(images)[:whole].reshape(-1, self.k)
 
@@ -84,7 +86,7 @@ class PKSampler:
 
 
 class ShuffleSampler:
-    """Every image once an epoch in random order; the last incomplete batch is dropped, since BN dislikes tiny ones.
+    """Images in random order without repeats; the last incomplete batch is dropped, since BN dislikes tiny ones.
 
     Raises UserError when there are fewer images than a batch holds.
     """

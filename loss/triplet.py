@@ -15,19 +15,22 @@ def batch_hard_triplet(
     Anchors without a positive or without a negative are left out of the mean.
     Raises ValueError when no anchor has both.
     """
-    with torch.autocast(features.device.type, enabled=False):
-        distances = euclidean(features.float())
     same = labels[:, None] == labels[None, :]
     positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     usable = positive.any(1) & ~same.all(1)
     if not usable.any():
         raise ValueError("the triplet loss needs a batch with two images of one identity and one image of another")
-    farthest = distances.masked_fill(~positive, -torch.inf).amax(1)[usable]
-    nearest = distances.masked_fill(same, torch.inf).amin(1)[usable]
-    return torch.relu(margin + (1 + hard_factor) * farthest - (1 - hard_factor) * nearest).mean()
+    with torch.autocast(features.device.type, enabled=False):
+        features = features.float()
+        with torch.no_grad():  # only the pairs that are mined need a gradient
+            distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
+            farthest = distances.masked_fill(~positive, -torch.inf).argmax(1)
+            nearest = distances.masked_fill(same, torch.inf).argmin(1)
+        to_positive = (1 + hard_factor) * distance(features, features[farthest])
+        to_negative = (1 - hard_factor) * distance(features, features[nearest])
+    return torch.relu(margin + to_positive - to_negative)[usable].mean()
 
 
-def euclidean(features: torch.Tensor) -> torch.Tensor:
-    """All pairwise distances (B, B) of (B, D). The clamp keeps the root's gradient finite where two rows are equal."""
-    squares = features.square().sum(1)
-    return (squares[:, None] + squares[None, :] - 2 * features @ features.T).clamp(min=1e-12).sqrt()
+def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Euclidean distances (B,) of the rows of (B, D). The clamp keeps the root's gradient finite at 0."""
+    return (a - b).square().sum(1).clamp(min=1e-12).sqrt()

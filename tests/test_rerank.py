@@ -209,8 +209,10 @@ def test_features_of_a_wrong_shape_are_refused():
 def test_features_that_are_not_finite_are_refused_and_counted(value):
     query, gallery = clusters(5), clusters(9)
     query[1, 2] = gallery[3, 0] = gallery[3, 1] = gallery[8, 5] = value
-    with pytest.raises(ValueError, match="3 of 14 features"):
+    with pytest.raises(ValueError, match="1 of 5 query features"):
         k_reciprocal(query, gallery)
+    with pytest.raises(ValueError, match="2 of 9 gallery features"):
+        k_reciprocal(clusters(5), gallery)
 
 
 @pytest.mark.parametrize(("scale", "dtype"), [(1e20, torch.float32), (1e100, torch.float64)], ids=["1e20", "1e100"])
@@ -256,3 +258,10 @@ def test_market1501_subset_equals_the_dense_formulas_and_gains(market_subset):
     assert scores.mAP == pytest.approx(wanted.mAP, abs=1e-4)
     assert scores.mINP == pytest.approx(wanted.mINP, abs=5e-4)
     assert scores.mAP > evaluate(query, gallery, *ids, metric="euclidean").mAP + 0.03
+
+
+def test_features_that_are_all_but_equal_give_finite_distances():
+    for spread in (0.0, 1e-7, 1e-4):
+        features = 1 + spread * clusters(40, seed=3)
+        found = k_reciprocal(features[:10], features[10:])
+        assert torch.isfinite(found).all() and found.min() > -1e-5 and found.max() < 1 + 1e-5

@@ -47,18 +47,16 @@ def evaluate(
 ) -> Scores:
     """Score features (Q, D) and (G, D), on whatever device they are. Distances are made a block of queries at a time.
 
-    The ids are 1-d integer arrays or tensors. Raises ValueError for NaN or infinite features, ids whose length is not
-    the features', unknown metrics, and when no query has a match.
+    The ids are 1-d integers: arrays, tensors or lists. Raises ValueError for NaN or infinite features (and says how
+    many), ids that do not fit the features, unknown metrics, and when no query has a match.
     """
-    for name, features in (("query", query), ("gallery", gallery)):
-        bad = int((~torch.isfinite(features)).any(1).sum()) if features.ndim == 2 else 0
-        if bad:
-            raise ValueError(f"{bad} of {len(features)} {name} features hold NaN or infinity; the model has diverged")
     query, gallery = prepare(query, gallery, metric)
     query_squares, gallery_squares = query.square().sum(1), gallery.square().sum(1)
 
     def block(start: int, stop: int) -> torch.Tensor:
-        return from_product(query[start:stop] @ gallery.T, query_squares[start:stop], gallery_squares, metric)
+        with torch.autocast(query.device.type, enabled=False):
+            product = query[start:stop] @ gallery.T
+        return from_product(product, query_squares[start:stop], gallery_squares, metric)
 
     ids = (query_pids, gallery_pids, query_camids, gallery_camids)
     return _score(block, len(query), len(gallery), ids, query.device, max_rank)
@@ -76,7 +74,13 @@ def evaluate_distance(
     if distance.isnan().any():
         raise ValueError(f"{int(distance.isnan().sum())} of {distance.numel()} distances are NaN")
     ids = (query_pids, gallery_pids, query_camids, gallery_camids)
-    return _score(lambda a, b: distance[a:b].clone(), *distance.shape, ids, distance.device, max_rank)
+    return _score(
+        lambda a, b: distance[a:b].clone(memory_format=torch.contiguous_format),
+        *distance.shape,
+        ids,
+        distance.device,
+        max_rank,
+    )
 
 
 def _score(
@@ -88,6 +92,8 @@ def _score(
     max_rank: int,
 ) -> Scores:
     """Scores from a function that gives the distances (rows, G) of queries start..stop, which may be overwritten."""
+    if max_rank < 1:
+        raise ValueError(f"max_rank must be at least 1, not {max_rank}")
     query_pids, gallery_pids, query_camids, gallery_camids = _check_ids(ids, queries, images, device)
     ap, inp, cmc = np.full(queries, np.nan), np.full(queries, np.nan), np.zeros(max_rank)
     rows = max(1, BLOCK_BYTES // (4 * max(images, 1)))
@@ -148,8 +154,11 @@ def _check_ids(ids: tuple, queries: int, images: int, device: torch.device) -> l
     checked = []
     names = ("query_pids", "gallery_pids", "query_camids", "gallery_camids")
     for name, values, length in zip(names, ids, (queries, images, queries, images), strict=True):
-        tensor = torch.as_tensor(values)
-        if tensor.shape != (length,) or tensor.is_floating_point():
-            raise ValueError(f"{name} must be {length} integers, not {tensor.dtype} of shape {tuple(tensor.shape)}")
-        checked.append(tensor.to(device))
+        try:
+            array = values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+        except ValueError:  # lists within lists, of unequal lengths
+            array = np.empty((), dtype=object)
+        if array.shape != (length,) or (array.dtype.kind not in "iu" and length):
+            raise ValueError(f"{name} must be {length} integers, not {array.dtype} of shape {array.shape}")
+        checked.append(torch.from_numpy(array.astype(np.int64)).to(device))
     return checked

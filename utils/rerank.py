@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from utils.distance import prepare
+
 BLOCK_BYTES = 64 << 20  # of temporary distances or gathered features at a time
 
 
@@ -22,25 +24,27 @@ def k_reciprocal(
 
     k1: neighbours that may be reciprocal. k2: encodings averaged in the local query expansion; 1: none.
     lambda_value: share of the original distance, 0..1. k1 and k2 above Q + G count as Q + G.
-    Raises ValueError for shapes, parameters or non-finite features.
+    Raises ValueError for shapes and parameters that do not fit, and for NaN, infinite or huge features.
     """
-    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
-        raise ValueError(f"features must be (Q, D) and (G, D), not {tuple(query.shape)} and {tuple(gallery.shape)}")
-    if k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
-        raise ValueError(f"k1 and k2 must be at least 1 and lambda in 0..1, not {k1}, {k2}, {lambda_value}")
-    features = torch.cat([query, gallery]).float()
-    bad = int((~torch.isfinite(features)).any(1).sum())
-    if bad:
-        raise ValueError(f"{bad} of {len(features)} features hold NaN or infinity")
+    if int(k1) != k1 or int(k2) != k2 or k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
+        raise ValueError(f"k1 and k2 must be at least 1 and whole, lambda in 0..1, not {k1}, {k2}, {lambda_value}")
+    query, gallery = prepare(query, gallery, "euclidean")
+    with torch.autocast(query.device.type, enabled=False):
+        features = torch.cat([query, gallery])
+        features -= features.mean(0)  # changes no distance; differences of large squares would lose the small ones
+        return _k_reciprocal(features, len(query), int(k1), int(k2), lambda_value)
+
+
+def _k_reciprocal(features: torch.Tensor, queries: int, k1: int, k2: int, lambda_value: float) -> torch.Tensor:
     neighbours, farthest = nearest(features, max(k1 + 1, k2))
     reciprocal = expand(neighbours, k1)
     encodings = encode(features, farthest, reciprocal)
     if k2 > 1:
         encodings = average(encodings, neighbours[:, :k2])
-    overlap = shared_weight(encodings, len(query))
+    overlap = shared_weight(encodings, queries)
     jaccard = 1 - overlap / (2 - overlap)  # both encodings sum to 1, so the sum of maxima is 2 - the sum of minima
-    for start, stop in blocks(len(query), 4 * len(gallery)):
-        original = squared(features[start:stop], features[len(query) :]) / farthest[start:stop, None]
+    for start, stop in blocks(queries, 4 * len(features)):
+        original = (squared(features[start:stop], features[queries:]) / farthest[start:stop, None]).clamp_(max=1)
         jaccard[start:stop].mul_(1 - lambda_value).add_(original, alpha=lambda_value)
     return jaccard
 
@@ -117,7 +121,8 @@ def encode(features: torch.Tensor, farthest: torch.Tensor, pairs: torch.Tensor) 
     weight = torch.empty(len(row), device=features.device)
     for start, stop in blocks(len(row), 8 * features.shape[1]):
         a, b = features[row[start:stop]], features[column[start:stop]]
-        weight[start:stop] = torch.exp(-(a - b).square().sum(1) / farthest[row[start:stop]])
+        share = (a - b).square().sum(1) / farthest[row[start:stop]]
+        weight[start:stop] = torch.exp(-share.clamp(max=1))  # above 1 only by rounding, where all rows are near equal
     weight /= torch.zeros_like(farthest).index_add_(0, row, weight)[row]
     return Encodings(_offsets(torch.bincount(row, minlength=len(features))), column, weight)
 
