@@ -58,14 +58,13 @@ def test_lossless_files_come_back_exactly_and_in_rgb_order(tmp_path, kind):
         ("PNG", "P"),
         ("PNG", "RGBA"),
         ("WEBP", "RGBA"),
-        ("GIF", "P"),
     ],
 )
 def test_other_colour_modes_become_rgb(tmp_path, kind, mode):
     path = tmp_path / "image"
     path.write_bytes(encoded(picture().convert(mode), kind, **({"lossless": True} if kind == "WEBP" else {})))
     with Image.open(path) as file:
-        assert file.mode == mode or kind in ("WEBP", "GIF")
+        assert file.mode == mode or kind == "WEBP"
         expected = file.convert("RGB")
     assert_reads_as(path, expected, tolerance=2 if kind == "JPEG" else 0)
 
@@ -184,7 +183,7 @@ def test_a_progressive_jpeg_cut_short_is_refused(tmp_path):
         read_image(path, HEIGHT, WIDTH)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "TIFF", "GIF"])
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "TIFF"])
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_other_files_cut_short_are_refused_by_name(tmp_path, kind, share):
     whole = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 32, 3), dtype=np.uint8)), kind)
