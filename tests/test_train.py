@@ -106,6 +106,22 @@ def test_stopped_by_a_signal_and_resumed_ends_with_bit_identical_weights(tiny, m
         assert {k: v for k, v in a.items() if k not in drop} == {k: v for k, v in b.items() if k not in drop}
 
 
+def test_stopped_while_testing_and_resumed_the_test_is_made_up_for(tiny, monkeypatch):
+    cfg = replace(tiny, epochs=2, eval_first=False, name="parts")
+    real = processor.train.do_inference
+
+    def stopped(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*args)
+
+    monkeypatch.setattr(processor.train, "do_inference", stopped)
+    with pytest.raises(Stopped):
+        do_train(cfg)
+    monkeypatch.setattr(processor.train, "do_inference", real)
+    resumed = do_train(replace(cfg, resume=True))
+    assert [h["epoch"] for h in resumed.history] == [1, 2] and "scores" in resumed.history[-1]
+
+
 def start(tiny: Config, name: str, *more: str) -> subprocess.Popen:
     settings = {k: v for k, v in tiny.to_dict().items() if k not in ("preset", "name", "resume", "epochs", "steps")}
     args = [x for k, v in settings.items() if not isinstance(v, bool) for x in (f"--{k}", str(v))]

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from datasets import make_loaders
+from model import make_model
+from processor import do_inference, extract_features
+from processor.evaluate import score_table, score_values
+from utils.errors import UserError
+from utils.metrics import evaluate, evaluate_distance
+from utils.rerank import k_reciprocal
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def parts(tiny):
+    torch.manual_seed(0)
+    cfg = replace(tiny, backbone="resnet18")
+    loaders = make_loaders(cfg)
+    return cfg, make_model(cfg, loaders.num_classes).train(), loaders
+
+
+def test_features_follow_the_order_of_the_files_and_leave_the_model_in_its_mode(parts):
+    _cfg, model, loaders = parts
+    plain, flipped = extract_features(model, loaders.gallery, CPU, flip=True)
+    assert model.training and plain.shape == flipped.shape == (25, 512) and plain.dtype == torch.float32
+    images = torch.cat(list(loaders.gallery.batches(CPU)))
+    with torch.no_grad():
+        one_by_one = torch.cat([model.eval()(image[None]) for image in images])
+        mirrored = torch.cat([model(image[None].flip(3)) for image in images])
+    torch.testing.assert_close(plain, one_by_one, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(flipped, (one_by_one + mirrored) / 2, rtol=1e-3, atol=1e-4)
+
+
+def test_batch_size_and_cache_do_not_change_the_features(parts):
+    cfg, model, loaders = parts
+    expected, _ = extract_features(model, loaders.query, CPU)
+    other = make_loaders(replace(cfg, test_batch_size=5, cache_gb=0))
+    torch.testing.assert_close(extract_features(model, other.query, CPU)[0], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_every_protocol_that_is_asked_for_is_scored_as_its_parts_say(parts, metric):
+    cfg, model, loaders = parts
+    cfg = replace(cfg, metric=metric, flip=True, rerank=True, k1=4, k2=2)
+    result = do_inference(cfg, model, loaders.query, loaders.gallery, CPU)
+    ids = (loaders.query.pids, loaders.gallery.pids, loaders.query.camids, loaders.gallery.camids)
+    assert list(result.scores) == ["plain", "flip", "flip+rerank"]
+    assert result.scores["flip"].mAP == evaluate(result.query, result.gallery, *ids, metric=metric).mAP
+    rows = (result.query, result.gallery)
+    if metric == "cosine":
+        rows = tuple(torch.nn.functional.normalize(x, dim=1) for x in rows)
+    expected = evaluate_distance(k_reciprocal(*rows, 4, 2), *ids)
+    assert result.scores["flip+rerank"].mAP == expected.mAP
+    assert result.distance(cfg, [0, 3]).shape == (2, 25)
+    assert list(do_inference(replace(cfg, flip=False), model, loaders.query, loaders.gallery, CPU).scores) == [
+        "plain",
+        "rerank",
+    ]
+
+
+def test_a_diverged_model_gets_a_sentence(parts):
+    cfg, model, loaders = parts
+    model.neck.weight.data.fill_(torch.nan)
+    with pytest.raises(UserError, match="12 of 12 query features hold NaN"):
+        do_inference(cfg, model, loaders.query, loaders.gallery, CPU)
+
+
+def test_the_table_shows_per_cent_and_a_dash_for_ranks_beyond_the_curve(parts):
+    cfg, model, loaders = parts
+    scores = do_inference(replace(cfg, max_rank=5), model, loaders.query, loaders.gallery, CPU).scores
+    values = score_values(scores)
+    assert values["plain"]["mAP"] == pytest.approx(100 * scores["plain"].mAP, abs=1e-4)
+    table = score_table(values, "a cut set")
+    assert f"{values['plain']['rank5']:.2f}" in table and " - " in table and "note: a cut set" in table
