@@ -177,10 +177,10 @@ def test(run: Run, loaders: Loaders) -> None:
 
 def finish(run: Run) -> None:
     """The run's result as JSON, and one line with the score before and after."""
-    write_json(
-        run.directory / "results" / "train.json",
-        result_record(run.state(), run.cfg, run.history[-1]["scores"], run.note),
-    )
+    record = result_record(run.state(), run.cfg, run.history[-1]["scores"], run.note)
+    write_json(run.directory / "results" / "train.json", record)
+    if run.board:
+        run.board.close()
     scores = {h["epoch"]: h["scores"]["plain"]["mAP"] for h in run.history if "scores" in h}
     before = f"{scores[0]:.2f} % before training, " if 0 in scores else ""
     log.info("mAP %s%.2f %% after epoch %d; everything is in %s", before, scores[run.epoch], run.epoch, run.directory)
