@@ -74,9 +74,13 @@ class Images:
             except UserError as error:
                 bad.append(str(error))
 
-        done = self.pool.map(fill, range(len(self)))
-        for _ in tqdm(done, f"read {self.name}", len(self), unit="img", leave=False, disable=None):
-            pass
+        try:
+            done = self.pool.map(fill, range(len(self)))
+            for _ in tqdm(done, f"read {self.name}", len(self), unit="img", leave=False, disable=None):
+                pass
+        except BaseException:  # stopped: without this, the program would read on to the last file before it ends
+            self.pool.shutdown(cancel_futures=True)
+            raise
         if bad:
             more = f" (and {len(bad) - 1} more: {'; '.join(sorted(bad)[1:10])})" if len(bad) > 1 else ""
             raise UserError(sorted(bad)[0] + more)
