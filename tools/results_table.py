@@ -29,12 +29,13 @@ HEAD = "| experiment | protocol | published mAP / R1 | measured mAP / R1 | mINP 
 class Options:
     add: str = ""  # result file of a run to take in first
     name: str = ""  # experiment that it belongs to
+    remark: str = ""  # what a reader of the result must know and its settings do not say
     results: str = str(ROOT / "results")  # directory of the results
     readme: str = str(ROOT / "README.md")  # file whose table is rewritten
     check: bool = False  # write nothing; fail if the table is not up to date
 
 
-def add_result(source: str, name: str, directory: Path) -> None:
+def add_result(source: str, name: str, remark: str, directory: Path) -> None:
     """Copy a result under its experiment's name, without the machine's own paths. A result of a cut set is refused."""
     if not name:
         raise UserError("--add needs --name, the experiment that the result belongs to")
@@ -45,7 +46,7 @@ def add_result(source: str, name: str, directory: Path) -> None:
         raise UserError(f"{source} is no result file of a run ({error}); give RUN/results/train.json") from error
     if note:
         raise UserError(f"{source} does not belong into a table: {note}")
-    result["experiment"] = name
+    result |= {"experiment": name, "remark": remark}
     for place in ("data_root", "log_dir"):
         result["settings"].pop(place, None)
     write_json(directory / (f"{name}.json" if seed == 0 else f"{name}-s{seed}.json"), result)
@@ -97,7 +98,7 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     directory, readme = Path(options.results), Path(options.readme)
     if options.add:
-        add_result(options.add, options.name, directory)
+        add_result(options.add, options.name, options.remark, directory)
     published = json.loads((directory / "published.json").read_text())["rows"]
     before = readme.read_text()
     if START not in before or END not in before:
