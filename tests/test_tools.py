@@ -222,11 +222,12 @@ def test_results_become_the_table_with_mean_and_deviation_over_seeds(results, tr
     for value, content in zip(scores, (json.loads(file.read_text()), other), strict=True):
         content["scores"]["plain"]["mAP"] = value
         (tmp_path / "one.json").write_text(json.dumps(content))
-        shown = fill_table(results, "--add", tmp_path / "one.json", "--name", "b1")
+        shown = fill_table(results, "--add", tmp_path / "one.json", "--name", "b1", "--remark", f"mAP was {value}")
         assert shown.returncode == 0, shown.stderr
     text = (results / "README.md").read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     row = next(line for line in text.splitlines() if line.startswith("| b1 |"))
+    assert "`b1`, seed 1: mAP was 60.0" in text and "`b1`, seed 0: mAP was 50.0" in text
     assert "55.00 ± 7.07" in row and "n = 2" in row and "85.8 / 94.1" in row
     assert "| b2 | plain | 86.2 / 94.4 | not measured |" in text
     assert sorted(p.name for p in (results / "results").iterdir()) == ["b1-s1.json", "b1.json", "published.json"]

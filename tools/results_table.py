@@ -63,7 +63,7 @@ def read_results(directory: Path) -> dict[str, list[dict]]:
 
 
 def table(experiments: dict[str, list[dict]], published: list[dict]) -> str:
-    """The table in Markdown: published rows first, in their order, then what has no published counterpart."""
+    """The table in Markdown: published rows first, in their order, then what has no published counterpart; remarks."""
     rows = [(p["experiment"], p["protocol"], p) for p in published]
     known = {(e, p) for e, p, _ in rows}
     rows += [(e, p, None) for e, runs in experiments.items() for p in runs[0]["scores"] if (e, p) not in known]
@@ -73,7 +73,8 @@ def table(experiments: dict[str, list[dict]], published: list[dict]) -> str:
     for experiment, protocol, reference in rows:
         scored = [r for r in experiments.get(experiment, []) if protocol in r["scores"]]
         lines.append(_row(experiment, protocol, reference, scored))
-    return "\n".join(lines)
+    remarks = [(e, r["seed"], r["remark"]) for e, runs in experiments.items() for r in runs if r.get("remark")]
+    return "\n".join(lines + [f"\n`{e}`, seed {seed}: {remark}" for e, seed, remark in remarks])
 
 
 def _row(experiment: str, protocol: str, reference: dict | None, runs: list[dict]) -> str:
