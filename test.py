@@ -10,8 +10,8 @@ from utils.errors import run
 
 
 def main() -> None:
-    cfg, checkpoint = parse_test(None, os.environ, "test.py [CKPT]", Config)
-    do_test(cfg, checkpoint, command=shlex.join(["python", *sys.argv]))
+    cfg, stored = parse_test(None, os.environ, "test.py [CKPT]", Config)
+    do_test(cfg, stored, command=shlex.join(["python", *sys.argv]))
 
 
 if __name__ == "__main__":

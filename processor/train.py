@@ -13,6 +13,7 @@ from config import Config
 from datasets.loaders import Loaders, make_loaders
 from loss import make_criterion
 from model import make_model
+from processor.checkpoint import LAST
 from processor.environment import pick_device
 from processor.evaluate import do_inference, score_table, score_values
 from processor.result import result_record
@@ -66,7 +67,7 @@ def prepare(cfg: Config, command: str) -> tuple[Run, Loaders]:
         log.info("note: %s", note)
     if any(step >= cfg.epochs for step in cfg.steps):
         log.warning("warning: --steps %s go beyond the %d epochs", " ".join(map(str, cfg.steps)), cfg.epochs)
-    if cfg.resume and (directory / "last.pth").exists():
+    if cfg.resume and (directory / LAST).exists():
         run.restore()
     write_json(directory / "config.json", cfg.to_dict())
     return run, loaders

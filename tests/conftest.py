@@ -40,6 +40,16 @@ def write_tree(base: Path, train_ids: int = 6, test_ids: int = 4, cameras: int =
     return base
 
 
+@pytest.fixture(scope="session")
+def market_arrays() -> dict[str, np.ndarray]:
+    """Real Market-1501 features with their ids, junk included: qf, gf, qp, gp, qc, gc."""
+    file = Path(__file__).resolve().parents[2] / "shared" / "data" / "market1501_osnet_features.npz"
+    if not file.is_file():
+        pytest.skip(f"{file} is absent: nothing can be checked on real features")
+    with np.load(file) as data:
+        return {name: data[name] for name in data.files}
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A data root that holds a tiny `demo` set, so that nothing has to be rendered."""

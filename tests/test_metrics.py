@@ -1,7 +1,5 @@
 """Scores against a stable full sort of every query, ties, odd inputs, and the exact scores of real features."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import reference
@@ -13,17 +11,13 @@ from utils import metrics
 from utils.distance import pairwise_distance
 from utils.metrics import evaluate, evaluate_distance
 
-FEATURES = Path(__file__).resolve().parents[2] / "shared" / "data" / "market1501_osnet_features.npz"
 SOME = settings(max_examples=60, deadline=None, derandomize=True)
 METRICS = ("euclidean", "cosine")
 
 
 @pytest.fixture(scope="module")
-def market() -> dict:
-    if not FEATURES.is_file():
-        pytest.skip(f"{FEATURES} is absent: the exact scores of real features cannot be checked")
-    with np.load(FEATURES) as data:
-        arrays = {name: data[name] for name in data.files}
+def market(market_arrays) -> dict:
+    arrays = market_arrays
     kept = arrays["gp"] != -1
     ids = (arrays["qp"], arrays["gp"][kept], arrays["qc"], arrays["gc"][kept])
     return {"qf": torch.from_numpy(arrays["qf"]), "gf": torch.from_numpy(arrays["gf"][kept]), "ids": ids}

@@ -1,7 +1,5 @@
 """k-reciprocal re-ranking against the dense formulas of the paper."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import reference
@@ -13,7 +11,6 @@ from utils import rerank
 from utils.metrics import evaluate, evaluate_distance
 from utils.rerank import k_reciprocal
 
-FEATURES = Path(__file__).resolve().parents[2] / "shared" / "data" / "market1501_osnet_features.npz"
 SOME = settings(max_examples=50, deadline=None, derandomize=True)
 
 
@@ -230,12 +227,9 @@ def test_features_too_large_to_square_are_refused_or_ranked_rightly(scale, dtype
 
 
 @pytest.fixture(scope="module")
-def market_subset() -> dict:
+def market_subset(market_arrays) -> dict:
     """300 queries and 1,500 gallery images: all images of some random identities, filled up with others."""
-    if not FEATURES.is_file():
-        pytest.skip(f"{FEATURES} is absent: re-ranking cannot be checked on real features")
-    with np.load(FEATURES) as data:
-        arrays = {name: data[name] for name in data.files}
+    arrays = market_arrays
     rng = np.random.default_rng(5)
     chosen = rng.permutation(np.unique(arrays["qp"]))[:80]
     q = rng.permutation(np.flatnonzero(np.isin(arrays["qp"], chosen)))[:300]

@@ -66,8 +66,8 @@ def ranked_row(tested: Tested, index: int, distance: np.ndarray, ap: float, top:
 
 
 def main() -> None:
-    cfg, checkpoint = parse_test(None, os.environ, "get_vis_result.py [CKPT]", VisConfig)
-    tested = do_test(cfg, checkpoint, command=shlex.join(["python", *sys.argv]))
+    cfg, stored = parse_test(None, os.environ, "get_vis_result.py [CKPT]", VisConfig)
+    tested = do_test(cfg, stored, command=shlex.join(["python", *sys.argv]))
     ap = list(tested.inference.scores.values())[-1].ap
     directory = Path(cfg.output) if cfg.output else tested.directory / "results" / f"ranked_{cfg.sort}"
     directory.mkdir(parents=True, exist_ok=True)
