@@ -19,4 +19,5 @@ class CenterLoss(nn.Module):
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            return (features.float() - self.centers[labels]).square().sum(1).mean()
+            # index_select and not [...], whose gradient several threads add up in any order
+            return (features.float() - self.centers.index_select(0, labels)).square().sum(1).mean()

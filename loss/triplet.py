@@ -26,8 +26,9 @@ def batch_hard_triplet(
             distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
             farthest = distances.masked_fill(~positive, -torch.inf).argmax(1)
             nearest = distances.masked_fill(same, torch.inf).argmin(1)
-        to_positive = (1 + hard_factor) * distance(features, features[farthest])
-        to_negative = (1 - hard_factor) * distance(features, features[nearest])
+        # index_select and not [...]: the gradient of the latter is added up by several threads in any order.
+        to_positive = (1 + hard_factor) * distance(features, features.index_select(0, farthest))
+        to_negative = (1 - hard_factor) * distance(features, features.index_select(0, nearest))
     return torch.relu(margin + to_positive - to_negative)[usable].mean()
 
 

@@ -283,3 +283,22 @@ def test_criterion_takes_half_precision_and_computes_in_float32(autocast):
 def test_criterion_refuses_a_batch_without_positives_for_the_triplet():
     with pytest.raises(ValueError, match="two images of one identity"):
         Criterion(Config(), 12, 8)([torch.zeros(12, 12)], [torch.zeros(12, 8)], torch.arange(12))
+
+
+@pytest.mark.parametrize("loss", ["triplet", "center"])
+def test_gradients_are_bit_identical_every_time_on_several_threads(loss):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(64, 2048, generator=generator)
+    features[0] *= 0.01  # nearest to all: many gradients meet in one row
+    labels = torch.arange(64) // 4 if loss == "triplet" else torch.zeros(64, dtype=torch.int64)
+    center, threads, seen = CenterLoss(2, 2048), torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        for _ in range(40):
+            row = features.clone().requires_grad_()
+            center.zero_grad()
+            (batch_hard_triplet(row, labels, 5.0) if loss == "triplet" else center(row, labels)).backward()
+            seen.append(row.grad if loss == "triplet" else center.centers.grad.clone())
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(seen[0], other) for other in seen)
