@@ -5,45 +5,106 @@ from __future__ import annotations
 import torch
 
 METRICS = ("cosine", "euclidean")
+CHUNK_BYTES = 8 << 20  # of features that are converted at a time
+LARGEST = 1e18  # norm of a row: half of what float32 can square, add and subtract
 
 
 def pairwise_distance(query: torch.Tensor, gallery: torch.Tensor, metric: str = "cosine") -> torch.Tensor:
     """Distance of every query to every gallery feature: (Q, D) and (G, D) to (Q, G) float32, autocast or not.
 
     cosine: 1 - cos, in 0..2 up to rounding (a zero row is at distance 1 of everything). euclidean: the root of the
-    squared distance. Raises ValueError for shapes that do not fit, unknown metrics, and features that are NaN,
-    infinite, or too large to square in float32.
+    squared distance. No gradient flows through. Raises ValueError for shapes that do not fit, unknown metrics, and
+    features that are NaN, infinite, or too large to square in float32.
     """
-    query, gallery = prepare(query, gallery, metric)
-    with torch.autocast(query.device.type, enabled=False):
-        return from_product(query @ gallery.T, *(x.square().sum(1) for x in (query, gallery)), metric)
+    pair = Pair(query, gallery, metric)
+    return pair.finish(pair.product(0, len(query)), 0)
 
 
-def prepare(query: torch.Tensor, gallery: torch.Tensor, metric: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Check features and give float32 rows whose inner products `from_product` turns into distances."""
-    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
-        raise ValueError(f"features must be (Q, D) and (G, D), not {tuple(query.shape)} and {tuple(gallery.shape)}")
-    if metric not in METRICS:
-        raise ValueError(f"metric {metric!r} is none of {', '.join(METRICS)}")
-    rows = []
-    for name, features in (("query", query), ("gallery", gallery)):
-        bad = int((~torch.isfinite(features)).any(1).sum())
-        if bad:
-            raise ValueError(f"{bad} of {len(features)} {name} features hold NaN or infinity; the model has diverged")
-        norm = torch.linalg.vector_norm(features, dim=1, dtype=torch.float64)
+class Pair:
+    """Checked query and gallery features, and their distances a block of queries at a time.
+
+    The features stay where and as they are (float16, or a memory-mapped file, for instance): rows are converted in
+    chunks, so that nothing of their size is ever allocated.
+    """
+
+    def __init__(self, query: torch.Tensor, gallery: torch.Tensor, metric: str):
+        if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
+            raise ValueError(f"features must be (Q, D) and (G, D), not {tuple(query.shape)} and {tuple(gallery.shape)}")
+        if metric not in METRICS:
+            raise ValueError(f"metric {metric!r} is none of {', '.join(METRICS)}")
+        self.query, self.gallery, self.metric = query.detach(), gallery.detach(), metric
+        query_norm, gallery_norm = row_norms(self.query, "query"), row_norms(self.gallery, "gallery")
         if metric == "cosine":
-            rows.append((features / norm.clamp(min=1e-300)[:, None]).float())
-        elif bool((norm > 1e18).any()):  # half of what float32 can square, add and subtract
-            raise ValueError(f"{int((norm > 1e18).sum())} of {len(features)} {name} features are too large to square")
+            self.query, self.query_scale = _scaled(self.query, query_norm)
+            self.gallery, self.gallery_scale = _scaled(self.gallery, gallery_norm)
         else:
-            rows.append(features.float())
-    return rows[0], rows[1]
+            refuse_large(query_norm, "query")
+            refuse_large(gallery_norm, "gallery")
+            self.query_square, self.gallery_square = query_norm.square().float(), gallery_norm.square().float()
+
+    def product(self, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Inner products of queries start..stop with the gallery, (stop - start, G) float32, written to `out`."""
+        query = self.query[start:stop].float()
+        if self.metric == "cosine":
+            query = query * self.query_scale[start:stop, None]
+        if out is None:
+            out = torch.empty(len(query), len(self.gallery), device=query.device)
+        with torch.autocast(query.device.type, enabled=False):
+            for first, rows in float_chunks(self.gallery):
+                torch.mm(query, rows.T, out=out[:, first : first + len(rows)])
+        return out
+
+    def finish(self, product: torch.Tensor, start: int) -> torch.Tensor:
+        """Turn rows of inner products, of query `start` and those after it, into distances in place.
+
+        Every operation rounds once, so that equal products give equal distances wherever in a row they are.
+        """
+        if self.metric == "cosine":
+            return product.mul_(self.gallery_scale).neg_().add_(1)
+        squares = self.query_square[start : start + len(product), None]
+        return product.mul_(-2).add_(squares).add_(self.gallery_square).clamp_(min=0).sqrt_()
 
 
-def from_product(
-    product: torch.Tensor, query_squares: torch.Tensor, gallery_squares: torch.Tensor, metric: str
-) -> torch.Tensor:
-    """Distances from inner products (Q, G) and the rows' squared norms (Q,), (G,); overwrites `product`."""
-    if metric == "cosine":
-        return product.neg_().add_(1)
-    return product.mul_(-2).add_(query_squares[:, None]).add_(gallery_squares).clamp_(min=0).sqrt_()
+def float_chunks(features: torch.Tensor):
+    """(first row, float32 rows) one chunk after another; features that are float32 already are one chunk, uncopied."""
+    if features.dtype == torch.float32 and features.is_contiguous():
+        yield 0, features
+        return
+    step = max(1, CHUNK_BYTES // (4 * max(features.shape[1], 1)))
+    for first in range(0, len(features), step):
+        yield first, features[first : first + step].float().contiguous()
+
+
+def row_norms(features: torch.Tensor, name: str) -> torch.Tensor:
+    """(N,) float64 norms of rows. Raises ValueError with the number of rows that hold NaN or infinity."""
+    norm = torch.empty(len(features), dtype=torch.float64, device=features.device)
+    step = max(1, CHUNK_BYTES // (8 * max(features.shape[1], 1)))
+    bad = 0
+    for first in range(0, len(features), step):
+        rows = features[first : first + step]
+        part = norm[first : first + step]
+        part.copy_(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64))
+        if not torch.isfinite(part).all():
+            bad += int((~torch.isfinite(rows)).any(1).sum())
+    if bad:
+        raise ValueError(f"{bad} of {len(features)} {name} features hold NaN or infinity; the model has diverged")
+    if bool(norm.isinf().any()):  # float64 features beyond 1e154
+        refuse_large(norm, name)
+    return norm
+
+
+def refuse_large(norm: torch.Tensor, name: str) -> None:
+    """Raise ValueError where rows of these norms (N,) cannot be squared in float32."""
+    if bool((norm > LARGEST).any()):
+        raise ValueError(f"{int((norm > LARGEST).sum())} of {len(norm)} {name} features are too large to square")
+
+
+def _scaled(features: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features and the float32 factors (N,) that make unit rows of them; a zero row stays zero.
+
+    They are copied, as unit rows with factors 1, only if their own products would leave the range of float32.
+    """
+    inverse = torch.where(norm > 0, 1 / norm, 0)
+    if bool(((norm < LARGEST) & (norm > 1 / LARGEST) | (norm == 0)).all()):
+        return features, inverse.float()
+    return (features * inverse[:, None]).float(), torch.ones_like(norm, dtype=torch.float32)

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from utils.distance import from_product, prepare
+from utils.distance import Pair
+from utils.ragged import ranges
+from utils.roc import Roc, RocCounter
 
-BLOCK_BYTES = 32 << 20  # distances held at a time: memory stays flat whatever the gallery
+BLOCK_BYTES = 64 << 20  # distances made by one matrix product: memory stays flat whatever the gallery
+MANY_MATCHES = 256  # of one query: from here on a sort of its row is cheaper than a comparison a match
 
 
 @dataclass
@@ -28,6 +31,7 @@ class Scores:
     cmc: np.ndarray  # (max_rank,) float64
     num_valid_queries: int
     ap: np.ndarray  # (Q,) float64
+    roc: Roc | None = None  # where it was asked for
 
     def rank(self, k: int) -> float:
         """CMC@k."""
@@ -44,26 +48,34 @@ def evaluate(
     *,
     metric: str = "cosine",
     max_rank: int = 50,
+    roc: bool = False,
 ) -> Scores:
     """Score features (Q, D) and (G, D), on whatever device they are. Distances are made a block of queries at a time.
 
-    The ids are 1-d integers: arrays, tensors or lists. Raises ValueError for NaN or infinite features (and says how
-    many), ids that do not fit the features, unknown metrics, and when no query has a match.
+    The ids are 1-d integers: arrays, tensors or lists. roc: also count the pairs that a distance threshold accepts.
+    Raises ValueError for NaN or infinite features (and says how many), ids that do not fit the features, unknown
+    metrics, and when no query has a match.
     """
-    query, gallery = prepare(query, gallery, metric)
-    query_squares, gallery_squares = query.square().sum(1), gallery.square().sum(1)
+    pair = Pair(query, gallery, metric)
+    truth = Truth((query_pids, gallery_pids, query_camids, gallery_camids), len(query), len(gallery), query.device)
+    rows = _rows_per_block(len(query), len(gallery))
+    buffer = torch.empty(rows, len(gallery), device=query.device)
 
     def block(start: int, stop: int) -> torch.Tensor:
-        with torch.autocast(query.device.type, enabled=False):
-            product = query[start:stop] @ gallery.T
-        return from_product(product, query_squares[start:stop], gallery_squares, metric)
+        return pair.product(start, stop, out=buffer[: stop - start])
 
-    ids = (query_pids, gallery_pids, query_camids, gallery_camids)
-    return _score(block, len(query), len(gallery), ids, query.device, max_rank)
+    return _score(block, pair.finish, truth, rows, max_rank, roc)
 
 
 def evaluate_distance(
-    distance: torch.Tensor, query_pids, gallery_pids, query_camids, gallery_camids, *, max_rank: int = 50
+    distance: torch.Tensor,
+    query_pids,
+    gallery_pids,
+    query_camids,
+    gallery_camids,
+    *,
+    max_rank: int = 50,
+    roc: bool = False,
 ) -> Scores:
     """Score a distance matrix (Q, G), such as a re-ranked one. Ids and errors as for `evaluate`."""
     distance = torch.as_tensor(distance)
@@ -71,83 +83,148 @@ def evaluate_distance(
         distance = distance.float() if distance.is_floating_point() else distance.double()
     if distance.ndim != 2:
         raise ValueError(f"distance must be (Q, G), not {tuple(distance.shape)}")
-    if distance.isnan().any():
-        raise ValueError(f"{int(distance.isnan().sum())} of {distance.numel()} distances are NaN")
-    ids = (query_pids, gallery_pids, query_camids, gallery_camids)
-    return _score(
-        lambda a, b: distance[a:b].clone(memory_format=torch.contiguous_format),
-        *distance.shape,
-        ids,
-        distance.device,
-        max_rank,
-    )
+    rows = _rows_per_block(*distance.shape)
+    missing = sum(int(part.isnan().sum()) for part in distance.split(rows)) if len(distance) else 0
+    if missing:
+        raise ValueError(f"{missing} of {distance.numel()} distances are NaN")
+    truth = Truth((query_pids, gallery_pids, query_camids, gallery_camids), *distance.shape, distance.device)
+
+    def block(start: int, stop: int) -> torch.Tensor:
+        return distance[start:stop].clone(memory_format=torch.contiguous_format)
+
+    return _score(block, lambda part, start: part, truth, rows, max_rank, roc)
+
+
+class Truth:
+    """Which gallery images count for which query."""
+
+    def __init__(self, ids: tuple, queries: int, images: int, device: torch.device):
+        query_pids, gallery_pids, self.query_camids, self.gallery_camids = _check_ids(ids, queries, images, device)
+        ordered, self.by_pid = gallery_pids.sort(stable=True)
+        self.first = torch.searchsorted(ordered, query_pids)  # an identity's images are one run in `by_pid`
+        self.number = torch.searchsorted(ordered, query_pids, right=True) - self.first
+        self.num_negatives = queries * images - int(self.number.sum())
+
+    def of(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Images of the same identity as queries start..stop: their rows (from 0), columns, and which are matches.
+
+        The others are under the query's own camera, and ignored. By row, and within one in gallery order.
+        """
+        number = self.number[start:stop]
+        row = torch.arange(stop - start, device=number.device).repeat_interleave(number)
+        column = self.by_pid[ranges(self.first[start:stop], number)]
+        return row, column, self.query_camids[start + row] != self.gallery_camids[column]
+
+
+def _rows_per_block(queries: int, images: int) -> int:
+    """Queries of a block: all blocks about equal, since matrix products with few rows are slow."""
+    most = max(1, BLOCK_BYTES // (4 * max(images, 1)))
+    blocks = max(1, -(-queries // most))
+    return max(1, -(-queries // blocks))
 
 
 def _score(
     block: Callable[[int, int], torch.Tensor],
-    queries: int,
-    images: int,
-    ids: tuple,
-    device: torch.device,
+    finish: Callable[[torch.Tensor, int], torch.Tensor],
+    truth: Truth,
+    rows: int,
     max_rank: int,
+    roc: bool,
 ) -> Scores:
-    """Scores from a function that gives the distances (rows, G) of queries start..stop, which may be overwritten."""
+    """Scores from `block`, which gives a fresh (rows, G) of queries start..stop, and `finish`, which makes distances
+    of some of its rows, the first being query `start`, in place."""
     if max_rank < 1:
         raise ValueError(f"max_rank must be at least 1, not {max_rank}")
-    query_pids, gallery_pids, query_camids, gallery_camids = _check_ids(ids, queries, images, device)
-    ap, inp, cmc = np.full(queries, np.nan), np.full(queries, np.nan), np.zeros(max_rank)
-    rows = max(1, BLOCK_BYTES // (4 * max(images, 1)))
+    queries = len(truth.number)
+    ap, inp, cmc = np.full(queries, np.nan), np.full(queries, np.nan), np.zeros(max_rank, dtype=np.int64)
+    counter = RocCounter(truth.num_negatives) if roc else None
     for start in range(0, queries, rows):
         stop = min(start + rows, queries)
-        same_pid = query_pids[start:stop, None] == gallery_pids
-        same_camera = query_camids[start:stop, None] == gallery_camids
-        ranks = ranks_of_matches(block(start, stop), same_pid & ~same_camera, same_pid & same_camera)
-        for i, found in enumerate(ranks, start):
-            if len(found):
-                ap[i] = np.mean(np.arange(1, len(found) + 1) / found)
-                inp[i] = len(found) / found[-1]
-                cmc[found[0] - 1 :] += 1
+        distance, (row, column, match) = block(start, stop), truth.of(start, stop)
+        distance[row[~match], column[~match]] = torch.nan  # ignored: before and behind nothing
+        row, column = row[match], column[match]
+        ranks, number = _ranks(distance, row, column, lambda part, first, start=start: finish(part, start + first))
+        if counter:
+            counter.add(distance, row, column)
+        valid = np.flatnonzero(number)
+        ranks, number = ranks[valid], number[valid]
+        hits = np.arange(1, ranks.shape[1] + 1)
+        precision = np.where(hits <= number[:, None], hits / ranks, 0)
+        ap[start + valid] = precision.sum(1) / number
+        inp[start + valid] = number / ranks[np.arange(len(valid)), number - 1]
+        cmc += (
+            np.bincount(ranks[:, 0].clip(max=max_rank + 1), minlength=max_rank + 2)[1:-1].cumsum() if len(valid) else 0
+        )
     valid = int((~np.isnan(ap)).sum())
     if valid == 0:
         raise ValueError("no query has a match in the gallery under another camera, so there is nothing to score")
-    return Scores(float(np.nanmean(ap)), float(np.nanmean(inp)), cmc / valid, valid, ap)
+    return Scores(
+        float(np.nanmean(ap)), float(np.nanmean(inp)), cmc / valid, valid, ap, counter.result() if counter else None
+    )
 
 
-def ranks_of_matches(distance: torch.Tensor, match: torch.Tensor, ignore: torch.Tensor) -> list[np.ndarray]:
-    """For each row of `distance` (B, G): the ranks, from 1 up, of its matches among all images but the ignored ones.
+def _ranks(
+    distance: torch.Tensor, row: torch.Tensor, column: torch.Tensor, finish: Callable[[torch.Tensor, int], torch.Tensor]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ascending ranks (B, most matches of a row) of the matches in each row of `distance` (B, G); their number (B,).
 
-    match, ignore: (B, G) bool. Every image is put between the row's sorted match distances (a search among a handful
-    of numbers) and counted there; that gives how many come before each match. `distance` is overwritten.
+    row, column: where the matches are, by row and within one in gallery order. Entries that are NaN are ignored.
+    A few rows at a time, as many as a cache holds, are made distances by `finish` and counted.
     """
-    distance.masked_fill_(ignore, torch.inf)
-    row, column = match.nonzero(as_tuple=True)  # by row, and within one by gallery order
-    number = match.sum(1)
+    number = torch.bincount(row, minlength=len(distance))
     width = int(number.max()) if len(number) else 0
     slot = torch.arange(len(row), device=row.device) - (number.cumsum(0) - number)[row]
-    matches = distance.new_full((len(distance), width), torch.inf)
-    matches[row, slot] = distance[row, column]
-    matches = matches.sort(1).values
+    place = column.new_full((len(distance), width), 0)
+    place[row, slot] = column
+    real = torch.arange(width, device=row.device) < number[:, None]
+    ranks = torch.full((len(distance), width), distance.shape[1] + 1, device=row.device)
+    step = max(1, _tile_elements(distance.device) // (4 * max(distance.shape[1], 1)))
+    for first in range(0, len(distance), step):
+        part = slice(first, first + step)
+        rows = finish(distance[part], first)
+        wide = int(number[part].max())
+        if wide:
+            counted = preceding(rows, place[part, :wide], real[part, :wide])
+            ranks[part, :wide] = torch.where(real[part, :wide], counted + 1, ranks[part, :wide])
+    return ranks.sort(1).values.cpu().numpy(), number.cpu().numpy()
 
-    def counts(right: bool) -> torch.Tensor:  # column k: images with `k` match distances below (or equal, if right)
-        place = torch.searchsorted(matches, distance, right=right)
-        offset = torch.arange(len(distance), device=place.device)[:, None] * (width + 1)
-        flat = torch.bincount((place + offset).flatten(), minlength=len(distance) * (width + 1))
-        return flat.view(len(distance), width + 1).cumsum(1)[:, :width]
 
-    closer = counts(right=True)  # images strictly nearer than match k
-    not_farther = counts(right=False)  # images at most as far as match k, itself included
-    tied = ((not_farther - closer) > 1) & (torch.arange(width, device=number.device) < number[:, None])
-    ranks, number, tied_rows = (closer + 1).cpu().numpy(), number.tolist(), tied.any(1).tolist()
-    result = []
-    for i, n in enumerate(number):
-        if tied_rows[i]:  # rare with real features: let a stable sort of this one row decide
-            order = torch.argsort(distance[i], stable=True)
-            order = order[~ignore[i][order]]
-            found = (match[i][order].nonzero().flatten() + 1).cpu().numpy()
-            result.append(found)
-        else:
-            result.append(ranks[i, :n])
-    return result
+def preceding(distance: torch.Tensor, place: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """How many entries of each row of `distance` (B, G) come before the entries at `place` (B, W) of it: (B, W) int64.
+
+    Before are those that are smaller, and of equal ones those at a smaller column. NaN entries are nowhere. Where
+    `real` (B, W) is False the result means nothing.
+    """
+    value = distance.gather(1, place).masked_fill_(~real, -torch.inf)
+    if place.shape[1] >= MANY_MATCHES:
+        ordered = distance.sort(1).values  # NaN last
+        smaller, not_larger = (torch.searchsorted(ordered, value, right=right) for right in (False, True))
+    else:
+        smaller, not_larger = (_count(compare, distance, value) for compare in (torch.lt, torch.le))
+    tied = ((not_larger - smaller > 1) & real).nonzero(as_tuple=True)
+    before = torch.arange(distance.shape[1], device=distance.device)
+    step = max(1, _tile_elements(distance.device) // max(distance.shape[1], 1))
+    for some in zip(*(x.split(step) for x in tied), strict=True):  # rare with real features
+        equal = distance[some[0]] == value[some][:, None]
+        smaller[some] += (equal & (before < place[some][:, None])).sum(1)
+    return smaller
+
+
+def _count(compare: Callable, distance: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """For every value (B, W), how many entries of its row of `distance` (B, G) satisfy compare(entry, value)."""
+    rows, width = value.shape
+    # Comparisons that are written as numbers of the compared type, and summed, run several times as fast as booleans.
+    step = max(1, min(_tile_elements(distance.device) // (rows * width), distance.shape[1]))
+    tile = distance.new_empty(rows, width, step)
+    total = torch.zeros(rows, width, dtype=torch.float64, device=distance.device)
+    for part in distance.split(step, dim=1):
+        total += compare(part[:, None], value[:, :, None], out=tile[..., : part.shape[1]]).sum(2)
+    return total.long()
+
+
+def _tile_elements(device: torch.device) -> int:
+    """Comparisons made at a time: what stays in a core's cache, or keeps a GPU busy."""
+    return 1 << 20 if device.type == "cpu" else 1 << 26
 
 
 def _check_ids(ids: tuple, queries: int, images: int, device: torch.device) -> list[torch.Tensor]:

@@ -1,110 +1,181 @@
 """k-reciprocal re-ranking (Zhong et al., Re-ranking Person Re-identification with k-reciprocal Encoding, CVPR 2017).
 
 The paper's formulas, row by row, without the N×N matrices of its reference code (N = Q + G; 35 GB each for MSMT17):
-neighbours are found a block of rows at a time, the encodings are sparse, and their overlaps are summed sparsely.
+distances are made a tile at a time, each once for both of its rows; of every row the nearest others are kept; the
+encodings are sparse, and their overlaps are summed sparsely. Beside the features, and the (Q, G) result, which first
+holds the original distances, memory is a few lists of neighbours and blocks of `block_bytes`.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
-from utils.distance import prepare
+from utils.distance import refuse_large, row_norms
+from utils.ragged import offsets, ranges
 
-BLOCK_BYTES = 64 << 20  # of temporary distances or gathered features at a time
+BLOCK_BYTES = 32 << 20  # of temporary distances, converted features or gathered entries at a time
 
 
 def k_reciprocal(
-    query: torch.Tensor, gallery: torch.Tensor, k1: int = 20, k2: int = 6, lambda_value: float = 0.3
+    query: torch.Tensor,
+    gallery: torch.Tensor,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+    *,
+    block_bytes: int | None = None,
 ) -> torch.Tensor:
     """Re-ranked distances (Q, G) float32 of features (Q, D) and (G, D), from the squared euclidean distances of the
     rows as given (normalise them first for cosine).
 
     k1: neighbours that may be reciprocal. k2: encodings averaged in the local query expansion; 1: none.
-    lambda_value: share of the original distance, 0..1. k1 and k2 above Q + G count as Q + G.
+    lambda_value: share of the original distance, 0..1. k1 and k2 above Q + G count as Q + G. block_bytes bounds the
+    temporary memory (BLOCK_BYTES unless given); larger blocks are hardly faster on a CPU.
     Raises ValueError for shapes and parameters that do not fit, and for NaN, infinite or huge features.
     """
+    _check_parameters(k1, k2, lambda_value)
+    features = Features(query, gallery, block_bytes or BLOCK_BYTES)
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        found = search(features, max(int(k1) + 1, int(k2)))
+        encodings = encode(features, found, int(k1), int(k2))
+        result = found.original
+        for start, stop, jaccard in jaccard_distances(encodings, features.queries, features.block_bytes):
+            result[start:stop].mul_(lambda_value).add_(jaccard, alpha=1 - lambda_value)
+    return result
+
+
+def k_reciprocal_grid(
+    query: torch.Tensor,
+    gallery: torch.Tensor,
+    k1s: Sequence[int],
+    k2s: Sequence[int],
+    lambda_values: Sequence[float],
+    *,
+    block_bytes: int | None = None,
+) -> Iterator[tuple[int, int, float, torch.Tensor]]:
+    """(k1, k2, lambda, re-ranked distances) for all combinations, k1 outermost; the neighbours are searched once.
+
+    The distances are those of `k_reciprocal`, in a tensor (Q, G) that the next step overwrites. Two more such
+    matrices are held beside it.
+    """
+    for k1 in k1s:
+        for k2 in k2s:
+            for lambda_value in lambda_values:
+                _check_parameters(k1, k2, lambda_value)
+    features = Features(query, gallery, block_bytes or BLOCK_BYTES)
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        found = search(features, int(max(max(k1s) + 1, max(k2s))))
+        jaccard, result = torch.empty_like(found.original), torch.empty_like(found.original)
+    for k1 in k1s:
+        for k2 in k2s:
+            with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+                encodings = encode(features, found, int(k1), int(k2))
+                for start, stop, block in jaccard_distances(encodings, features.queries, features.block_bytes):
+                    jaccard[start:stop] = block
+            for lambda_value in lambda_values:
+                torch.mul(found.original, lambda_value, out=result).add_(jaccard, alpha=1 - lambda_value)
+                yield k1, k2, lambda_value, result
+
+
+def _check_parameters(k1: int, k2: int, lambda_value: float) -> None:
     if int(k1) != k1 or int(k2) != k2 or k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
         raise ValueError(f"k1 and k2 must be at least 1 and whole, lambda in 0..1, not {k1}, {k2}, {lambda_value}")
-    query, gallery = prepare(query, gallery, "euclidean")
-    with torch.autocast(query.device.type, enabled=False):
-        features = torch.cat([query, gallery])
-        features -= features.mean(0)  # changes no distance; differences of large squares would lose the small ones
-        return _k_reciprocal(features, len(query), int(k1), int(k2), lambda_value)
 
 
-def _k_reciprocal(features: torch.Tensor, queries: int, k1: int, k2: int, lambda_value: float) -> torch.Tensor:
-    neighbours, farthest = nearest(features, max(k1 + 1, k2))
-    reciprocal = expand(neighbours, k1)
-    encodings = encode(features, farthest, reciprocal)
-    if k2 > 1:
-        encodings = average(encodings, neighbours[:, :k2])
-    overlap = shared_weight(encodings, queries)
-    jaccard = 1 - overlap / (2 - overlap)  # both encodings sum to 1, so the sum of maxima is 2 - the sum of minima
-    for start, stop in blocks(queries, 4 * len(features)):
-        original = (squared(features[start:stop], features[queries:]) / farthest[start:stop, None]).clamp_(max=1)
-        jaccard[start:stop].mul_(1 - lambda_value).add_(original, alpha=lambda_value)
-    return jaccard
+class Features:
+    """Query rows, then gallery rows, as if they were one float32 tensor (N, D) around the origin, but uncopied."""
+
+    def __init__(self, query: torch.Tensor, gallery: torch.Tensor, block_bytes: int):
+        if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
+            raise ValueError(f"features must be (Q, D) and (G, D), not {tuple(query.shape)} and {tuple(gallery.shape)}")
+        for name, rows in (("query", query), ("gallery", gallery)):
+            refuse_large(row_norms(rows.detach(), name), name)
+        self.query, self.gallery, self.block_bytes = query.detach(), gallery.detach(), block_bytes
+        self.queries, self.width, self.device = len(query), query.shape[1], query.device
+        self.size = len(query) + len(gallery)
+        self.step = self._tile_side()
+        # Around the mean no distance changes, but large squares no longer swallow small differences.
+        total = sum(rows.double().sum(0) for part in (query, gallery) for rows in part.detach().split(256))
+        self.mean = (total / self.size).float()
+
+    def _tile_side(self) -> int:
+        """The largest n for which two tiles (n, n) of distances and two (n, D) of features fit into block_bytes."""
+        n = (math.sqrt(self.width**2 + self.block_bytes / 2) - self.width) / 2  # 8 n (n + D) = block_bytes
+        return max(16, int(n) // 64 * 64 if n >= 64 else int(n))
+
+    def tiles(self) -> list[tuple[int, int]]:
+        """Ranges of rows, none of which holds both query and gallery rows."""
+        ends = ((0, self.queries), (self.queries, self.size))
+        return [(a, min(a + self.step, end)) for start, end in ends for a in range(start, end, self.step)]
+
+    def tile(self, start: int, stop: int, buffer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of one of the `tiles` less the mean, in the buffer (`step`, D), and their squares (stop - start,)."""
+        source, first = (self.query, 0) if start < self.queries else (self.gallery, self.queries)
+        rows = buffer[: stop - start].copy_(source[start - first : stop - first]).sub_(self.mean)
+        return rows, torch.linalg.vector_norm(rows, dim=1).square_()
+
+    def take(self, index: torch.Tensor) -> torch.Tensor:
+        """Rows (n, D) at any index, as given."""
+        rows = torch.empty(len(index), self.width, device=self.device)
+        from_query = index < self.queries
+        rows[from_query] = self.query[index[from_query]].float()
+        rows[~from_query] = self.gallery[index[~from_query] - self.queries].float()
+        return rows
 
 
-def blocks(rows: int, bytes_per_row: int):
-    """Ranges of rows that together stay within BLOCK_BYTES."""
-    step = max(1, BLOCK_BYTES // max(bytes_per_row, 1))
-    return ((start, min(start + step, rows)) for start in range(0, rows, step))
+class Found(NamedTuple):
+    """What the search of the neighbours leaves. Distances are squared, and divided by the largest of their row."""
+
+    original: torch.Tensor  # (Q, G) query to gallery
+    nearest: torch.Tensor  # (N, count) indices, the nearest (itself as a rule) first
+    distance: torch.Tensor  # (N, count) of those
+    farthest: torch.Tensor  # (N,) the divisors
 
 
-def squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Squared euclidean distances (A, B), never negative."""
-    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * (a @ b.T)).clamp_(min=0)
+def search(features: Features, count: int) -> Found:
+    """Distances of all rows to all rows, a tile at a time; tiles below the diagonal are those above, transposed."""
+    size, queries, device = features.size, features.queries, features.device
+    count = min(count, size)
+    original = torch.empty(queries, size - queries, device=device)
+    nearest = torch.zeros(size, count, dtype=torch.int64, device=device)
+    distance = torch.full((size, count), torch.inf, device=device)
+    farthest = torch.zeros(size, device=device)
 
+    def keep(start: int, stop: int, tile: torch.Tensor, first: int) -> None:
+        """Merge the distances of rows start..stop to rows first.. into what is known of the former."""
+        farthest[start:stop] = torch.maximum(farthest[start:stop], tile.amax(1))
+        values, index = tile.topk(min(count, tile.shape[1]), dim=1, largest=False)
+        values = torch.cat([distance[start:stop], values], 1)
+        index = torch.cat([nearest[start:stop], index + first], 1)
+        distance[start:stop], order = values.topk(count, dim=1, largest=False)
+        nearest[start:stop] = index.gather(1, order)
 
-def nearest(features: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` nearest rows of each row, itself first as a rule, (N, count); and its largest distance, (N,)."""
-    count = min(count, len(features))
-    neighbours = torch.empty(len(features), count, dtype=torch.int64, device=features.device)
-    farthest = torch.empty(len(features), device=features.device)
-    for start, stop in blocks(len(features), 4 * len(features)):
-        distance = squared(features[start:stop], features)
-        farthest[start:stop] = distance.amax(1)
-        neighbours[start:stop] = distance.topk(count, dim=1, largest=False).indices
-    return neighbours, farthest.clamp_(min=torch.finfo(torch.float32).tiny)  # all rows equal: divide 0 by something
-
-
-def expand(neighbours: torch.Tensor, k1: int) -> torch.Tensor:
-    """R*(i, k1) of every row i as row-column pairs (2, pairs), sorted, each once (the paper's equations 3 to 5).
-
-    R(i, k): the rows among the k + 1 nearest of i that have i among theirs. To it are added R(j, k1/2) of each of its
-    members j, where more than two thirds of that set are in R(i, k1) already.
-    """
-    size = len(neighbours)
-    near = neighbours[:, : k1 + 1]
-    half = neighbours[:, : round(k1 / 2) + 1]
-    mutual, half_mutual = (_mutual(x) for x in (near, half))
-    pairs = []
-    for start, stop in blocks(size, near.shape[1] ** 2 * half.shape[1]):
-        inside = torch.where(mutual[start:stop], near[start:stop], -1)  # R(i, k1), padded
-        theirs = half[near[start:stop]]  # (rows, k1 + 1, k1/2 + 1): the half lists of all neighbours
-        counted = half_mutual[near[start:stop]] & mutual[start:stop, :, None]
-        shared = ((theirs[..., None] == inside[:, None, None, :]).any(-1) & counted).sum(-1)
-        joins = 3 * shared > 2 * counted.sum(-1)
-        added = torch.where(counted & joins[..., None], theirs, -1).flatten(1)
-        members = torch.cat([inside, added], 1)
-        row = torch.arange(start, stop, device=near.device)[:, None].expand_as(members)
-        kept = members >= 0
-        pairs.append(torch.unique(row[kept] * size + members[kept]))
-    key = torch.cat(pairs)
-    return torch.stack([key // size, key % size])
-
-
-def _mutual(near: torch.Tensor) -> torch.Tensor:
-    """(N, k) bool: is i among the k listed of its a-th neighbour?"""
-    mutual = torch.empty_like(near, dtype=torch.bool)
-    for start, stop in blocks(len(near), 8 * near.shape[1] ** 2):
-        mine = torch.arange(start, stop, device=near.device)[:, None, None]
-        mutual[start:stop] = (near[near[start:stop]] == mine).any(-1)
-    return mutual
+    step = features.step
+    buffers = [torch.empty(step, features.width, device=device) for _ in range(2)]
+    tiles = [torch.empty(step * step, device=device) for _ in range(2)]
+    parts = features.tiles()
+    for i, (a, b) in enumerate(parts):
+        rows, squares = features.tile(a, b, buffers[0])
+        for c, d in parts[i:]:
+            others, other_squares = features.tile(c, d, buffers[1])
+            tile, turned = (x[: (b - a) * (d - c)] for x in tiles)
+            tile = torch.mm(rows, others.T, out=tile.view(b - a, d - c))
+            tile.mul_(-2).add_(squares[:, None]).add_(other_squares).clamp_(min=0)
+            if a < queries <= c:
+                original[a:b, c - queries : d - queries] = tile
+            keep(a, b, tile, c)
+            if a != c:
+                keep(c, d, turned.view(d - c, b - a).copy_(tile.T), a)
+    del buffers, tiles
+    farthest.clamp_(min=torch.finfo(torch.float32).tiny)  # all rows equal: divide 0 by something
+    for start in range(0, queries, step):
+        part = slice(start, min(start + step, queries))
+        original[part].div_(farthest[part, None]).clamp_(max=1)  # above 1 only by rounding
+    return Found(original, nearest, distance.div_(farthest[:, None]).clamp_(max=1), farthest)
 
 
 class Encodings(NamedTuple):
@@ -115,62 +186,129 @@ class Encodings(NamedTuple):
     weight: torch.Tensor
 
 
-def encode(features: torch.Tensor, farthest: torch.Tensor, pairs: torch.Tensor) -> Encodings:
-    """The k-reciprocal encodings V: exp(-distance) on R*, each row summing to 1 (equation 7)."""
-    row, column = pairs
-    weight = torch.empty(len(row), device=features.device)
-    for start, stop in blocks(len(row), 8 * features.shape[1]):
-        a, b = features[row[start:stop]], features[column[start:stop]]
-        share = (a - b).square().sum(1) / farthest[row[start:stop]]
-        weight[start:stop] = torch.exp(-share.clamp(max=1))  # above 1 only by rounding, where all rows are near equal
-    weight /= torch.zeros_like(farthest).index_add_(0, row, weight)[row]
-    return Encodings(_offsets(torch.bincount(row, minlength=len(features))), column, weight)
+def encode(features: Features, found: Found, k1: int, k2: int) -> Encodings:
+    """The k-reciprocal encodings V: exp(-distance) on R*, each row summing to 1 (equation 7), averaged over k2 rows."""
+    size = features.size
+    near = found.nearest[:, : k1 + 1]
+    row, column = expand(near, found.nearest[:, : round(k1 / 2) + 1], features.block_bytes)
+    weight = torch.exp(-_distances_of(features, found, k1, row, column))
+    weight /= torch.zeros(size, device=weight.device).index_add_(0, row, weight)[row]
+    encodings = Encodings(offsets(torch.bincount(row, minlength=size)), column, weight)
+    return average(encodings, found.nearest[:, :k2], features.block_bytes) if k2 > 1 else encodings
 
 
-def average(encodings: Encodings, neighbours: torch.Tensor) -> Encodings:
+def expand(near: torch.Tensor, half: torch.Tensor, block_bytes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """R*(i, k1) of every row i, as rows and columns of its members in ascending order (the paper's equations 3 to 5).
+
+    near, half: the k1 + 1 and k1/2 + 1 nearest of each row, (N, ...). R(i, k): the rows among the k + 1 nearest of i
+    that have i among theirs. To it are added R(j, k1/2) of each of its members j, where more than two thirds of that
+    set are in R(i, k1) already.
+    """
+    size, width = near.shape
+    mutual, half_mutual = _mutual(near, block_bytes), _mutual(half, block_bytes)
+    keys = []
+    for start, stop in _blocks(size, 150 * width * half.shape[1], block_bytes):
+        rows = slice(start, stop)
+        inside = torch.where(mutual[rows], near[rows], size).sort(1).values  # R(i, k1), padded at the end
+        theirs = half[near[rows]].flatten(1)  # the half lists of all neighbours
+        counted = (half_mutual[near[rows]] & mutual[rows, :, None]).flatten(1)
+        place = torch.searchsorted(inside, theirs).clamp_(max=width - 1)
+        shared = (inside.gather(1, place) == theirs) & counted
+        shape = (stop - start, width, half.shape[1])
+        joins = 3 * shared.view(shape).sum(2) > 2 * counted.view(shape).sum(2)
+        added = torch.where(counted.view(shape) & joins[..., None], theirs.view(shape), size).flatten(1)
+        members = torch.cat([inside, added], 1)
+        row = torch.arange(start, stop, device=near.device)[:, None].expand_as(members)
+        kept = members < size
+        keys.append(torch.unique(row[kept] * size + members[kept]))
+    key = torch.cat(keys)
+    return key // size, key % size
+
+
+def _mutual(near: torch.Tensor, block_bytes: int) -> torch.Tensor:
+    """(N, k) bool: is i among the k listed of its a-th neighbour?"""
+    mutual = torch.empty_like(near, dtype=torch.bool)
+    for start, stop in _blocks(len(near), 20 * near.shape[1] ** 2, block_bytes):
+        mine = torch.arange(start, stop, device=near.device)[:, None, None]
+        mutual[start:stop] = (near[near[start:stop]] == mine).any(-1)
+    return mutual
+
+
+def _distances_of(features: Features, found: Found, k1: int, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    """Distances of these pairs, which are sorted: as the search found them, and computed for those it did not keep."""
+    listed, order = found.nearest.sort(1)
+    rows = torch.arange(features.size, device=row.device)
+    key = (rows[:, None] * features.size + listed).flatten()
+    place = torch.searchsorted(key, row * features.size + column).clamp_(max=len(key) - 1)
+    distance = found.distance.gather(1, order).flatten()[place]
+    for missing in (
+        (key[place] != row * features.size + column)
+        .nonzero()
+        .flatten()
+        .split(max(1, features.block_bytes // (24 * max(features.width, 1))))
+    ):
+        difference = features.take(row[missing]) - features.take(column[missing])
+        distance[missing] = (difference.square_().sum(1) / found.farthest[row[missing]]).clamp_(max=1)
+    return distance
+
+
+def average(encodings: Encodings, nearest: torch.Tensor, block_bytes: int) -> Encodings:
     """Local query expansion: each encoding becomes the mean of those of its k2 nearest rows (equation 11)."""
-    size, k2 = neighbours.shape
+    size, k2 = nearest.shape
     lengths = encodings.start.diff()
     columns, weights, counts = [], [], []
-    for start, stop in blocks(size, 64 * k2 * (1 + len(encodings.column) // size)):
-        near = neighbours[start:stop]
-        entry = _ranges(encodings.start[near.flatten()], lengths[near.flatten()])
+    for start, stop in _blocks_of_cost(150 * lengths[nearest].sum(1), block_bytes):
+        near = nearest[start:stop]
+        entry = ranges(encodings.start[near.flatten()], lengths[near.flatten()])
         row = torch.arange(stop - start, device=near.device).repeat_interleave(lengths[near].sum(1))
         key, place = torch.unique(row * size + encodings.column[entry], return_inverse=True)
         sums = torch.zeros(len(key), device=near.device).index_add_(0, place, encodings.weight[entry])
         columns.append(key % size)
         weights.append(sums / k2)
         counts.append(torch.bincount(key // size, minlength=stop - start))
-    return Encodings(_offsets(torch.cat(counts)), torch.cat(columns), torch.cat(weights))
+    return Encodings(offsets(torch.cat(counts)), torch.cat(columns), torch.cat(weights))
 
 
-def shared_weight(encodings: Encodings, queries: int) -> torch.Tensor:
-    """Sum over the columns of the smaller of two encodings, for every query and gallery row: (Q, G)."""
+def jaccard_distances(encodings: Encodings, queries: int, block_bytes: int) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """(start, stop, (rows, G)) Jaccard distances of some queries' encodings to those of the gallery (equation 10).
+
+    Only columns that both encodings hold add to the sum of minima; each query column finds its gallery rows in a list.
+    """
     start, column, weight = encodings
-    size, first_of_gallery = len(start) - 1, start[queries]
-    # The gallery's entries column by column: those of column c are number[c] from first[c] on.
+    size, first_of_gallery = len(start) - 1, int(start[queries])
+    images = size - queries
     by_column = torch.argsort(column[first_of_gallery:], stable=True)
     row = torch.arange(size, device=column.device).repeat_interleave(start.diff())
-    holder = (row[first_of_gallery:] - queries)[by_column]
+    holder = (row[first_of_gallery:] - queries)[by_column]  # gallery rows that hold column 0, then column 1, ...
     held = weight[first_of_gallery:][by_column]
     number = torch.bincount(column[first_of_gallery:], minlength=size)
-    first = _offsets(number)
-    overlap = torch.zeros(queries, size - queries, device=column.device)
-    bounds = start[: queries + 1].tolist()
-    for q, (begin, end) in enumerate(pairwise(bounds)):
-        mine = column[begin:end]
-        entry = _ranges(first[mine], number[mine])
-        smaller = torch.minimum(weight[begin:end].repeat_interleave(number[mine]), held[entry])
-        overlap[q].index_add_(0, holder[entry], smaller)
-    return overlap
+    first = offsets(number)
+    pairs = number[column[:first_of_gallery]]  # for each entry of a query: gallery entries in its column
+    cost = 120 * torch.zeros(queries, dtype=torch.int64, device=column.device).index_add_(
+        0, row[:first_of_gallery], pairs
+    )
+    for a, b in _blocks_of_cost(cost + 8 * images, block_bytes):
+        mine = slice(int(start[a]), int(start[b]))
+        entry = ranges(first[column[mine]], pairs[mine])
+        smaller = torch.minimum(weight[mine].repeat_interleave(pairs[mine]), held[entry])
+        target = ((row[mine] - a) * images).repeat_interleave(pairs[mine]) + holder[entry]
+        overlap = torch.zeros((b - a) * images, device=column.device).index_add_(0, target, smaller).view(b - a, images)
+        # Encodings sum to 1, so the sum of maxima is 2 less the sum of minima: 1 - s / (2 - s) = 2 - 2 / (2 - s).
+        yield a, b, overlap.neg_().add_(2).reciprocal_().mul_(-2).add_(2)
 
 
-def _offsets(counts: torch.Tensor) -> torch.Tensor:
-    """Where each of consecutive runs of these lengths begins, and where the last ends."""
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+def _blocks(rows: int, bytes_per_row: int, block_bytes: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that together stay within block_bytes."""
+    step = max(1, block_bytes // max(bytes_per_row, 1))
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def _ranges(first: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-    """first[0], first[0] + 1, ... (length[0] numbers), then first[1], ...: all in one tensor."""
-    offsets = _offsets(length)
-    return torch.arange(int(offsets[-1]), device=first.device) + (first - offsets[:-1]).repeat_interleave(length)
+def _blocks_of_cost(cost: torch.Tensor, block_bytes: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows whose costs (N,) in bytes add up to at most block_bytes; a row that costs more is alone."""
+    total = offsets(cost)
+    start = 0
+    while start < len(cost):
+        stop = int(torch.searchsorted(total, total[start] + block_bytes, right=True)) - 1
+        stop = max(stop, start + 1)
+        yield start, stop
+        start = stop

@@ -1,0 +1,96 @@
+"""Query expansion: a feature and its nearest neighbours in the gallery say more about a person than the feature alone.
+
+No labels are used and none are known here: the neighbours may well be images that the evaluation ignores for a query.
+"""
+
+from __future__ import annotations
+
+import torch
+
+BLOCK_BYTES = 64 << 20  # of similarities or gathered features at a time
+
+
+@torch.no_grad()
+def expand_queries(query: torch.Tensor, gallery: torch.Tensor, k: int = 5, alpha: float = 3.0) -> torch.Tensor:
+    """Alpha query expansion of features (Q, D) by (G, D): unit rows (Q, D) float32, autocast or not.
+
+    All rows are L2-normalised; a query q becomes q + the sum over its k nearest gallery rows g of max(cos, 0)^alpha g,
+    normalised (Radenović et al., Fine-tuning CNN Image Retrieval with No Human Annotation, TPAMI 2018). With alpha 0
+    every neighbour weighs 1, whatever its cosine: average query expansion (Chum et al., Total Recall, ICCV 2007).
+    Equally near rows are taken by gallery order; k above G counts as G. Raises ValueError for shapes, k and alpha that
+    do not fit, and for NaN or infinite features (and says how many).
+    """
+    _check_parameters(k, alpha)
+    check_features(query=query, gallery=gallery)
+    return _expand(unit_rows(query), unit_rows(gallery), k, alpha, same=False)
+
+
+@torch.no_grad()
+def augment_gallery(gallery: torch.Tensor, k: int = 5, alpha: float = 3.0) -> torch.Tensor:
+    """Database-side augmentation: `expand_queries` of a gallery (G, D) by itself: unit rows (G, D) float32.
+
+    A row weighs 1 and is none of its own k neighbours; a duplicate of it can be one (Arandjelović and Zisserman, Three
+    Things Everyone Should Know to Improve Object Retrieval, CVPR 2012; Gordo et al., End-to-end Learning of Deep Visual
+    Representations for Image Retrieval, IJCV 2017). k above G - 1 counts as G - 1. Errors as for `expand_queries`.
+    """
+    _check_parameters(k, alpha)
+    check_features(gallery=gallery)
+    rows = unit_rows(gallery)
+    return _expand(rows, rows, k, alpha, same=True)
+
+
+def check_features(**features: torch.Tensor) -> None:
+    """Raise ValueError, with their names, unless all are finite and (N, D) with one D."""
+    if any(rows.ndim != 2 for rows in features.values()) or len({rows.shape[1] for rows in features.values()}) > 1:
+        shapes = " and ".join(f"{name} {tuple(rows.shape)}" for name, rows in features.items())
+        raise ValueError(f"features must be (N, D), all of the same D, not {shapes}")
+    for name, rows in features.items():
+        bad = int((~torch.isfinite(rows)).any(1).sum())
+        if bad:
+            raise ValueError(f"{bad} of {len(rows)} rows of {name} hold NaN or infinity; the model has diverged")
+
+
+def unit_rows(features: torch.Tensor) -> torch.Tensor:
+    """Rows (N, D) of length 1, float32. A zero row stays zero."""
+    norm = torch.linalg.vector_norm(features, dim=1, dtype=torch.float64)
+    return (features / norm.clamp(min=1e-300)[:, None]).float()
+
+
+def _check_parameters(k: int, alpha: float) -> None:
+    if int(k) != k or k < 1:
+        raise ValueError(f"k must be a whole number of at least 1, not {k}")
+    if not 0 <= alpha < torch.inf:
+        raise ValueError(f"alpha must be finite and at least 0, not {alpha}")
+
+
+def _expand(rows: torch.Tensor, gallery: torch.Tensor, k: int, alpha: float, same: bool) -> torch.Tensor:
+    """Unit rows expanded by unit gallery rows. Where both are the same, row i is no neighbour of row i."""
+    k = min(int(k), len(gallery) - same)
+    if k < 1:
+        return rows
+    expanded = torch.empty_like(rows)
+    size = max(1, BLOCK_BYTES // (4 * max(len(gallery), k * rows.shape[1])))
+    with torch.autocast(rows.device.type, enabled=False):
+        for start in range(0, len(rows), size):
+            block = rows[start : start + size]
+            similarity = block @ gallery.T
+            if same:
+                similarity.diagonal(start).fill_(-torch.inf)
+            neighbours = _nearest(similarity, k)
+            weight = similarity.gather(1, neighbours).clamp(min=0).pow(alpha)
+            added = (weight[:, None] @ gallery[neighbours])[:, 0]
+            expanded[start : start + size] = unit_rows(block + added)
+    return expanded
+
+
+def _nearest(similarity: torch.Tensor, k: int) -> torch.Tensor:
+    """Columns (B, k), ascending, of the k largest similarities of each row; of equal ones the first are taken."""
+    largest = similarity.topk(min(k + 1, similarity.shape[1]))
+    nearest = largest.indices[:, :k].sort(1).values
+    # topk takes any of equal ones, which matters in the rows whose k-th value is also the next one
+    unclear = (largest.values[:, k - 1] == largest.values[:, -1]).nonzero()[:, 0]
+    rows, smallest = similarity[unclear], largest.values[unclear, k - 1, None]
+    above, tied = rows > smallest, rows == smallest
+    chosen = above | (tied & (tied.cumsum(1, dtype=torch.int32) <= k - above.sum(1, keepdim=True)))
+    nearest[unclear] = chosen.nonzero()[:, 1].view(-1, k)
+    return nearest

@@ -1,0 +1,199 @@
+"""Evaluation protocols other than the single query of `utils.metrics.evaluate`.
+
+Ids, metric, max_rank and errors are as for `evaluate`, and equal distances rank by gallery order here too. In a random
+gallery each query has one match, at rank r: AP and INP are both 1/r. A seed gives the same ones on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.distance import pairwise_distance
+from utils.expansion import check_features, unit_rows
+from utils.metrics import Scores, evaluate
+
+BLOCK_BYTES = 32 << 20  # distances held at a time
+Ids = Tensor | np.ndarray | Sequence[int]  # one-dimensional
+
+
+@dataclass(kw_only=True)
+class TrialScores(Scores):
+    """Scores as means over trials, all of which have the same num_valid_queries. `ap` is a query's mean over the trials
+    that it took part in, NaN where there are none. Standard deviations are a sample's, NaN for a single trial."""
+
+    mAP_std: float
+    cmc_std: np.ndarray  # (max_rank,) float64
+    trials: int
+
+
+@torch.no_grad()
+def multi_query(
+    query: Tensor, query_pids: Ids, query_camids: Ids, pool: Tensor, pool_pids: Ids, pool_camids: Ids, how: str = "mean"
+) -> Tensor:
+    """Market-1501's multiple queries (Zheng et al., Scalable Person Re-identification, ICCV 2015): (Q, D) float32.
+
+    Each query (Q, D) becomes the mean (with how="max" the largest value of each dimension) of itself and all images of
+    the pool (P, D) of the same identity under the same camera: Market's `gt_bbox`, or the gallery, whose images of that
+    kind the evaluation ignores anyway. Rows are taken as given, so normalise them first where only directions matter;
+    the result is not normalised. An image that is both a query and in the pool counts twice in the mean.
+    """
+    if how not in ("mean", "max"):
+        raise ValueError(f"how {how!r} is neither 'mean' nor 'max'")
+    check_features(query=query, pool=pool)
+    query_ids = _integers(len(query), query_pids=query_pids, query_camids=query_camids)
+    pool_ids = _integers(len(pool), pool_pids=pool_pids, pool_camids=pool_camids)
+    groups, group = np.unique(np.concatenate((query_ids, pool_ids), axis=1), axis=1, return_inverse=True)
+    of_query, of_pool = torch.from_numpy(group.ravel()).to(query.device).split((len(query), len(pool)))
+    reduction, empty = {"mean": ("sum", 0.0), "max": ("amax", -torch.inf)}[how]
+    # float64: the order in which a GPU happens to add then hardly ever shows in float32
+    pooled = query.new_full((groups.shape[1], query.shape[1]), empty, dtype=torch.float64)
+    pooled.scatter_reduce_(0, of_pool[:, None].expand_as(pool), pool.double(), reduction)
+    if how == "max":
+        return pooled[of_query].maximum(query).float()
+    return ((pooled[of_query] + query) / (1 + of_pool.bincount(minlength=len(pooled))[of_query, None])).float()
+
+
+def evaluate_multi_query(
+    query: Tensor, gallery: Tensor, query_pids: Ids, gallery_pids: Ids, query_camids: Ids, gallery_camids: Ids,
+    *, metric: str = "cosine", max_rank: int = 50, how: str = "mean",
+) -> Scores:  # fmt: skip
+    """`evaluate` with `multi_query` from the gallery. For the cosine metric rows are L2-normalised before pooling."""
+    check_features(query=query, gallery=gallery)
+    _integers(len(gallery), gallery_pids=gallery_pids, gallery_camids=gallery_camids)  # by the names they have here
+    if metric == "cosine":
+        query, gallery = unit_rows(query), unit_rows(gallery)
+    query = multi_query(query, query_pids, query_camids, gallery, gallery_pids, gallery_camids, how)
+    ids = (query_pids, gallery_pids, query_camids, gallery_camids)
+    return evaluate(query, gallery, *ids, metric=metric, max_rank=max_rank)
+
+
+def evaluate_single_shot(
+    query: Tensor, gallery: Tensor, query_pids: Ids, gallery_pids: Ids, query_camids: Ids, gallery_camids: Ids,
+    *, metric: str = "cosine", max_rank: int = 50, trials: int = 10, seed: int = 0,
+) -> TrialScores:  # fmt: skip
+    """CUHK03's first protocol (Li et al., DeepReID, CVPR 2014): a trial's gallery is one random image an identity.
+
+    The query's own identity is represented by an image under another camera. All queries of a trial meet the same
+    images of the others; torchreid's `eval_cuhk03` draws anew for each query, and gives the mAP of the whole gallery.
+    """
+    check_features(query=query, gallery=gallery)
+    query_pids, query_camids = _integers(len(query), query_pids=query_pids, query_camids=query_camids)
+    gallery_pids, gallery_camids = _integers(len(gallery), gallery_pids=gallery_pids, gallery_camids=gallery_camids)
+    identities, label = np.unique(gallery_pids, return_inverse=True)
+    known = np.flatnonzero(np.isin(query_pids, identities))
+    own_label, own_camera = np.searchsorted(identities, query_pids[known]), query_camids[known]
+
+    def draw(order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        drawn = _first_of_each(label, order)
+        elsewhere = gallery_camids[order] != gallery_camids[drawn][label[order]]
+        # for queries under the drawn image's own camera: the first under another, or any where there is none
+        spare = _first_of_each(label, np.concatenate((order[elsewhere], order[~elsewhere])))
+        own = np.where(gallery_camids[drawn][own_label] != own_camera, drawn[own_label], spare[own_label])
+        valid = gallery_camids[own] != own_camera
+        return drawn, known[valid], own[valid]
+
+    return _over_trials(query, gallery, label, draw, metric, max_rank, trials, seed)
+
+
+def evaluate_vehicle_id(
+    features: Tensor, pids: Ids, *, metric: str = "cosine", max_rank: int = 50, trials: int = 10, seed: int = 0
+) -> TrialScores:
+    """PKU VehicleID's protocol (Liu et al., Deep Relative Distance Learning, CVPR 2016) on features (N, D).
+
+    A trial's gallery is one random image an identity, and all other images are queries; cameras play no part. So the
+    only image of an identity is never a query. `ap` is (N,). Raises ValueError where no identity has two images.
+    """
+    check_features(features=features)
+    label = np.unique(*_integers(len(features), pids=pids), return_inverse=True)[1]
+
+    def draw(order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        drawn = _first_of_each(label, order)
+        rest = np.setdiff1d(order, drawn)
+        return drawn, rest, drawn[label[rest]]
+
+    return _over_trials(features, features, label, draw, metric, max_rank, trials, seed)
+
+
+def evaluate_by_camera(
+    query: Tensor, gallery: Tensor, query_pids: Ids, gallery_pids: Ids, query_camids: Ids, gallery_camids: Ids,
+    *, metric: str = "cosine", max_rank: int = 50,
+) -> dict[tuple[int, int], Scores]:  # fmt: skip
+    """Scores of one camera's queries in another's gallery, by (query camera, gallery camera), if any has a match."""
+    check_features(query=query, gallery=gallery)
+    query_pids, query_camids = _integers(len(query), query_pids=query_pids, query_camids=query_camids)
+    gallery_pids, gallery_camids = _integers(len(gallery), gallery_pids=gallery_pids, gallery_camids=gallery_camids)
+    scores = {}
+    for pair in product(np.unique(query_camids).tolist(), np.unique(gallery_camids).tolist()):
+        q, g = np.flatnonzero(query_camids == pair[0]), np.flatnonzero(gallery_camids == pair[1])
+        if pair[0] != pair[1] and np.isin(query_pids[q], gallery_pids[g]).any():
+            ids = (query_pids[q], gallery_pids[g], query_camids[q], gallery_camids[g])
+            scores[pair] = evaluate(query[q], gallery[g], *ids, metric=metric, max_rank=max_rank)
+    if not scores:
+        raise ValueError("no query has a match in the gallery under another camera, so there is nothing to score")
+    return scores
+
+
+def _integers(length: int, **ids: Ids) -> list[np.ndarray]:
+    """The ids as int64 arrays. Raises ValueError with the name of one that is not `length` integers."""
+    arrays = {k: v.cpu().numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in ids.items()}
+    for name, array in arrays.items():
+        if array.shape != (length,) or (array.dtype.kind not in "iu" and length):
+            raise ValueError(f"{name} must be {length} integers, not {array.dtype} of shape {array.shape}")
+    return [array.astype(np.int64) for array in arrays.values()]
+
+
+def _first_of_each(label: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """The image of each label 0, 1, ... that comes first in `order`."""
+    return order[np.unique(label[order], return_index=True)[1]]
+
+
+def _over_trials(
+    query: Tensor, gallery: Tensor, label: np.ndarray, draw: Callable[[np.ndarray], tuple],
+    metric: str, max_rank: int, trials: int, seed: int,
+) -> TrialScores:  # fmt: skip
+    """Scores of galleries that `draw` takes from a random order of all gallery images, whose identities are `label`.
+
+    draw gives the drawn images, one a label, the valid queries, and the image that is each valid query's match.
+    """
+    for name, value in (("max_rank", max_rank), ("trials", trials)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    generator = torch.Generator().manual_seed(seed)
+    ranks = np.full((trials, len(query)), np.nan)
+    for row in ranks:
+        drawn, valid, own = draw(torch.randperm(len(gallery), generator=generator).numpy())
+        if len(valid) == 0:
+            raise ValueError("no query has a match in the gallery, so there is nothing to score")
+        row[valid] = _ranks(query[valid], gallery, drawn, own, label[own], metric)
+    mAP = np.nanmean(1 / ranks, axis=1)
+    cmc = np.array([(row[:, None] <= np.arange(1, max_rank + 1)).sum(0) for row in ranks]) / len(valid)
+    times = (~np.isnan(ranks)).sum(0)
+    ap = np.nansum(1 / ranks, axis=0) / np.where(times, times, np.nan)
+    mAP_std, cmc_std = (np.std(x, axis=0, ddof=1) if trials > 1 else np.full(x.shape[1:], np.nan) for x in (mAP, cmc))
+    mAP, mAP_std = float(mAP.mean()), float(mAP_std)
+    return TrialScores(mAP, mAP, cmc.mean(0), len(valid), ap, mAP_std=mAP_std, cmc_std=cmc_std, trials=trials)
+
+
+def _ranks(
+    query: Tensor, gallery: Tensor, drawn: np.ndarray, own: np.ndarray, label: np.ndarray, metric: str
+) -> np.ndarray:
+    """Rank (Q,) of image own[q] for query q among the drawn images of all labels but label[q]."""
+    # One product for all images, lest equal features differ in the last bit; in gallery order, by which ties rank.
+    columns, place = np.unique(np.concatenate((drawn, own)), return_inverse=True)
+    images, position = gallery[columns], torch.arange(len(columns)).to(query.device)
+    of_drawn, of_own = torch.from_numpy(place).to(query.device).split((len(drawn), len(own)))
+    label = torch.from_numpy(label).to(query.device)
+    ranks = []
+    for rows in torch.arange(len(query)).to(query.device).split(max(1, BLOCK_BYTES // (4 * len(columns)))):
+        distance = pairwise_distance(query[rows], images, metric)
+        match = distance.gather(1, of_own[rows, None])
+        before = (distance < match) | ((distance == match) & (position < of_own[rows, None]))
+        others = before[:, of_drawn].scatter(1, label[rows, None], False)
+        ranks.append(1 + others.sum(1).cpu().numpy())
+    return np.concatenate(ranks)

@@ -1,0 +1,16 @@
+"""Runs of unequal lengths laid end to end in one tensor."""
+
+from __future__ import annotations
+
+import torch
+
+
+def offsets(lengths: torch.Tensor) -> torch.Tensor:
+    """Where each of consecutive runs of these lengths begins, and where the last ends: (N,) to (N + 1,)."""
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+
+
+def ranges(first: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    """first[0], first[0] + 1, ... (length[0] numbers), then first[1], ...: all in one tensor."""
+    begin = offsets(length)
+    return torch.arange(int(begin[-1]), device=first.device) + (first - begin[:-1]).repeat_interleave(length)
