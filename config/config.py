@@ -26,6 +26,7 @@ class Config:
     dataset: Literal["demo", "market1501"] = "demo"  # data to train and test on; demo renders itself
     data_root: str = "data"  # directory that holds the datasets; default: the variable REID_DATA, else data
     train_ids: int = 0  # train on the first n identities only, for a quick look; 0: all
+    holdout_ids: int = 0  # keep the last n identities out of training, so that settings can be chosen on them; 0: none
     test_ids: int = 0  # test on the first n identities only, without distractors (scores then say so); 0: all
     height: int = 256  # pixels that every image is resized to
     width: int = 128  # pixels that every image is resized to
@@ -85,7 +86,15 @@ class Config:
     k1: int = 20  # re-ranking: neighbours considered
     k2: int = 6  # re-ranking: neighbours averaged in the local query expansion
     lambda_value: float = 0.3  # re-ranking: share of the original distance
+    rerank_note: str = ""  # re-ranking: what must be known of k1, k2 and lambda; test.py says it beside the scores
     max_rank: int = 50  # length of the CMC curve
+    query_expansion: int = 0  # also score queries averaged with their n nearest gallery images (alpha-QE); 0: off
+    augmentation_k: int = 0  # with it, gallery images are averaged with their n nearest first; 0: off
+    expansion_alpha: float = 3.0  # power of the cosine that a neighbour weighs in both; 0: all weigh the same
+    protocol: Literal["standard", "multi_query", "single_shot", "vehicle_id"] = "standard"  # how queries are scored
+    trials: int = 10  # random galleries of the protocols single_shot and vehicle_id
+    roc: bool = False  # also give the share of matching pairs accepted at false positive rates of 1e-4, 1e-3, 1e-2
+    by_camera: bool = False  # also give the scores of each camera's queries in each other camera's gallery
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as a checkpoint and JSON hold them."""
@@ -108,6 +117,7 @@ class Config:
         at_least = {"batch_size": 1, "images_per_id": 1, "test_batch_size": 1, "epochs": 1, "eval_every": 1}
         at_least |= {"log_every": 1, "height": 16, "width": 16, "max_rank": 1, "k1": 1, "k2": 1, "workers": 1}
         at_least |= {"pad": 0, "train_ids": 0, "test_ids": 0, "seed": 0, "cache_gb": 0, "warmup_epochs": 0}
+        at_least |= {"holdout_ids": 0, "query_expansion": 0, "augmentation_k": 0, "expansion_alpha": 0, "trials": 1}
         at_least |= {"id_weight": 0, "triplet_weight": 0, "center_weight": 0, "triplet_margin": 0, "weight_decay": 0}
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
@@ -148,6 +158,9 @@ class Config:
             yield "all loss weights are 0, nothing would be learned; set --id-weight or --triplet-weight above 0"
         if self.stride_in_1x1 and self.backbone != "resnet50":
             yield f"--stride-in-1x1 is for bottleneck ResNets; {self.backbone} has none, leave the setting out"
+        for name in ("rerank", "query_expansion", "augmentation_k", "roc", "by_camera"):
+            if getattr(self, name) and self.protocol in ("single_shot", "vehicle_id"):
+                yield f"--{dashed(name)} is not defined for --protocol {self.protocol}; leave one of them out"
         if "/" in self.name or self.name in (".", ".."):
             yield f"--name {self.name} must be a plain name, not a path; choose the place with --log-dir"
 

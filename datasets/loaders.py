@@ -52,13 +52,18 @@ class TestLoader:
     __test__ = False  # not a test case, whatever pytest thinks of its name
 
     def __init__(self, cfg: Config, samples: list[Sample], name: str):
-        self.samples, self.batch_size = samples, cfg.test_batch_size
+        self.cfg, self.samples, self.batch_size = cfg, samples, cfg.test_batch_size
         self.images = images_of(cfg, samples, name)
         self.pids = np.array([s.pid for s in samples])
         self.camids = np.array([s.camid for s in samples])
 
     def __len__(self) -> int:
         return -(-len(self.samples) // self.batch_size)
+
+    def part(self, index: int, count: int) -> TestLoader:
+        """The index-th (from 0) of `count` runs that make up the split, their lengths about equal."""
+        ends = [len(self.samples) * i // count for i in (index, index + 1)]
+        return TestLoader(self.cfg, self.samples[slice(*ends)], self.images.name)
 
     def batches(self, device: torch.device) -> Iterator[torch.Tensor]:
         """Images (B, 3, H, W) float32 on `device`."""

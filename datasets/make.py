@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from config import Config
-from datasets.base import ReIDDataset, first_identities
+from datasets.base import ReIDDataset, first_identities, hold_out
 from datasets.demo import demo
 from datasets.market1501 import market1501
 
@@ -14,5 +14,9 @@ DATASETS = {
 
 
 def make_dataset(cfg: Config) -> ReIDDataset:
-    """The dataset of the settings, cut to `train_ids` / `test_ids`. Raises UserError when it is not to be had."""
-    return first_identities(DATASETS[cfg.dataset](cfg.data_root), cfg.train_ids, cfg.test_ids)
+    """The dataset of the settings, less `holdout_ids`, then cut to `train_ids` / `test_ids`.
+
+    Raises UserError when it is not to be had.
+    """
+    whole = DATASETS[cfg.dataset](cfg.data_root)
+    return first_identities(hold_out(whole, cfg.holdout_ids), cfg.train_ids, cfg.test_ids)

@@ -1,112 +1,170 @@
-"""From images to features to scores."""
+"""From features to scores, by every protocol that the settings ask for."""
 
 from __future__ import annotations
 
-import contextlib
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
-from tqdm import tqdm
 
 from config import Config
 from datasets.loaders import TestLoader
 from model import ReIDModel
+from processor.extract import extract_features
 from utils.distance import pairwise_distance
 from utils.errors import UserError
+from utils.expansion import augment_gallery, expand_queries
 from utils.metrics import Scores, evaluate, evaluate_distance
+from utils.protocols import (
+    TrialScores,
+    evaluate_by_camera,
+    evaluate_single_shot,
+    evaluate_vehicle_id,
+    pool_queries,
+)
 from utils.rerank import k_reciprocal
+
+FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
 
 
 @dataclass
 class Inference:
-    """Scores by protocol ("plain", "flip", "rerank", "flip+rerank"), and what they were made from."""
+    """Scores by what was done to the features ("plain", "flip+rerank", ...), and what the last were made from."""
 
     scores: dict[str, Scores]
-    query: torch.Tensor  # (Q, D) float32, of the last protocol that was asked for
+    query: torch.Tensor  # (Q, D) float32
     gallery: torch.Tensor  # (G, D)
     reranked: torch.Tensor | None = None  # (Q, G)
+    by_camera: dict[tuple[int, int], Scores] = field(default_factory=dict)  # (query camera, gallery camera)
 
     def distance(self, cfg: Config, queries) -> torch.Tensor:
-        """Rows (len(queries), G) of the last protocol that was asked for; queries are indices."""
+        """Rows (len(queries), G) that the last scores were made from; queries are indices."""
         if self.reranked is not None:
             return self.reranked[queries]
         return pairwise_distance(self.query[queries], self.gallery, cfg.metric)
 
 
-@torch.no_grad()
-def extract_features(
-    model: ReIDModel, loader: TestLoader, device: torch.device, flip: bool = False, channels_last: bool = True
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Embeddings (N, D) float32 on `device` of a split in its order; with `flip` also the mean with the mirror image's.
-
-    The model is put into evaluation mode, and back into the mode that it was in.
-    """
-    was_training = model.training
-    model.eval()
-    plain, flipped = [], []
-    progress = tqdm(total=len(loader.samples), desc=loader.images.name, unit="img", leave=False, disable=None)
-    with contextlib.closing(progress):
-        for images in loader.batches(device):
-            if not channels_last:
-                images = images.contiguous()
-            features = model(images).float()
-            plain.append(features)
-            if flip:
-                flipped.append((features + model(images.flip(3)).float()) / 2)
-            progress.update(len(images))
-    model.train(was_training)
-    return torch.cat(plain), torch.cat(flipped) if flip else None
+def quick(cfg: Config) -> Config:
+    """The settings less all that is scored beside plain features."""
+    return replace(cfg, flip=False, rerank=False, query_expansion=0, augmentation_k=0, roc=False, by_camera=False)
 
 
 def do_inference(
     cfg: Config, model: ReIDModel, query: TestLoader, gallery: TestLoader, device: torch.device
 ) -> Inference:
-    """Features of both splits and the scores of every protocol that the settings ask for.
+    """Features of both splits and all scores that the settings ask for.
 
     Raises UserError when the features are not finite or nothing can be scored.
     """
     q, g = (extract_features(model, x, device, cfg.flip, cfg.channels_last) for x in (query, gallery))
-    ids = (query.pids, gallery.pids, query.camids, gallery.camids)
+    pairs = {"plain": (q[0], g[0])} | ({"flip": (q[1], g[1])} if cfg.flip else {})
+    return score_features(cfg, pairs, (query.pids, gallery.pids, query.camids, gallery.camids))
+
+
+def score_features(cfg: Config, pairs: dict[str, tuple[torch.Tensor, torch.Tensor]], ids: tuple) -> Inference:
+    """All scores that the settings ask for. pairs: query (Q, D) and gallery (G, D) features by name, the best last:
+    expansion and re-ranking start from these. ids: as `evaluate` takes them.
+
+    Raises UserError when the features are not finite or nothing can be scored.
+    """
+    result = Inference({}, *pairs[list(pairs)[-1]])
     try:
-        result = Inference({}, q[0], g[0])
-        result.scores["plain"] = evaluate(q[0], g[0], *ids, metric=cfg.metric, max_rank=cfg.max_rank)
-        if cfg.flip:
-            result.query, result.gallery = q[1], g[1]
-            result.scores["flip"] = evaluate(q[1], g[1], *ids, metric=cfg.metric, max_rank=cfg.max_rank)
+        for name, (query, gallery) in pairs.items():
+            query = _pooled(cfg, query, gallery, ids)
+            result.scores[name] = _score(cfg, query, gallery, ids)
+        result.query = query
+        name = "" if name == "plain" else f"{name}+"
+        if cfg.augmentation_k:
+            result.gallery = augment_gallery(result.gallery, cfg.augmentation_k, cfg.expansion_alpha)
+            name += "dba+"
+        if cfg.query_expansion:
+            result.query = expand_queries(result.query, result.gallery, cfg.query_expansion, cfg.expansion_alpha)
+            name += "qe+"
+        if cfg.augmentation_k or cfg.query_expansion:
+            result.scores[name[:-1]] = _score(cfg, result.query, result.gallery, ids)
+        if cfg.by_camera:
+            result.by_camera = evaluate_by_camera(
+                result.query, result.gallery, *ids, metric=cfg.metric, max_rank=cfg.max_rank
+            )
         if cfg.rerank:
-            result.reranked = rerank(cfg, result.query, result.gallery)
-            name = "flip+rerank" if cfg.flip else "rerank"
-            result.scores[name] = evaluate_distance(result.reranked, *ids, max_rank=cfg.max_rank)
+            rows = (result.query, result.gallery)
+            result.reranked = k_reciprocal(*rows, cfg.k1, cfg.k2, cfg.lambda_value, metric=cfg.metric)
+            scores = evaluate_distance(result.reranked, *ids, max_rank=cfg.max_rank, roc=cfg.roc)
+            result.scores[f"{name}rerank"] = scores
     except ValueError as error:
         raise UserError(str(error)) from error
     return result
 
 
-def rerank(cfg: Config, query: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
-    """Re-ranked distances (Q, G) with the settings' metric and parameters."""
-    if cfg.metric == "cosine":  # on unit rows the squared euclidean distance is twice the cosine distance
-        query, gallery = (torch.nn.functional.normalize(x, dim=1) for x in (query, gallery))
-    return k_reciprocal(query, gallery, cfg.k1, cfg.k2, cfg.lambda_value)
+def _pooled(cfg: Config, query: torch.Tensor, gallery: torch.Tensor, ids: tuple) -> torch.Tensor:
+    return pool_queries(query, gallery, *ids, metric=cfg.metric) if cfg.protocol == "multi_query" else query
+
+
+def _score(cfg: Config, query: torch.Tensor, gallery: torch.Tensor, ids: tuple) -> Scores:
+    """Scores by the protocol of the settings."""
+    common = {"metric": cfg.metric, "max_rank": cfg.max_rank}
+    if cfg.protocol == "single_shot":
+        return evaluate_single_shot(query, gallery, *ids, **common, trials=cfg.trials, seed=cfg.seed)
+    if cfg.protocol == "vehicle_id":
+        pids = np.concatenate(ids[:2])
+        people = np.flatnonzero(pids != 0)  # distractors are not one identity, and must not be queries
+        rows = torch.cat([query, gallery])[people]
+        return evaluate_vehicle_id(rows, pids[people], **common, trials=cfg.trials, seed=cfg.seed)
+    return evaluate(query, gallery, *ids, **common, roc=cfg.roc)
+
+
+def scores_note(cfg: Config, note: str = "") -> str:
+    """What the scores must be read with, after the dataset's note; empty for the full protocol of single queries."""
+    notes = [note]
+    if cfg.protocol in ("single_shot", "vehicle_id"):
+        notes.append(f"protocol {cfg.protocol}, mean of {cfg.trials} random galleries (seed {cfg.seed})")
+    elif cfg.protocol != "standard":
+        notes.append(f"protocol {cfg.protocol}")
+    if cfg.rerank and cfg.rerank_note:
+        notes.append(cfg.rerank_note)
+    return "; ".join(filter(None, notes))
 
 
 def score_values(scores: dict[str, Scores]) -> dict[str, dict[str, float]]:
     """Plain values, in per cent, for JSON and for `score_table`."""
-    return {
-        name: {
-            "mAP": round(100 * s.mAP, 4),
-            "mINP": round(100 * s.mINP, 4),
-            **{f"rank{k}": round(100 * s.rank(k), 4) for k in (1, 5, 10, 20) if k <= len(s.cmc)},
-            "valid_queries": s.num_valid_queries,
-        }
-        for name, s in scores.items()
-    }
+    return {name: _values(s) for name, s in scores.items()}
+
+
+def _values(s: Scores) -> dict[str, float]:
+    values = {"mAP": s.mAP, "mINP": s.mINP} | {f"rank{k}": s.rank(k) for k in (1, 5, 10, 20) if k <= len(s.cmc)}
+    if s.roc:
+        values |= {f"tpr@{fpr:.0e}": s.roc.tpr(fpr) for fpr in FALSE_POSITIVE_RATES}
+    if isinstance(s, TrialScores):
+        values |= {"mAP_std": s.mAP_std, "rank1_std": float(s.cmc_std[0])}
+    finite = {name: round(100 * value, 4) for name, value in values.items() if math.isfinite(value)}
+    return {**finite, "valid_queries": s.num_valid_queries}
+
+
+COLUMNS = {"mAP": "mAP", "mINP": "mINP", "Rank-1": "rank1", "Rank-5": "rank5", "Rank-10": "rank10"}
+OPTIONAL = {"mAP ±": "mAP_std", "R-1 ±": "rank1_std"} | {
+    f"T@F{fpr:.0e}".replace("e-0", "e-"): f"tpr@{fpr:.0e}" for fpr in FALSE_POSITIVE_RATES
+}
 
 
 def score_table(values: dict[str, dict[str, float]], note: str = "") -> str:
     """A table for people of what `score_values` gives: one row a protocol, in per cent."""
-    columns = {"mAP": "mAP", "mINP": "mINP", "Rank-1": "rank1", "Rank-5": "rank5", "Rank-10": "rank10"}
-    lines = [f"{'protocol':<14}" + "".join(f"{title:>8}" for title in columns) + f"{'queries':>9}"]
+    columns = COLUMNS | {k: v for k, v in OPTIONAL.items() if any(v in row for row in values.values())}
+    wide = max(14, *(len(name) + 1 for name in values))
+    lines = [f"{'protocol':<{wide}}" + "".join(f"{title:>8}" for title in columns) + f"{'queries':>9}"]
     for name, row in values.items():
         cells = "".join(f"{row[key]:>8.2f}" if key in row else f"{'-':>8}" for key in columns.values())
-        lines.append(f"{name:<14}{cells}{row['valid_queries']:>9}")
+        lines.append(f"{name:<{wide}}{cells}{row['valid_queries']:>9}")
     return "\n".join(lines + ([f"note: {note}"] if note else []))
+
+
+def camera_table(by_camera: dict[tuple[int, int], Scores]) -> str:
+    """mAP / Rank-1 in per cent of one camera's queries (rows) in another's gallery (columns)."""
+    rows, columns = (sorted({pair[i] for pair in by_camera}) for i in (0, 1))
+    lines = ["query camera down, gallery camera across: mAP / Rank-1"]
+    lines.append(" " * 6 + "".join(f"{camera:>15}" for camera in columns))
+    for q in rows:
+        cells = (by_camera.get((q, g)) for g in columns)
+        texts = (f"{100 * s.mAP:.2f} / {100 * s.rank(1):.2f}" if s else "-" for s in cells)
+        lines.append(f"{q:>6}" + "".join(f"{text:>15}" for text in texts))
+    return "\n".join(lines)

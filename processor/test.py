@@ -13,10 +13,17 @@ from config import Config
 from config.cli import parse_settings, read_settings, split_first, widen
 from datasets.loaders import TestLoader, make_test_loaders
 from datasets.make import make_dataset
-from model import make_model
+from model import ReIDModel, make_model
 from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model
 from processor.environment import describe_environment, pick_device
-from processor.evaluate import Inference, do_inference, score_table, score_values
+from processor.evaluate import (
+    Inference,
+    camera_table,
+    do_inference,
+    score_table,
+    score_values,
+    scores_note,
+)
 from processor.result import result_record
 from utils.errors import UserError
 from utils.files import write_json
@@ -24,6 +31,20 @@ from utils.logging import log, setup_logging
 
 C = TypeVar("C", bound=Config)
 Stored = tuple[Path, dict[str, Any]]  # a checkpoint's path and its dict, which is read once
+
+
+@dataclass
+class Prepared:
+    """A model on its device in evaluation mode, the test split, and where results go."""
+
+    directory: Path
+    what: str  # word for the model in the names of files
+    state: dict[str, Any]  # the checkpoint's dict, or the little that there is without one
+    device: torch.device
+    model: ReIDModel
+    query: TestLoader
+    gallery: TestLoader
+    note: str  # of the dataset
 
 
 @dataclass
@@ -57,8 +78,8 @@ def parse_test(
     return parse_settings(trained, args, environ, prog), (checkpoint, state)
 
 
-def do_test(cfg: Config, stored: Stored | None, command: str = "") -> Tested:
-    """Score a checkpoint (or, without one, the backbone weights of the settings), print the table, write the JSON."""
+def prepare_test(cfg: Config, stored: Stored | None) -> Prepared:
+    """The model of a checkpoint (or, without one, of the backbone weights of the settings) and the test split."""
     setup_logging()
     device = pick_device(cfg.device)
     dataset = make_dataset(cfg)
@@ -76,16 +97,29 @@ def do_test(cfg: Config, stored: Stored | None, command: str = "") -> Tested:
         model = model.to(memory_format=torch.channels_last)
     query, gallery = make_test_loaders(cfg, dataset)
     log.info("%s on %s: %d queries in %d images", name, dataset.name, len(dataset.query), len(dataset.gallery))
-    inference = do_inference(cfg, model, query, gallery, device)
+    return Prepared(directory, what, state, device, model, query, gallery, dataset.note)
+
+
+def do_test(cfg: Config, stored: Stored | None, command: str = "") -> Tested:
+    """Score the test split, print the table, write the JSON."""
+    test = prepare_test(cfg, stored)
+    inference = do_inference(cfg, test.model, test.query, test.gallery, test.device)
     values = score_values(inference.scores)
-    log.info(score_table(values, dataset.note))
-    file = directory / "results" / f"test_{what}_{_protocol(cfg)}.json"
-    write_json(file, result_record(state, cfg, values, dataset.note, command))
+    note = scores_note(cfg, test.note)
+    log.info(score_table(values, note))
+    record = result_record(test.state, cfg, values, note, command)
+    if inference.by_camera:
+        log.info(camera_table(inference.by_camera))
+        record["by_camera"] = score_values({f"{q} to {g}": s for (q, g), s in inference.by_camera.items()})
+    file = test.directory / "results" / f"test_{test.what}_{_protocol(cfg)}.json"
+    write_json(file, record)
     log.info("written to %s", file)
-    return Tested(directory, query, gallery, inference)
+    return Tested(test.directory, test.query, test.gallery, inference)
 
 
 def _protocol(cfg: Config) -> str:
     words = [cfg.dataset, cfg.metric]
     words += [f"{cfg.test_ids}ids"] if cfg.test_ids else []
-    return "_".join(words + [word for word in ("flip", "rerank") if getattr(cfg, word)])
+    words += [cfg.protocol] if cfg.protocol != "standard" else []
+    extras = {"flip": cfg.flip, "dba": cfg.augmentation_k, "qe": cfg.query_expansion, "rerank": cfg.rerank}
+    return "_".join(words + [word for word, on in extras.items() if on])

@@ -15,7 +15,7 @@ from loss import make_criterion
 from model import make_model
 from processor.checkpoint import LAST
 from processor.environment import pick_device
-from processor.evaluate import do_inference, score_table, score_values
+from processor.evaluate import do_inference, quick, score_table, score_values, scores_note
 from processor.result import result_record
 from processor.run import Run, StopSignals, run_directory
 from solver import make_optimizers, set_lr
@@ -58,7 +58,7 @@ def prepare(cfg: Config, command: str) -> tuple[Run, Loaders]:
 
     directory = run_directory(cfg)
     setup_logging(directory / "train.log")
-    note = loaders.dataset.note
+    note = scores_note(cfg, loaders.dataset.note)
     run = Run(cfg, directory, device, model, criterion, optimizers, loaders.labels, command, note)
     log.info("run %s, seed %d: %s", directory, cfg.seed, ", ".join(f"{k} {v}" for k, v in run.environment.items()))
     log.info("command: %s", command or "(called from Python)")
@@ -162,7 +162,7 @@ def due(run: Run) -> bool:
 def test(run: Run, loaders: Loaders) -> None:
     """Score the model as it is, write the scores into the history, keep the checkpoint if it is the best so far."""
     last = run.epoch >= run.cfg.epochs
-    cfg = run.cfg if last else Config.from_dict({**run.cfg.to_dict(), "flip": False, "rerank": False})
+    cfg = run.cfg if last else quick(run.cfg)
     scores = do_inference(cfg, run.model, loaders.query, loaders.gallery, run.device).scores
     values = score_values(scores)
     best = values["plain"]["mAP"] > run.best

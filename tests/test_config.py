@@ -52,6 +52,8 @@ def test_round_trip_through_json():
     cfg = dataclasses.replace(PRESETS["tiny_b1"], steps=(1.5, 3), seed=7)
     assert Config.from_dict(json.loads(json.dumps(cfg.to_dict()))) == cfg
     assert Config.from_dict({"epochs": 3, "from_the_future": 1}).epochs == 3
+    old = {k: v for k, v in cfg.to_dict().items() if k not in ("holdout_ids", "rerank_note")}  # older than these
+    assert Config.from_dict(old) == cfg and (cfg.holdout_ids, cfg.rerank_note) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,7 @@ def test_round_trip_through_json():
         (["--stride-in-1x1"], ["resnet18", "--stride-in-1x1"]),
         (["--erase-prob", "1.5"], ["--erase-prob", "between 0 and 1"]),
         (["--epochs", "0"], ["--epochs", "at least 1"]),
+        (["--holdout-ids", "-1"], ["--holdout-ids", "at least 0"]),
         (["--lr", "nan"], ["--lr", "above 0"]),
         (["--lambda-value", "nan"], ["--lambda-value"]),
         (["--steps", "70", "40"], ["--steps", "rise"]),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from conftest import write_tree
 
 from config import Config
 from datasets import Sample, make_dataset, make_loaders
-from datasets.base import label_map
+from datasets.base import heldout_split, label_map, last_identities
 from datasets.demo import demo
 from datasets.market1501 import market1501
 from utils.errors import UserError
@@ -101,6 +102,53 @@ def test_first_identities_cut_both_sides_and_say_so(tree):
     assert make_dataset(Config(dataset="demo", data_root=str(tree), train_ids=99)).note == ""
     with pytest.raises(UserError, match="--train-ids"):
         make_dataset(Config(dataset="demo", data_root=str(tree), train_ids=1))
+
+
+def test_held_out_identities_are_the_last_and_never_appear_in_training(tiny):
+    loaders = make_loaders(replace(tiny, holdout_ids=2))
+    dataset = loaders.dataset
+    assert {s.pid for s in dataset.heldout} == {5, 6} and len(dataset.heldout) == 12
+    assert {s.pid for s in dataset.train} == set(loaders.labels) == {1, 2, 3, 4} and loaders.num_classes == 4
+    drawn = {dataset.train[i].pid for indices in loaders.train.sampler.epoch(0) for i in indices}
+    assert drawn == {1, 2, 3, 4}
+    assert not {s.path for s in dataset.train} & {s.path for s in dataset.heldout}
+    assert "without the last 2 of 6 identities" in dataset.note and "not comparable" in dataset.note
+    assert "heldout      12 images     2 identities   3 cameras" in dataset.describe()
+    assert "heldout" not in make_dataset(tiny).describe() and make_dataset(tiny).heldout == []
+
+
+def test_holding_out_comes_before_the_cut_to_the_first_identities(tiny):
+    cut = make_dataset(replace(tiny, holdout_ids=2, train_ids=3))
+    assert ({s.pid for s in cut.train}, {s.pid for s in cut.heldout}) == ({1, 2, 3}, {5, 6})
+    assert "last 2 of 6" in cut.note and "first 3 of 4" in cut.note and cut.note.count("not comparable") == 1
+    assert {s.pid for s in make_dataset(replace(tiny, holdout_ids=2, train_ids=5)).train} == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("count", [5, 6, 700])
+def test_too_many_held_out_identities_are_refused(tiny, count):
+    with pytest.raises(UserError, match=rf"--holdout-ids {count} of 6 .* hold out 4 at most"):
+        make_dataset(replace(tiny, holdout_ids=count))
+    assert len({s.pid for s in make_dataset(replace(tiny, holdout_ids=4)).train}) == 2
+
+
+def test_the_held_out_split_asks_once_an_identity_and_camera_and_every_query_has_a_match():
+    seen = {"c": (1, 1), "a": (1, 1), "b": (1, 1), "e": (1, 2), "d": (1, 2),  # queries a and d
+            "f": (2, 1), "g": (2, 1), "h": (2, 3),  # f; h alone under its camera stays as its match
+            "i": (3, 1), "j": (3, 1)}  # one camera only: distractors  # fmt: skip
+    samples = [Sample(path, *ids) for path, ids in seen.items()]
+    query, gallery = heldout_split(samples)
+    assert [s.path for s in query] == ["a", "d", "f"]
+    assert [s.path for s in gallery] == ["b", "c", "e", "g", "h", "i", "j"]
+    for q in query:
+        assert any(g.pid == q.pid and g.camid != q.camid for g in gallery)
+    with pytest.raises(UserError, match="none of 1 training identities"):
+        heldout_split([s for s in samples if s.pid == 3])
+
+
+def test_last_identities_follow_the_order_of_labels_and_none_is_none():
+    samples = [Sample("a", 30, 1), Sample("b", 4, 1), Sample("c", 100, 2), Sample("d", 30, 2)]
+    assert [s.path for s in last_identities(samples, 2)] == ["a", "c", "d"]
+    assert last_identities(samples, 9) == samples and last_identities(samples, 0) == []
 
 
 def test_demo_renders_itself_once(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
-"""Write the README's results table from results/*.json and results/published.json: `python tools/results_table.py`.
+"""Write the README's tables: `python tools/results_table.py`. Results come from results/published.json and the runs in
+results/*.json, speed and memory from results/benchmark_*.json, which `tools/benchmark.py --save` writes.
 
 `--add FILE --name EXPERIMENT` first copies a result (RUN/results/train.json or test_*.json) to results/. Runs of one
 experiment with other seeds are files NAME-s1.json, NAME-s2.json, ...; the table then shows mean ± standard deviation.
@@ -22,6 +23,11 @@ from utils.files import write_atomically, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results: written by tools/results_table.py -->", "<!-- end of results -->"
+BENCHMARK_START = "<!-- speed and memory: written by tools/results_table.py -->"
+BENCHMARK_END = "<!-- end of speed and memory -->"
+BENCHMARK_COLUMNS = (
+    "contender", "seconds", "CPU seconds", "× matmul", "faster than numpy", "peak MB", "above features MB", "mAP",
+)  # fmt: skip
 HEAD = "| experiment | protocol | published mAP / R1 | measured mAP / R1 | mINP | seeds | hardware | training |"
 
 
@@ -31,14 +37,16 @@ class Options:
     name: str = ""  # experiment that it belongs to
     remark: str = ""  # what a reader of the result must know and its settings do not say
     results: str = str(ROOT / "results")  # directory of the results
-    readme: str = str(ROOT / "README.md")  # file whose table is rewritten
-    check: bool = False  # write nothing; fail if the table is not up to date
+    readme: str = str(ROOT / "README.md")  # file whose tables are rewritten
+    check: bool = False  # write nothing; fail if a table is not up to date
 
 
 def add_result(source: str, name: str, remark: str, directory: Path) -> None:
     """Copy a result under its experiment's name, without the machine's own paths. A result of a cut set is refused."""
     if not name:
         raise UserError("--add needs --name, the experiment that the result belongs to")
+    if name.startswith("benchmark_"):
+        raise UserError(f"--name {name}: files of that name hold speed and memory; give the experiment another name")
     try:
         result = json.loads(Path(source).read_text())
         seed, note = result["seed"], result["note"]
@@ -53,10 +61,10 @@ def add_result(source: str, name: str, remark: str, directory: Path) -> None:
 
 
 def read_results(directory: Path) -> dict[str, list[dict]]:
-    """Experiment to its results, one a seed."""
+    """Experiment to its results, one a seed. Benchmarks are none."""
     experiments: dict[str, list[dict]] = {}
     for path in sorted(directory.glob("*.json")):
-        if path.name != "published.json":
+        if path.name != "published.json" and not path.name.startswith("benchmark_"):
             result = json.loads(path.read_text())
             experiments.setdefault(result["experiment"], []).append(result)
     return experiments
@@ -95,6 +103,66 @@ def _mean(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f}{spread}"
 
 
+def read_benchmarks(directory: Path) -> list[dict]:
+    """What `tools/benchmark.py --save` left there, by file name."""
+    found = []
+    for path in sorted(directory.glob("benchmark_*.json")):
+        try:
+            result = json.loads(path.read_text())
+            benchmark_rows(result)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is no result of tools/benchmark.py ({error!r}); run that again or remove it"
+            ) from error
+        found.append(result)
+    return found
+
+
+def benchmark_table(benchmarks: list[dict]) -> str:
+    """The table in Markdown, a line for each contender of each benchmark, with the hardware."""
+    if not benchmarks:
+        return "Not measured yet."
+    head = f"| benchmark | {' | '.join(BENCHMARK_COLUMNS)} | hardware |"
+    lines = [head, re.sub(r"[^|]+", "---", head)]
+    for result in benchmarks:
+        title = ", ".join(str(result[key]) for key in ("task", "size", "features", "metric"))
+        title += f", {result['width']} wide" if result["width"] != 2048 else ""
+        lines += [f"| {' | '.join((title, *row, result['hardware']))} |" for row in benchmark_rows(result)]
+    return "\n".join(lines)
+
+
+def benchmark_rows(result: dict) -> list[tuple[str, ...]]:
+    """The cells under BENCHMARK_COLUMNS of every contender of one benchmark."""
+    seconds = {row["contender"]: row["seconds"] for row in result["rows"] if "seconds" in row}
+
+    def ratio(over: str, under: str) -> str:
+        return _short(seconds[over] / seconds[under]) if over in seconds and under in seconds else ""
+
+    rows = []
+    for row in result["rows"]:
+        name = row["contender"]
+        if name not in seconds:
+            rows.append((name, f"not run: {row['not_run']}", *[""] * (len(BENCHMARK_COLUMNS) - 2)))
+            continue
+        times = (_short(row["seconds"]), _short(row["cpu_seconds"]), ratio(name, "matmul"), ratio("numpy", name))
+        memory = (f"{row['peak_mb']:,.0f}", f"{row['above_mb']:,.0f}")
+        rows.append((name, *times, *memory, f"{100 * row['scores']['mAP']:.2f}" if row["scores"] else ""))
+    return rows
+
+
+def _short(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def replaced(text: str, start: str, end: str, content: str, readme: Path) -> str:
+    """`text` with `content` between its lines `start` and `end`."""
+    if start not in text or end not in text.split(start, 1)[1]:
+        raise UserError(f"{readme} lacks the lines {start} and {end} between which a table goes")
+    head, rest = text.split(start, 1)
+    return f"{head}{start}\n{content}\n{end}{rest.split(end, 1)[1]}"
+
+
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     directory, readme = Path(options.results), Path(options.readme)
@@ -102,14 +170,11 @@ def main() -> None:
         add_result(options.add, options.name, options.remark, directory)
     published = json.loads((directory / "published.json").read_text())["rows"]
     before = readme.read_text()
-    if START not in before or END not in before:
-        raise UserError(f"{readme} lacks the lines {START} and {END} between which the table goes")
-    head, rest = before.split(START, 1)
-    tail = rest.split(END, 1)[1]
-    after = f"{head}{START}\n{table(read_results(directory), published)}\n{END}{tail}"
+    after = replaced(before, START, END, table(read_results(directory), published), readme)
+    after = replaced(after, BENCHMARK_START, BENCHMARK_END, benchmark_table(read_benchmarks(directory)), readme)
     if options.check:
         if after != before:
-            raise UserError(f"the table in {readme} is not what results/ says; run python tools/results_table.py")
+            raise UserError(f"a table in {readme} is not what results/ says; run python tools/results_table.py")
         return
     write_atomically(readme, lambda temporary: temporary.write_text(after))
     print(f"{readme} updated")

@@ -28,18 +28,12 @@ class Pair:
     """
 
     def __init__(self, query: torch.Tensor, gallery: torch.Tensor, metric: str):
-        if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
-            raise ValueError(f"features must be (Q, D) and (G, D), not {tuple(query.shape)} and {tuple(gallery.shape)}")
-        if metric not in METRICS:
-            raise ValueError(f"metric {metric!r} is none of {', '.join(METRICS)}")
-        self.query, self.gallery, self.metric = query.detach(), gallery.detach(), metric
-        query_norm, gallery_norm = row_norms(self.query, "query"), row_norms(self.gallery, "gallery")
+        self.query, self.gallery, (query_norm, gallery_norm) = check_features(query, gallery, metric)
+        self.metric = metric
         if metric == "cosine":
-            self.query, self.query_scale = _scaled(self.query, query_norm)
-            self.gallery, self.gallery_scale = _scaled(self.gallery, gallery_norm)
+            self.query, self.query_scale = unit_factors(self.query, query_norm)
+            self.gallery, self.gallery_scale = unit_factors(self.gallery, gallery_norm)
         else:
-            refuse_large(query_norm, "query")
-            refuse_large(gallery_norm, "gallery")
             self.query_square, self.gallery_square = query_norm.square().float(), gallery_norm.square().float()
 
     def product(self, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -65,6 +59,23 @@ class Pair:
         return product.mul_(-2).add_(squares).add_(self.gallery_square).clamp_(min=0).sqrt_()
 
 
+def check_features(
+    query: torch.Tensor, gallery: torch.Tensor, metric: str
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """Query (Q, D) and gallery (G, D) without a gradient, and their rows' norms, float64. Raises ValueError."""
+    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
+        raise ValueError(f"features must be (Q, D) and (G, D), not {tuple(query.shape)} and {tuple(gallery.shape)}")
+    if metric not in METRICS:
+        raise ValueError(f"metric {metric!r} is none of {', '.join(METRICS)}")
+    query, gallery = query.detach(), gallery.detach()
+    norms = row_norms(query, "query"), row_norms(gallery, "gallery")
+    for name, norm in zip(("query", "gallery"), norms, strict=True):
+        # Cosine divides by the norm first; float64 rows beyond 1e154 have none.
+        if bool((norm > (LARGEST if metric == "euclidean" else torch.finfo(torch.float64).max)).any()):
+            raise ValueError(f"{int((norm > LARGEST).sum())} of {len(norm)} {name} features are too large to square")
+    return query, gallery, norms
+
+
 def float_chunks(features: torch.Tensor):
     """(first row, float32 rows) one chunk after another; features that are float32 already are one chunk, uncopied."""
     if features.dtype == torch.float32 and features.is_contiguous():
@@ -88,18 +99,10 @@ def row_norms(features: torch.Tensor, name: str) -> torch.Tensor:
             bad += int((~torch.isfinite(rows)).any(1).sum())
     if bad:
         raise ValueError(f"{bad} of {len(features)} {name} features hold NaN or infinity; the model has diverged")
-    if bool(norm.isinf().any()):  # float64 features beyond 1e154
-        refuse_large(norm, name)
     return norm
 
 
-def refuse_large(norm: torch.Tensor, name: str) -> None:
-    """Raise ValueError where rows of these norms (N,) cannot be squared in float32."""
-    if bool((norm > LARGEST).any()):
-        raise ValueError(f"{int((norm > LARGEST).sum())} of {len(norm)} {name} features are too large to square")
-
-
-def _scaled(features: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def unit_factors(features: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Features and the float32 factors (N,) that make unit rows of them; a zero row stays zero.
 
     They are copied, as unit rows with factors 1, only if their own products would leave the range of float32.

@@ -84,9 +84,9 @@ def _expand(rows: torch.Tensor, gallery: torch.Tensor, k: int, alpha: float, sam
 
 
 def _nearest(similarity: torch.Tensor, k: int) -> torch.Tensor:
-    """Columns (B, k), ascending, of the k largest similarities of each row; of equal ones the first are taken."""
+    """Columns (B, k) of the k largest similarities of each row; of equal ones the first are taken."""
     largest = similarity.topk(min(k + 1, similarity.shape[1]))
-    nearest = largest.indices[:, :k].sort(1).values
+    nearest = largest.indices[:, :k]
     # topk takes any of equal ones, which matters in the rows whose k-th value is also the next one
     unclear = (largest.values[:, k - 1] == largest.values[:, -1]).nonzero()[:, 0]
     rows, smallest = similarity[unclear], largest.values[unclear, k - 1, None]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from utils.distance import Pair
+from utils.ids import Ids, check_ids
 from utils.ragged import ranges
 from utils.roc import Roc, RocCounter
 
@@ -41,10 +42,10 @@ class Scores:
 def evaluate(
     query: torch.Tensor,
     gallery: torch.Tensor,
-    query_pids,
-    gallery_pids,
-    query_camids,
-    gallery_camids,
+    query_pids: Ids,
+    gallery_pids: Ids,
+    query_camids: Ids,
+    gallery_camids: Ids,
     *,
     metric: str = "cosine",
     max_rank: int = 50,
@@ -69,10 +70,10 @@ def evaluate(
 
 def evaluate_distance(
     distance: torch.Tensor,
-    query_pids,
-    gallery_pids,
-    query_camids,
-    gallery_camids,
+    query_pids: Ids,
+    gallery_pids: Ids,
+    query_camids: Ids,
+    gallery_camids: Ids,
     *,
     max_rank: int = 50,
     roc: bool = False,
@@ -99,7 +100,10 @@ class Truth:
     """Which gallery images count for which query."""
 
     def __init__(self, ids: tuple, queries: int, images: int, device: torch.device):
-        query_pids, gallery_pids, self.query_camids, self.gallery_camids = _check_ids(ids, queries, images, device)
+        of_query = check_ids(queries, query_pids=ids[0], query_camids=ids[2])
+        of_gallery = check_ids(images, gallery_pids=ids[1], gallery_camids=ids[3])
+        query_pids, self.query_camids = (torch.from_numpy(x).to(device) for x in of_query)
+        gallery_pids, self.gallery_camids = (torch.from_numpy(x).to(device) for x in of_gallery)
         ordered, self.by_pid = gallery_pids.sort(stable=True)
         self.first = torch.searchsorted(ordered, query_pids)  # an identity's images are one run in `by_pid`
         self.number = torch.searchsorted(ordered, query_pids, right=True) - self.first
@@ -225,17 +229,3 @@ def _count(compare: Callable, distance: torch.Tensor, value: torch.Tensor) -> to
 def _tile_elements(device: torch.device) -> int:
     """Comparisons made at a time: what stays in a core's cache, or keeps a GPU busy."""
     return 1 << 20 if device.type == "cpu" else 1 << 26
-
-
-def _check_ids(ids: tuple, queries: int, images: int, device: torch.device) -> list[torch.Tensor]:
-    checked = []
-    names = ("query_pids", "gallery_pids", "query_camids", "gallery_camids")
-    for name, values, length in zip(names, ids, (queries, images, queries, images), strict=True):
-        try:
-            array = values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-        except ValueError:  # lists within lists, of unequal lengths
-            array = np.empty((), dtype=object)
-        if array.shape != (length,) or (array.dtype.kind not in "iu" and length):
-            raise ValueError(f"{name} must be {length} integers, not {array.dtype} of shape {array.shape}")
-        checked.append(torch.from_numpy(array.astype(np.int64)).to(device))
-    return checked

@@ -6,7 +6,7 @@ gallery each query has one match, at rank r: AP and INP are both 1/r. A seed giv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from utils.distance import pairwise_distance
 from utils.expansion import check_features, unit_rows
+from utils.ids import Ids, check_ids
 from utils.metrics import Scores, evaluate
 
 BLOCK_BYTES = 32 << 20  # distances held at a time
-Ids = Tensor | np.ndarray | Sequence[int]  # one-dimensional
 
 
 @dataclass(kw_only=True)
@@ -46,8 +46,8 @@ def multi_query(
     if how not in ("mean", "max"):
         raise ValueError(f"how {how!r} is neither 'mean' nor 'max'")
     check_features(query=query, pool=pool)
-    query_ids = _integers(len(query), query_pids=query_pids, query_camids=query_camids)
-    pool_ids = _integers(len(pool), pool_pids=pool_pids, pool_camids=pool_camids)
+    query_ids = check_ids(len(query), query_pids=query_pids, query_camids=query_camids)
+    pool_ids = check_ids(len(pool), pool_pids=pool_pids, pool_camids=pool_camids)
     groups, group = np.unique(np.concatenate((query_ids, pool_ids), axis=1), axis=1, return_inverse=True)
     of_query, of_pool = torch.from_numpy(group.ravel()).to(query.device).split((len(query), len(pool)))
     reduction, empty = {"mean": ("sum", 0.0), "max": ("amax", -torch.inf)}[how]
@@ -59,17 +59,25 @@ def multi_query(
     return ((pooled[of_query] + query) / (1 + of_pool.bincount(minlength=len(pooled))[of_query, None])).float()
 
 
+def pool_queries(
+    query: Tensor, gallery: Tensor, query_pids: Ids, gallery_pids: Ids, query_camids: Ids, gallery_camids: Ids,
+    *, metric: str = "cosine", how: str = "mean",
+) -> Tensor:  # fmt: skip
+    """`multi_query` from the gallery, of rows that are L2-normalised first for the cosine metric. (Q, D) float32."""
+    check_features(query=query, gallery=gallery)
+    check_ids(len(gallery), gallery_pids=gallery_pids, gallery_camids=gallery_camids)  # by the names they have here
+    if metric == "cosine":
+        query, gallery = unit_rows(query), unit_rows(gallery)
+    return multi_query(query, query_pids, query_camids, gallery, gallery_pids, gallery_camids, how)
+
+
 def evaluate_multi_query(
     query: Tensor, gallery: Tensor, query_pids: Ids, gallery_pids: Ids, query_camids: Ids, gallery_camids: Ids,
     *, metric: str = "cosine", max_rank: int = 50, how: str = "mean",
 ) -> Scores:  # fmt: skip
-    """`evaluate` with `multi_query` from the gallery. For the cosine metric rows are L2-normalised before pooling."""
-    check_features(query=query, gallery=gallery)
-    _integers(len(gallery), gallery_pids=gallery_pids, gallery_camids=gallery_camids)  # by the names they have here
-    if metric == "cosine":
-        query, gallery = unit_rows(query), unit_rows(gallery)
-    query = multi_query(query, query_pids, query_camids, gallery, gallery_pids, gallery_camids, how)
+    """`evaluate` with the queries of `pool_queries`."""
     ids = (query_pids, gallery_pids, query_camids, gallery_camids)
+    query = pool_queries(query, gallery, *ids, metric=metric, how=how)
     return evaluate(query, gallery, *ids, metric=metric, max_rank=max_rank)
 
 
@@ -83,8 +91,8 @@ def evaluate_single_shot(
     images of the others; torchreid's `eval_cuhk03` draws anew for each query, and gives the mAP of the whole gallery.
     """
     check_features(query=query, gallery=gallery)
-    query_pids, query_camids = _integers(len(query), query_pids=query_pids, query_camids=query_camids)
-    gallery_pids, gallery_camids = _integers(len(gallery), gallery_pids=gallery_pids, gallery_camids=gallery_camids)
+    query_pids, query_camids = check_ids(len(query), query_pids=query_pids, query_camids=query_camids)
+    gallery_pids, gallery_camids = check_ids(len(gallery), gallery_pids=gallery_pids, gallery_camids=gallery_camids)
     identities, label = np.unique(gallery_pids, return_inverse=True)
     known = np.flatnonzero(np.isin(query_pids, identities))
     own_label, own_camera = np.searchsorted(identities, query_pids[known]), query_camids[known]
@@ -110,7 +118,7 @@ def evaluate_vehicle_id(
     only image of an identity is never a query. `ap` is (N,). Raises ValueError where no identity has two images.
     """
     check_features(features=features)
-    label = np.unique(*_integers(len(features), pids=pids), return_inverse=True)[1]
+    label = np.unique(*check_ids(len(features), pids=pids), return_inverse=True)[1]
 
     def draw(order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         drawn = _first_of_each(label, order)
@@ -126,8 +134,8 @@ def evaluate_by_camera(
 ) -> dict[tuple[int, int], Scores]:  # fmt: skip
     """Scores of one camera's queries in another's gallery, by (query camera, gallery camera), if any has a match."""
     check_features(query=query, gallery=gallery)
-    query_pids, query_camids = _integers(len(query), query_pids=query_pids, query_camids=query_camids)
-    gallery_pids, gallery_camids = _integers(len(gallery), gallery_pids=gallery_pids, gallery_camids=gallery_camids)
+    query_pids, query_camids = check_ids(len(query), query_pids=query_pids, query_camids=query_camids)
+    gallery_pids, gallery_camids = check_ids(len(gallery), gallery_pids=gallery_pids, gallery_camids=gallery_camids)
     scores = {}
     for pair in product(np.unique(query_camids).tolist(), np.unique(gallery_camids).tolist()):
         q, g = np.flatnonzero(query_camids == pair[0]), np.flatnonzero(gallery_camids == pair[1])
@@ -137,15 +145,6 @@ def evaluate_by_camera(
     if not scores:
         raise ValueError("no query has a match in the gallery under another camera, so there is nothing to score")
     return scores
-
-
-def _integers(length: int, **ids: Ids) -> list[np.ndarray]:
-    """The ids as int64 arrays. Raises ValueError with the name of one that is not `length` integers."""
-    arrays = {k: v.cpu().numpy() if isinstance(v, Tensor) else np.asarray(v) for k, v in ids.items()}
-    for name, array in arrays.items():
-        if array.shape != (length,) or (array.dtype.kind not in "iu" and length):
-            raise ValueError(f"{name} must be {length} integers, not {array.dtype} of shape {array.shape}")
-    return [array.astype(np.int64) for array in arrays.values()]
 
 
 def _first_of_each(label: np.ndarray, order: np.ndarray) -> np.ndarray:

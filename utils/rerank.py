@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from utils.distance import refuse_large, row_norms
+from utils.distance import check_features, unit_factors
 from utils.ragged import offsets, ranges
 
 BLOCK_BYTES = 32 << 20  # of temporary distances, converted features or gathered entries at a time
@@ -27,10 +27,11 @@ def k_reciprocal(
     k2: int = 6,
     lambda_value: float = 0.3,
     *,
+    metric: str = "euclidean",
     block_bytes: int | None = None,
 ) -> torch.Tensor:
     """Re-ranked distances (Q, G) float32 of features (Q, D) and (G, D), from the squared euclidean distances of the
-    rows as given (normalise them first for cosine).
+    rows as given, or with metric="cosine" of the rows divided by their lengths.
 
     k1: neighbours that may be reciprocal. k2: encodings averaged in the local query expansion; 1: none.
     lambda_value: share of the original distance, 0..1. k1 and k2 above Q + G count as Q + G. block_bytes bounds the
@@ -38,7 +39,7 @@ def k_reciprocal(
     Raises ValueError for shapes and parameters that do not fit, and for NaN, infinite or huge features.
     """
     _check_parameters(k1, k2, lambda_value)
-    features = Features(query, gallery, block_bytes or BLOCK_BYTES)
+    features = Features(query, gallery, metric, block_bytes or BLOCK_BYTES)
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         found = search(features, max(int(k1) + 1, int(k2)))
         encodings = encode(features, found, int(k1), int(k2))
@@ -55,6 +56,7 @@ def k_reciprocal_grid(
     k2s: Sequence[int],
     lambda_values: Sequence[float],
     *,
+    metric: str = "euclidean",
     block_bytes: int | None = None,
 ) -> Iterator[tuple[int, int, float, torch.Tensor]]:
     """(k1, k2, lambda, re-ranked distances) for all combinations, k1 outermost; the neighbours are searched once.
@@ -66,7 +68,7 @@ def k_reciprocal_grid(
         for k2 in k2s:
             for lambda_value in lambda_values:
                 _check_parameters(k1, k2, lambda_value)
-    features = Features(query, gallery, block_bytes or BLOCK_BYTES)
+    features = Features(query, gallery, metric, block_bytes or BLOCK_BYTES)
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         found = search(features, int(max(max(k1s) + 1, max(k2s))))
         jaccard, result = torch.empty_like(found.original), torch.empty_like(found.original)
@@ -87,19 +89,21 @@ def _check_parameters(k1: int, k2: int, lambda_value: float) -> None:
 
 
 class Features:
-    """Query rows, then gallery rows, as if they were one float32 tensor (N, D) around the origin, but uncopied."""
+    """Query rows, then gallery rows, as if they were one float32 tensor (N, D), of unit rows for cosine; uncopied."""
 
-    def __init__(self, query: torch.Tensor, gallery: torch.Tensor, block_bytes: int):
-        if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
-            raise ValueError(f"features must be (Q, D) and (G, D), not {tuple(query.shape)} and {tuple(gallery.shape)}")
-        for name, rows in (("query", query), ("gallery", gallery)):
-            refuse_large(row_norms(rows.detach(), name), name)
-        self.query, self.gallery, self.block_bytes = query.detach(), gallery.detach(), block_bytes
-        self.queries, self.width, self.device = len(query), query.shape[1], query.device
+    def __init__(self, query: torch.Tensor, gallery: torch.Tensor, metric: str, block_bytes: int):
+        self.query, self.gallery, norms = check_features(query, gallery, metric)
+        self.query_factor = self.gallery_factor = None
+        if metric == "cosine":
+            self.query, self.query_factor = unit_factors(self.query, norms[0])
+            self.gallery, self.gallery_factor = unit_factors(self.gallery, norms[1])
+        self.block_bytes, self.queries, self.width, self.device = block_bytes, len(query), query.shape[1], query.device
         self.size = len(query) + len(gallery)
         self.step = self._tile_side()
         # Around the mean no distance changes, but large squares no longer swallow small differences.
-        total = sum(rows.double().sum(0) for part in (query, gallery) for rows in part.detach().split(256))
+        self.mean = torch.zeros(self.width, device=self.device)
+        buffer = torch.empty(self.step, self.width, device=self.device)
+        total = sum(self.tile(*part, buffer)[0].sum(0, dtype=torch.float64) for part in self.tiles())
         self.mean = (total / self.size).float()
 
     def _tile_side(self) -> int:
@@ -114,16 +118,26 @@ class Features:
 
     def tile(self, start: int, stop: int, buffer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of one of the `tiles` less the mean, in the buffer (`step`, D), and their squares (stop - start,)."""
-        source, first = (self.query, 0) if start < self.queries else (self.gallery, self.queries)
-        rows = buffer[: stop - start].copy_(source[start - first : stop - first]).sub_(self.mean)
+        if start < self.queries:
+            source, factor, part = self.query, self.query_factor, slice(start, stop)
+        else:
+            source, factor, part = self.gallery, self.gallery_factor, slice(start - self.queries, stop - self.queries)
+        rows = buffer[: stop - start].copy_(source[part])
+        if factor is not None:
+            rows.mul_(factor[part, None])
+        rows.sub_(self.mean)
         return rows, torch.linalg.vector_norm(rows, dim=1).square_()
 
     def take(self, index: torch.Tensor) -> torch.Tensor:
-        """Rows (n, D) at any index, as given."""
+        """Rows (n, D) at any index; the mean is not subtracted."""
         rows = torch.empty(len(index), self.width, device=self.device)
-        from_query = index < self.queries
-        rows[from_query] = self.query[index[from_query]].float()
-        rows[~from_query] = self.gallery[index[~from_query] - self.queries].float()
+        of_query = index < self.queries
+        for chosen, first, source, factor in (
+            (of_query, 0, self.query, self.query_factor),
+            (~of_query, self.queries, self.gallery, self.gallery_factor),
+        ):
+            place = index[chosen] - first
+            rows[chosen] = source[place].float() if factor is None else source[place].float() * factor[place, None]
         return rows
 
 

@@ -1,0 +1,115 @@
+"""Features that lie in files with the ids that belong to them: an .npz, or a directory of .npy files."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils.errors import UserError
+from utils.files import write_atomically
+
+ABOUT = "about.json"  # in a directory: what the features are of, and the note on their scores
+ARRAYS = ("qf", "gf", "qp", "gp", "qc", "gc")  # features, pids and cameras of query and gallery
+WANTED = "it must hold the arrays qf (Q, D), gf (G, D), qp (Q,), gp (G,), qc (Q,) and gc (G,)"
+
+
+@dataclass
+class StoredFeatures:
+    """Features (Q, D) and (G, D), those of a directory memory-mapped, and the four id arrays that `evaluate` takes."""
+
+    query: torch.Tensor
+    gallery: torch.Tensor
+    ids: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+    note: str = ""  # what every score of them must be read with
+
+
+def read_features(path: str | Path) -> StoredFeatures:
+    """The arrays qf gf qp gp qc gc of FILE.npz, or DIRECTORY/qf.npy ...; gallery images of pid -1 are dropped.
+
+    Parts such as gf.2of3.npy are joined first. Raises UserError where something is missing or does not fit.
+    """
+    path = Path(path)
+    note = ""
+    try:
+        if path.is_dir():
+            if (path / ABOUT).is_file():
+                note = str(json.loads((path / ABOUT).read_text())["note"])
+            for name in ARRAYS[:2]:
+                join_parts(path, name)
+            # "c": changes would stay in memory, so torch need not warn that the file is not writable
+            arrays = [np.load(path / f"{name}.npy", mmap_mode="c") for name in ARRAYS]
+        else:
+            with open(path, "rb") as file:
+                stored = np.load(file)
+                arrays = [stored[name] for name in ARRAYS]
+    except (OSError, ValueError, LookupError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"the features {path} cannot be read ({error}); {WANTED}") from error
+    qf, gf, qp, gp, qc, gc = arrays
+    fit = qf.ndim == gf.ndim == 2 and qf.shape[1] == gf.shape[1] and qf.dtype.kind == gf.dtype.kind == "f"
+    if not fit or not qp.shape == qc.shape == qf.shape[:1] or not gp.shape == gc.shape == gf.shape[:1]:
+        found = ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in zip(ARRAYS, arrays, strict=True))
+        raise UserError(f"the features {path} do not fit each other ({found}); {WANTED}")
+    kept = np.asarray(gp) != -1
+    if not kept.all():
+        gf, gp, gc = gf[kept], gp[kept], gc[kept]
+    return StoredFeatures(torch.from_numpy(qf), torch.from_numpy(gf), (qp, gp, qc, gc), note)
+
+
+def part_name(name: str, part: int, parts: int) -> str:
+    """File of part 1, 2, ... of `parts` of an array; of the whole array where that is one."""
+    return f"{name}.npy" if parts == 1 else f"{name}.{part}of{parts}.npy"
+
+
+def join_parts(directory: Path, name: str) -> None:
+    """Make NAME.npy of NAME.1of3.npy, NAME.2of3.npy and NAME.3of3.npy, a part at a time, and remove these.
+
+    Nothing is done where there are none. Raises UserError where one is missing, or parts of two divisions lie there.
+    """
+    found = {p.name: re.fullmatch(rf"{name}\.(\d+)of(\d+)\.npy", p.name) for p in directory.glob(f"{name}.*of*.npy")}
+    totals = {int(match[2]) for match in found.values() if match}
+    if not totals:
+        return
+    if len(totals) > 1:
+        raise UserError(f"{directory} holds parts of several divisions of {name} (of {sorted(totals)}); delete the old")
+    total = totals.pop()
+    paths = [directory / part_name(name, i, total) for i in range(1, total + 1)]
+    missing = [p.name for p in paths if not p.is_file()]
+    if missing:
+        raise UserError(f"{directory} lacks {', '.join(missing)}; extract these parts first")
+    parts = [np.load(p, mmap_mode="r") for p in paths]
+    shape = (sum(len(p) for p in parts), parts[0].shape[1])
+
+    def write(temporary: Path) -> None:
+        whole = np.lib.format.open_memmap(temporary, mode="w+", dtype=parts[0].dtype, shape=shape)
+        start = 0
+        for part in parts:
+            whole[start : start + len(part)] = part
+            start += len(part)
+        whole.flush()
+
+    write_atomically(directory / f"{name}.npy", write)
+    for p in paths:
+        p.unlink()
+
+
+def remove_parts(directory: Path, name: str) -> None:
+    """Delete the parts of an array that is to be written as a whole."""
+    for p in directory.glob(f"{name}.*of*.npy"):
+        p.unlink()
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """A .npy file, atomically."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:  # given a name, np.save would add .npy to it
+            np.save(file, array)
+
+    write_atomically(path, write)

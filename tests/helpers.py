@@ -1,0 +1,83 @@
+"""What several test files need: programs run as people run them, and models and features for them to work on."""
+
+from __future__ import annotations
+
+import io
+import runpy
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from config import Config
+from datasets.base import label_map
+from datasets.make import make_dataset
+from model import make_model
+from processor.checkpoint import save_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def program(*args: object) -> subprocess.CompletedProcess:
+    """Run a script as `python SCRIPT ...` does, but in this process: importing torch anew each time takes seconds."""
+    argv = [str(a) for a in args]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", argv)
+        try:
+            runpy.run_path(str(ROOT / argv[0]), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+    return subprocess.CompletedProcess(argv, code or 0, out.getvalue(), err.getvalue())
+
+
+def refused(shown: subprocess.CompletedProcess, *words: str) -> None:
+    """One clear sentence, exit code 1 or 2, no traceback."""
+    assert shown.returncode in (1, 2), shown.stdout + shown.stderr
+    assert "Traceback" not in shown.stderr
+    message = [line for line in shown.stderr.splitlines() if line.startswith("error: ")]
+    assert len(message) == 1, shown.stderr
+    for word in words:
+        assert str(word) in message[0]
+
+
+def save_model(cfg: Config) -> Path:
+    """A checkpoint of an untrained model, which is all that a search needs."""
+    torch.manual_seed(0)
+    labels = label_map(make_dataset(cfg).train)
+    path = Path(cfg.log_dir) / "demo" / "last.pth"
+    state = {"model": make_model(cfg, len(labels)).state_dict(), "config": cfg.to_dict(), "labels": labels}
+    state |= {"history": [], "command": "", "epoch": 0, "seconds": 0.0, "environment": {}}
+    save_checkpoint(path, state)
+    return path
+
+
+def save_features(path: Path, seed: int = 0, **changes: np.ndarray) -> Path:
+    """Twelve people seen twice by three cameras, in noise, with junk in the gallery."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(12, 8))
+    qp, gp = np.arange(12), np.r_[np.tile(np.arange(12), 4), [-1] * 6]
+    qc, gc = np.zeros(12, int), np.r_[np.repeat([1, 2, 1, 2], 12), [1] * 6]
+    qf = centres + 0.9 * rng.normal(size=(12, 8))
+    gf = centres[gp] + 0.9 * rng.normal(size=(54, 8))
+    arrays = {"qf": qf.astype("f2"), "gf": gf.astype("f2"), "qp": qp, "gp": gp, "qc": qc, "gc": gc} | changes
+    np.savez(path, **{name: a for name, a in arrays.items() if a is not None})
+    return path
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements of a tensor that any operation gave."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.numel())
+        return result

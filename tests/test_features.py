@@ -1,0 +1,232 @@
+"""Features in files: written a batch at a time, in parts, read back, and scored with every setting of the command."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import program, refused, save_features, save_model
+
+from config import Config
+from datasets.loaders import TestLoader, make_test_loaders
+from datasets.make import make_dataset
+from model import make_model
+from processor import extract_features, write_features
+from processor.evaluate import camera_table, score_features, score_table, score_values
+from processor.features import ARRAYS, join_parts, part_name, read_features, write_array
+from utils.errors import UserError
+from utils.expansion import augment_gallery, expand_queries
+from utils.metrics import evaluate, evaluate_distance
+from utils.protocols import evaluate_by_camera, evaluate_multi_query, evaluate_single_shot, pool_queries
+from utils.rerank import k_reciprocal
+
+CPU = torch.device("cpu")
+EXTRACT, SCORE = "tools/extract_features.py", "tools/score_features.py"
+
+
+@pytest.fixture
+def gallery(tiny: Config) -> TestLoader:
+    return make_test_loaders(tiny, make_dataset(tiny))[1]
+
+
+@pytest.fixture
+def stored(tmp_path: Path):
+    return read_features(save_features(tmp_path / "f.npz"))
+
+
+def by_settings(stored, **settings):
+    return score_features(Config(**settings), {"plain": (stored.query, stored.gallery)}, stored.ids)
+
+
+# ---- written and read
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_parts_of_a_split_are_written_and_joined_to_what_one_process_extracts(tiny, gallery, tmp_path, parts):
+    torch.manual_seed(0)
+    model = make_model(tiny, 3).eval()
+    expected = extract_features(model, gallery, CPU, flip=True)[1].numpy()
+    for part in range(1, parts + 1):
+        write_features(tmp_path / part_name("gf", part, parts), model, gallery.part(part - 1, parts), CPU, flip=True)
+    join_parts(tmp_path, "gf")
+    assert [p.name for p in tmp_path.glob("gf*")] == ["gf.npy"]
+    np.testing.assert_allclose(np.load(tmp_path / "gf.npy"), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 25])
+def test_parts_of_a_loader_are_the_split_in_order_and_about_equal(gallery, count):
+    parts = [gallery.part(i, count).samples for i in range(count)]
+    assert [sample for part in parts for sample in part] == gallery.samples
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_the_model_is_back_in_its_mode_when_extraction_is_broken_off(tiny, gallery, tmp_path, monkeypatch):
+    model = make_model(tiny, 3).train()
+    monkeypatch.setattr(type(model), "forward", lambda self, images: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_features(tmp_path / "gf.npy", model, gallery, CPU)
+    assert model.training
+    assert list(tmp_path.glob("*gf*")) == []
+
+
+def test_a_missing_part_and_two_divisions_are_named(tmp_path):
+    write_array(tmp_path / "gf.1of3.npy", np.ones((2, 4), "f4"))
+    with pytest.raises(UserError, match=r"lacks gf\.2of3\.npy, gf\.3of3\.npy"):
+        join_parts(tmp_path, "gf")
+    write_array(tmp_path / "gf.1of2.npy", np.ones((2, 4), "f4"))
+    with pytest.raises(UserError, match=r"several divisions of gf \(of \[2, 3\]\)"):
+        join_parts(tmp_path, "gf")
+
+
+def test_a_directory_reads_as_the_npz_does_and_is_memory_mapped(tmp_path, stored):
+    with np.load(tmp_path / "f.npz") as arrays:
+        for name in ARRAYS:
+            write_array(tmp_path / "d" / f"{name}.npy", arrays[name])
+    again = read_features(tmp_path / "d")
+    assert torch.equal(again.query, stored.query) and torch.equal(again.gallery, stored.gallery)
+    assert all(np.array_equal(a, b) for a, b in zip(again.ids, stored.ids, strict=True))
+    assert len(stored.gallery) == 48 and -1 not in stored.ids[1]  # junk is dropped
+    expected = by_settings(stored, rerank=True, k1=4, k2=2)
+    found = by_settings(again, rerank=True, k1=4, k2=2)
+    assert score_values(found.scores) == score_values(expected.scores)
+
+
+def test_scoring_a_memory_mapped_file_does_not_copy_it(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {"qf": rng.normal(size=(6, 64)), "gf": rng.normal(size=(5000, 64))}
+    for name, array in arrays.items():
+        write_array(tmp_path / f"{name}.npy", array.astype("f4"))
+    for name, length in (("qp", 6), ("gp", 5000), ("qc", 6), ("gc", 5000)):
+        write_array(tmp_path / f"{name}.npy", np.full(length, name == "gc", dtype=int))
+    stored = read_features(tmp_path)
+    before = stored.gallery.data_ptr()
+    scores = evaluate(stored.query, stored.gallery, *stored.ids)
+    assert scores.num_valid_queries == 6 and stored.gallery.data_ptr() == before
+    assert isinstance(np.load(tmp_path / "gf.npy", mmap_mode="c"), np.memmap)
+
+
+# ---- scored
+
+
+def test_the_scores_are_those_of_the_single_functions(stored):
+    q, g, ids = stored.query, stored.gallery, stored.ids
+    result = by_settings(stored, query_expansion=3, augmentation_k=2, expansion_alpha=1.0, rerank=True, k1=4, k2=2)
+    assert list(result.scores) == ["plain", "dba+qe", "dba+qe+rerank"]
+    wide = augment_gallery(g, 2, 1.0)
+    expanded = expand_queries(q, wide, 3, 1.0)
+    assert result.scores["plain"].mAP == evaluate(q, g, *ids).mAP
+    assert result.scores["dba+qe"].mAP == evaluate(expanded, wide, *ids).mAP
+    expected = evaluate_distance(k_reciprocal(expanded, wide, 4, 2, metric="cosine"), *ids)
+    assert result.scores["dba+qe+rerank"].mAP == expected.mAP
+    assert list(by_settings(stored, query_expansion=3).scores) == ["plain", "qe"]
+    assert list(by_settings(stored, augmentation_k=3).scores) == ["plain", "dba"]
+
+
+def test_queries_are_pooled_before_anything_else(stored):
+    q, g, ids = stored.query, stored.gallery, stored.ids
+    ids = (*ids[:2], ids[2] + 1, ids[3])  # queries under a gallery camera, so that there is something to pool
+    settings = Config(protocol="multi_query", query_expansion=2)
+    result = score_features(settings, {"plain": (q, g)}, ids)
+    assert result.scores["plain"].mAP == evaluate_multi_query(q, g, *ids).mAP != evaluate(q, g, *ids).mAP
+    pooled = expand_queries(pool_queries(q, g, *ids), g, 2)
+    assert result.scores["qe"].mAP == evaluate(pooled, g, *ids).mAP
+
+
+def test_random_galleries_give_means_and_deviations(stored):
+    result = by_settings(stored, protocol="single_shot", trials=4, seed=3)
+    expected = evaluate_single_shot(stored.query, stored.gallery, *stored.ids, trials=4, seed=3)
+    values = score_values(result.scores)["plain"]
+    assert values["mAP"] == pytest.approx(100 * expected.mAP, abs=1e-4)
+    assert values["mAP_std"] == pytest.approx(100 * expected.mAP_std, abs=1e-4)
+    assert "mAP ±" in score_table({"plain": values})
+    one = score_values(by_settings(stored, protocol="single_shot", trials=1).scores)["plain"]
+    assert "mAP_std" not in one  # of one trial there is none
+
+
+def test_distractors_take_no_part_in_the_protocol_of_vehicle_id(stored):
+    ids = tuple(np.where(x == 5, 0, x) if i < 2 else x for i, x in enumerate(stored.ids))
+    result = score_features(Config(protocol="vehicle_id"), {"plain": (stored.query, stored.gallery)}, ids)
+    assert result.scores["plain"].num_valid_queries == 10 * 5 - 10  # without identities 0 and 5; one of 5 is drawn
+
+
+def test_acceptance_rates_and_cameras_are_given_when_asked_for(stored):
+    result = by_settings(stored, roc=True, by_camera=True)
+    values = score_values(result.scores)["plain"]
+    assert values["tpr@1e-02"] == pytest.approx(100 * result.scores["plain"].roc.tpr(1e-2), abs=1e-4)
+    assert "T@F1e-2" in score_table({"plain": values})
+    expected = evaluate_by_camera(stored.query, stored.gallery, *stored.ids)
+    assert set(result.by_camera) == {(0, 1), (0, 2)}
+    assert result.by_camera[0, 2].mAP == expected[0, 2].mAP
+    assert f"{100 * expected[0, 1].mAP:.2f} / {100 * expected[0, 1].rank(1):.2f}" in camera_table(result.by_camera)
+
+
+def test_values_that_are_not_defined_are_left_out_of_json(stored):
+    ids = (np.ones(12, int), np.ones(48, int), stored.ids[2], stored.ids[3])
+    values = score_values(score_features(Config(roc=True), {"plain": (stored.query, stored.gallery)}, ids).scores)
+    assert "tpr@1e-02" not in values["plain"]  # no pair of different people
+    assert all(math.isfinite(v) for v in values["plain"].values())
+
+
+@pytest.mark.parametrize("setting", ["rerank", "query_expansion", "augmentation_k", "roc", "by_camera"])
+@pytest.mark.parametrize("protocol", ["single_shot", "vehicle_id"])
+def test_what_is_not_defined_for_random_galleries_is_refused(setting, protocol):
+    with pytest.raises(UserError, match=f"--{setting.replace('_', '-')} is not defined for --protocol {protocol}"):
+        replace(Config(protocol=protocol), **{setting: True}).check()
+
+
+# ---- the programs
+
+
+def test_extract_in_parts_then_score_gives_what_test_py_gives(tiny, tmp_path):
+    path = save_model(tiny)
+    out = tmp_path / "out"
+    for part in ("2/3", "1/3", "3/3"):
+        shown = program(EXTRACT, path, "--part", part, "--output", out, "--flip", "--test-ids", "3")
+        assert shown.returncode == 0, shown.stderr
+    shown = program(SCORE, out, "--rerank", "--output", tmp_path / "scores.json")
+    assert shown.returncode == 0, shown.stderr
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    tested = program("test.py", path, "--flip", "--rerank", "--test-ids", "3")
+    assert tested.returncode == 0, tested.stderr
+    file = path.parent / "results" / "test_last_demo_cosine_3ids_flip_rerank.json"
+    expected = json.loads(file.read_text())["scores"]
+    assert scores["scores"]["plain"]["mAP"] == pytest.approx(expected["flip"]["mAP"], abs=1e-3)
+    assert scores["scores"]["rerank"]["mAP"] == pytest.approx(expected["flip+rerank"]["mAP"], abs=1e-3)
+    assert "not comparable" in scores["note"] and "not comparable" in shown.stdout  # the note of the cut set
+
+
+def test_features_written_whole_replace_parts_of_before(tiny, tmp_path):
+    path = save_model(tiny)
+    for part in (["--part", "1/2"], []):
+        assert program(EXTRACT, path, "--output", tmp_path / "out", *part).returncode == 0
+    assert not list((tmp_path / "out").glob("*of*"))
+    assert len(read_features(tmp_path / "out").gallery) == 25
+
+
+def test_test_py_stores_cameras_and_protocol(tiny):
+    path = save_model(tiny)
+    shown = program("test.py", path, "--by-camera", "--roc", "--protocol", "multi_query")
+    assert shown.returncode == 0 and "protocol multi_query" in shown.stdout, shown.stderr
+    result = json.loads((path.parent / "results" / "test_last_demo_cosine_multi_query.json").read_text())
+    assert "protocol multi_query" in result["note"] and "tpr@1e-03" in result["scores"]["plain"]
+    assert "1 to 2" in result["by_camera"] and "1 to 1" not in result["by_camera"]
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
+def test_a_part_that_there_cannot_be_is_refused(tiny, part):
+    path = save_model(tiny)
+    refused(program(EXTRACT, path, f"--part={part}"), "--part must be such as", part)
+
+
+def test_scoring_says_what_it_needs(tmp_path):
+    refused(program(SCORE), "name the features to score")
+    refused(program(SCORE, tmp_path), tmp_path, "qf (Q, D)")
+    broken = save_features(tmp_path / "b.npz", gp=np.arange(3))
+    refused(program(SCORE, broken), "do not fit each other", "gp int64 (3,)")
+    unhappy = save_features(tmp_path / "n.npz", qf=np.full((12, 8), np.nan))
+    refused(program(SCORE, unhappy), "12 of 12 query features hold NaN")

@@ -1,0 +1,62 @@
+"""Write a test split's features to files: `python tools/extract_features.py [CKPT] [--flip] [--part 1/2]`.
+
+The directory holds qf.npy and gf.npy (features of query and gallery, float32) and qp qc gp gc (pids and cameras), which
+`tools/score_features.py DIRECTORY` scores. No more than a batch is in memory. Several machines or GPUs can make one
+part of it each (--part 1/4, --part 2/4, ...); whoever reads the directory first joins them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from config import Config
+from processor.extract import write_features
+from processor.features import ABOUT, ARRAYS, part_name, remove_parts, write_array
+from processor.test import parse_test, prepare_test
+from utils.errors import run
+from utils.files import write_json
+from utils.logging import log
+
+
+@dataclass
+class ExtractConfig(Config):
+    part: str = "1/1"  # which part of the images to take, of how many: 2/4 is the second of four
+    output: str = ""  # directory of the files; empty: features_... in the run's directory
+
+    def _bad_ranges(self):
+        yield from super()._bad_ranges()
+        match = re.fullmatch(r"(\d+)/(\d+)", self.part)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            yield f"--part must be such as 1/4, 2/4, 3/4 or 4/4, not {self.part}"
+
+
+def main() -> None:
+    cfg, stored = parse_test(None, os.environ, "extract_features.py [CKPT]", ExtractConfig)
+    test = prepare_test(cfg, stored)
+    name = f"features_{test.what}_{cfg.dataset}" + ("_flip" if cfg.flip else "")
+    directory = Path(cfg.output) if cfg.output else test.directory / name
+    part, parts = map(int, cfg.part.split("/"))
+    for array, loader in (("qf", test.query), ("gf", test.gallery)):
+        if parts == 1:
+            remove_parts(directory, array)
+        elif part <= len(loader.samples):
+            loader = loader.part(part - 1, parts)
+        write_features(directory / part_name(array, part, parts), test.model, loader, test.device, cfg.flip,
+                       cfg.channels_last)  # fmt: skip
+    ids = (test.query.pids, test.gallery.pids, test.query.camids, test.gallery.camids)
+    for array, values in zip(ARRAYS[2:], ids, strict=True):
+        write_array(directory / f"{array}.npy", values)
+    about = {"checkpoint": str(stored[0]) if stored else None, "flip": cfg.flip, "dataset": cfg.dataset}
+    write_json(directory / ABOUT, about | {"note": test.note, "command": shlex.join(["python", *sys.argv])})
+    log.info("features written to %s", directory)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,54 @@
+"""Score features that lie in files: `python tools/score_features.py FILE.npz|DIRECTORY [--rerank] [--protocol ...]`.
+
+They may come from any program: arrays qf (Q, D) and gf (G, D), the features of query and gallery, and their pids qp, gp
+and cameras qc, gc, as FILE.npz or as DIRECTORY/qf.npy, ... The latter are memory-mapped, so they may be larger than the
+memory. All settings of test.py that concern scores are understood; the scores are also written to --output.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from config import Config
+from config.cli import parse_settings, split_first
+from processor.evaluate import camera_table, score_features, score_table, score_values, scores_note
+from processor.features import read_features
+from utils.errors import UserError, run
+from utils.files import write_json
+from utils.logging import log, setup_logging
+
+
+@dataclass
+class ScoreConfig(Config):
+    output: str = ""  # JSON file that takes the scores; empty: they are printed only
+
+
+def main() -> None:
+    name, args = split_first(None)
+    cfg = parse_settings(ScoreConfig(), args, os.environ, "score_features.py FILE.npz|DIRECTORY")
+    if not name:
+        raise UserError("name the features to score: an .npz, or a directory that tools/extract_features.py wrote")
+    setup_logging()
+    stored = read_features(name)
+    log.info("%s: %d queries in %d images", name, len(stored.query), len(stored.gallery))
+    inference = score_features(cfg, {"plain": (stored.query, stored.gallery)}, stored.ids)
+    values = score_values(inference.scores)
+    note = scores_note(cfg, stored.note)
+    log.info(score_table(values, note))
+    record = {"features": name, "command": shlex.join(["python", *sys.argv]), "note": note, "scores": values}
+    if inference.by_camera:
+        log.info(camera_table(inference.by_camera))
+        record["by_camera"] = score_values({f"{q} to {g}": s for (q, g), s in inference.by_camera.items()})
+    if cfg.output:
+        write_json(cfg.output, record)
+        log.info("written to %s", cfg.output)
+
+
+if __name__ == "__main__":
+    run(main)
