@@ -205,11 +205,11 @@ def test_features_that_are_not_finite_are_refused_and_counted(value):
     query, gallery = normal(5, 8), normal(30, 8, 1)
     broken = query.clone()
     broken[0, 1] = broken[3, 0] = broken[3, 7] = value
-    with pytest.raises(ValueError, match="2 of 5 rows of query"):
+    with pytest.raises(ValueError, match="2 of 5 query features"):
         expand_queries(broken, gallery)
-    with pytest.raises(ValueError, match="2 of 5 rows of gallery"):
+    with pytest.raises(ValueError, match="2 of 5 gallery features"):
         expand_queries(query, broken)
-    with pytest.raises(ValueError, match="2 of 5 rows of gallery"):
+    with pytest.raises(ValueError, match="2 of 5 gallery features"):
         augment_gallery(broken)
 
 

@@ -404,16 +404,16 @@ def test_features_that_are_not_finite_are_refused_and_counted(score, name):
     broken = query if name == "query" else gallery
     broken[0, 1] = np.nan
     broken[3, 0] = broken[3, 2] = np.inf
-    with pytest.raises(ValueError, match=f"2 of {len(broken)} rows of {name}"):
+    with pytest.raises(ValueError, match=f"2 of {len(broken)} {name} features"):
         score(query, gallery, *ids)
 
 
 def test_features_that_are_not_finite_are_refused_by_their_own_names():
     query, gallery, ids = simple()
     gallery[2, 2] = np.nan
-    with pytest.raises(ValueError, match="1 of 40 rows of pool"):
+    with pytest.raises(ValueError, match="1 of 40 pool features"):
         multi_query(query, ids[0], ids[2], gallery, ids[1], ids[3])
-    with pytest.raises(ValueError, match="1 of 40 rows of features"):
+    with pytest.raises(ValueError, match="1 of 40 vehicle features"):
         evaluate_vehicle_id(gallery, ids[1])
 
 
@@ -423,7 +423,7 @@ def test_features_of_a_wrong_shape_are_refused_by_name(score):
     for q, g in ((query[:, :4], gallery), (query[None], gallery), (query, gallery[0])):
         with pytest.raises(ValueError, match=r"must be \(N, D\).*query \(.*gallery \("):
             score(q, g, *ids)
-    with pytest.raises(ValueError, match=r"must be \(N, D\).*features \(5,\)"):
+    with pytest.raises(ValueError, match=r"must be \(N, D\).*vehicle \(5,\)"):
         evaluate_vehicle_id(gallery[0], ids[1])
 
 

@@ -28,8 +28,9 @@ class Pair:
     """
 
     def __init__(self, query: torch.Tensor, gallery: torch.Tensor, metric: str):
-        self.query, self.gallery, (query_norm, gallery_norm) = check_features(query, gallery, metric)
+        self.query, self.gallery, (query_norm, gallery_norm) = check_pair(query, gallery, metric)
         self.metric = metric
+        self.copies, self.originals = equal_rows(self.gallery, gallery_norm)
         if metric == "cosine":
             self.query, self.query_scale = unit_factors(self.query, query_norm)
             self.gallery, self.gallery_scale = unit_factors(self.gallery, gallery_norm)
@@ -46,6 +47,8 @@ class Pair:
         with torch.autocast(query.device.type, enabled=False):
             for first, rows in float_chunks(self.gallery):
                 torch.mm(query, rows.T, out=out[:, first : first + len(rows)])
+        if len(self.copies):  # a matrix product may add up its last columns in another order than the others
+            out[:, self.copies] = out[:, self.originals]
         return out
 
     def finish(self, product: torch.Tensor, start: int) -> torch.Tensor:
@@ -59,7 +62,7 @@ class Pair:
         return product.mul_(-2).add_(squares).add_(self.gallery_square).clamp_(min=0).sqrt_()
 
 
-def check_features(
+def check_pair(
     query: torch.Tensor, gallery: torch.Tensor, metric: str
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """Query (Q, D) and gallery (G, D) without a gradient, and their rows' norms, float64. Raises ValueError."""
@@ -88,6 +91,8 @@ def float_chunks(features: torch.Tensor):
 
 def row_norms(features: torch.Tensor, name: str) -> torch.Tensor:
     """(N,) float64 norms of rows. Raises ValueError with the number of rows that hold NaN or infinity."""
+    if not features.is_floating_point():
+        raise ValueError(f"{name} features must be floating-point numbers, not {features.dtype}")
     norm = torch.empty(len(features), dtype=torch.float64, device=features.device)
     step = max(1, CHUNK_BYTES // (8 * max(features.shape[1], 1)))
     bad = 0
@@ -100,6 +105,31 @@ def row_norms(features: torch.Tensor, name: str) -> torch.Tensor:
     if bad:
         raise ValueError(f"{bad} of {len(features)} {name} features hold NaN or infinity; the model has diverged")
     return norm
+
+
+def equal_rows(features: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of the rows (N, D) that equal an earlier one, and of the first such. norm: (N,) their norms.
+
+    Only rows of equal norms are looked at: first at a sum of their bits with random weights, then at themselves.
+    """
+    ordered, order = norm.sort()
+    same = torch.zeros(len(norm) + 1, dtype=torch.bool, device=norm.device)
+    same[1:-1] = ordered[1:] == ordered[:-1]
+    rows = order[same[1:] | same[:-1]].sort().values  # that have another of their norm beside them
+    weights = torch.randint(1 << 62, (features.shape[1],), generator=torch.Generator().manual_seed(0)).to(norm.device)
+    sums = [_bits(features[some]).mul_(weights).sum(1) for some in rows.split(1024)]
+    if not sums:
+        return rows, rows
+    group = torch.unique(torch.cat(sums), return_inverse=True)[1]
+    first = torch.full_like(rows, len(norm)).scatter_reduce_(0, group, rows, "amin")[group]
+    equal = [(features[a] == features[b]).all(1) for a, b in zip(rows.split(1024), first.split(1024), strict=True)]
+    copied = torch.cat(equal) & (first < rows)
+    return rows[copied], first[copied]
+
+
+def _bits(rows: torch.Tensor) -> torch.Tensor:
+    """The rows' float32 bits as int64 numbers, those of -0 being those of 0."""
+    return (rows.float() + 0).view(torch.int32).long()
 
 
 def unit_factors(features: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from utils.distance import row_norms
+
 BLOCK_BYTES = 64 << 20  # of similarities or gathered features at a time
 
 
@@ -45,15 +47,16 @@ def check_features(**features: torch.Tensor) -> None:
         shapes = " and ".join(f"{name} {tuple(rows.shape)}" for name, rows in features.items())
         raise ValueError(f"features must be (N, D), all of the same D, not {shapes}")
     for name, rows in features.items():
-        bad = int((~torch.isfinite(rows)).any(1).sum())
-        if bad:
-            raise ValueError(f"{bad} of {len(rows)} rows of {name} hold NaN or infinity; the model has diverged")
+        row_norms(rows, name)
 
 
 def unit_rows(features: torch.Tensor) -> torch.Tensor:
     """Rows (N, D) of length 1, float32. A zero row stays zero."""
-    norm = torch.linalg.vector_norm(features, dim=1, dtype=torch.float64)
-    return (features / norm.clamp(min=1e-300)[:, None]).float()
+    norm = row_norms(features, "unnamed").clamp(min=1e-300)
+    rows = torch.empty(features.shape, device=features.device)
+    for part, divided, length in zip(features.detach().split(1024), rows.split(1024), norm.split(1024), strict=True):
+        divided.copy_(part.double() / length[:, None])  # float64 for a part at a time only
+    return rows
 
 
 def _check_parameters(k: int, alpha: float) -> None:

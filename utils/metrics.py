@@ -79,7 +79,7 @@ def evaluate_distance(
     roc: bool = False,
 ) -> Scores:
     """Score a distance matrix (Q, G), such as a re-ranked one. Ids and errors as for `evaluate`."""
-    distance = torch.as_tensor(distance)
+    distance = torch.as_tensor(distance).detach()
     if distance.dtype not in (torch.float32, torch.float64):
         distance = distance.float() if distance.is_floating_point() else distance.double()
     if distance.ndim != 2:
@@ -201,7 +201,7 @@ def preceding(distance: torch.Tensor, place: torch.Tensor, real: torch.Tensor) -
     """
     value = distance.gather(1, place).masked_fill_(~real, -torch.inf)
     if place.shape[1] >= MANY_MATCHES:
-        ordered = distance.sort(1).values  # NaN last
+        ordered = torch.where(distance.isnan(), torch.inf, distance).sort(1).values  # a search knows no NaN
         smaller, not_larger = (torch.searchsorted(ordered, value, right=right) for right in (False, True))
     else:
         smaller, not_larger = (_count(compare, distance, value) for compare in (torch.lt, torch.le))

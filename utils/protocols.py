@@ -117,7 +117,7 @@ def evaluate_vehicle_id(
     A trial's gallery is one random image an identity, and all other images are queries; cameras play no part. So the
     only image of an identity is never a query. `ap` is (N,). Raises ValueError where no identity has two images.
     """
-    check_features(features=features)
+    check_features(vehicle=features)
     label = np.unique(*check_ids(len(features), pids=pids), return_inverse=True)[1]
 
     def draw(order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

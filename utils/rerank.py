@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import torch
 
-from utils.distance import check_features, unit_factors
+from utils.distance import check_pair, unit_factors
 from utils.ragged import offsets, ranges
 
 BLOCK_BYTES = 32 << 20  # of temporary distances, converted features or gathered entries at a time
@@ -84,7 +85,8 @@ def k_reciprocal_grid(
 
 
 def _check_parameters(k1: int, k2: int, lambda_value: float) -> None:
-    if int(k1) != k1 or int(k2) != k2 or k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
+    numbers = all(isinstance(x, Real) and math.isfinite(x) for x in (k1, k2, lambda_value))
+    if not numbers or k1 % 1 or k2 % 1 or k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
         raise ValueError(f"k1 and k2 must be at least 1 and whole, lambda in 0..1, not {k1}, {k2}, {lambda_value}")
 
 
@@ -92,13 +94,15 @@ class Features:
     """Query rows, then gallery rows, as if they were one float32 tensor (N, D), of unit rows for cosine; uncopied."""
 
     def __init__(self, query: torch.Tensor, gallery: torch.Tensor, metric: str, block_bytes: int):
-        self.query, self.gallery, norms = check_features(query, gallery, metric)
+        self.query, self.gallery, norms = check_pair(query, gallery, metric)
         self.query_factor = self.gallery_factor = None
         if metric == "cosine":
             self.query, self.query_factor = unit_factors(self.query, norms[0])
             self.gallery, self.gallery_factor = unit_factors(self.gallery, norms[1])
         self.block_bytes, self.queries, self.width, self.device = block_bytes, len(query), query.shape[1], query.device
         self.size = len(query) + len(gallery)
+        if self.size == 0:
+            raise ValueError("there is neither a query nor a gallery feature to re-rank")
         self.step = self._tile_side()
         # Around the mean no distance changes, but large squares no longer swallow small differences.
         self.mean = torch.zeros(self.width, device=self.device)
