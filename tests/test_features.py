@@ -230,3 +230,8 @@ def test_scoring_says_what_it_needs(tmp_path):
     refused(program(SCORE, broken), "do not fit each other", "gp int64 (3,)")
     unhappy = save_features(tmp_path / "n.npz", qf=np.full((12, 8), np.nan))
     refused(program(SCORE, unhappy), "12 of 12 query features hold NaN")
+
+
+def test_ranked_lists_of_random_galleries_are_refused(tiny):
+    path = save_model(tiny)
+    refused(program("get_vis_result.py", path, "--protocol", "vehicle_id"), "vehicle_id", "ranked list")

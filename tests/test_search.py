@@ -234,3 +234,11 @@ def test_a_file_that_is_no_npz_gets_one_sentence(tmp_path):
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     for name in ("text.npz", "empty.npz", "single.npy", "cut.npz", "nowhere.npz"):
         refused(program(TOOL, "--features", tmp_path / name, "--log-dir", tmp_path), tmp_path / name, "qf (Q, D)")
+
+
+def test_a_best_value_at_the_end_of_the_grid_is_pointed_out(tmp_path):
+    features = save_features(tmp_path / "f.npz")
+    arguments = [TOOL, "--features", features, "--log-dir", tmp_path, "--k2", "1", "--lambda-values", "0.3"]
+    assert "best k1, 8, is at the end" in program(*arguments, "--k1", "3", "8").stdout
+    assert "at the end" not in program(*arguments, "--k1", "8").stdout  # nothing else was tried
+    assert "at the end" not in program(*arguments, "--k1", "3", "8", "12", "40").stdout

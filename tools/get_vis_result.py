@@ -37,6 +37,8 @@ class VisConfig(Config):
         for name in ("num", "top"):
             if getattr(self, name) < 1:
                 yield f"--{name} must be at least 1, not {getattr(self, name)}"
+        if self.protocol in ("single_shot", "vehicle_id"):
+            yield f"--protocol {self.protocol} has many random galleries, so no one ranked list to draw; leave it out"
 
 
 def choose_queries(ap: np.ndarray, sort: str, num: int, seed: int) -> np.ndarray:

@@ -13,12 +13,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
 from config.cli import parse_settings, split_first
+from processor.environment import pick_device
 from processor.evaluate import camera_table, score_features, score_table, score_values, scores_note
-from processor.features import read_features
+from processor.features import StoredFeatures, read_features
 from utils.errors import UserError, run
 from utils.files import write_json
 from utils.logging import log, setup_logging
@@ -29,6 +32,17 @@ class ScoreConfig(Config):
     output: str = ""  # JSON file that takes the scores; empty: they are printed only
 
 
+def on_device(stored: StoredFeatures, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Query and gallery on a GPU if they and two matrices of distances fit into its memory, else where they are."""
+    if device.type == "cpu":
+        return stored.query, stored.gallery
+    needed = 8 * len(stored.query) * len(stored.gallery) + 2 * (stored.query.nbytes + stored.gallery.nbytes)
+    if needed > torch.cuda.mem_get_info(device)[0]:
+        log.info("too large for %s, scored on the CPU", device)
+        return stored.query, stored.gallery
+    return stored.query.to(device), stored.gallery.to(device)
+
+
 def main() -> None:
     name, args = split_first(None)
     cfg = parse_settings(ScoreConfig(), args, os.environ, "score_features.py FILE.npz|DIRECTORY")
@@ -37,7 +51,8 @@ def main() -> None:
     setup_logging()
     stored = read_features(name)
     log.info("%s: %d queries in %d images", name, len(stored.query), len(stored.gallery))
-    inference = score_features(cfg, {"plain": (stored.query, stored.gallery)}, stored.ids)
+    features = on_device(stored, pick_device(cfg.device))
+    inference = score_features(cfg, {"plain": features}, stored.ids)
     values = score_values(inference.scores)
     note = scores_note(cfg, stored.note)
     log.info(score_table(values, note))

@@ -188,6 +188,11 @@ def report(
     )
     command = command_of(cfg, stored, data, ranked[0])
     log.info("%s\n%s\n# %ssearched on %s\n%s", title, score_table(table, data.note), short, data.label, command)
+    for name, tried in (("k1", cfg.k1s), ("k2", cfg.k2s)):
+        if ranked[0][name] in {min(tried), max(tried)} - {1} and len(set(tried)) > 1:
+            log.info(
+                "the best %s, %d, is at the end of what was tried; there may be better beyond", name, ranked[0][name]
+            )
     file = data.directory / "results" / f"rerank_search_{data.split}.json"
     record = {
         "split": data.split, "label": data.label, "note": data.note, "by": cfg.by,

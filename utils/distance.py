@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 METRICS = ("cosine", "euclidean")
@@ -44,7 +47,7 @@ class Pair:
             query = query * self.query_scale[start:stop, None]
         if out is None:
             out = torch.empty(len(query), len(self.gallery), device=query.device)
-        with torch.autocast(query.device.type, enabled=False):
+        with exact_products(query.device):
             for first, rows in float_chunks(self.gallery):
                 torch.mm(query, rows.T, out=out[:, first : first + len(rows)])
         if len(self.copies):  # a matrix product may add up its last columns in another order than the others
@@ -79,7 +82,22 @@ def check_pair(
     return query, gallery, norms
 
 
-def float_chunks(features: torch.Tensor):
+@contextlib.contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Inside, matrix products of float32 are made in float32: no autocast, no TF32, no bfloat16, whatever is set."""
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+def float_chunks(features: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
     """(first row, float32 rows) one chunk after another; features that are float32 already are one chunk, uncopied."""
     if features.dtype == torch.float32 and features.is_contiguous():
         yield 0, features

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from utils.distance import row_norms
+from utils.distance import exact_products, row_norms
 
 BLOCK_BYTES = 64 << 20  # of similarities or gathered features at a time
 
@@ -74,7 +74,7 @@ def _expand(rows: torch.Tensor, gallery: torch.Tensor, k: int, alpha: float, sam
         return rows
     expanded = torch.empty_like(rows)
     size = max(1, BLOCK_BYTES // (4 * max(len(gallery), k * rows.shape[1])))
-    with torch.autocast(rows.device.type, enabled=False):
+    with exact_products(rows.device):
         for start in range(0, len(rows), size):
             block = rows[start : start + size]
             similarity = block @ gallery.T

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from utils.distance import Pair
 from utils.ids import Ids, check_ids
@@ -142,7 +143,7 @@ def _score(
     queries = len(truth.number)
     ap, inp, cmc = np.full(queries, np.nan), np.full(queries, np.nan), np.zeros(max_rank, dtype=np.int64)
     counter = RocCounter(truth.num_negatives) if roc else None
-    for start in range(0, queries, rows):
+    for start in tqdm(range(0, queries, rows), desc="scoring", unit="block", leave=False, disable=None, delay=2):
         stop = min(start + rows, queries)
         distance, (row, column, match) = block(start, stop), truth.of(start, stop)
         distance[row[~match], column[~match]] = torch.nan  # ignored: before and behind nothing

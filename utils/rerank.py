@@ -15,10 +15,9 @@ from typing import NamedTuple
 
 import torch
 
-from utils.distance import check_pair, unit_factors
+from utils.distance import exact_products
+from utils.neighbours import Features, Found, search
 from utils.ragged import offsets, ranges
-
-BLOCK_BYTES = 32 << 20  # of temporary distances, converted features or gathered entries at a time
 
 
 def k_reciprocal(
@@ -36,12 +35,12 @@ def k_reciprocal(
 
     k1: neighbours that may be reciprocal. k2: encodings averaged in the local query expansion; 1: none.
     lambda_value: share of the original distance, 0..1. k1 and k2 above Q + G count as Q + G. block_bytes bounds the
-    temporary memory (BLOCK_BYTES unless given); larger blocks are hardly faster on a CPU.
+    temporary memory (utils.neighbours.BLOCK_BYTES unless given); larger blocks are hardly faster on a CPU.
     Raises ValueError for shapes and parameters that do not fit, and for NaN, infinite or huge features.
     """
     _check_parameters(k1, k2, lambda_value)
-    features = Features(query, gallery, metric, block_bytes or BLOCK_BYTES)
-    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+    features = Features(query, gallery, metric, block_bytes)
+    with torch.no_grad(), exact_products(query.device):
         found = search(features, max(int(k1) + 1, int(k2)))
         encodings = encode(features, found, int(k1), int(k2))
         result = found.original
@@ -69,13 +68,13 @@ def k_reciprocal_grid(
         for k2 in k2s:
             for lambda_value in lambda_values:
                 _check_parameters(k1, k2, lambda_value)
-    features = Features(query, gallery, metric, block_bytes or BLOCK_BYTES)
-    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+    features = Features(query, gallery, metric, block_bytes)
+    with torch.no_grad(), exact_products(query.device):
         found = search(features, int(max(max(k1s) + 1, max(k2s))))
         jaccard, result = torch.empty_like(found.original), torch.empty_like(found.original)
     for k1 in k1s:
         for k2 in k2s:
-            with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+            with torch.no_grad(), exact_products(query.device):
                 encodings = encode(features, found, int(k1), int(k2))
                 for start, stop, block in jaccard_distances(encodings, features.queries, features.block_bytes):
                     jaccard[start:stop] = block
@@ -88,112 +87,6 @@ def _check_parameters(k1: int, k2: int, lambda_value: float) -> None:
     numbers = all(isinstance(x, Real) and math.isfinite(x) for x in (k1, k2, lambda_value))
     if not numbers or k1 % 1 or k2 % 1 or k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
         raise ValueError(f"k1 and k2 must be at least 1 and whole, lambda in 0..1, not {k1}, {k2}, {lambda_value}")
-
-
-class Features:
-    """Query rows, then gallery rows, as if they were one float32 tensor (N, D), of unit rows for cosine; uncopied."""
-
-    def __init__(self, query: torch.Tensor, gallery: torch.Tensor, metric: str, block_bytes: int):
-        self.query, self.gallery, norms = check_pair(query, gallery, metric)
-        self.query_factor = self.gallery_factor = None
-        if metric == "cosine":
-            self.query, self.query_factor = unit_factors(self.query, norms[0])
-            self.gallery, self.gallery_factor = unit_factors(self.gallery, norms[1])
-        self.block_bytes, self.queries, self.width, self.device = block_bytes, len(query), query.shape[1], query.device
-        self.size = len(query) + len(gallery)
-        if self.size == 0:
-            raise ValueError("there is neither a query nor a gallery feature to re-rank")
-        self.step = self._tile_side()
-        # Around the mean no distance changes, but large squares no longer swallow small differences.
-        self.mean = torch.zeros(self.width, device=self.device)
-        buffer = torch.empty(self.step, self.width, device=self.device)
-        total = sum(self.tile(*part, buffer)[0].sum(0, dtype=torch.float64) for part in self.tiles())
-        self.mean = (total / self.size).float()
-
-    def _tile_side(self) -> int:
-        """The largest n for which two tiles (n, n) of distances and two (n, D) of features fit into block_bytes."""
-        n = (math.sqrt(self.width**2 + self.block_bytes / 2) - self.width) / 2  # 8 n (n + D) = block_bytes
-        return max(16, int(n) // 64 * 64 if n >= 64 else int(n))
-
-    def tiles(self) -> list[tuple[int, int]]:
-        """Ranges of rows, none of which holds both query and gallery rows."""
-        ends = ((0, self.queries), (self.queries, self.size))
-        return [(a, min(a + self.step, end)) for start, end in ends for a in range(start, end, self.step)]
-
-    def tile(self, start: int, stop: int, buffer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of one of the `tiles` less the mean, in the buffer (`step`, D), and their squares (stop - start,)."""
-        if start < self.queries:
-            source, factor, part = self.query, self.query_factor, slice(start, stop)
-        else:
-            source, factor, part = self.gallery, self.gallery_factor, slice(start - self.queries, stop - self.queries)
-        rows = buffer[: stop - start].copy_(source[part])
-        if factor is not None:
-            rows.mul_(factor[part, None])
-        rows.sub_(self.mean)
-        return rows, torch.linalg.vector_norm(rows, dim=1).square_()
-
-    def take(self, index: torch.Tensor) -> torch.Tensor:
-        """Rows (n, D) at any index; the mean is not subtracted."""
-        rows = torch.empty(len(index), self.width, device=self.device)
-        of_query = index < self.queries
-        for chosen, first, source, factor in (
-            (of_query, 0, self.query, self.query_factor),
-            (~of_query, self.queries, self.gallery, self.gallery_factor),
-        ):
-            place = index[chosen] - first
-            rows[chosen] = source[place].float() if factor is None else source[place].float() * factor[place, None]
-        return rows
-
-
-class Found(NamedTuple):
-    """What the search of the neighbours leaves. Distances are squared, and divided by the largest of their row."""
-
-    original: torch.Tensor  # (Q, G) query to gallery
-    nearest: torch.Tensor  # (N, count) indices, the nearest (itself as a rule) first
-    distance: torch.Tensor  # (N, count) of those
-    farthest: torch.Tensor  # (N,) the divisors
-
-
-def search(features: Features, count: int) -> Found:
-    """Distances of all rows to all rows, a tile at a time; tiles below the diagonal are those above, transposed."""
-    size, queries, device = features.size, features.queries, features.device
-    count = min(count, size)
-    original = torch.empty(queries, size - queries, device=device)
-    nearest = torch.zeros(size, count, dtype=torch.int64, device=device)
-    distance = torch.full((size, count), torch.inf, device=device)
-    farthest = torch.zeros(size, device=device)
-
-    def keep(start: int, stop: int, tile: torch.Tensor, first: int) -> None:
-        """Merge the distances of rows start..stop to rows first.. into what is known of the former."""
-        farthest[start:stop] = torch.maximum(farthest[start:stop], tile.amax(1))
-        values, index = tile.topk(min(count, tile.shape[1]), dim=1, largest=False)
-        values = torch.cat([distance[start:stop], values], 1)
-        index = torch.cat([nearest[start:stop], index + first], 1)
-        distance[start:stop], order = values.topk(count, dim=1, largest=False)
-        nearest[start:stop] = index.gather(1, order)
-
-    step = features.step
-    buffers = [torch.empty(step, features.width, device=device) for _ in range(2)]
-    tiles = [torch.empty(step * step, device=device) for _ in range(2)]
-    parts = features.tiles()
-    for i, (a, b) in enumerate(parts):
-        rows, squares = features.tile(a, b, buffers[0])
-        for c, d in parts[i:]:
-            others, other_squares = features.tile(c, d, buffers[1])
-            tile, turned = (x[: (b - a) * (d - c)] for x in tiles)
-            tile = torch.mm(rows, others.T, out=tile.view(b - a, d - c))
-            tile.mul_(-2).add_(squares[:, None]).add_(other_squares).clamp_(min=0)
-            if a < queries <= c:
-                original[a:b, c - queries : d - queries] = tile
-            keep(a, b, tile, c)
-            if a != c:
-                keep(c, d, turned.view(d - c, b - a).copy_(tile.T), a)
-    del buffers, tiles
-    farthest.clamp_(min=torch.finfo(torch.float32).tiny)  # all rows equal: divide 0 by something
-    for start in range(0, queries, step):
-        part = slice(start, min(start + step, queries))
-        original[part].div_(farthest[part, None]).clamp_(max=1)  # above 1 only by rounding
-    return Found(original, nearest, distance.div_(farthest[:, None]).clamp_(max=1), farthest)
 
 
 class Encodings(NamedTuple):
