@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 @dataclass
@@ -44,6 +46,29 @@ def evaluation(distance, query_pids, gallery_pids, query_camids, gallery_camids,
         return ReferenceScores(np.nan, np.nan, np.full(max_rank, np.nan), 0, ap)
     cmc = np.array([sum(first <= k for first in first_hits) / valid for k in range(1, max_rank + 1)])
     return ReferenceScores(float(np.nanmean(ap)), float(np.nanmean(inp)), cmc, valid, ap)
+
+
+def accepted_pairs(distance, query_pids, gallery_pids, query_camids, gallery_camids) -> tuple[list, list]:
+    """Distances of all matching pairs, and of all pairs of two identities; ignored pairs are in neither list."""
+    positives, negatives = [], []
+    for q, row in enumerate(distance):
+        for g, value in enumerate(row):
+            if gallery_pids[g] != query_pids[q]:
+                negatives.append(float(value))
+            elif gallery_camids[g] != query_camids[q]:
+                positives.append(float(value))
+    return positives, negatives
+
+
+def largest_tpr(positives, negatives, fpr: float) -> float:
+    """The largest TPR of all thresholds (and of accepting nothing) whose FPR is at most `fpr`; NaN if no negatives."""
+    if len(negatives) == 0:
+        return float("nan")
+    positives, negatives, best = np.asarray(positives), np.asarray(negatives), 0.0
+    for threshold in {*positives.tolist(), *negatives.tolist()}:
+        if (negatives <= threshold).sum() / len(negatives) <= fpr:
+            best = max(best, float((positives <= threshold).sum() / len(positives)))
+    return best
 
 
 def squared_distances(features) -> np.ndarray:
@@ -156,3 +181,22 @@ def most_pk_batches(sizes, p: int, k: int) -> int:
     while sum(min(number, batches + 1) for number in groups) >= p * (batches + 1):
         batches += 1
     return batches
+
+
+class Allocations(TorchDispatchMode):
+    """While it is entered: how many bytes each storage holds that an operation made, but those of `known` tensors."""
+
+    def __init__(self, *known: torch.Tensor):
+        super().__init__()
+        self.known = {x.untyped_storage().data_ptr() for x in known}
+        self.made: list[tuple[int, int]] = []  # (bytes, address): one made while another is held has its own address
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for storage in (x.untyped_storage() for x in tree_leaves(result) if isinstance(x, torch.Tensor)):
+            if storage.data_ptr() not in self.known:
+                self.made.append((storage.nbytes(), storage.data_ptr()))
+        return result
+
+    def largest(self) -> int:
+        return max(size for size, _ in self.made)

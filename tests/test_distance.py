@@ -1,5 +1,6 @@
 """What keeps distances exact: full products whatever is set, and equal rows at equal distances."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +8,9 @@ from hypothesis import strategies as st
 
 from utils.distance import equal_rows, exact_products, pairwise_distance, row_norms
 from utils.expansion import expand_queries
-from utils.rerank import k_reciprocal
+from utils.ids import check_ids
+from utils.metrics import evaluate
+from utils.rerank import k_reciprocal, k_reciprocal_grid
 
 SOME = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -70,3 +73,42 @@ def test_equal_rows_are_found_and_no_others(number, width, levels, seed, dtype):
 def test_integer_features_are_refused_with_their_kind():
     with pytest.raises(ValueError, match=r"gallery features must be floating-point numbers, not torch\.int64"):
         pairwise_distance(rows(2), torch.ones(3, 256, dtype=torch.int64))
+
+
+def test_nothing_depends_on_the_default_type():
+    query, gallery = rows(4), rows(30, 1)
+    ids = ([0, 1, 2, 3], [i % 4 for i in range(30)], [0] * 4, [1] * 30)
+    expected = evaluate(query, gallery, *ids).mAP, k_reciprocal(query, gallery, k1=5, k2=2)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = evaluate(query, gallery, *ids).mAP, k_reciprocal(query, gallery, k1=5, k2=2)
+        expanded = expand_queries(query, gallery)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found[0] == expected[0] and torch.equal(found[1], expected[1])
+    assert found[1].dtype == expanded.dtype == torch.float32
+
+
+def test_features_that_are_too_small_for_euclidean_distances_are_refused():
+    with pytest.raises(ValueError, match="too small to square"):
+        pairwise_distance(rows(3) * 1e-25, rows(4) * 1e-25, "euclidean")
+    assert pairwise_distance(torch.zeros(2, 3), torch.zeros(4, 3), "euclidean").eq(0).all()
+
+
+def test_ids_beyond_what_an_integer_holds_are_refused_by_name():
+    with pytest.raises(ValueError, match=f"gallery_pids holds {2**63}"):
+        check_ids(2, gallery_pids=np.array([1, 2**63], dtype=np.uint64))
+
+
+@pytest.mark.parametrize("block_bytes", [0, -500000, 1.5, float("nan")])
+def test_a_block_that_there_cannot_be_is_refused(block_bytes):
+    with pytest.raises(ValueError, match="block_bytes must be a whole number above 0"):
+        k_reciprocal(rows(3), rows(4), block_bytes=block_bytes)
+
+
+@pytest.mark.parametrize("grid", [([], [1], [0.3]), ([2], [], [0.3]), ([2], [1], []), ([2], [0], [0.3])])
+def test_a_grid_that_is_none_is_refused_at_once(grid):
+    with pytest.raises(ValueError, match=r"one or more values|at least 1"):
+        k_reciprocal_grid(rows(3), rows(4), *grid)  # before the first step is asked for
+    steps = k_reciprocal_grid(rows(3), rows(4), iter([2, 3]), (1, 2), iter([0.3]))
+    assert [step[:3] for step in steps] == [(2, 1, 0.3), (2, 2, 0.3), (3, 1, 0.3), (3, 2, 0.3)]

@@ -1,5 +1,7 @@
 """Scores against a stable full sort of every query, ties, odd inputs, and the exact scores of real features."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import reference
@@ -7,12 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import metrics
+from utils import distance as distances
+from utils import metrics, roc
 from utils.distance import pairwise_distance
 from utils.metrics import evaluate, evaluate_distance
 
 SOME = settings(max_examples=60, deadline=None, derandomize=True)
+PATHS = settings(SOME, max_examples=40)  # for each kind of input
 METRICS = ("euclidean", "cosine")
+CPU = torch.profiler.ProfilerActivity.CPU
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,14 @@ def test_equal_rows_of_whole_numbers_are_at_euclidean_distance_0():
     assert torch.equal(pairwise_distance(rows, rows, "euclidean").diagonal(), torch.zeros(3))
 
 
+@pytest.mark.parametrize("offset", [0, 30])
+def test_equal_real_valued_rows_are_nearly_at_euclidean_distance_0(offset):
+    rows = offset + torch.randn(200, 33, generator=torch.Generator().manual_seed(0))
+    distance = pairwise_distance(rows, rows, "euclidean")  # of squares that may come out below 0
+    assert distance.isfinite().all()
+    assert float(distance.diagonal().max()) < 1e-3 * float(rows.norm(dim=1).max())
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_distances_are_float32_under_autocast_too(metric):
     query, gallery, _ = simple(width=64)
@@ -96,6 +109,24 @@ def test_distances_are_float32_under_autocast_too(metric):
         distance = pairwise_distance(query, gallery, metric)
     assert distance.dtype == torch.float32
     torch.testing.assert_close(distance, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_lower_precision_of_matrix_products_is_put_aside_and_kept(metric):
+    query, gallery, ids = simple(100, 200, 512)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        expected = pairwise_distance(query, gallery, metric), evaluate(query, gallery, *ids, metric=metric)
+        torch.set_float32_matmul_precision("medium")  # bfloat16, where the processor has it
+        medium = [x.matmul.fp32_precision for x in (torch.backends.cuda, torch.backends.mkldnn)]
+        assert torch.equal(pairwise_distance(query, gallery, metric), expected[0])
+        assert_same(evaluate(query, gallery, *ids, metric=metric), expected[1], 0)
+        with pytest.raises(ValueError, match="no query has a match"):
+            evaluate(query, gallery, ids[0], ids[1] + 10, *ids[2:], metric=metric)
+        assert [x.matmul.fp32_precision for x in (torch.backends.cuda, torch.backends.mkldnn)] == medium
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 # ---- against the reference
@@ -150,6 +181,241 @@ def test_distances_that_differ_in_float64_only_are_told_apart():
     distance = torch.tensor([[1.0 + 1e-12, 1.0]], dtype=torch.float64)
     scores = evaluate_distance(distance, [1], [2, 1], [0], [1, 1])
     assert scores.mAP == 1.0
+
+
+# ---- every path: few or many rows, columns and matches at a time
+
+FEW_OR_MANY = {  # elements of a tile, matches from which on a row is sorted, bytes of a block, bytes of a chunk
+    "tile": st.sampled_from((1, 7, 64, 1 << 20)),
+    "many": st.sampled_from((1, 3, 256)),
+    "block": st.sampled_from((1, 500, 64 << 20)),
+    "chunk": st.sampled_from((1, 100, 8 << 20)),
+}
+
+
+@contextmanager
+def parts_of(tile: int = 1 << 20, many: int = 256, block: int = 64 << 20, chunk: int = 8 << 20):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_tile_elements", lambda device: tile)
+        patch.setattr(metrics, "MANY_MATCHES", many)
+        patch.setattr(metrics, "BLOCK_BYTES", block)
+        patch.setattr(distances, "CHUNK_BYTES", chunk)
+        yield
+
+
+def of_kind(kind: str, distance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The distances with ties of that kind between matches, other images and ignored ones alike."""
+    if kind == "whole":
+        distance = np.round(distance)
+    elif kind == "equal":
+        distance[:] = -0.0
+    elif kind == "copies":
+        distance = rng.permuted(distance[:, rng.integers(0, 1 + distance.shape[1] // 3, distance.shape[1])], axis=1)
+    elif kind == "infinite":
+        distance = rng.choice([np.inf, -np.inf, 0.0, 1.0], distance.shape, p=[0.5, 0.2, 0.2, 0.1])
+    elif kind == "signed zeros":
+        distance = rng.choice([0.0, -0.0, 5e-324, -5e-324], distance.shape)  # the last two are 0 too in float32
+    elif kind == "next numbers":
+        distance = 1 + rng.integers(0, 4, distance.shape) * np.finfo(distance.dtype).eps
+    elif kind == "extremes":
+        largest = np.finfo(distance.dtype).max
+        distance = rng.choice([np.inf, largest, -largest, np.finfo(distance.dtype).tiny, 0], distance.shape)
+    return distance
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "kind", ["real", "whole", "equal", "copies", "infinite", "signed zeros", "next numbers", "extremes"]
+)
+@PATHS
+@given(retrieval=retrievals(), **FEW_OR_MANY)
+def test_every_path_ranks_a_distance_matrix_as_a_stable_sort(kind, dtype, retrieval, **parts):
+    rng, queries, images, ids = retrieval
+    distance = of_kind(kind, rng.normal(size=(queries, images)).astype(dtype), rng).astype(dtype)
+    with parts_of(**parts):
+        assert_agree(lambda: evaluate_distance(torch.from_numpy(distance), *ids), distance, ids, 50)
+
+
+def laid_out(rows: torch.Tensor, layout: str) -> torch.Tensor:
+    """The same rows, elsewhere in memory."""
+    if layout == "transposed":
+        return rows.T.contiguous().T
+    if layout == "every other column":
+        wide = torch.full((len(rows), 2 * rows.shape[1]), 99.0, dtype=rows.dtype)
+        wide[:, ::2] = rows
+        return wide[:, ::2]
+    if layout == "every other row":
+        return torch.stack([rows, torch.full_like(rows, -99)], 1).flatten(0, 1)[::2]
+    return rows
+
+
+LAYOUTS = ("plain", "transposed", "every other column", "every other row")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@PATHS
+@given(
+    retrieval=retrievals(), width=st.sampled_from((1, 4, 16)), layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 2),
+    **FEW_OR_MANY,
+)  # fmt: skip
+def test_every_path_ranks_features_by_their_exact_distances(metric, dtype, retrieval, width, layouts, **parts):
+    # Entries of 1 and -1, or small whole numbers: products and norms are exact, and many distances equal.
+    rng, queries, images, ids = retrieval
+    values = [-1, 1] if metric == "cosine" else [-3, -1, 0, 1, 2]
+    query, gallery = (rng.choice(values, (n, width)) for n in (queries, images))
+    distance = -(query @ gallery.T) if metric == "cosine" else ((query[:, None] - gallery) ** 2).sum(2)
+    rows = [
+        laid_out(torch.from_numpy(x).to(dtype), layout) for x, layout in zip((query, gallery), layouts, strict=True)
+    ]
+    with parts_of(**parts):
+        assert_agree(lambda: evaluate(*rows, *ids, metric=metric), distance, ids, 50)
+
+
+@SOME
+@given(retrievals(), st.sets(st.sampled_from((-140, -83, -50, 0, 40, 83)), min_size=1), st.booleans(), st.booleans())
+def test_the_length_of_rows_does_not_matter_to_the_cosine(retrieval, powers, zeros, half_of_it_float64):
+    # From 1e-42 to 1e25: their products alone would be 0 or infinite in float32.
+    rng, queries, images, ids = retrieval
+    query, gallery = (rng.choice([-1, 1], (n, 16)) for n in (queries, images))
+    lengths = [2.0 ** rng.choice(sorted(powers), (n, 1)) for n in (queries, images)]
+    if zeros:
+        lengths = [np.where(rng.random(x.shape) < 0.3, 0, x) for x in lengths]
+    distance = -(query * (lengths[0] > 0)) @ (gallery * (lengths[1] > 0)).T
+    rows = [torch.from_numpy((x * length).astype("f4")) for x, length in zip((query, gallery), lengths, strict=True)]
+    if half_of_it_float64:
+        rows[1] = rows[1].double()
+    assert_agree(lambda: evaluate(*rows, *ids, metric="cosine"), distance, ids, 50)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@PATHS
+@given(
+    rows=st.integers(1, 6), images=st.integers(1, 80), different=st.integers(1, 6), width=st.integers(1, 70),
+    layout=st.sampled_from(LAYOUTS), chunk=st.sampled_from((1, 3000, 8 << 20)), seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_equal_images_are_at_equal_distances(metric, dtype, rows, images, different, width, layout, chunk, seed):
+    # Wherever they are: a matrix product may add up the last columns in another order than the others.
+    rng = np.random.default_rng(seed)
+    kinds = rng.normal(size=(different, 1 + width))
+    kinds[1::3], kinds[2::3, 1:] = -kinds[0], np.roll(kinds[0, 1:], 1)  # of equal lengths, but other images
+    kinds[:, 0] = 0
+    copy_of = rng.integers(0, different, images)
+    query, gallery = (torch.from_numpy(x).float() for x in (rng.normal(size=(rows, 1 + width)), kinds[copy_of]))
+    gallery[:, 0] *= torch.from_numpy(rng.choice([-1.0, 1.0], images))  # -0 equals 0
+    query, gallery = query.to(dtype), gallery.to(dtype)
+    with parts_of(chunk=chunk):
+        distance = pairwise_distance(query, laid_out(gallery, layout), metric)
+    q, g = query.double(), gallery.double()
+    expected = torch.cdist(q, g) if metric == "euclidean" else 1 - torch.cosine_similarity(q[:, None], g, dim=2)
+    torch.testing.assert_close(distance.double(), expected, rtol=0, atol=2e-3)  # the root of a small square is rough
+    for number in range(different):
+        of_it = distance[:, copy_of == number]
+        assert torch.equal(of_it, of_it[:, :1].expand_as(of_it))
+
+
+@pytest.mark.parametrize("kind", ["real", "whole", "equal", "infinite"])
+@pytest.mark.parametrize("identities", [1, 2])
+def test_hundreds_of_matches_of_a_query_rank_as_in_a_stable_sort(kind, identities):
+    # Some are ignored; query 1 has none, and lies in one tile with those that have hundreds.
+    rng = np.random.default_rng(identities)
+    ids = [rng.integers(0, top, n) for n, top in ((6, identities), (1500, identities), (6, 3), (1500, 3))]
+    ids[0][1] = 9
+    distance = of_kind(kind, rng.normal(size=(6, 1500)).astype("f4"), rng).astype("f4")
+    assert_same(evaluate_distance(torch.from_numpy(distance), *ids), reference.evaluation(distance, *ids))
+
+
+@SOME
+@given(retrievals(), st.lists(st.integers(-(2**63), 2**63 - 1), min_size=8, max_size=8, unique=True), st.booleans())
+def test_ids_may_be_any_64_bit_numbers(retrieval, names, as_lists):
+    rng, queries, images, ids = retrieval
+    distance = rng.normal(size=(queries, images))
+    named = tuple(np.array(names)[x] for x in ids)
+    given_ids = tuple(x.tolist() for x in named) if as_lists else named
+    assert_agree(lambda: evaluate_distance(torch.from_numpy(distance), *given_ids), distance, ids, 50)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("queries", "images", "width"), [(1, 1, 1), (1, 9, 3), (9, 1, 3), (5, 9, 1), (1, 300, 1)])
+def test_one_query_image_or_dimension_is_enough(metric, queries, images, width):
+    rng = np.random.default_rng(4)
+    query, gallery = (torch.from_numpy(rng.integers(-9, 9, (n, width))).float() for n in (queries, images))
+    ids = (np.zeros(queries, int), np.arange(images) % 3, np.zeros(queries, int), 1 + np.arange(images) % 2)
+    expected = reference.evaluation(pairwise_distance(query, gallery, metric).numpy(), *ids)
+    assert_same(evaluate(query, gallery, *ids, metric=metric), expected)
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("mode", ["c", "r"])
+@pytest.mark.parametrize("dtype", ["f2", "f4"])
+def test_features_in_a_mapped_file_score_as_those_in_memory(tmp_path, metric, mode, dtype):
+    query, gallery, ids = simple(20, 300, 12)
+    camids = np.arange(300) % 2  # half of the images are ignored
+    stored = [x.numpy().astype(dtype) for x in (query, gallery)]
+    for name, rows in zip(("query", "gallery"), stored, strict=True):
+        np.save(tmp_path / f"{name}.npy", rows)
+    bytes_before = (tmp_path / "gallery.npy").read_bytes()
+    mapped = [torch.from_numpy(np.load(tmp_path / f"{name}.npy", mmap_mode=mode)) for name in ("query", "gallery")]
+    with parts_of(block=5000, chunk=1000):
+        expected = evaluate(*map(torch.from_numpy, stored), *ids[:3], camids, metric=metric, roc=True)
+        found = evaluate(*mapped, *ids[:3], camids, metric=metric, roc=True)
+    assert_same(found, expected, 0)
+    assert (found.roc.negatives == expected.roc.negatives).all()
+    assert (tmp_path / "gallery.npy").read_bytes() == bytes_before
+    assert np.array_equal(mapped[1].numpy(), stored[1])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [
+        (torch.float32, "plain"),
+        (torch.float32, "transposed"),
+        (torch.float16, "plain"),
+        (torch.float16, "every other column"),
+    ],
+)
+def test_nothing_of_the_size_of_the_gallery_or_of_all_distances_is_made(monkeypatch, metric, dtype, layout):
+    rng = np.random.default_rng(6)
+    query, gallery = (laid_out(torch.from_numpy(rng.normal(size=(n, 64))).to(dtype), layout) for n in (300, 3000))
+    ids = (rng.integers(0, 50, 300), rng.integers(0, 50, 3000), rng.integers(0, 4, 300), rng.integers(0, 4, 3000))
+    monkeypatch.setattr(roc, "PIECE", 16_000)
+    with parts_of(tile=25_000, block=100_000, chunk=100_000), reference.Allocations(query, gallery) as made:
+        evaluate(query, gallery, *ids, metric=metric, roc=True)
+    assert 90_000 < made.largest() < 200_000  # the gallery has at least 384,000 bytes, all distances 3,600,000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("metric", METRICS)
+def test_no_operation_converts_all_features_inside_of_itself(metric, dtype):
+    query, gallery = torch.randn(2, 3000, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with parts_of(chunk=50_000), torch.profiler.profile(activities=[CPU], profile_memory=True) as profile:
+        pair = distances.Pair(query, gallery, metric)
+        pair.finish(pair.product(0, 3), 0)
+    taken = max(event.self_cpu_memory_usage for event in profile.events())
+    assert 40_000 < taken < 100_000  # the features have at least 384,000 bytes each
+
+
+@pytest.mark.parametrize("many", [1, 256])
+def test_no_second_distance_matrix_is_made(monkeypatch, many):
+    rng = np.random.default_rng(6)
+    distance = torch.from_numpy(np.round(rng.normal(size=(300, 3000)), 1).astype("f4"))  # all of them tied
+    ids = (rng.integers(0, 50, 300), rng.integers(0, 50, 3000), rng.integers(0, 4, 300), rng.integers(0, 4, 3000))
+    monkeypatch.setattr(roc, "PIECE", 16_000)
+    with parts_of(tile=25_000, block=100_000, many=many), reference.Allocations(distance) as made:
+        evaluate_distance(distance, *ids, roc=True)
+    assert 90_000 < made.largest() < 200_000
+
+
+def test_matches_behind_thousands_of_images_are_counted_exactly():
+    rng = np.random.default_rng(8)
+    distance = rng.normal(size=(3, 20_001)).astype("f4")
+    gallery_pids = np.full(20_001, 7)
+    gallery_pids[rng.permutation(20_001)[:12]] = np.arange(12) % 3
+    ids = (np.arange(3), gallery_pids, np.zeros(3, int), np.ones(20_001, int))
+    assert_same(evaluate_distance(torch.from_numpy(distance), *ids), reference.evaluation(distance, *ids), 1e-12)
 
 
 # ---- cases worked out by hand
@@ -389,6 +655,11 @@ def test_nothing_to_score_is_an_error():
         evaluate(query, gallery[:0], ids[0], np.zeros(0, int), ids[2], np.zeros(0, int))  # an empty gallery
     with pytest.raises(ValueError, match="no query has a match"):
         evaluate(query[:0], gallery, np.zeros(0, int), ids[1], np.zeros(0, int), ids[3])  # no queries
+    for rows, columns in ((0, 20), (4, 0), (0, 0)):
+        with pytest.raises(ValueError, match="no query has a match"):
+            evaluate_distance(
+                torch.zeros(rows, columns), ids[0][:rows], ids[1][:columns], ids[2][:rows], ids[3][:columns]
+            )
 
 
 def test_features_and_distances_of_a_wrong_shape_are_refused():
@@ -401,6 +672,24 @@ def test_features_and_distances_of_a_wrong_shape_are_refused():
     for distance in (torch.zeros(80), torch.zeros(4, 20, 1)):
         with pytest.raises(ValueError, match=r"must be \(Q, G\)"):
             evaluate_distance(distance, *ids)
+
+
+@pytest.mark.parametrize("max_rank", [0, -1])
+def test_a_curve_without_ranks_is_refused(max_rank):
+    query, gallery, ids = simple()
+    with pytest.raises(ValueError, match=f"max_rank.*{max_rank}"):
+        evaluate(query, gallery, *ids, max_rank=max_rank)
+    with pytest.raises(ValueError, match=f"max_rank.*{max_rank}"):
+        evaluate_distance(torch.zeros(4, 20), *ids, max_rank=max_rank)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_features_that_are_no_floating_point_numbers_are_refused_by_name(dtype):
+    query, gallery, ids = simple()
+    with pytest.raises(ValueError, match="query features must be floating-point"):
+        evaluate(query.to(dtype), gallery, *ids)
+    with pytest.raises(ValueError, match="gallery features must be floating-point"):
+        evaluate(query, gallery.to(dtype), *ids)
 
 
 def test_an_unknown_metric_is_refused_with_the_known_ones():

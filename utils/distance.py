@@ -46,7 +46,7 @@ class Pair:
         if self.metric == "cosine":
             query = query * self.query_scale[start:stop, None]
         if out is None:
-            out = torch.empty(len(query), len(self.gallery), device=query.device)
+            out = torch.empty(len(query), len(self.gallery), dtype=torch.float32, device=query.device)
         with exact_products(query.device):
             for first, rows in float_chunks(self.gallery):
                 torch.mm(query, rows.T, out=out[:, first : first + len(rows)])
@@ -77,8 +77,11 @@ def check_pair(
     norms = row_norms(query, "query"), row_norms(gallery, "gallery")
     for name, norm in zip(("query", "gallery"), norms, strict=True):
         # Cosine divides by the norm first; float64 rows beyond 1e154 have none.
-        if bool((norm > (LARGEST if metric == "euclidean" else torch.finfo(torch.float64).max)).any()):
-            raise ValueError(f"{int((norm > LARGEST).sum())} of {len(norm)} {name} features are too large to square")
+        large = norm > (LARGEST if metric == "euclidean" else torch.finfo(torch.float64).max)
+        if bool(large.any()):
+            raise ValueError(f"{int(large.sum())} of {len(norm)} {name} features are too large to square")
+    if metric == "euclidean" and 0 < max(float(norm.max()) for norm in norms if len(norm)) < 1 / LARGEST:
+        raise ValueError("all features are too small to square; scale them, or use metric='cosine'")
     return query, gallery, norms
 
 

@@ -54,7 +54,7 @@ def check_features(**features: torch.Tensor) -> None:
 def unit_rows(features: torch.Tensor) -> torch.Tensor:
     """Rows (N, D) of length 1, float32. A zero row stays zero."""
     norm = row_norms(features, "unnamed").clamp(min=1e-300)
-    rows = torch.empty(features.shape, device=features.device)
+    rows = torch.empty(features.shape, dtype=torch.float32, device=features.device)
     for part, divided, length in zip(features.split(1024), rows.split(1024), norm.split(1024), strict=True):
         divided.copy_(part.double() / length[:, None])  # float64 for a part at a time only
     return rows

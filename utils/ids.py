@@ -20,5 +20,7 @@ def check_ids(length: int, **ids: Ids) -> list[np.ndarray]:
             array = np.empty((), dtype=object)
         if array.shape != (length,) or (array.dtype.kind not in "iu" and length):
             raise ValueError(f"{name} must be {length} integers, not {array.dtype} of shape {array.shape}")
+        if array.dtype == np.uint64 and length and array.max() > np.iinfo(np.int64).max:
+            raise ValueError(f"{name} holds {array.max()}, which is more than an id can be (2^63 - 1)")
         checked.append(array.astype(np.int64))
     return checked

@@ -61,7 +61,7 @@ def evaluate(
     pair = Pair(query, gallery, metric)
     truth = Truth((query_pids, gallery_pids, query_camids, gallery_camids), len(query), len(gallery), query.device)
     rows = _rows_per_block(len(query), len(gallery))
-    buffer = torch.empty(rows, len(gallery), device=query.device)
+    buffer = torch.empty(rows, len(gallery), dtype=torch.float32, device=query.device)
 
     def block(start: int, stop: int) -> torch.Tensor:
         return pair.product(start, stop, out=buffer[: stop - start])
@@ -219,10 +219,10 @@ def _count(compare: Callable, distance: torch.Tensor, value: torch.Tensor) -> to
     """For every value (B, W), how many entries of its row of `distance` (B, G) satisfy compare(entry, value)."""
     rows, width = value.shape
     # Comparisons that are written as numbers of the compared type, and summed, run several times as fast as booleans.
-    step = max(1, min(_tile_elements(distance.device) // (rows * width), distance.shape[1]))
-    tile = distance.new_empty(rows, width, step)
+    step = min(_tile_elements(distance.device) // (rows * width), distance.shape[1], 1 << 24)  # float32 counts so far
+    tile = distance.new_empty(rows, width, max(step, 1))
     total = torch.zeros(rows, width, dtype=torch.float64, device=distance.device)
-    for part in distance.split(step, dim=1):
+    for part in distance.split(max(step, 1), dim=1):
         total += compare(part[:, None], value[:, :, None], out=tile[..., : part.shape[1]]).sum(2)
     return total.long()
 

@@ -24,14 +24,18 @@ class Features:
             self.query, self.query_factor = unit_factors(self.query, norms[0])
             self.gallery, self.gallery_factor = unit_factors(self.gallery, norms[1])
         self.queries, self.width, self.device = len(query), query.shape[1], query.device
-        self.block_bytes = block_bytes or (BLOCK_BYTES if self.device.type == "cpu" else GPU_BLOCK_BYTES)
+        self.block_bytes = BLOCK_BYTES if self.device.type == "cpu" else GPU_BLOCK_BYTES
+        if block_bytes is not None:
+            if block_bytes < 1 or block_bytes % 1:
+                raise ValueError(f"block_bytes must be a whole number above 0, not {block_bytes}")
+            self.block_bytes = int(block_bytes)
         self.size = len(query) + len(gallery)
         if self.size == 0:
             raise ValueError("there is neither a query nor a gallery feature to re-rank")
         self.step = self._tile_side()
         # Around the mean no distance changes, but large squares no longer swallow small differences.
-        self.mean = torch.zeros(self.width, device=self.device)
-        buffer = torch.empty(self.step, self.width, device=self.device)
+        self.mean = torch.zeros(self.width, dtype=torch.float32, device=self.device)
+        buffer = torch.empty(self.step, self.width, dtype=torch.float32, device=self.device)
         total = sum(self.tile(*part, buffer)[0].sum(0, dtype=torch.float64) for part in self.tiles())
         self.mean = (total / self.size).float()
 
@@ -59,7 +63,7 @@ class Features:
 
     def take(self, index: torch.Tensor) -> torch.Tensor:
         """Rows (n, D) at any index; the mean is not subtracted."""
-        rows = torch.empty(len(index), self.width, device=self.device)
+        rows = torch.empty(len(index), self.width, dtype=torch.float32, device=self.device)
         of_query = index < self.queries
         for chosen, first, source, factor in (
             (of_query, 0, self.query, self.query_factor),
@@ -83,10 +87,10 @@ def search(features: Features, count: int) -> Found:
     """Distances of all rows to all rows, a tile at a time; tiles below the diagonal are those above, transposed."""
     size, queries, device = features.size, features.queries, features.device
     count = min(count, size)
-    original = torch.empty(queries, size - queries, device=device)
+    original = torch.empty(queries, size - queries, dtype=torch.float32, device=device)
     nearest = torch.zeros(size, count, dtype=torch.int64, device=device)
-    distance = torch.full((size, count), torch.inf, device=device)
-    farthest = torch.zeros(size, device=device)
+    distance = torch.full((size, count), torch.inf, dtype=torch.float32, device=device)
+    farthest = torch.zeros(size, dtype=torch.float32, device=device)
 
     def keep(start: int, stop: int, tile: torch.Tensor, first: int) -> None:
         """Merge the distances of rows start..stop to rows first.. into what is known of the former."""
@@ -98,8 +102,8 @@ def search(features: Features, count: int) -> Found:
         nearest[start:stop] = index.gather(1, order)
 
     step = features.step
-    buffers = [torch.empty(step, features.width, device=device) for _ in range(2)]
-    tiles = [torch.empty(step * step, device=device) for _ in range(2)]
+    buffers = [torch.empty(step, features.width, dtype=torch.float32, device=device) for _ in range(2)]
+    tiles = [torch.empty(step * step, dtype=torch.float32, device=device) for _ in range(2)]
     parts = features.tiles()
     total = len(parts) * (len(parts) + 1) // 2
     bar = tqdm(total=total, desc="neighbours", unit="tile", leave=False, disable=None, delay=2)
@@ -121,5 +125,5 @@ def search(features: Features, count: int) -> Found:
     farthest.clamp_(min=torch.finfo(torch.float32).tiny)  # all rows equal: divide 0 by something
     for start in range(0, queries, step):
         part = slice(start, min(start + step, queries))
-        original[part].div_(farthest[part, None]).clamp_(max=1)  # above 1 only by rounding
-    return Found(original, nearest, distance.div_(farthest[:, None]).clamp_(max=1), farthest)
+        original[part].div_(farthest[part, None])
+    return Found(original, nearest, distance.div_(farthest[:, None]), farthest)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import product
 from numbers import Real
 from typing import NamedTuple
 
@@ -64,23 +65,29 @@ def k_reciprocal_grid(
     The distances are those of `k_reciprocal`, in a tensor (Q, G) that the next step overwrites. Two more such
     matrices are held beside it.
     """
-    for k1 in k1s:
-        for k2 in k2s:
-            for lambda_value in lambda_values:
-                _check_parameters(k1, k2, lambda_value)
+    k1s, k2s, lambda_values = list(k1s), list(k2s), list(lambda_values)
+    if not (k1s and k2s and lambda_values):
+        raise ValueError("a grid takes one or more values of each of k1, k2 and lambda")
+    for combination in product(k1s, k2s, lambda_values):
+        _check_parameters(*combination)
     features = Features(query, gallery, metric, block_bytes)
-    with torch.no_grad(), exact_products(query.device):
+    return _grid(features, k1s, k2s, lambda_values)
+
+
+def _grid(
+    features: Features, k1s: list[int], k2s: list[int], lambda_values: list[float]
+) -> Iterator[tuple[int, int, float, torch.Tensor]]:
+    with torch.no_grad(), exact_products(features.device):
         found = search(features, int(max(max(k1s) + 1, max(k2s))))
-        jaccard, result = torch.empty_like(found.original), torch.empty_like(found.original)
-    for k1 in k1s:
-        for k2 in k2s:
-            with torch.no_grad(), exact_products(query.device):
-                encodings = encode(features, found, int(k1), int(k2))
-                for start, stop, block in jaccard_distances(encodings, features.queries, features.block_bytes):
-                    jaccard[start:stop] = block
-            for lambda_value in lambda_values:
-                torch.mul(found.original, lambda_value, out=result).add_(jaccard, alpha=1 - lambda_value)
-                yield k1, k2, lambda_value, result
+    jaccard, result = torch.empty_like(found.original), torch.empty_like(found.original)
+    for k1, k2 in product(k1s, k2s):
+        with torch.no_grad():
+            encodings = encode(features, found, int(k1), int(k2))
+            for start, stop, block in jaccard_distances(encodings, features.queries, features.block_bytes):
+                jaccard[start:stop] = block
+        for lambda_value in lambda_values:
+            torch.mul(found.original, lambda_value, out=result).add_(jaccard, alpha=1 - lambda_value)
+            yield k1, k2, lambda_value, result
 
 
 def _check_parameters(k1: int, k2: int, lambda_value: float) -> None:
@@ -103,7 +110,7 @@ def encode(features: Features, found: Found, k1: int, k2: int) -> Encodings:
     near = found.nearest[:, : k1 + 1]
     row, column = expand(near, found.nearest[:, : round(k1 / 2) + 1], features.block_bytes)
     weight = torch.exp(-_distances_of(features, found, k1, row, column))
-    weight /= torch.zeros(size, device=weight.device).index_add_(0, row, weight)[row]
+    weight /= weight.new_zeros(size).index_add_(0, row, weight)[row]
     encodings = Encodings(offsets(torch.bincount(row, minlength=size)), column, weight)
     return average(encodings, found.nearest[:, :k2], features.block_bytes) if k2 > 1 else encodings
 
@@ -173,7 +180,7 @@ def average(encodings: Encodings, nearest: torch.Tensor, block_bytes: int) -> En
         entry = ranges(encodings.start[near.flatten()], lengths[near.flatten()])
         row = torch.arange(stop - start, device=near.device).repeat_interleave(lengths[near].sum(1))
         key, place = torch.unique(row * size + encodings.column[entry], return_inverse=True)
-        sums = torch.zeros(len(key), device=near.device).index_add_(0, place, encodings.weight[entry])
+        sums = encodings.weight.new_zeros(len(key)).index_add_(0, place, encodings.weight[entry])
         columns.append(key % size)
         weights.append(sums / k2)
         counts.append(torch.bincount(key // size, minlength=stop - start))
@@ -203,7 +210,7 @@ def jaccard_distances(encodings: Encodings, queries: int, block_bytes: int) -> I
         entry = ranges(first[column[mine]], pairs[mine])
         smaller = torch.minimum(weight[mine].repeat_interleave(pairs[mine]), held[entry])
         target = ((row[mine] - a) * images).repeat_interleave(pairs[mine]) + holder[entry]
-        overlap = torch.zeros((b - a) * images, device=column.device).index_add_(0, target, smaller).view(b - a, images)
+        overlap = weight.new_zeros((b - a) * images).index_add_(0, target, smaller).view(b - a, images)
         # Encodings sum to 1, so the sum of maxima is 2 less the sum of minima: 1 - s / (2 - s) = 2 - 2 / (2 - s).
         yield a, b, overlap.neg_().add_(2).reciprocal_().mul_(-2).add_(2)
 
