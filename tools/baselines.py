@@ -104,8 +104,8 @@ def published_k_reciprocal(
 ) -> np.ndarray:
     """The same with the copies of the authors' code (github.com/zhunzhong07/person-re-ranking, re_ranking_ranklist.py).
 
-    There three distance matrices are put together and squared, and the quotient is transposed, so that what follows,
-    the sort of all rows first, reads across the memory.
+    There three distance matrices are put together and squared, and the quotient is transposed; a row of it, and of all
+    matrices made like it, lies across the memory.
     """
     across, of_query, of_gallery = (
         distances(a, b, "euclidean") for a, b in ((query, gallery), (query, query), (gallery, gallery))
@@ -122,7 +122,7 @@ def _reranked(
 ) -> np.ndarray:
     """What follows the sort. original, near: (N, N) distances over the largest of the row, and their order."""
     size = len(original)
-    encoding = np.zeros((size, size), np.float32)
+    encoding = np.zeros_like(original)
     for i in range(size):
         members = _expanded(near, i, k1)
         weight = np.exp(-original[i, members])

@@ -122,10 +122,11 @@ class Truth:
 
 
 def _rows_per_block(queries: int, images: int) -> int:
-    """Queries of a block: all blocks about equal, since matrix products with few rows are slow."""
+    """Queries of a block: all blocks about equal, since products with few rows are slow, and so are odd numbers."""
     most = max(1, BLOCK_BYTES // (4 * max(images, 1)))
     blocks = max(1, -(-queries // most))
-    return max(1, -(-queries // blocks))
+    rows = max(1, -(-queries // blocks))
+    return rows if rows < 64 else min(-(-rows // 64) * 64, queries)
 
 
 def _score(

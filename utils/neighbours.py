@@ -95,7 +95,7 @@ def search(features: Features, count: int) -> Found:
     def keep(start: int, stop: int, tile: torch.Tensor, first: int) -> None:
         """Merge the distances of rows start..stop to rows first.. into what is known of the former."""
         farthest[start:stop] = torch.maximum(farthest[start:stop], tile.amax(1))
-        values, index = tile.topk(min(count, tile.shape[1]), dim=1, largest=False)
+        values, index = _candidates(tile, distance[start:stop, -1:], count)
         values = torch.cat([distance[start:stop], values], 1)
         index = torch.cat([nearest[start:stop], index + first], 1)
         distance[start:stop], order = values.topk(count, dim=1, largest=False)
@@ -127,3 +127,21 @@ def search(features: Features, count: int) -> Found:
         part = slice(start, min(start + step, queries))
         original[part].div_(farthest[part, None])
     return Found(original, nearest, distance.div_(farthest[:, None]), farthest)
+
+
+def _candidates(tile: torch.Tensor, limit: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distances and columns (n, some) of each row of `tile` (n, m) that can be among its `count` nearest: those below
+    `limit` (n, 1), filled up with infinity, or where these are many, the `count` nearest of the tile.
+
+    After the first tiles hardly any are below, and finding them is several times as fast as ordering the tile.
+    """
+    below = tile < limit
+    if torch.count_nonzero(below) > tile.numel() // 16:
+        return tile.topk(min(count, tile.shape[1]), dim=1, largest=False)
+    row, column = below.nonzero(as_tuple=True)
+    number = torch.bincount(row, minlength=len(tile))
+    slot = torch.arange(len(row), device=row.device) - (number.cumsum(0) - number)[row]
+    values = tile.new_full((len(tile), int(number.max())), torch.inf)
+    columns = column.new_zeros(values.shape)
+    values[row, slot], columns[row, slot] = tile[row, column], column
+    return values, columns
