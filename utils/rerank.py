@@ -109,7 +109,7 @@ def encode(features: Features, found: Found, k1: int, k2: int) -> Encodings:
     size = features.size
     near = found.nearest[:, : k1 + 1]
     row, column = expand(near, found.nearest[:, : round(k1 / 2) + 1], features.block_bytes)
-    weight = torch.exp(-_distances_of(features, found, k1, row, column))
+    weight = torch.exp(-_distances_of(features, found, row, column))
     weight /= weight.new_zeros(size).index_add_(0, row, weight)[row]
     encodings = Encodings(offsets(torch.bincount(row, minlength=size)), column, weight)
     return average(encodings, found.nearest[:, :k2], features.block_bytes) if k2 > 1 else encodings
@@ -152,7 +152,7 @@ def _mutual(near: torch.Tensor, block_bytes: int) -> torch.Tensor:
     return mutual
 
 
-def _distances_of(features: Features, found: Found, k1: int, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+def _distances_of(features: Features, found: Found, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
     """Distances of these pairs, which are sorted: as the search found them, and computed for those it did not keep."""
     listed, order = found.nearest.sort(1)
     rows = torch.arange(features.size, device=row.device)
@@ -163,7 +163,7 @@ def _distances_of(features: Features, found: Found, k1: int, row: torch.Tensor, 
         (key[place] != row * features.size + column)
         .nonzero()
         .flatten()
-        .split(max(1, features.block_bytes // (24 * max(features.width, 1))))
+        .split(max(1, features.block_bytes // (64 * max(features.width, 1))))
     ):
         difference = features.take(row[missing]) - features.take(column[missing])
         distance[missing] = (difference.square_().sum(1) / found.farthest[row[missing]]).clamp_(max=1)
@@ -202,10 +202,10 @@ def jaccard_distances(encodings: Encodings, queries: int, block_bytes: int) -> I
     number = torch.bincount(column[first_of_gallery:], minlength=size)
     first = offsets(number)
     pairs = number[column[:first_of_gallery]]  # for each entry of a query: gallery entries in its column
-    cost = 120 * torch.zeros(queries, dtype=torch.int64, device=column.device).index_add_(
+    cost = 160 * torch.zeros(queries, dtype=torch.int64, device=column.device).index_add_(
         0, row[:first_of_gallery], pairs
     )
-    for a, b in _blocks_of_cost(cost + 8 * images, block_bytes):
+    for a, b in _blocks_of_cost(cost + 16 * images, block_bytes):
         mine = slice(int(start[a]), int(start[b]))
         entry = ranges(first[column[mine]], pairs[mine])
         smaller = torch.minimum(weight[mine].repeat_interleave(pairs[mine]), held[entry])
