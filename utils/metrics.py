@@ -137,36 +137,34 @@ def _score(
     max_rank: int,
     roc: bool,
 ) -> Scores:
-    """Scores from `block`, which gives a fresh (rows, G) of queries start..stop, and `finish`, which makes distances
-    of some of its rows, the first being query `start`, in place."""
+    """Scores from `block`, which gives (rows, G) of queries start..stop that may be overwritten, and `finish`, which
+    makes distances of some of its rows, the first being query `start`, in place."""
     if max_rank < 1:
         raise ValueError(f"max_rank must be at least 1, not {max_rank}")
     queries = len(truth.number)
-    ap, inp, cmc = np.full(queries, np.nan), np.full(queries, np.nan), np.zeros(max_rank, dtype=np.int64)
+    ap, inp, first = (np.full(queries, np.nan) for _ in range(3))
     counter = RocCounter(truth.num_negatives) if roc else None
     for start in tqdm(range(0, queries, rows), desc="scoring", unit="block", leave=False, disable=None, delay=2):
         stop = min(start + rows, queries)
         distance, (row, column, match) = block(start, stop), truth.of(start, stop)
         distance[row[~match], column[~match]] = torch.nan  # ignored: before and behind nothing
         row, column = row[match], column[match]
-        ranks, number = _ranks(distance, row, column, lambda part, first, start=start: finish(part, start + first))
+        ranks, number = _ranks(distance, row, column, lambda part, offset, start=start: finish(part, start + offset))
         if counter:
             counter.add(distance, row, column)
         valid = np.flatnonzero(number)
         ranks, number = ranks[valid], number[valid]
         hits = np.arange(1, ranks.shape[1] + 1)
-        precision = np.where(hits <= number[:, None], hits / ranks, 0)
-        ap[start + valid] = precision.sum(1) / number
+        ap[start + valid] = np.where(hits <= number[:, None], hits / ranks, 0).sum(1) / number
         inp[start + valid] = number / ranks[np.arange(len(valid)), number - 1]
-        cmc += (
-            np.bincount(ranks[:, 0].clip(max=max_rank + 1), minlength=max_rank + 2)[1:-1].cumsum() if len(valid) else 0
-        )
-    valid = int((~np.isnan(ap)).sum())
-    if valid == 0:
+        first[start + valid] = ranks[:, :1].ravel()
+    valid = ~np.isnan(ap)
+    if not valid.any():
         raise ValueError("no query has a match in the gallery under another camera, so there is nothing to score")
-    return Scores(
-        float(np.nanmean(ap)), float(np.nanmean(inp)), cmc / valid, valid, ap, counter.result() if counter else None
-    )
+    cmc = (first[valid, None] <= np.arange(1, max_rank + 1)).mean(0)
+    scores = Scores(float(ap[valid].mean()), float(inp[valid].mean()), cmc, int(valid.sum()), ap)
+    scores.roc = counter.result() if counter else None
+    return scores
 
 
 def _ranks(
