@@ -74,11 +74,15 @@ def test_held_out_identities_are_searched_and_the_command_reproduces_what_test_w
     shown = program(TOOL, path, "--flip", *GRID)
     assert shown.returncode == 0, shown.stderr
     result = found(path.parent, "heldout")
-    label = "3 held-out training identities of demo, not seen by the model"
+    label = "3 held-out training identities of demo, not seen by the model, among 18 distractors"
     assert result["label"] == label and shown.stdout.count(f"searched on {label}") == 2
-    assert (result["queries"], result["gallery"], result["identities"]) == (9, 9, 3)
+    assert (result["queries"], result["gallery"], result["identities"]) == (9, 9 + 18, 3)
+    assert "6.0 images a person" in shown.stdout
 
-    query, gallery = (TestLoader(cfg, x, "x") for x in heldout_split(make_dataset(cfg).heldout))
+    dataset = make_dataset(cfg)
+    asked, among = heldout_split(dataset.heldout)
+    among += [s._replace(pid=0) for s in dataset.train]
+    query, gallery = (TestLoader(cfg, x, "x") for x in (asked, among))
     state = torch.load(path, weights_only=True)
     model = rebuild_model(state, path, cfg).to(memory_format=torch.channels_last)
     features = [extract_features(model, x, torch.device("cpu"), flip=True)[1] for x in (query, gallery)]
@@ -130,7 +134,7 @@ def test_a_search_on_the_test_split_says_so_everywhere_and_so_does_the_test_with
 
 def test_a_search_on_training_identities_says_so(tiny):
     path = save_model(replace(tiny, holdout_ids=1))
-    shown = program(TOOL, path, "--split", "train", "--train-split-ids", "2", *GRID)
+    shown = program(TOOL, path, "--split", "train", "--train-split-ids", "2", "--no-distractors", *GRID)
     assert shown.returncode == 0, shown.stderr
     result = found(path.parent, "train")
     label = "2 training identities of demo, seen by the model"

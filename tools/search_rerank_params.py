@@ -58,6 +58,7 @@ class SearchConfig(Config):
     by: Literal["mAP", "rank1", "mINP"] = "mAP"  # score that decides; of equals the first tried
     split: Literal["heldout", "train", "test"] = "heldout"  # people to search on: unseen, seen, or the test split
     train_split_ids: int = 100  # identities of --split train, the last ones
+    distractors: bool = True  # in both the other training images fill the gallery, which else is far easier than a test
     features: str = ""  # .npz or directory of stored features to search on instead of a checkpoint's
 
     def _bad_ranges(self):
@@ -116,7 +117,12 @@ def choose_split(
             "--data-root, --train-ids and --holdout-ids as they were in training"
         )
     which = "held-out training identities of {}, not" if heldout else "training identities of {},"
-    return *heldout_split(samples), f"{len(pids)} {which.format(dataset.name)} seen by the model"
+    label = f"{len(pids)} {which.format(dataset.name)} seen by the model"
+    query, gallery = heldout_split(samples)
+    if cfg.distractors:
+        others = [s._replace(pid=0) for s in dataset.train if s.pid not in pids]
+        return query, gallery + others, f"{label}, among {len(others)} distractors"
+    return query, gallery, label
 
 
 def from_checkpoint(cfg: SearchConfig, stored: Stored, device: torch.device) -> Material:
@@ -214,6 +220,9 @@ def main() -> None:
     device = pick_device(cfg.device)
     data = from_checkpoint(cfg, stored, device) if stored else from_file(cfg, device)
     log.info("searching on %s: %d queries in %d images", data.label, *map(len, data.features))
+    people = set(data.ids[0].tolist())
+    images = len(data.ids[0]) + sum(pid in people for pid in data.ids[1].tolist())
+    log.info("%.1f images a person, which k1 follows: where a test has more, so should k1 be", images / len(people))
     started, rows, stopped = time.perf_counter(), [], False
     try:
         plain = evaluate(*data.features, *data.ids, metric=cfg.metric, max_rank=cfg.max_rank)
