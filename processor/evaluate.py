@@ -15,6 +15,7 @@ from processor.extract import extract_features
 from utils.distance import pairwise_distance
 from utils.errors import UserError
 from utils.expansion import augment_gallery, expand_queries
+from utils.logging import log
 from utils.metrics import Scores, evaluate, evaluate_distance
 from utils.protocols import (
     TrialScores,
@@ -124,6 +125,16 @@ def scores_note(cfg: Config, note: str = "") -> str:
     if cfg.rerank and cfg.rerank_note:
         notes.append(cfg.rerank_note)
     return "; ".join(filter(None, notes))
+
+
+def report(inference: Inference, note: str) -> dict[str, dict]:
+    """Print the tables; give the same as plain values for JSON: `scores` and, where asked for, `by_camera`."""
+    values = {"scores": score_values(inference.scores)}
+    log.info(score_table(values["scores"], note))
+    if inference.by_camera:
+        log.info(camera_table(inference.by_camera))
+        values["by_camera"] = score_values({f"{q} to {g}": s for (q, g), s in inference.by_camera.items()})
+    return values
 
 
 def score_values(scores: dict[str, Scores]) -> dict[str, dict[str, float]]:

@@ -16,14 +16,7 @@ from datasets.make import make_dataset
 from model import ReIDModel, make_model
 from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model
 from processor.environment import describe_environment, pick_device
-from processor.evaluate import (
-    Inference,
-    camera_table,
-    do_inference,
-    score_table,
-    score_values,
-    scores_note,
-)
+from processor.evaluate import Inference, do_inference, report, scores_note
 from processor.result import result_record
 from utils.errors import UserError
 from utils.files import write_json
@@ -104,13 +97,9 @@ def do_test(cfg: Config, stored: Stored | None, command: str = "") -> Tested:
     """Score the test split, print the table, write the JSON."""
     test = prepare_test(cfg, stored)
     inference = do_inference(cfg, test.model, test.query, test.gallery, test.device)
-    values = score_values(inference.scores)
     note = scores_note(cfg, test.note)
-    log.info(score_table(values, note))
-    record = result_record(test.state, cfg, values, note, command)
-    if inference.by_camera:
-        log.info(camera_table(inference.by_camera))
-        record["by_camera"] = score_values({f"{q} to {g}": s for (q, g), s in inference.by_camera.items()})
+    values = report(inference, note)
+    record = result_record(test.state, cfg, values["scores"], note, command) | values
     file = test.directory / "results" / f"test_{test.what}_{_protocol(cfg)}.json"
     write_json(file, record)
     log.info("written to %s", file)

@@ -15,7 +15,7 @@ from loss import make_criterion
 from model import make_model
 from processor.checkpoint import LAST
 from processor.environment import pick_device
-from processor.evaluate import do_inference, quick, score_table, score_values, scores_note
+from processor.evaluate import do_inference, quick, report, scores_note
 from processor.result import result_record
 from processor.run import Run, StopSignals, run_directory
 from solver import make_optimizers, set_lr
@@ -163,17 +163,16 @@ def test(run: Run, loaders: Loaders) -> None:
     """Score the model as it is, write the scores into the history, keep the checkpoint if it is the best so far."""
     last = run.epoch >= run.cfg.epochs
     cfg = run.cfg if last else quick(run.cfg)
-    scores = do_inference(cfg, run.model, loaders.query, loaders.gallery, run.device).scores
-    values = score_values(scores)
-    best = values["plain"]["mAP"] > run.best
+    inference = do_inference(cfg, run.model, loaders.query, loaders.gallery, run.device)
+    log.info("before training:" if run.epoch == 0 else f"after epoch {run.epoch}:")
+    values = report(inference, run.note)
+    best = values["scores"]["plain"]["mAP"] > run.best
     if run.epoch == 0:
         run.history.append({"epoch": 0})
-    run.history[-1]["scores"] = values
+    run.history[-1] |= values
     run.save(best=best)
-    for protocol, row in values.items():
+    for protocol, row in values["scores"].items():
         run.plot(f"test_{protocol}", {name: row[name] for name in ("mAP", "mINP", "rank1")})
-    heading = "before training" if run.epoch == 0 else f"after epoch {run.epoch}"
-    log.info("%s:\n%s", heading, score_table(values, run.note))
 
 
 def finish(run: Run) -> None:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import Config
 from config.cli import parse_settings, split_first
 from processor.environment import pick_device
-from processor.evaluate import camera_table, score_features, score_table, score_values, scores_note
+from processor.evaluate import report, score_features, scores_note
 from processor.features import StoredFeatures, read_features
 from utils.errors import UserError, run
 from utils.files import write_json
@@ -53,13 +53,9 @@ def main() -> None:
     log.info("%s: %d queries in %d images", name, len(stored.query), len(stored.gallery))
     features = on_device(stored, pick_device(cfg.device))
     inference = score_features(cfg, {"plain": features}, stored.ids)
-    values = score_values(inference.scores)
     note = scores_note(cfg, stored.note)
-    log.info(score_table(values, note))
-    record = {"features": name, "command": shlex.join(["python", *sys.argv]), "note": note, "scores": values}
-    if inference.by_camera:
-        log.info(camera_table(inference.by_camera))
-        record["by_camera"] = score_values({f"{q} to {g}": s for (q, g), s in inference.by_camera.items()})
+    record = {"features": name, "command": shlex.join(["python", *sys.argv]), "note": note}
+    record |= report(inference, note)
     if cfg.output:
         write_json(cfg.output, record)
         log.info("written to %s", cfg.output)

@@ -80,7 +80,7 @@ def check_pair(
         large = norm > (LARGEST if metric == "euclidean" else torch.finfo(torch.float64).max)
         if bool(large.any()):
             raise ValueError(f"{int(large.sum())} of {len(norm)} {name} features are too large to square")
-    if metric == "euclidean" and 0 < max(float(norm.max()) for norm in norms if len(norm)) < 1 / LARGEST:
+    if metric == "euclidean" and 0 < max((float(norm.max()) for norm in norms if len(norm)), default=0) < 1 / LARGEST:
         raise ValueError("all features are too small to square; scale them, or use metric='cosine'")
     return query, gallery, norms
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from utils.distance import Pair
 from utils.ids import Ids, check_ids
-from utils.ragged import ranges
+from utils.ragged import padded_places, ranges
 from utils.roc import Roc, RocCounter
 
 BLOCK_BYTES = 64 << 20  # distances made by one matrix product: memory stays flat whatever the gallery
@@ -175,10 +175,9 @@ def _ranks(
     row, column: where the matches are, by row and within one in gallery order. Entries that are NaN are ignored.
     A few rows at a time, as many as a cache holds, are made distances by `finish` and counted.
     """
-    number = torch.bincount(row, minlength=len(distance))
+    number, slot = padded_places(row, len(distance))
     width = int(number.max()) if len(number) else 0
-    slot = torch.arange(len(row), device=row.device) - (number.cumsum(0) - number)[row]
-    place = column.new_full((len(distance), width), 0)
+    place = column.new_zeros(len(distance), width)
     place[row, slot] = column
     real = torch.arange(width, device=row.device) < number[:, None]
     ranks = torch.full((len(distance), width), distance.shape[1] + 1, device=row.device)

@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from utils.distance import check_pair, unit_factors
+from utils.ragged import padded_places
 
 BLOCK_BYTES = 32 << 20  # of temporary distances, converted features or gathered entries at a time
 GPU_BLOCK_BYTES = 512 << 20  # the same on a GPU, which a small tile would not fill
@@ -139,8 +140,7 @@ def _candidates(tile: torch.Tensor, limit: torch.Tensor, count: int) -> tuple[to
     if torch.count_nonzero(below) > tile.numel() // 16:
         return tile.topk(min(count, tile.shape[1]), dim=1, largest=False)
     row, column = below.nonzero(as_tuple=True)
-    number = torch.bincount(row, minlength=len(tile))
-    slot = torch.arange(len(row), device=row.device) - (number.cumsum(0) - number)[row]
+    number, slot = padded_places(row, len(tile))
     values = tile.new_full((len(tile), int(number.max())), torch.inf)
     columns = column.new_zeros(values.shape)
     values[row, slot], columns[row, slot] = tile[row, column], column

@@ -14,3 +14,9 @@ def ranges(first: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
     """first[0], first[0] + 1, ... (length[0] numbers), then first[1], ...: all in one tensor."""
     begin = offsets(length)
     return torch.arange(int(begin[-1]), device=first.device) + (first - begin[:-1]).repeat_interleave(length)
+
+
+def padded_places(run: torch.Tensor, runs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """For entries in ascending order of their run: how many each run has, (runs,), and the place of each in its own."""
+    number = torch.bincount(run, minlength=runs)
+    return number, torch.arange(len(run), device=run.device) - offsets(number)[run]

@@ -157,14 +157,11 @@ def _distances_of(features: Features, found: Found, row: torch.Tensor, column: t
     listed, order = found.nearest.sort(1)
     rows = torch.arange(features.size, device=row.device)
     key = (rows[:, None] * features.size + listed).flatten()
-    place = torch.searchsorted(key, row * features.size + column).clamp_(max=len(key) - 1)
+    wanted = row * features.size + column
+    place = torch.searchsorted(key, wanted).clamp_(max=len(key) - 1)
     distance = found.distance.gather(1, order).flatten()[place]
-    for missing in (
-        (key[place] != row * features.size + column)
-        .nonzero()
-        .flatten()
-        .split(max(1, features.block_bytes // (64 * max(features.width, 1))))
-    ):
+    step = max(1, features.block_bytes // (64 * max(features.width, 1)))
+    for missing in (key[place] != wanted).nonzero().flatten().split(step):
         difference = features.take(row[missing]) - features.take(column[missing])
         distance[missing] = (difference.square_().sum(1) / found.farthest[row[missing]]).clamp_(max=1)
     return distance
