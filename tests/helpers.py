@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import Config
 from datasets.base import label_map
@@ -68,16 +67,3 @@ def save_features(path: Path, seed: int = 0, **changes: np.ndarray) -> Path:
     arrays = {"qf": qf.astype("f2"), "gf": gf.astype("f2"), "qp": qp, "gp": gp, "qc": qc, "gc": gc} | changes
     np.savez(path, **{name: a for name, a in arrays.items() if a is not None})
     return path
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes the most elements of a tensor that any operation gave."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(value, torch.Tensor):
-                self.elements = max(self.elements, value.numel())
-        return result

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from helpers import LargestTensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import Allocations
 
 from utils import expansion
 from utils.expansion import augment_gallery, expand_queries
@@ -191,10 +191,10 @@ def test_features_that_still_require_a_gradient_give_some_that_do_not():
 def test_no_tensor_is_larger_than_a_block_or_the_features(monkeypatch, k):
     monkeypatch.setattr(expansion, "BLOCK_BYTES", 40_000)
     gallery = torch.cat((normal(250, 4), normal(250, 4)))  # duplicates: ties are settled within the block, too
-    with LargestTensor() as largest:
+    with Allocations(gallery) as made:
         expand_queries(gallery, gallery, k)
         augment_gallery(gallery, k)
-    assert 500 * 4 <= largest.elements <= 40_000 // 4  # not 500 × 500, nor 500 × k × 4
+    assert 500 * 4 * 4 <= made.largest() <= 40_000  # bytes, not 500 × 500, nor 500 × k × 4
 
 
 # ---- errors

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import reference
 import torch
-from helpers import LargestTensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import Allocations
 
 from utils import protocols
 from utils.distance import pairwise_distance
@@ -198,9 +198,9 @@ def test_features_that_still_require_a_gradient_are_pooled_to_some_that_do_not()
 def test_pooling_makes_no_matrix_of_queries_and_images():
     query, pool, ids = simple(queries=300, images=400, width=2)
     for how in ("mean", "max"):
-        with LargestTensor() as largest:
+        with Allocations(query, pool) as made:
             multi_query(query, ids[0], ids[2], pool, ids[1], ids[3], how)
-        assert 400 * 2 <= largest.elements <= 2 * (300 + 400)
+        assert 400 * 2 * 4 <= made.largest() <= 2 * (300 + 400) * 8
 
 
 @pytest.mark.parametrize("how", ["mean", "max"])
