@@ -6,13 +6,12 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from datasets.loaders import TestLoader
 from model import ReIDModel
-from utils.files import write_atomically
+from utils.files import write_rows
 
 
 def feature_batches(
@@ -62,16 +61,7 @@ def write_features(
 
     No more than a batch is held in memory, and the file appears when it is complete.
     """
-
-    def write(temporary: Path) -> None:
-        start = 0
-        for plain, mirrored in feature_batches(model, loader, device, flip, channels_last):
-            rows = (mirrored if flip else plain).cpu().numpy()
-            if start == 0:
-                shape = (len(loader.samples), rows.shape[1])
-                file = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-            file[start : start + len(rows)] = rows
-            start += len(rows)
-        file.flush()
-
-    write_atomically(path, write)
+    batches = feature_batches(model, loader, device, flip, channels_last)
+    rows = ((mirrored if flip else plain).cpu().numpy() for plain, mirrored in batches)
+    with contextlib.closing(batches):  # puts the model back into its mode if writing fails
+        write_rows(path, len(loader.samples), rows)

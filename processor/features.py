@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import write_rows
 
 ABOUT = "about.json"  # in a directory: what the features are of, and the note on their scores
 ARRAYS = ("qf", "gf", "qp", "gp", "qc", "gc")  # features, pids and cameras of query and gallery
@@ -84,32 +84,12 @@ def join_parts(directory: Path, name: str) -> None:
     if missing:
         raise UserError(f"{directory} lacks {', '.join(missing)}; extract these parts first")
     parts = [np.load(p, mmap_mode="r") for p in paths]
-    shape = (sum(len(p) for p in parts), parts[0].shape[1])
-
-    def write(temporary: Path) -> None:
-        whole = np.lib.format.open_memmap(temporary, mode="w+", dtype=parts[0].dtype, shape=shape)
-        start = 0
-        for part in parts:
-            whole[start : start + len(part)] = part
-            start += len(part)
-        whole.flush()
-
-    write_atomically(directory / f"{name}.npy", write)
+    write_rows(directory / f"{name}.npy", sum(map(len, parts)), parts)
     for p in paths:
         p.unlink()
 
 
 def remove_parts(directory: Path, name: str) -> None:
-    """Delete the parts of an array that is to be written as a whole."""
+    """Delete the parts of an array that has been written as a whole."""
     for p in directory.glob(f"{name}.*of*.npy"):
         p.unlink()
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    """A .npy file, atomically."""
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as file:  # given a name, np.save would add .npy to it
-            np.save(file, array)
-
-    write_atomically(path, write)

@@ -18,9 +18,10 @@ from datasets.make import make_dataset
 from model import make_model
 from processor import extract_features, write_features
 from processor.evaluate import camera_table, score_features, score_table, score_values
-from processor.features import ARRAYS, join_parts, part_name, read_features, write_array
+from processor.features import ARRAYS, join_parts, part_name, read_features
 from utils.errors import UserError
 from utils.expansion import augment_gallery, expand_queries
+from utils.files import write_rows
 from utils.metrics import evaluate, evaluate_distance
 from utils.protocols import evaluate_by_camera, evaluate_multi_query, evaluate_single_shot, pool_queries
 from utils.rerank import k_reciprocal
@@ -75,10 +76,10 @@ def test_the_model_is_back_in_its_mode_when_extraction_is_broken_off(tiny, galle
 
 
 def test_a_missing_part_and_two_divisions_are_named(tmp_path):
-    write_array(tmp_path / "gf.1of3.npy", np.ones((2, 4), "f4"))
+    write_rows(tmp_path / "gf.1of3.npy", 2, [np.ones((2, 4), "f4")])
     with pytest.raises(UserError, match=r"lacks gf\.2of3\.npy, gf\.3of3\.npy"):
         join_parts(tmp_path, "gf")
-    write_array(tmp_path / "gf.1of2.npy", np.ones((2, 4), "f4"))
+    write_rows(tmp_path / "gf.1of2.npy", 2, [np.ones((2, 4), "f4")])
     with pytest.raises(UserError, match=r"several divisions of gf \(of \[2, 3\]\)"):
         join_parts(tmp_path, "gf")
 
@@ -86,7 +87,7 @@ def test_a_missing_part_and_two_divisions_are_named(tmp_path):
 def test_a_directory_reads_as_the_npz_does_and_is_memory_mapped(tmp_path, stored):
     with np.load(tmp_path / "f.npz") as arrays:
         for name in ARRAYS:
-            write_array(tmp_path / "d" / f"{name}.npy", arrays[name])
+            write_rows(tmp_path / "d" / f"{name}.npy", len(arrays[name]), [arrays[name]])
     again = read_features(tmp_path / "d")
     assert torch.equal(again.query, stored.query) and torch.equal(again.gallery, stored.gallery)
     assert all(np.array_equal(a, b) for a, b in zip(again.ids, stored.ids, strict=True))
@@ -100,9 +101,9 @@ def test_scoring_a_memory_mapped_file_does_not_copy_it(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {"qf": rng.normal(size=(6, 64)), "gf": rng.normal(size=(5000, 64))}
     for name, array in arrays.items():
-        write_array(tmp_path / f"{name}.npy", array.astype("f4"))
+        write_rows(tmp_path / f"{name}.npy", len(array), [array.astype("f4")])
     for name, length in (("qp", 6), ("gp", 5000), ("qc", 6), ("gc", 5000)):
-        write_array(tmp_path / f"{name}.npy", np.full(length, name == "gc", dtype=int))
+        write_rows(tmp_path / f"{name}.npy", length, [np.full(length, name == "gc", dtype=int)])
     stored = read_features(tmp_path)
     before = stored.gallery.data_ptr()
     scores = evaluate(stored.query, stored.gallery, *stored.ids)
@@ -235,3 +236,8 @@ def test_scoring_says_what_it_needs(tmp_path):
 def test_ranked_lists_of_random_galleries_are_refused(tiny):
     path = save_model(tiny)
     refused(program("get_vis_result.py", path, "--protocol", "vehicle_id"), "vehicle_id", "ranked list")
+
+
+def test_more_parts_than_images_are_refused(tiny):
+    path = save_model(tiny)
+    refused(program(EXTRACT, path, "--part", "13/13"), "--part 13/13", "12 images", "12 at most")

@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
 from processor.extract import write_features
-from processor.features import ABOUT, ARRAYS, part_name, remove_parts, write_array
+from processor.features import ABOUT, ARRAYS, part_name, remove_parts
 from processor.test import parse_test, prepare_test
-from utils.errors import run
-from utils.files import write_json
+from utils.errors import UserError, run
+from utils.files import write_json, write_rows
 from utils.logging import log
 
 
@@ -43,16 +43,17 @@ def main() -> None:
     name = f"features_{test.what}_{cfg.dataset}" + ("_flip" if cfg.flip else "")
     directory = Path(cfg.output) if cfg.output else test.directory / name
     part, parts = map(int, cfg.part.split("/"))
+    fewest = min(len(loader.samples) for loader in (test.query, test.gallery))
+    if parts > fewest:
+        raise UserError(f"--part {cfg.part}: {fewest} images cannot be cut into {parts} parts; take {fewest} at most")
     for array, loader in (("qf", test.query), ("gf", test.gallery)):
+        path = directory / part_name(array, part, parts)
+        write_features(path, test.model, loader.part(part - 1, parts), test.device, cfg.flip, cfg.channels_last)
         if parts == 1:
             remove_parts(directory, array)
-        elif part <= len(loader.samples):
-            loader = loader.part(part - 1, parts)
-        write_features(directory / part_name(array, part, parts), test.model, loader, test.device, cfg.flip,
-                       cfg.channels_last)  # fmt: skip
     ids = (test.query.pids, test.gallery.pids, test.query.camids, test.gallery.camids)
     for array, values in zip(ARRAYS[2:], ids, strict=True):
-        write_array(directory / f"{array}.npy", values)
+        write_rows(directory / f"{array}.npy", len(values), [values])
     about = {"checkpoint": str(stored[0]) if stored else None, "flip": cfg.flip, "dataset": cfg.dataset}
     write_json(directory / ABOUT, about | {"note": test.note, "command": shlex.join(["python", *sys.argv])})
     log.info("features written to %s", directory)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
@@ -30,3 +32,19 @@ def write_json(path: str | Path, value: Any) -> None:
     """Indented JSON, atomically."""
     text = json.dumps(value, indent=1) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def write_rows(path: str | Path, length: int, parts: Iterable[np.ndarray]) -> None:
+    """Arrays one below the other as one .npy file of `length` rows, atomically; one part at a time is in memory."""
+
+    def write(temporary: Path) -> None:
+        start, whole = 0, None
+        for part in parts:
+            if whole is None:
+                shape = (length, *part.shape[1:])
+                whole = np.lib.format.open_memmap(temporary, mode="w+", dtype=part.dtype, shape=shape)
+            whole[start : start + len(part)] = part
+            start += len(part)
+        whole.flush()
+
+    write_atomically(path, write)
