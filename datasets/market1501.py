@@ -1,18 +1,26 @@
-"""Market-1501 (Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015), and its folder layout."""
+"""Market-1501 (Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015)."""
 
 from __future__ import annotations
 
-import re
-import warnings
 from pathlib import Path
 
 from datasets.base import ReIDDataset, Sample
+from datasets.layouts import MARKET_NAME, check_counts, find_base, list_images, read_layout
 from utils.errors import UserError
 
-NAME = re.compile(r"^(-?\d+)_c(\d)")  # 0002_c1s1_000451_03.jpg; some end in .jpg.jpg; Thumbs.db lies beside them
-JUNK = -1  # gallery boxes that are neither a person to find nor a distractor: dropped, as the protocol says
-FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+NAMES = ("Market-1501-v15.09.15", "Market-1501", "Market1501", "market1501", ".")
+TREE = """
+bounding_box_train/    0002_c1s1_000451_03.jpg ...
+query/                 0001_c1s1_001051_00.jpg ...
+bounding_box_test/     0000_c1s1_000151_01.jpg ...
+"""
 PUBLISHED = {"train": (12936, 751), "query": (3368, 750), "gallery": (15913, 751)}  # images, ids (gallery: with pid 0)
+
+DISTRACTORS = (  # the zip file holds one folder "images"; all of it is looked for in Market-1501's own folder
+    "images", "distractors_500k/images", "distractors_500k", "../distractors_500k/images", "../distractors_500k",
+)  # fmt: skip
+DISTRACTOR_TREE = "0000_c1s1_000151_01.jpg ...    500,000 images, all called 0000"
+PUBLISHED_500K = {**PUBLISHED, "gallery": (515913, 751)}
 
 
 def market1501(root: str | Path) -> ReIDDataset:
@@ -20,40 +28,23 @@ def market1501(root: str | Path) -> ReIDDataset:
 
     Raises UserError when it is not there; warns when the counts are not the published ones.
     """
-    root = Path(root)
-    names = ("Market-1501-v15.09.15", "Market-1501", "Market1501", "market1501", ".")
-    base = next((root / n for n in names if (root / n / FOLDERS["train"]).is_dir()), None)
-    if base is None:
-        raise UserError(
-            f"Market-1501 is not under {root.absolute()}; unpack it so that "
-            f"{root / names[0]}/{{{','.join(FOLDERS.values())}}} exist, or name its place with --data-root or REID_DATA"
-        )
-    dataset = read_layout("market1501", base)
-    for split, (images, ids) in PUBLISHED.items():
-        samples = getattr(dataset, split)
-        found = (len(samples), len({s.pid for s in samples}))
-        if found != (images, ids):
-            warnings.warn(
-                f"Market-1501 {split} at {base / FOLDERS[split]} has {found[0]} images of {found[1]} pids, the "
-                f"published set {images} of {ids}: scores will not be comparable",
-                stacklevel=2,
-            )
-    return dataset
+    base = find_base("Market-1501", root, NAMES, "bounding_box_train", TREE)
+    return check_counts(f"Market-1501 at {base}", read_layout("market1501", base), PUBLISHED)
 
 
-def read_layout(name: str, base: Path) -> ReIDDataset:
-    """A set in Market-1501's folders and file names. Raises UserError where a folder is missing or empty."""
-    return ReIDDataset(name, **{split: _read_folder(base / folder) for split, folder in FOLDERS.items()})
+def market1501_500k(root: str | Path) -> ReIDDataset:
+    """Market-1501 with the 500,000 distractors of the same paper (its section 5.3) in the gallery, all of them pid 0.
 
-
-def _read_folder(folder: Path) -> list[Sample]:
-    if not folder.is_dir():
-        raise UserError(f"{folder} is missing; the layout needs {', '.join(FOLDERS.values())} beside each other")
-    samples = []
-    for path in sorted(folder.iterdir()):  # file order decides ties, so it must not depend on the file system
-        match = NAME.match(path.name)
-        if match and path.suffix.lower() in (".jpg", ".jpeg", ".png") and int(match[1]) != JUNK:
-            samples.append(Sample(str(path), int(match[1]), int(match[2])))
-    if not samples:
-        raise UserError(f"{folder} holds no image named like 0002_c1s1_000451_03.jpg; is it the right folder?")
-    return samples
+    They lie in Market-1501's own folder, as `images` or `distractors_500k`, or beside it. Raises UserError when either
+    is not there; warns when the counts are not the published ones.
+    """
+    base = find_base("Market-1501", root, NAMES, "bounding_box_train", TREE)
+    folder = find_base("Market-1501's distractor set", base, DISTRACTORS, ".", DISTRACTOR_TREE)
+    dataset = read_layout("market1501_500k", base)
+    paths = list_images(folder)
+    if not paths:
+        raise UserError(f"{folder} holds no image; unpack distractors_500k.zip there")
+    # Renamed files are welcome too: nobody's image needs no number, and its camera changes no score.
+    matches = ((path, MARKET_NAME.match(path.name)) for path in paths)
+    dataset.gallery += [Sample(str(path), 0, int(match[2]) if match else 0) for path, match in matches]
+    return check_counts(f"Market-1501 + 500k at {base}", dataset, PUBLISHED_500K)

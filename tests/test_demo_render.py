@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets import demo_render
-from datasets.demo_render import render_demo
+from datasets.demo import render
+from datasets.demo.render import render_demo
 
 NAME = re.compile(r"^(-?\d+)_c(\d)s\d_\d{6}_\d{2}\.jpg$")
 FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
@@ -91,7 +91,7 @@ def test_a_failed_run_leaves_nothing(tmp_path, monkeypatch):
         if len(written) > 5:
             raise OSError("disk full")
 
-    monkeypatch.setattr(demo_render, "_write", fail)
+    monkeypatch.setattr(render, "_write", fail)
     with pytest.raises(OSError, match="disk full"):
         render_demo(tmp_path / "demo", **SMALL)
     assert len(written) > 5 and not list(tmp_path.iterdir())

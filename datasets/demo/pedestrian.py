@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from datasets.wardrobe import Look
+from datasets.demo.wardrobe import Look
 
 # The trunk from neck to crotch: half widths, half depths.
 WIDE = np.array([0.032, 0.088, 0.098, 0.096, 0.092, 0.087, 0.083, 0.083, 0.088, 0.092, 0.086, 0.07])

@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from datasets import street
-from datasets.pedestrian import Figure, Pose, draw_person
-from datasets.street import CAMERAS, FINER, HEIGHT, WIDTH, Camera, cloud
-from datasets.wardrobe import Look, make_look
+from datasets.demo import street
+from datasets.demo.pedestrian import Figure, Pose, draw_person
+from datasets.demo.street import CAMERAS, FINER, HEIGHT, WIDTH, Camera, cloud
+from datasets.demo.wardrobe import Look, make_look
 
 CAMERAS_SEEN, CAMERAS_CHANCE = (3, 4, 5, 6), (0.44, 0.32, 0.16, 0.08)  # cameras an identity walks past
 PICTURES = (3, 4, 5, 6)  # of an identity in a camera

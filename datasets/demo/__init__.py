@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets.base import ReIDDataset
-from datasets.demo_render import render_demo
-from datasets.market1501 import read_layout
+from datasets.demo.render import render_demo
+from datasets.layouts import read_layout
 from utils.errors import UserError
 from utils.logging import log
 
