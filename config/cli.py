@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,10 @@ from utils.errors import UserError
 C = TypeVar("C", bound=Config)
 
 
-def parse_train(args: Sequence[str] | None, environ: Mapping[str, str]) -> Config:
-    """`[PRESET] [--setting value ...]` to a checked Config; no preset means `demo`.
+def parse_train(
+    args: Sequence[str] | None, environ: Mapping[str, str], kind: type[C] = Config, prog: str = "train.py"
+) -> C:
+    """`[PRESET] [--setting value ...]` to checked settings of class `kind`; no preset means `demo`.
 
     `environ` gives REID_DATA, the default of --data-root. Raises UserError, or SystemExit(2) with tyro's message.
     """
@@ -29,8 +30,7 @@ def parse_train(args: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
         near = difflib.get_close_matches(preset, PRESETS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(PRESETS)}."
         raise UserError(f"no preset is called {preset}; {hint}")
-    usage = f"train.py [{'|'.join(PRESETS)}]"
-    return parse_settings(copy.copy(PRESETS[preset]), args, environ, prog=usage)
+    return parse_settings(widen(PRESETS[preset], kind), args, environ, prog=f"{prog} [{'|'.join(PRESETS)}]")
 
 
 def parse_settings(default: C, args: Sequence[str], environ: Mapping[str, str], prog: str) -> C:

@@ -9,6 +9,8 @@ import tyro
 
 from utils.errors import UserError
 
+Sampler = Literal["pk", "pk_cameras", "weighted", "shuffle"]
+Protocol = Literal["auto", "standard", "multi_query", "single_shot", "vehicle_id"]
 Backbone = Literal["resnet18", "resnet50", "mobilenet_v2", "efficientnet_v2_s"]
 
 
@@ -23,32 +25,51 @@ class Config:
     resume: bool = False  # go on with the newest run of this name from its last checkpoint
 
     # ---- data
-    dataset: Literal["demo", "market1501"] = "demo"  # data to train and test on; demo renders itself
+    dataset: str = "demo"  # a name (see README), a+b to train on both, or a folder or .csv file of your own pictures
+    test_dataset: str = ""  # test on this one instead; empty: the dataset that is trained on, of several the first
     data_root: str = "data"  # directory that holds the datasets; default: the variable REID_DATA, else data
+    test_share: float = 0.5  # own pictures without a split: share of the identities that are kept for the test
+    split_seed: int = 0  # which random split, of own pictures without one and of CUHK03's classic protocol (0 to 19)
+    camera_pattern: str = r"_c(\d+)"  # own pictures: what finds the camera's number in a file name
     train_ids: int = 0  # train on the first n identities only, for a quick look; 0: all
     holdout_ids: int = 0  # keep the last n identities out of training, so that settings can be chosen on them; 0: none
     test_ids: int = 0  # test on the first n identities only, without distractors (scores then say so); 0: all
     height: int = 256  # pixels that every image is resized to
     width: int = 128  # pixels that every image is resized to
-    cache_gb: float = 6.0  # decoded images are kept in memory up to this many GB a split, else read again each time
+    disk_gb: float = 40.0  # decoded images are kept in files of this many GB at most, for later runs too; 0: no files
+    cache_dir: str = ""  # directory of these files; empty: DATA_ROOT/.cache
+    cache_gb: float = 6.0  # memory for a split that has no file, in GB; what does not fit is decoded at every use
+    on_bad_image: Literal["refuse", "skip"] = "refuse"  # files that cannot be decoded: list them and stop, or go on
     workers: int = 4  # threads that read and decode images
 
-    # ---- batches and augmentation
-    sampler: Literal["pk", "shuffle"] = "pk"  # pk: P identities x K images a batch; shuffle: any images
+    # ---- batches
+    sampler: Sampler = "pk"  # pk: P identities x K images; pk_cameras: K of many cameras; weighted: all ids alike
     batch_size: int = 64  # images a training batch (P x K)
     images_per_id: int = 4  # K; batch_size must be a multiple of it
     test_batch_size: int = 256  # images a batch when features are extracted; does not change the features
-    flip_prob: float = 0.5  # probability of a horizontal flip
+
+    # ---- augmentation; a probability is an image's, and 0 switches it off
+    flip_prob: float = 0.5  # horizontal flip
     pad: int = 10  # pixels of black added on each side before a random crop back to the input size; 0: no crop
-    erase_prob: float = 0.5  # probability of random erasing (filled with 0 after normalisation: the mean colour)
+    erase_prob: float = 0.5  # random erasing of a rectangle
+    erase_fill: Literal["mean", "zero", "random"] = "mean"  # ImageNet's mean colour (0 once normalised), black, noise
+    cutout_prob: float = 0.0  # Cutout: a black square that may reach over the border
+    cutout_size: float = 0.25  # its side as a share of the height
+    translate_prob: float = 0.0  # Random2DTranslation: enlarge by an eighth, crop back at a random place
+    rotate_prob: float = 0.0  # rotation about the centre
+    rotate_degrees: float = 10.0  # by up to so much, either way
+    affine_prob: float = 0.0  # rotation by up to 10 degrees, scale 0.9 to 1.1, hardly any shear (see its docstring)
+    jitter_prob: float = 0.0  # colour jitter
+    jitter: tuple[float, float, float, float] = (0.15, 0.15, 0.1, 0.1)  # brightness, contrast, saturation, hue
+    gray_prob: float = 0.0  # the whole image turned gray
+    lgt_prob: float = 0.0  # local grayscale transformation, also called grayscale patch: a rectangle turned gray
+    autoaugment_prob: float = 0.0  # one of AutoAugment's policies for ImageNet
 
     # ---- model
     backbone: Backbone = "resnet50"  # network before the pooling
     weights: str = "imagenet"  # start of the backbone: imagenet (downloaded by torchvision), none, or a file
     last_stride: Literal[1, 2] = 1  # stride of the last down-sampling stage; 1 keeps a finer map and is ReID's habit
-    stride_in_1x1: bool = (
-        False  # ResNet50: stride on the first 1x1 convolution of a bottleneck, as caffe's weights want
-    )
+    stride_in_1x1: bool = False  # ResNet50: stride on a bottleneck's first 1x1 convolution, as caffe's weights want
     pooling: Literal["avg", "max"] = "avg"  # global pooling of the last feature map
     neck: Literal["bnneck", "none"] = "bnneck"  # bnneck: batch norm between metric-loss feature and classifier
     test_feature: Literal["after", "before"] = "after"  # embedding used in tests: after or before the neck
@@ -91,7 +112,7 @@ class Config:
     query_expansion: int = 0  # also score queries averaged with their n nearest gallery images (alpha-QE); 0: off
     augmentation_k: int = 0  # with it, gallery images are averaged with their n nearest first; 0: off
     expansion_alpha: float = 3.0  # power of the cosine that a neighbour weighs in both; 0: all weigh the same
-    protocol: Literal["standard", "multi_query", "single_shot", "vehicle_id"] = "standard"  # how queries are scored
+    protocol: Protocol = "auto"  # how queries are scored; auto: as the dataset's authors do
     trials: int = 10  # random galleries of the protocols single_shot and vehicle_id
     roc: bool = False  # also give the share of matching pairs accepted at false positive rates of 1e-4, 1e-3, 1e-2
     by_camera: bool = False  # also give the scores of each camera's queries in each other camera's gallery
@@ -116,15 +137,19 @@ class Config:
     def _bad_ranges(self):
         at_least = {"batch_size": 1, "images_per_id": 1, "test_batch_size": 1, "epochs": 1, "eval_every": 1}
         at_least |= {"log_every": 1, "height": 16, "width": 16, "max_rank": 1, "k1": 1, "k2": 1, "workers": 1}
-        at_least |= {"pad": 0, "train_ids": 0, "test_ids": 0, "seed": 0, "cache_gb": 0, "warmup_epochs": 0}
+        at_least |= {"pad": 0, "train_ids": 0, "test_ids": 0, "seed": 0, "warmup_epochs": 0}
+        at_least |= {"cache_gb": 0, "disk_gb": 0, "split_seed": 0, "rotate_degrees": 0}
         at_least |= {"holdout_ids": 0, "query_expansion": 0, "augmentation_k": 0, "expansion_alpha": 0, "trials": 1}
         at_least |= {"id_weight": 0, "triplet_weight": 0, "center_weight": 0, "triplet_margin": 0, "weight_decay": 0}
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
                 yield f"--{dashed(name)} must be at least {least}, not {getattr(self, name)}"
-        for name in ("flip_prob", "erase_prob", "lambda_value", "label_smoothing"):
+        shares = [name for name in vars(self) if name.endswith("_prob")]
+        for name in (*shares, "cutout_size", "test_share", "lambda_value", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 yield f"--{dashed(name)} must lie between 0 and 1, not {getattr(self, name)}"
+        if not all(0 <= value <= most for value, most in zip(self.jitter, (1, 1, 1, 0.5), strict=True)):
+            yield f"--jitter takes brightness, contrast and saturation from 0 to 1 and hue to 0.5, not {self.jitter}"
         if not 0 <= self.hard_factor < 1:
             yield f"--hard-factor must be at least 0 and below 1, not {self.hard_factor}"
         if not self.lr > 0:
@@ -133,18 +158,19 @@ class Config:
             yield f"--steps must rise, as in --steps 40 70, not {' '.join(map(str, self.steps))}"
 
     def _bad_combinations(self):
-        if self.sampler == "pk" and self.batch_size % self.images_per_id:
+        pk = self.sampler in ("pk", "pk_cameras")
+        if pk and self.batch_size % self.images_per_id:
             below = max(self.batch_size // self.images_per_id, 1) * self.images_per_id
             yield (
                 f"--batch-size {self.batch_size} cannot be divided by --images-per-id {self.images_per_id} "
                 f"(P identities x K images); try --batch-size {below}"
             )
-        if self.sampler == "pk" and self.batch_size < 2 * self.images_per_id:
+        if pk and self.batch_size < 2 * self.images_per_id:
             yield (
                 f"--batch-size {self.batch_size} holds only one identity of {self.images_per_id} images; "
                 f"PK sampling needs two or more, try --batch-size {4 * self.images_per_id}"
             )
-        if self.triplet_weight > 0 and self.sampler != "pk":
+        if self.triplet_weight > 0 and not pk:
             yield (
                 f"the triplet loss needs several images of one identity in a batch, which --sampler {self.sampler} "
                 "does not promise; use --sampler pk, or switch the loss off with --triplet-weight 0"
@@ -158,6 +184,8 @@ class Config:
             yield "all loss weights are 0, nothing would be learned; set --id-weight or --triplet-weight above 0"
         if self.stride_in_1x1 and self.backbone != "resnet50":
             yield f"--stride-in-1x1 is for bottleneck ResNets; {self.backbone} has none, leave the setting out"
+        if not self.dataset:
+            yield "--dataset is empty; name one, such as --dataset market1501"
         for name in ("rerank", "query_expansion", "augmentation_k", "roc", "by_camera"):
             if getattr(self, name) and self.protocol in ("single_shot", "vehicle_id"):
                 yield f"--{dashed(name)} is not defined for --protocol {self.protocol}; leave one of them out"

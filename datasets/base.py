@@ -2,37 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from utils.errors import UserError
 
+SPAN = 10**7  # pids of a dataset lie below; those of the k-th of several are moved up by k times this
+
 
 class Sample(NamedTuple):
     path: str
-    pid: int  # identity; 0 in a gallery is a distractor
+    pid: int  # identity, from 1 up; 0 is a distractor, nobody's image in a gallery
     camid: int
 
 
 @dataclass
 class ReIDDataset:
-    """Images to train on, to ask with (query) and to search in (gallery)."""
+    """Images to train on, to ask with (query) and to search in (gallery); either side may be empty."""
 
     name: str
-    train: list[Sample]
-    query: list[Sample]
-    gallery: list[Sample]
-    note: str = ""  # what every score on it must be read with, empty for the full protocol
+    train: list[Sample] = field(default_factory=list)
+    query: list[Sample] = field(default_factory=list)
+    gallery: list[Sample] = field(default_factory=list)
     heldout: list[Sample] = field(default_factory=list)  # images of the identities that were kept out of `train`
+    protocol: str = "standard"  # how its authors score it, a value of Config.protocol
+    train_note: str = ""  # what every score of a model trained on it must be read with, empty for all of its images
+    test_note: str = ""  # and every score on its test side
+
+    @property
+    def note(self) -> str:
+        """Both notes; empty for a full protocol."""
+        return full_note(self.train_note, self.test_note)
 
     def describe(self) -> str:
         """One line a split: images, identities, cameras."""
         rows = []
-        for split in ("train", *(["heldout"] if self.heldout else []), "query", "gallery"):
+        for split in ("train", "heldout", "query", "gallery"):
             samples = getattr(self, split)
+            if split == "heldout" and not samples:
+                continue
             ids, cameras = {s.pid for s in samples} - {0}, {s.camid for s in samples}
             rows.append(f"{split:<8}{len(samples):>7} images {len(ids):>5} identities {len(cameras):>3} cameras")
         return "\n".join(rows)
+
+
+def full_note(*notes: str) -> str:
+    """One sentence of all that scores must be read with; empty when there is nothing."""
+    notes = tuple(filter(None, notes))
+    return "; ".join((*notes, "not comparable with published scores")) if notes else ""
+
+
+def join(datasets: Sequence[ReIDDataset]) -> ReIDDataset:
+    """One training set of several, identities and cameras kept apart; the test side is that of the first."""
+
+    def moved(samples: list[Sample], number: int) -> list[Sample]:
+        return [Sample(s.path, s.pid + number * SPAN, s.camid + number * SPAN) for s in samples]
+
+    train = [s for number, dataset in enumerate(datasets) for s in moved(dataset.train, number)]
+    name, note = "+".join(d.name for d in datasets), "; ".join(filter(None, (d.train_note for d in datasets)))
+    return replace(datasets[0], name=name, train=train, train_note=note)
 
 
 def label_map(train: list[Sample]) -> dict[int, int]:
@@ -63,10 +92,8 @@ def hold_out(dataset: ReIDDataset, count: int) -> ReIDDataset:
     heldout = last_identities(dataset.train, count)
     pids = {s.pid for s in heldout}
     train = [s for s in dataset.train if s.pid not in pids]
-    # first_identities ends the note, as it may have more to say
-    return replace(
-        dataset, train=train, heldout=heldout, note=f"trained without the last {count} of {total} identities"
-    )
+    note = f"trained without the last {count} of {total} identities"
+    return replace(dataset, train=train, heldout=heldout, train_note=more_note(dataset.train_note, note))
 
 
 def heldout_split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
@@ -91,26 +118,40 @@ def heldout_split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
     return [s for s in samples if s in asked], [s for s in samples if s not in asked]
 
 
-def first_identities(dataset: ReIDDataset, train_ids: int, test_ids: int) -> ReIDDataset:
-    """The first n identities of each side (0: all), for a quick look. A cut test side loses its distractors too.
+def cut_train(dataset: ReIDDataset, count: int) -> ReIDDataset:
+    """The first `count` training identities (0: all), for a quick look. Raises UserError when fewer than two remain."""
+    every = sorted({s.pid for s in dataset.train})
+    if not every:
+        raise UserError(f"{dataset.name} holds nothing to train on; train on another --dataset and give --test-dataset")
+    if 0 < count < len(every):
+        keep = set(every[:count])
+        train = [s for s in dataset.train if s.pid in keep]
+        note = f"trained on the first {count} of {len(every)} identities"
+        dataset = replace(dataset, train=train, train_note=more_note(dataset.train_note, note))
+    if len({s.pid for s in dataset.train}) < 2:
+        mend = "raise --train-ids" if count == 1 < len(every) else "there must be more"
+        raise UserError(f"{dataset.name}: fewer than two identities to train on; {mend}")
+    return dataset
 
-    Raises UserError when a cut leaves fewer than two identities to train on or no query.
+
+def cut_test(dataset: ReIDDataset, count: int) -> ReIDDataset:
+    """The first `count` test identities (0: all), for a quick look; a cut loses the distractors too.
+
+    Raises UserError when no query or no gallery image remains.
     """
-    train, query, gallery = dataset.train, dataset.query, dataset.gallery
-    notes = [dataset.note] if dataset.note else []
-    every_train, every_test = sorted({s.pid for s in train}), sorted({s.pid for s in query})
-    if 0 < train_ids < len(every_train):
-        keep = set(every_train[:train_ids])
-        train = [s for s in train if s.pid in keep]
-        notes.append(f"trained on the first {train_ids} of {len(every_train)} identities")
-    if 0 < test_ids < len(every_test):
-        keep = set(every_test[:test_ids])
-        query = [s for s in query if s.pid in keep]
-        gallery = [s for s in gallery if s.pid in keep]
-        notes.append(f"tested on the first {test_ids} of {len(every_test)} identities, no distractors")
-    if len({s.pid for s in train}) < 2:
-        raise UserError(f"{dataset.name}: fewer than two identities to train on; raise --train-ids")
-    if not query or not gallery:
-        raise UserError(f"{dataset.name}: the test split holds no query or no gallery image; raise --test-ids")
-    note = "; ".join(notes + (["not comparable with published scores"] if notes else []))
-    return replace(dataset, train=train, query=query, gallery=gallery, note=note)
+    every = sorted({s.pid for s in dataset.query})
+    if not every:
+        raise UserError(f"{dataset.name} holds no test split; name another dataset with --test-dataset")
+    if 0 < count < len(every):
+        keep = set(every[:count])
+        query, gallery = ([s for s in samples if s.pid in keep] for samples in (dataset.query, dataset.gallery))
+        note = f"tested on the first {count} of {len(every)} identities, no distractors"
+        dataset = replace(dataset, query=query, gallery=gallery, test_note=more_note(dataset.test_note, note))
+    if not dataset.gallery:
+        raise UserError(f"{dataset.name}: the test split holds no gallery image; raise --test-ids")
+    return dataset
+
+
+def more_note(note: str, more: str) -> str:
+    """A note, and what else must be said."""
+    return f"{note}; {more}" if note else more

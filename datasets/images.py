@@ -1,107 +1,71 @@
-"""Image files to uint8 arrays: decoded by cv2 in threads (it releases the GIL), kept in memory where they fit."""
+"""One image file to a uint8 array, decoded by cv2, or an error that names it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
-from tqdm import tqdm
 
 from utils.errors import UserError
 
 cv2.setNumThreads(0)  # our threads are one an image; cv2's own would only get in their way
 
+MOST_PIXELS = 2**26  # beyond that, decoding would fill the memory, and it is no crop of anybody
+SIZE_MARKERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # segments of a JPEG that hold its height and width
+
 
 def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
-    """One image file as (height, width, 3) uint8 RGB, whatever its colour space and depth.
+    """One image file as (height, width, 3) uint8 RGB, whatever its colour space and depth, turned as its EXIF says.
 
-    Raises UserError, naming the path, when the file is missing, unreadable, no image, or cut short.
+    Raises UserError, naming the path, when the file is missing, unreadable, no image, cut short, or huge.
     """
-    try:
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if not _jpeg_is_whole(data.tobytes()):
-        raise UserError(f"{path} is cut short (a JPEG without its end); restore or remove it")
-    try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
-    except cv2.error:
-        image = None
-    if image is None:
-        raise UserError(f"{path} is not an image that can be decoded ({len(data)} bytes); restore or remove it")
+    image = decode(path)
     if image.shape[:2] != (height, width):
         shrinks = image.shape[0] > height or image.shape[1] > width
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return image
 
 
-def _jpeg_is_whole(data: bytes) -> bool:
-    """False for a JPEG without its end marker, of which some cv2 versions decode what is left and fill up with grey."""
+def decode(path: str | Path) -> np.ndarray:
+    """The same at its own size."""
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    size, whole = _header(data.tobytes())
+    if not whole:
+        raise UserError(f"{path} is cut short (a JPEG without its end); restore or remove it")
+    if size[0] * size[1] > MOST_PIXELS:
+        raise UserError(
+            f"{path} says that it has {size[0]} x {size[1]} pixels, which is too much; restore or remove it"
+        )
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
+    except (cv2.error, MemoryError):
+        image = None
+    if image is None:
+        raise UserError(f"{path} is not an image that can be decoded ({len(data)} bytes); restore or remove it")
+    return image
+
+
+def _header(data: bytes) -> tuple[tuple[int, int], bool]:
+    """Width and height that a JPEG, PNG or BMP claims ((0, 0): unknown), and whether a JPEG has its end marker.
+
+    Of a JPEG without it some cv2 versions decode what is left and fill up with grey. Decoders of other kinds tell.
+    """
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")), True
+    if data.startswith(b"BM"):
+        return tuple(abs(int.from_bytes(data[i : i + 4], "little", signed=True)) for i in (18, 22)), True
     if not data.startswith(b"\xff\xd8"):
-        return True  # no JPEG: its own decoder will tell
-    at = 2
+        return (0, 0), True
+    at, size = 2, (0, 0)
     while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"", b"\xda"):  # up to the picture data:
+        if data[at + 1] == 0xFF:  # a byte that only fills
+            at += 1
+            continue
+        if data[at + 1] in SIZE_MARKERS:
+            size = int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")  # a thumbnail before it has an end marker of its own
-    return data.find(b"\xff\xd9", at) >= 0
-
-
-class Images:
-    """The pictures of one split, by index. Decoded once into memory if they fit `cache_gb`, else at every use."""
-
-    def __init__(self, paths: Sequence[str], height: int, width: int, cache_gb: float, workers: int, name: str):
-        self.paths, self.height, self.width, self.name = list(paths), height, width, name
-        self.pool = ThreadPoolExecutor(workers, thread_name_prefix=f"read-{name}")
-        self.fits = len(self.paths) * height * width * 3 <= cache_gb * 1e9
-        self.cache: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def prepare(self) -> None:
-        """Fill the memory cache, with progress. Raises UserError that lists the files that cannot be read."""
-        if not self.fits or self.cache is not None:
-            return
-        cache = np.empty((len(self), self.height, self.width, 3), dtype=np.uint8)
-        bad = []
-
-        def fill(index: int) -> None:
-            try:
-                cache[index] = read_image(self.paths[index], self.height, self.width)
-            except UserError as error:
-                bad.append(str(error))
-
-        try:
-            done = self.pool.map(fill, range(len(self)))
-            for _ in tqdm(done, f"read {self.name}", len(self), unit="img", leave=False, disable=None):
-                pass
-        except BaseException:  # stopped: without this, the program would read on to the last file before it ends
-            self.pool.shutdown(cancel_futures=True)
-            raise
-        if bad:
-            more = f" (and {len(bad) - 1} more: {'; '.join(sorted(bad)[1:10])})" if len(bad) > 1 else ""
-            raise UserError(sorted(bad)[0] + more)
-        self.cache = torch.from_numpy(cache)
-
-    def read(self, indices: Sequence[int] | np.ndarray) -> torch.Tensor:
-        """(B, height, width, 3) uint8 RGB of the images at `indices`."""
-        self.prepare()
-        if self.cache is not None:
-            return self.cache[torch.as_tensor(np.asarray(indices))]
-        images = self.pool.map(lambda i: read_image(self.paths[i], self.height, self.width), indices)
-        return torch.from_numpy(np.stack(list(images)))
-
-    def batches(self, index_batches: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """(indices, images) for each batch of indices, the next one read while the current one is used."""
-        with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as ahead:
-            waiting = None
-            for indices in index_batches:
-                coming = (indices, ahead.submit(self.read, indices))
-                if waiting:
-                    yield waiting[0], waiting[1].result()
-                waiting = coming
-            if waiting:
-                yield waiting[0], waiting[1].result()
+    return size, data.find(b"\xff\xd9", at) >= 0

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from config import Config
-from datasets.augment import augment, batch_generator, normalise
-from datasets.base import ReIDDataset, Sample, label_map
-from datasets.images import Images
+from datasets.augment import Draws, augment, normalise
+from datasets.base import ReIDDataset, Sample, label_map, more_note
+from datasets.cache import Images
 from datasets.make import make_dataset
-from datasets.sampler import PKSampler, ShuffleSampler
+from datasets.sampler import PKSampler, ShuffleSampler, WeightedSampler
 from utils.errors import UserError
+from utils.logging import log
 
 
 class TrainLoader:
     """Augmented batches. An epoch's batches follow from (seed, epoch, step) alone, so a run can go on at any step."""
 
-    def __init__(self, cfg: Config, samples: list[Sample], labels: dict[int, int]):
+    def __init__(self, cfg: Config, samples: list[Sample]):
         self.cfg = cfg
-        self.samples = samples
-        self.labels = torch.tensor([labels[s.pid] for s in samples])
-        self.images = images_of(cfg, samples, "train")
-        pids = [s.pid for s in samples]
-        if cfg.sampler == "pk":
-            self.sampler = PKSampler(pids, cfg.batch_size, cfg.images_per_id, cfg.seed)
-        else:
+        self.samples, self.images = readable(cfg, samples, "train")
+        self.label_map = label_map(self.samples)
+        self.labels = torch.tensor([self.label_map[s.pid] for s in self.samples])
+        pids, camids = [s.pid for s in self.samples], [s.camid for s in self.samples]
+        if cfg.sampler == "weighted":
+            self.sampler = WeightedSampler(pids, cfg.batch_size, cfg.seed)
+        elif cfg.sampler == "shuffle":
             self.sampler = ShuffleSampler(pids, cfg.batch_size, cfg.seed)
+        else:
+            camids = camids if cfg.sampler == "pk_cameras" else None
+            self.sampler = PKSampler(pids, cfg.batch_size, cfg.images_per_id, cfg.seed, camids=camids)
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -38,12 +43,11 @@ class TrainLoader:
         self, epoch: int, device: torch.device, first_step: int = 0
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """From step `first_step` on: images (B, 3, H, W) float32 and labels (B,) int64, both on `device`."""
-        cfg, chosen = self.cfg, list(self.sampler.epoch(epoch))[first_step:]
-        for step, (indices, images) in enumerate(self.images.batches(iter(chosen)), first_step):
-            generator = batch_generator(cfg.seed, epoch, step)
-            images = images.to(device, non_blocking=True)
-            batch = augment(images, cfg.flip_prob, cfg.pad, cfg.erase_prob, generator)
-            yield batch, self.labels[indices].to(device, non_blocking=True)
+        chosen = list(self.sampler.epoch(epoch))[first_step:]
+        batches = on_device(self.images.batches(chosen, pin=device.type == "cuda"), device)
+        for step, (indices, images) in enumerate(batches, first_step):
+            draws = Draws(self.cfg.seed, epoch, step, batch=len(images))
+            yield augment(images, self.cfg, draws), self.labels[indices].to(device, non_blocking=True)
 
 
 class TestLoader:
@@ -52,25 +56,33 @@ class TestLoader:
     __test__ = False  # not a test case, whatever pytest thinks of its name
 
     def __init__(self, cfg: Config, samples: list[Sample], name: str):
-        self.cfg, self.samples, self.batch_size = cfg, samples, cfg.test_batch_size
-        self.images = images_of(cfg, samples, name)
-        self.pids = np.array([s.pid for s in samples])
-        self.camids = np.array([s.camid for s in samples])
+        self.batch_size = cfg.test_batch_size
+        self.samples, self.images = readable(cfg, samples, name)
+        self.rows = np.arange(len(self.samples))
 
     def __len__(self) -> int:
-        return -(-len(self.samples) // self.batch_size)
+        return -(-len(self.rows) // self.batch_size)
+
+    @property
+    def pids(self) -> np.ndarray:
+        return np.array([s.pid for s in self.samples])
+
+    @property
+    def camids(self) -> np.ndarray:
+        return np.array([s.camid for s in self.samples])
 
     def part(self, index: int, count: int) -> TestLoader:
         """The index-th (from 0) of `count` runs that make up the split, their lengths about equal."""
-        ends = [len(self.samples) * i // count for i in (index, index + 1)]
-        return TestLoader(self.cfg, self.samples[slice(*ends)], self.images.name)
+        first, end = (len(self.samples) * i // count for i in (index, index + 1))
+        part = copy.copy(self)
+        part.samples, part.rows = self.samples[first:end], self.rows[first:end]
+        return part
 
     def batches(self, device: torch.device) -> Iterator[torch.Tensor]:
         """Images (B, 3, H, W) float32 on `device`."""
-        starts = range(0, len(self.samples), self.batch_size)
-        indices = (np.arange(s, min(s + self.batch_size, len(self.samples))) for s in starts)
-        for _, images in self.images.batches(indices):
-            yield normalise(images.to(device, non_blocking=True))
+        rows = (self.rows[i : i + self.batch_size] for i in range(0, len(self.rows), self.batch_size))
+        for _, images in on_device(self.images.batches(rows, pin=device.type == "cuda"), device):
+            yield normalise(images)
 
 
 @dataclass
@@ -79,28 +91,65 @@ class Loaders:
     train: TrainLoader
     query: TestLoader
     gallery: TestLoader
-    labels: dict[int, int]  # identity to class label
 
     @property
-    def num_classes(self) -> int:
-        return len(self.labels)
+    def labels(self) -> dict[int, int]:
+        """Identity to class label."""
+        return self.train.label_map
 
 
 def make_loaders(cfg: Config) -> Loaders:
-    """All three loaders of the dataset in the settings. Raises UserError when data or batch sizes do not fit."""
+    """All three loaders of the settings, with what they read: unreadable images are gone from the dataset.
+
+    Raises UserError when data or batch sizes do not fit.
+    """
     dataset = make_dataset(cfg)
-    labels = label_map(dataset.train)
-    query, gallery = make_test_loaders(cfg, dataset)
-    return Loaders(dataset, TrainLoader(cfg, dataset.train, labels), query, gallery, labels)
+    train = TrainLoader(cfg, dataset.train)
+    dataset, query, gallery = make_test_loaders(cfg, replace(dataset, train=train.samples))
+    return Loaders(dataset, train, query, gallery)
 
 
-def make_test_loaders(cfg: Config, dataset: ReIDDataset) -> tuple[TestLoader, TestLoader]:
-    """Query and gallery."""
-    return TestLoader(cfg, dataset.query, "query"), TestLoader(cfg, dataset.gallery, "gallery")
+def make_test_loaders(cfg: Config, dataset: ReIDDataset) -> tuple[ReIDDataset, TestLoader, TestLoader]:
+    """The dataset with the images that can be read, and the loaders of its query and gallery."""
+    query, gallery = TestLoader(cfg, dataset.query, "query"), TestLoader(cfg, dataset.gallery, "gallery")
+    note = dataset.test_note
+    for loader in (query, gallery):
+        if loader.images.bad:
+            note = more_note(note, f"{len(loader.images.bad)} {loader.images.name} images that cannot be read left out")
+    return replace(dataset, query=query.samples, gallery=gallery.samples, test_note=note), query, gallery
 
 
-def images_of(cfg: Config, samples: list[Sample], name: str) -> Images:
-    """The pictures of some samples at the input size of the settings."""
-    if not samples:
-        raise UserError(f"the {name} split is empty")
-    return Images([s.path for s in samples], cfg.height, cfg.width, cfg.cache_gb, cfg.workers, name)
+def readable(cfg: Config, samples: list[Sample], name: str) -> tuple[list[Sample], Images]:
+    """The samples whose images can be read, and these. Raises UserError where there are none."""
+    images = Images(cfg, [s.path for s in samples], name)
+    if images.bad:
+        reasons = "; ".join(images.bad.values())
+        log.warning("warning: %d of %d %s images left out: %s", len(images.bad), len(samples), name, reasons)
+    if not len(images):
+        raise UserError(f"the {name} split holds no image that can be read")
+    return [samples[i] for i in images.kept], images
+
+
+def on_device(
+    batches: Iterator[tuple[np.ndarray, torch.Tensor]], device: torch.device
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """The batches with their images on `device`; a GPU copies the next one while it computes on the current one."""
+    if device.type != "cuda":
+        yield from ((indices, images.to(device)) for indices, images in batches)
+        return
+
+    def arrived(indices: np.ndarray, images: torch.Tensor, copied: torch.cuda.Event) -> tuple[np.ndarray, torch.Tensor]:
+        stream = torch.cuda.current_stream(device)
+        stream.wait_event(copied)
+        images.record_stream(stream)  # its memory is in use until that stream is done with it
+        return indices, images
+
+    copying, coming = torch.cuda.Stream(device), None
+    for indices, images in batches:
+        with torch.cuda.stream(copying):
+            following = (indices, images.to(device, non_blocking=True), copying.record_event())
+        if coming:
+            yield arrived(*coming)
+        coming = following
+    if coming:
+        yield arrived(*coming)

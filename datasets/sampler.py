@@ -18,6 +18,7 @@ class PKSampler:
 
     pids: identity or label of each image, (N,). batch_size: P × K over all ranks. Rank r of `world_size` emits its
     P / world_size identities of every batch, so that the ranks together emit the single-process batch.
+    camids: camera of each image, (N,); with these, a group's images come from as many cameras as its identity allows.
     Raises UserError when there are fewer than P identities or the batch cannot be shared out.
     """
 
@@ -29,7 +30,9 @@ class PKSampler:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        camids: Sequence[int] | None = None,
     ):
+        self.camids = None if camids is None else np.asarray(camids)
         self.k = images_per_id
         self.p, rest = divmod(batch_size, images_per_id)
         if rest or self.p % world_size:
@@ -68,11 +71,18 @@ class PKSampler:
             yield np.concatenate([groups[i][left[i]] for i in mine])
 
     def _groups(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The images of one identity, shuffled, as groups (n, K)."""
         if len(images) < self.k:
             again = rng.choice(images, self.k - len(images))
             return np.concatenate([rng.permutation(images), again])[None]
-        whole = len(images) // self.k * self.k
-        return rng.permutation(images)[:whole].reshape(-1, self.k)
+        number = len(images) // self.k
+        chosen = rng.permutation(images)[: number * self.k]
+        if self.camids is None:
+            return chosen.reshape(number, self.k)
+        # Dealt out camera by camera like cards: a camera's images go to as many groups as can be.
+        cameras, camera = np.unique(self.camids[chosen], return_inverse=True)
+        chosen = chosen[np.argsort(rng.permutation(len(cameras))[camera], kind="stable")]
+        return rng.permutation(chosen.reshape(self.k, number).T)
 
     def _choose(self, left: np.ndarray, batches_left: int, rng: np.random.Generator) -> np.ndarray:
         """P identities that still have groups, the ones with many more likely. One with as many groups as there are
@@ -104,7 +114,27 @@ class ShuffleSampler:
 
     def epoch(self, epoch: int) -> Iterator[np.ndarray]:
         """The batches of one epoch (counted from 0): arrays of batch_size/world_size image indices."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.images)
+        order = self._order(np.random.default_rng([self.seed, epoch]))
         share = self.batch_size // self.world_size
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             yield order[start + self.rank * share : start + (self.rank + 1) * share]
+
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
+        return rng.permutation(self.images)
+
+
+class WeightedSampler(ShuffleSampler):
+    """Random images, of every identity equally many however many it has: round after round, each identity gives one.
+
+    An epoch is as long as that of ShuffleSampler; images of small identities come several times in it.
+    """
+
+    def __init__(self, pids: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
+        super().__init__(pids, batch_size, seed, rank, world_size)
+        self.by_pid = np.argsort(pids, kind="stable")
+        _, self.first, self.counts = np.unique(np.asarray(pids)[self.by_pid], return_index=True, return_counts=True)
+
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
+        identities, rounds = len(self.counts), -(-self.images // len(self.counts))
+        who = np.concatenate([rng.permutation(identities) for _ in range(rounds)])[: self.images]
+        return self.by_pid[self.first[who] + rng.integers(self.counts[who])]

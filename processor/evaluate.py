@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from config import Config
+from datasets.base import ReIDDataset
 from datasets.loaders import TestLoader
 from model import ReIDModel
 from processor.extract import extract_features
@@ -27,6 +28,7 @@ from utils.protocols import (
 from utils.rerank import k_reciprocal
 
 FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
+MOST_CAMERAS = 50
 
 
 @dataclass
@@ -115,12 +117,25 @@ def _score(cfg: Config, query: torch.Tensor, gallery: torch.Tensor, ids: tuple) 
     return evaluate(query, gallery, *ids, **common, roc=cfg.roc)
 
 
+def scored_as(cfg: Config, dataset: ReIDDataset) -> Config:
+    """The settings, their protocol `auto` settled as the dataset's authors score it.
+
+    Raises UserError where that protocol does not go with other settings, or the dataset has more cameras than a table.
+    """
+    if cfg.protocol == "auto":
+        cfg = replace(cfg, protocol=dataset.protocol).check()
+    cameras = len({s.camid for s in dataset.query})
+    if cfg.by_camera and cameras > MOST_CAMERAS:
+        raise UserError(f"--by-camera is a table of {MOST_CAMERAS} cameras at most, {dataset.name} has {cameras}")
+    return cfg
+
+
 def scores_note(cfg: Config, note: str = "") -> str:
     """What the scores must be read with, after the dataset's note; empty for the full protocol of single queries."""
     notes = [note]
     if cfg.protocol in ("single_shot", "vehicle_id"):
         notes.append(f"protocol {cfg.protocol}, mean of {cfg.trials} random galleries (seed {cfg.seed})")
-    elif cfg.protocol != "standard":
+    elif cfg.protocol == "multi_query":
         notes.append(f"protocol {cfg.protocol}")
     if cfg.rerank and cfg.rerank_note:
         notes.append(cfg.rerank_note)

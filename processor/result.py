@@ -18,6 +18,7 @@ def result_record(state: dict[str, Any], cfg: Config, scores: dict, note: str, c
     return {
         "preset": cfg.preset,
         "dataset": cfg.dataset,
+        "test_dataset": cfg.test_dataset,
         "command": state["command"],
         "test_command": command,
         **state["environment"],

@@ -22,7 +22,8 @@ from utils.files import write_atomically
 from utils.logging import log
 
 # Settings that may differ between a run and its continuation without a word.
-FREE = {"resume", "device", "workers", "log_dir", "name", "data_root", "cache_gb", "log_every", "eval_first", "preset"}
+FREE = {"resume", "device", "workers", "log_dir", "name", "log_every", "eval_first", "preset"}
+FREE |= {"data_root", "cache_gb", "disk_gb", "cache_dir"}
 
 
 @dataclass
@@ -37,7 +38,8 @@ class Run:
     optimizers: dict[str, torch.optim.Optimizer]
     labels: dict[int, int]
     command: str = ""
-    note: str = ""
+    note: str = ""  # what its scores must be read with
+    train_note: str = ""  # the part of it that goes with the model, whatever it is tested on
     environment: dict[str, str] = field(default_factory=dict)  # filled in from the device
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps of the epoch after these
@@ -66,6 +68,7 @@ class Run:
             "labels": self.labels,
             "command": self.command,
             "note": self.note,
+            "train_note": self.train_note,
             "environment": self.environment,
             "epoch": self.epoch,
             "step": self.step,

@@ -11,12 +11,13 @@ import torch
 
 from config import Config
 from config.cli import parse_settings, read_settings, split_first, widen
+from datasets.base import full_note
 from datasets.loaders import TestLoader, make_test_loaders
-from datasets.make import make_dataset
+from datasets.make import make_test_set, test_name
 from model import ReIDModel, make_model
 from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model
 from processor.environment import describe_environment, pick_device
-from processor.evaluate import Inference, do_inference, report, scores_note
+from processor.evaluate import Inference, do_inference, report, scored_as, scores_note
 from processor.result import result_record
 from utils.errors import UserError
 from utils.files import write_json
@@ -30,6 +31,7 @@ Stored = tuple[Path, dict[str, Any]]  # a checkpoint's path and its dict, which 
 class Prepared:
     """A model on its device in evaluation mode, the test split, and where results go."""
 
+    cfg: Config  # the settings, their protocol settled
     directory: Path
     what: str  # word for the model in the names of files
     state: dict[str, Any]  # the checkpoint's dict, or the little that there is without one
@@ -37,7 +39,7 @@ class Prepared:
     model: ReIDModel
     query: TestLoader
     gallery: TestLoader
-    note: str  # of the dataset
+    note: str  # what features and scores must be read with
 
 
 @dataclass
@@ -75,7 +77,8 @@ def prepare_test(cfg: Config, stored: Stored | None) -> Prepared:
     """The model of a checkpoint (or, without one, of the backbone weights of the settings) and the test split."""
     setup_logging()
     device = pick_device(cfg.device)
-    dataset = make_dataset(cfg)
+    dataset = make_test_set(cfg)
+    cfg = scored_as(cfg, dataset)
     if stored:
         checkpoint, state = stored
         name, directory, what = str(checkpoint), checkpoint.parent, checkpoint.stem
@@ -88,14 +91,16 @@ def prepare_test(cfg: Config, stored: Stored | None) -> Prepared:
         state = {"history": [], "command": "", "epoch": 0, "seconds": 0, "environment": describe_environment(device)}
     if cfg.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    query, gallery = make_test_loaders(cfg, dataset)
+    dataset, query, gallery = make_test_loaders(cfg, dataset)
     log.info("%s on %s: %d queries in %d images", name, dataset.name, len(dataset.query), len(dataset.gallery))
-    return Prepared(directory, what, state, device, model, query, gallery, dataset.note)
+    note = full_note(state.get("train_note", ""), dataset.test_note)
+    return Prepared(cfg, directory, what, state, device, model, query, gallery, note)
 
 
 def do_test(cfg: Config, stored: Stored | None, command: str = "") -> Tested:
     """Score the test split, print the table, write the JSON."""
     test = prepare_test(cfg, stored)
+    cfg = test.cfg
     inference = do_inference(cfg, test.model, test.query, test.gallery, test.device)
     note = scores_note(cfg, test.note)
     values = report(inference, note)
@@ -107,8 +112,8 @@ def do_test(cfg: Config, stored: Stored | None, command: str = "") -> Tested:
 
 
 def _protocol(cfg: Config) -> str:
-    words = [cfg.dataset, cfg.metric]
+    words = [Path(test_name(cfg)).stem, cfg.metric]
     words += [f"{cfg.test_ids}ids"] if cfg.test_ids else []
-    words += [cfg.protocol] if cfg.protocol != "standard" else []
+    words += [cfg.protocol] if cfg.protocol not in ("auto", "standard") else []
     extras = {"flip": cfg.flip, "dba": cfg.augmentation_k, "qe": cfg.query_expansion, "rerank": cfg.rerank}
     return "_".join(words + [word for word, on in extras.items() if on])

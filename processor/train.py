@@ -15,7 +15,7 @@ from loss import make_criterion
 from model import make_model
 from processor.checkpoint import LAST
 from processor.environment import pick_device
-from processor.evaluate import do_inference, quick, report, scores_note
+from processor.evaluate import do_inference, quick, report, scored_as, scores_note
 from processor.result import result_record
 from processor.run import Run, StopSignals, run_directory
 from solver import make_optimizers, set_lr
@@ -48,21 +48,20 @@ def prepare(cfg: Config, command: str) -> tuple[Run, Loaders]:
     device = pick_device(cfg.device)
     torch.manual_seed(cfg.seed)
     loaders = make_loaders(cfg)
-    model = make_model(cfg, loaders.num_classes)
+    model = make_model(cfg, len(loaders.labels))
     memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)
-    criterion = make_criterion(cfg, loaders.num_classes, model.feature_dim).to(device)
+    criterion = make_criterion(cfg, len(loaders.labels), model.feature_dim).to(device)
     optimizers = make_optimizers(cfg, model, criterion)
-    for loader in (loaders.train, loaders.query, loaders.gallery):
-        loader.images.prepare()
 
     directory = run_directory(cfg)
     setup_logging(directory / "train.log")
-    note = scores_note(cfg, loaders.dataset.note)
-    run = Run(cfg, directory, device, model, criterion, optimizers, loaders.labels, command, note)
+    dataset = loaders.dataset
+    note = scores_note(scored_as(cfg, dataset), dataset.note)
+    run = Run(cfg, directory, device, model, criterion, optimizers, loaders.labels, command, note, dataset.train_note)
     log.info("run %s, seed %d: %s", directory, cfg.seed, ", ".join(f"{k} {v}" for k, v in run.environment.items()))
     log.info("command: %s", command or "(called from Python)")
-    log.info("%s\n%s", loaders.dataset.name, loaders.dataset.describe())
+    log.info("%s\n%s", dataset.name, dataset.describe())
     if note:
         log.info("note: %s", note)
     if any(step >= cfg.epochs for step in cfg.steps):
@@ -162,7 +161,7 @@ def due(run: Run) -> bool:
 def test(run: Run, loaders: Loaders) -> None:
     """Score the model as it is, write the scores into the history, keep the checkpoint if it is the best so far."""
     last = run.epoch >= run.cfg.epochs
-    cfg = run.cfg if last else quick(run.cfg)
+    cfg = scored_as(run.cfg if last else quick(run.cfg), loaders.dataset)
     inference = do_inference(cfg, run.model, loaders.query, loaders.gallery, run.device)
     log.info("before training:" if run.epoch == 0 else f"after epoch {run.epoch}:")
     values = report(inference, run.note)

@@ -48,9 +48,11 @@ def refused(shown: subprocess.CompletedProcess, *words: str) -> None:
 def save_model(cfg: Config) -> Path:
     """A checkpoint of an untrained model, which is all that a search needs."""
     torch.manual_seed(0)
-    labels = label_map(make_dataset(cfg).train)
+    dataset = make_dataset(cfg)
+    labels = label_map(dataset.train)
     path = Path(cfg.log_dir) / "demo" / "last.pth"
     state = {"model": make_model(cfg, len(labels)).state_dict(), "config": cfg.to_dict(), "labels": labels}
+    state["train_note"] = dataset.train_note
     state |= {"history": [], "command": "", "epoch": 0, "seconds": 0.0, "environment": {}}
     save_checkpoint(path, state)
     return path

@@ -16,7 +16,7 @@ import pytest
 import reference
 import torch
 
-from tools import baselines, benchmark, made_data, results_table
+from tools import baselines, benchmark, benchmark_scoring, made_data, results_table
 from utils.errors import UserError
 
 PROGRAM = Path(__file__).resolve().parents[1] / "tools" / "benchmark.py"
@@ -31,7 +31,7 @@ def run(monkeypatch, *args: object) -> None:
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Contenders run here: starting Python and torch for each takes seconds."""
-    monkeypatch.setattr(benchmark, "in_fresh_process", benchmark.measure)
+    monkeypatch.setattr(benchmark, "in_fresh_process", lambda task, *which: task.measure(*which))
 
 
 @pytest.mark.parametrize(("name", "matches"), [("tiny", (5, 20)), ("market", (13.8, 15.8)), ("msmt17", (13.8, 25))])
@@ -127,7 +127,7 @@ def test_numpy_re_ranking_equals_the_reference(k1, k2, lambda_value):
 
 def test_ours_and_numpy_re_rank_alike():
     data = made_data.make_data(made_data.SIZES["tiny"], "clustered", 64, True)
-    ours, theirs = (benchmark.CONTENDERS["rerank"][name](data, "cosine") for name in ("ours", "numpy"))
+    ours, theirs = (benchmark_scoring.Rerank.contenders[name](data, "cosine") for name in ("ours", "numpy"))
     assert (ours - theirs).abs().max() < 1e-5
 
 
@@ -164,7 +164,7 @@ def test_all_contenders_run_and_agree(monkeypatch, capsys, in_this_process, feat
 def test_numpy_is_not_run_where_memory_does_not_suffice(monkeypatch, capsys, tmp_path):
     ran = []
 
-    def stub(options, contender):
+    def stub(task, contender, scratch):
         ran.append(contender)
         scores = {} if contender == "matmul" else {"mAP": 0.8}
         return {"contender": contender, "scores": scores} | dict.fromkeys(
@@ -172,20 +172,20 @@ def test_numpy_is_not_run_where_memory_does_not_suffice(monkeypatch, capsys, tmp
         )
 
     monkeypatch.setattr(benchmark, "in_fresh_process", stub)
-    monkeypatch.setattr(benchmark, "from_proc", lambda file, field: 24 * 2**10)
+    monkeypatch.setattr(benchmark_scoring, "from_proc", lambda file, field: 24 * 2**10)
     run(monkeypatch, "rerank", "--size", "msmt17", "--save", "--results", tmp_path)
     shown = capsys.readouterr().out
     assert ran == ["matmul", "ours"] and "needs 133 GB" in shown and "not compared" in shown
     (read,) = results_table.read_benchmarks(tmp_path)
     assert "| numpy | not run: needs 133 GB |" in results_table.benchmark_table([read])
-    monkeypatch.setattr(benchmark, "from_proc", lambda file, field: 134 * 2**10)
+    monkeypatch.setattr(benchmark_scoring, "from_proc", lambda file, field: 134 * 2**10)
     run(monkeypatch, "rerank", "--size", "msmt17")  # published would need more
     assert ran[2:] == ["matmul", "ours", "numpy"]
 
 
 @pytest.mark.parametrize("wrong", [0.80002, float("nan")])
 def test_scores_that_differ_fail_and_are_not_saved(monkeypatch, tmp_path, wrong):
-    def stub(options, contender):
+    def stub(task, contender, scratch):
         value = wrong if contender == "ours" else 0.8
         scores = dict.fromkeys(("mAP", "mINP", "rank1", "rank5", "rank10"), value)
         return {"contender": contender, "scores": scores, "seconds": 1, "cpu_seconds": 1, "peak_mb": 1, "above_mb": 1}
@@ -197,11 +197,11 @@ def test_scores_that_differ_fail_and_are_not_saved(monkeypatch, tmp_path, wrong)
 
 
 @pytest.mark.parametrize(("code", "words"), [(-9, "want of memory"), (1, "failed")])
-def test_a_contender_that_dies_is_named(monkeypatch, code, words):
+def test_a_contender_that_dies_is_named(monkeypatch, tmp_path, code, words):
     died = subprocess.CompletedProcess([], code, "", "Traceback ...")
     monkeypatch.setattr(benchmark.subprocess, "run", lambda *args, **kwargs: died)
     with pytest.raises(UserError, match=f"ours .*{words}"):
-        benchmark.in_fresh_process(benchmark.Eval(size="tiny"), "ours")
+        benchmark.in_fresh_process(benchmark_scoring.Eval(size="tiny"), "ours", tmp_path)
 
 
 @pytest.mark.parametrize(

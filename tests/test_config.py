@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +58,12 @@ def test_round_trip_through_json():
     assert Config.from_dict(old) == cfg and (cfg.holdout_ids, cfg.rerank_note) == (0, "")
 
 
+def test_every_setting_has_its_meaning_on_its_own_line():
+    source = inspect.getsource(Config).split("def ")[0]
+    for field in dataclasses.fields(Config):
+        assert re.search(rf"^    {field.name}: .+ = .+  # \w", source, re.MULTILINE), field.name
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -98,6 +106,7 @@ def test_help_lists_every_setting_with_its_meaning_type_and_default():
     for field in dataclasses.fields(Config):
         if field.name != "preset":
             assert f"--{field.name.replace('_', '-')}" in text, field.name
+    assert "--- " not in text  # a section's title, which tyro takes where a setting's line has no comment of its own
     assert "K; batch_size must be a multiple of it (default: 4)" in text
     assert "INT" in text and "FLOAT" in text and "{resnet18,resnet50,mobilenet_v2,efficientnet_v2_s}" in text
 

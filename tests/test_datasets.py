@@ -9,9 +9,10 @@ import torch
 from conftest import write_tree
 
 from config import Config
-from datasets import Sample, make_dataset, make_loaders
-from datasets.base import heldout_split, label_map, last_identities
+from datasets import DATASETS, ReIDDataset, Sample, make_dataset, make_loaders
+from datasets.base import SPAN, cut_test, cut_train, heldout_split, label_map, last_identities
 from datasets.demo import demo
+from datasets.make import make_test_set
 from datasets.market1501 import market1501
 from utils.errors import UserError
 
@@ -108,7 +109,7 @@ def test_held_out_identities_are_the_last_and_never_appear_in_training(tiny):
     loaders = make_loaders(replace(tiny, holdout_ids=2))
     dataset = loaders.dataset
     assert {s.pid for s in dataset.heldout} == {5, 6} and len(dataset.heldout) == 12
-    assert {s.pid for s in dataset.train} == set(loaders.labels) == {1, 2, 3, 4} and loaders.num_classes == 4
+    assert {s.pid for s in dataset.train} == set(loaders.labels) == {1, 2, 3, 4} and len(loaders.labels) == 4
     drawn = {dataset.train[i].pid for indices in loaders.train.sampler.epoch(0) for i in indices}
     assert drawn == {1, 2, 3, 4}
     assert not {s.path for s in dataset.train} & {s.path for s in dataset.heldout}
@@ -160,7 +161,7 @@ def test_demo_renders_itself_once(tmp_path, monkeypatch):
 
 def test_loaders_give_labels_that_belong_to_the_images(tiny):
     loaders = make_loaders(tiny)
-    assert loaders.num_classes == 6 and loaders.labels == {pid: pid - 1 for pid in range(1, 7)}
+    assert loaders.labels == {pid: pid - 1 for pid in range(1, 7)}
     chosen = list(loaders.train.sampler.epoch(0))
     for indices, (images, labels) in zip(chosen, loaders.train.epoch(0, torch.device("cpu")), strict=True):
         assert images.shape == (8, 3, 32, 16) and images.dtype == torch.float32
@@ -181,3 +182,81 @@ def test_the_test_loader_gives_every_image_once_in_order(tiny):
     batches = list(gallery.batches(torch.device("cpu")))
     assert sum(map(len, batches)) == len(gallery.samples) == 25 and len(batches) == len(gallery) == 2
     assert np.array_equal(gallery.pids, [s.pid for s in gallery.samples])
+
+
+# ---- several datasets, and one to test on
+
+
+def tree_of(root: Path, name: str, seed: int) -> str:
+    """A tiny set of its own at root/name, as --dataset takes it: 6 training and 4 test identities."""
+    return str(write_tree(root / name, images=2 + seed))
+
+
+def test_joint_training_keeps_identities_and_cameras_apart_and_tests_on_the_first(tiny, tmp_path):
+    first, second = tree_of(tmp_path, "one", 0), tree_of(tmp_path, "two", 1)
+    joint = make_dataset(replace(tiny, dataset=f"{first}+{second}"))
+    alone, other = (make_dataset(replace(tiny, dataset=x)) for x in (first, second))
+    assert joint.name == "one+two" and len(joint.train) == len(alone.train) + len(other.train) == 36 + 54
+    assert {s.pid for s in joint.train} == {*range(1, 7), *range(SPAN + 1, SPAN + 7)}
+    assert {s.camid for s in joint.train} == {1, 2, 3, SPAN + 1, SPAN + 2, SPAN + 3}
+    assert len(label_map(joint.train)) == 12 and label_map(joint.train)[SPAN + 1] == 6
+    assert joint.query == alone.query and joint.gallery == alone.gallery
+    same_twice = make_dataset(replace(tiny, dataset=f"{first}+{first}"))
+    assert len({s.pid for s in same_twice.train}) == 12  # whoever asks for it gets two classes a person
+
+
+def test_labels_of_a_joint_set_belong_to_the_images(tiny, tmp_path):
+    cfg = replace(tiny, dataset=f"{tree_of(tmp_path, 'one', 0)}+{tree_of(tmp_path, 'two', 1)}")
+    train = make_loaders(cfg).train
+    for sample, label in zip(train.samples, train.labels.tolist(), strict=True):
+        assert label == sample.pid - 1 if "/one/" in sample.path else sample.pid - SPAN + 5
+
+
+def test_the_test_side_may_be_that_of_another_dataset(tiny, tmp_path):
+    first, second = tree_of(tmp_path, "one", 0), tree_of(tmp_path, "two", 1)
+    crossed = make_dataset(replace(tiny, dataset=first, test_dataset=second))
+    assert crossed.name == "one, tested on two"
+    assert {Path(s.path).parents[1].name for s in crossed.train} == {"one"}
+    assert {Path(s.path).parents[1].name for s in crossed.query + crossed.gallery} == {"two"}
+    alone = make_test_set(replace(tiny, dataset="gone", test_dataset=second, test_ids=2))
+    assert alone.train == [] and {s.pid for s in alone.query} == {7, 8} and "first 2 of 4" in alone.note
+
+
+def test_holding_out_and_cutting_a_joint_set_follow_the_order_of_labels(tiny, tmp_path):
+    both = f"{tree_of(tmp_path, 'one', 0)}+{tree_of(tmp_path, 'two', 1)}"
+    joint = make_dataset(replace(tiny, dataset=both, holdout_ids=2, train_ids=7))
+    assert {s.pid for s in joint.heldout} == {SPAN + 5, SPAN + 6}
+    assert {s.pid for s in joint.train} == {*range(1, 7), SPAN + 1}
+
+
+@pytest.mark.parametrize(("name", "hint"), [("market", "market1501"), ("msmt", "msmt17"), ("xyz", "the names are")])
+def test_an_unknown_dataset_is_refused_with_the_names_near_it(tiny, name, hint):
+    with pytest.raises(UserError, match=rf"--dataset {name} is neither .*{hint}"):
+        make_dataset(replace(tiny, dataset=name))
+    with pytest.raises(UserError, match=rf"--dataset {name} is neither"):
+        make_dataset(replace(tiny, dataset=f"demo+{name}"))
+
+
+def test_a_set_without_a_side_says_which_setting_gives_one():
+    person, nobody = [Sample("a", 1, 1), Sample("b", 2, 1)], ReIDDataset("none")
+    with pytest.raises(UserError, match=r"holds no test split.*--test-dataset"):
+        cut_test(ReIDDataset("synthetic", train=person), 0)
+    with pytest.raises(UserError, match="nothing to train on"):
+        cut_train(ReIDDataset("partial", query=person, gallery=person), 0)
+    with pytest.raises(UserError, match="fewer than two identities"):
+        cut_train(replace(nobody, train=person[:1]), 0)
+
+
+def test_notes_of_both_sides_are_one_sentence_with_its_warning_once():
+    assert ReIDDataset("whole").note == ""
+    both = ReIDDataset("cut", train_note="trained on few", test_note="tested on few")
+    assert both.note == "trained on few; tested on few; not comparable with published scores"
+
+
+def test_every_name_is_a_dataset_or_an_error_with_its_tree(tiny, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in set(DATASETS) - {"demo"}:
+        with pytest.raises(UserError) as error:
+            make_dataset(replace(tiny, dataset=name, data_root=str(tmp_path / "empty")))
+        message = str(error.value)
+        assert "--data-root" in message and "REID_DATA" in message and len(message.splitlines()) > 2, name

@@ -21,7 +21,7 @@ def parts(tiny):
     torch.manual_seed(0)
     cfg = replace(tiny, backbone="resnet18")
     loaders = make_loaders(cfg)
-    return cfg, make_model(cfg, loaders.num_classes).train(), loaders
+    return cfg, make_model(cfg, len(loaders.labels)).train(), loaders
 
 
 def test_features_follow_the_order_of_the_files_and_leave_the_model_in_its_mode(parts):

@@ -8,7 +8,7 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.sampler import PKSampler, ShuffleSampler
+from datasets.sampler import PKSampler, ShuffleSampler, WeightedSampler
 from utils.errors import UserError
 
 SOME = settings(max_examples=50, deadline=None, derandomize=True)
@@ -201,6 +201,93 @@ def test_fewer_identities_than_a_batch_needs_are_refused_with_a_batch_that_works
     with pytest.raises(UserError, match=r"needs 16 identities.* has 5; try --batch-size 20"):
         PKSampler(pids_of([8] * 5), 64, 4)
     assert len(PKSampler(pids_of([8] * 5), 20, 4)) == 2
+
+
+# ---- PK with cameras balanced
+
+
+@SOME
+@given(pk_cases(), st.integers(1, 6), st.integers(0, 1000))
+def test_each_camera_of_an_identity_is_spread_over_its_groups_as_evenly_as_can_be(case, cameras, seed):
+    sizes, p, k = case
+    pids = pids_of(sizes)
+    camids = 10**7 + 100 * np.random.default_rng(seed).integers(0, cameras, len(pids))
+    sampler = PKSampler(pids, p * k, k, seed, camids=camids)
+    plain = PKSampler(pids, p * k, k, seed)
+    assert len(sampler) == len(plain)
+    for batch in epochs(sampler, 2):
+        assert reference.pk_batch_problems(batch, pids, p, k) == []
+    for images in sampler.images_of:
+        groups = sampler._groups(images, np.random.default_rng(seed))
+        if len(images) < k:
+            continue
+        assert len(set(groups.flat)) == groups.size  # every image once at most
+        for camera in set(camids[images]):
+            times = (camids[groups] == camera).sum(1)
+            assert times.max() - times.min() <= 1
+
+
+def test_balanced_groups_hold_more_cameras_than_plain_ones():
+    rng = np.random.default_rng(0)
+    pids = np.repeat(np.arange(40), 16)
+    camids = np.where(rng.random(640) < 0.7, 1, rng.integers(2, 7, 640))  # most images are of one camera
+
+    def cameras(**kwargs) -> float:
+        groups = [batch.reshape(-1, 4) for batch in epochs(PKSampler(pids, 32, 4, **kwargs), 3)]
+        return np.mean([len(set(camids[group])) for batch in groups for group in batch])
+
+    assert cameras(camids=camids) > cameras() + 0.1
+
+
+def test_balanced_batches_repeat_with_seed_and_epoch_and_differ_otherwise():
+    pids, camids = pids_of([9] * 30), np.arange(270) % 5
+    runs = [list(PKSampler(pids, 16, 4, seed, camids=camids).epoch(e)) for seed in (0, 1) for e in (0, 1)]
+    again = [list(PKSampler(pids, 16, 4, seed, camids=camids).epoch(e)) for seed in (0, 1) for e in (0, 1)]
+    assert all(same(a, b) for a, b in zip(runs, again, strict=True))
+    assert not any(same(runs[i], runs[j]) for i in range(4) for j in range(i))
+
+
+def test_the_ranks_share_out_balanced_batches_too():
+    pids, camids = pids_of([9] * 30), np.arange(270) % 5
+    whole = epochs(PKSampler(pids, 32, 4, 3, camids=camids))
+    parts = [epochs(PKSampler(pids, 32, 4, 3, rank, 4, camids)) for rank in range(4)]
+    for batch, *shard in zip(whole, *parts, strict=True):
+        assert np.array_equal(np.concatenate(shard), batch)
+
+
+# ---- weighted
+
+
+@SOME
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(0, 1000), st.data())
+def test_weighted_batches_show_every_identity_equally_often(sizes, seed, data):
+    pids = pids_of(sizes)
+    batch_size = data.draw(st.integers(1, len(pids)))
+    sampler = WeightedSampler(pids, batch_size, seed)
+    batches = epochs(sampler)
+    assert len(batches) == len(sampler) == len(pids) // batch_size
+    assert {len(batch) for batch in batches} == {batch_size}
+    who, times = np.unique(pids[np.concatenate(batches)], return_counts=True)
+    assert times.max() - (times.min() if len(who) == len(sizes) else 0) <= 2  # whole rounds, and one cut at the end
+
+
+def test_weighted_takes_the_images_of_an_identity_equally_often():
+    pids = pids_of([2, 40])
+    times = np.bincount(np.concatenate(epochs(WeightedSampler(pids, 6), 400)), minlength=42)
+    small, large = times[pids == -10], times[pids == -3]
+    assert abs(small.sum() - large.sum()) <= 400
+    assert small.max() < 1.1 * small.min() and large.max() < 1.5 * large.min()
+
+
+def test_weighted_repeats_with_seed_and_epoch_differs_otherwise_and_is_shared_out():
+    pids = pids_of([3, 9, 20])
+    runs = [list(WeightedSampler(pids, 8, seed).epoch(e)) for seed in (0, 1) for e in (0, 1)]
+    again = [list(WeightedSampler(pids.tolist(), 8, seed).epoch(e)) for seed in (0, 1) for e in (0, 1)]
+    assert all(same(a, b) for a, b in zip(runs, again, strict=True))
+    assert not any(same(runs[i], runs[j]) for i in range(4) for j in range(i))
+    parts = [epochs(WeightedSampler(pids, 8, 1, rank, 2)) for rank in range(2)]
+    for batch, *shard in zip(epochs(WeightedSampler(pids, 8, 1)), *parts, strict=True):
+        assert np.array_equal(np.concatenate(shard), batch)
 
 
 # ---- shuffle

@@ -88,6 +88,9 @@ def test_missing_and_empty_data(tiny, tmp_path):
     common = ["train.py", "tiny_b1", "--weights", "none", "--log-dir", tiny.log_dir, "--device", "cpu"]
     refused(program(*common, "--data-root", tmp_path / "nowhere"), tmp_path / "nowhere", "--data-root")
     (tmp_path / "empty" / "Market-1501" / "bounding_box_train").mkdir(parents=True)
+    refused(program(*common, "--data-root", tmp_path / "empty"), "Market-1501/query is missing")
+    for folder in ("query", "bounding_box_test"):
+        (tmp_path / "empty" / "Market-1501" / folder).mkdir()
     refused(program(*common, "--data-root", tmp_path / "empty"), "bounding_box_train", "no image")
     assert not Path(tiny.log_dir).exists()
 

@@ -123,7 +123,9 @@ def test_stopped_while_testing_and_resumed_the_test_is_made_up_for(tiny, monkeyp
 
 
 def start(tiny: Config, name: str, *more: str) -> subprocess.Popen:
-    settings = {k: v for k, v in tiny.to_dict().items() if k not in ("preset", "name", "resume", "epochs", "steps")}
+    settings = {
+        k: v for k, v in tiny.to_dict().items() if k not in ("preset", "name", "resume", "epochs", "steps", "jitter")
+    }
     args = [x for k, v in settings.items() if not isinstance(v, bool) for x in (f"--{k}", str(v))]
     return subprocess.Popen(
         [sys.executable, "train.py", *args, "--name", name, "--epochs", "6", "--steps", "4", "--no-flip",

@@ -35,16 +35,21 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_rows(path: str | Path, length: int, parts: Iterable[np.ndarray]) -> None:
-    """Arrays one below the other as one .npy file of `length` rows, atomically; one part at a time is in memory."""
+    """Arrays one below the other as one .npy file of `length` rows, atomically; one part at a time is in memory.
+
+    Plain writes, as a full disk is an OSError then; in a memory-mapped file it would end the program.
+    """
 
     def write(temporary: Path) -> None:
-        start, whole = 0, None
-        for part in parts:
-            if whole is None:
-                shape = (length, *part.shape[1:])
-                whole = np.lib.format.open_memmap(temporary, mode="w+", dtype=part.dtype, shape=shape)
-            whole[start : start + len(part)] = part
-            start += len(part)
-        whole.flush()
+        with open(temporary, "wb") as file:
+            rows = 0
+            for part in parts:
+                if rows == 0:
+                    header = {"descr": np.lib.format.dtype_to_descr(part.dtype), "fortran_order": False}
+                    np.lib.format.write_array_header_1_0(file, header | {"shape": (length, *part.shape[1:])})
+                file.write(np.ascontiguousarray(part).data)
+                rows += len(part)
+            if rows != length:
+                raise ValueError(f"{rows} rows for a file of {length}")
 
     write_atomically(path, write)

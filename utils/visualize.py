@@ -26,7 +26,8 @@ class Tile:
 
 def draw_rows(path: str | Path, rows: Sequence[tuple[str, Sequence[Tile]]], columns: Sequence[str]) -> None:
     """Write a PNG with one row of framed tiles a query: rows are (title, tiles), columns the words at the top."""
-    wide, tall, head = 1.0, 2.62, 0.45  # inches a tile (a 1:2 picture and two lines of words), and above all
+    # inches a tile (a 1:2 picture and two lines of words), and above all
+    wide, tall, head = 1.0, 2.62, 0.29 + 0.16 * max(name.count("\n") + 1 for name in columns)
     figure = Figure(figsize=(wide * 1.12 * len(columns) + 0.3, tall * len(rows) + head), dpi=110)
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
