@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
+from datasets.make import test_name
 from processor.extract import write_features
 from processor.features import ABOUT, ARRAYS, part_name, remove_parts
 from processor.test import parse_test, prepare_test
@@ -40,7 +41,8 @@ class ExtractConfig(Config):
 def main() -> None:
     cfg, stored = parse_test(None, os.environ, "extract_features.py [CKPT]", ExtractConfig)
     test = prepare_test(cfg, stored)
-    name = f"features_{test.what}_{cfg.dataset}" + ("_flip" if cfg.flip else "")
+    dataset = Path(test_name(cfg)).stem
+    name = f"features_{test.what}_{dataset}" + ("_flip" if cfg.flip else "")
     directory = Path(cfg.output) if cfg.output else test.directory / name
     part, parts = map(int, cfg.part.split("/"))
     fewest = min(len(loader.samples) for loader in (test.query, test.gallery))
@@ -54,7 +56,7 @@ def main() -> None:
     ids = (test.query.pids, test.gallery.pids, test.query.camids, test.gallery.camids)
     for array, values in zip(ARRAYS[2:], ids, strict=True):
         write_rows(directory / f"{array}.npy", len(values), [values])
-    about = {"checkpoint": str(stored[0]) if stored else None, "flip": cfg.flip, "dataset": cfg.dataset}
+    about = {"checkpoint": str(stored[0]) if stored else None, "flip": cfg.flip, "dataset": dataset}
     write_json(directory / ABOUT, about | {"note": test.note, "command": shlex.join(["python", *sys.argv])})
     log.info("features written to %s", directory)
 

@@ -29,6 +29,7 @@ BENCHMARK_COLUMNS = (
     "contender", "seconds", "CPU seconds", "× matmul", "faster than numpy", "faster than published", "peak MB",
     "above features MB", "mAP",
 )  # fmt: skip
+DATA_COLUMNS = ("contender", "images/s a core", "× classic", "CPU ms/image", "seconds", "peak MB")
 HEAD = "| experiment | protocol | published mAP / R1 | measured mAP / R1 | mINP | seeds | hardware | training |"
 
 
@@ -110,7 +111,7 @@ def read_benchmarks(directory: Path) -> list[dict]:
     for path in sorted(directory.glob("benchmark_*.json")):
         try:
             result = json.loads(path.read_text())
-            benchmark_rows(result)
+            lines_of(result)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} is no result of tools/benchmark.py ({error!r}); run that again or remove it"
@@ -120,16 +121,27 @@ def read_benchmarks(directory: Path) -> list[dict]:
 
 
 def benchmark_table(benchmarks: list[dict]) -> str:
-    """The table in Markdown, a line for each contender of each benchmark, with the hardware."""
-    if not benchmarks:
-        return "Not measured yet."
-    head = f"| benchmark | {' | '.join(BENCHMARK_COLUMNS)} | hardware |"
-    lines = [head, re.sub(r"[^|]+", "---", head)]
+    """The tables in Markdown, a line for each contender of each benchmark, with the hardware: scoring, then data."""
+    tables: dict[tuple[str, ...], list[str]] = {BENCHMARK_COLUMNS: [], DATA_COLUMNS: []}
     for result in benchmarks:
-        title = ", ".join(str(result[key]) for key in ("task", "size", "features", "metric"))
-        title += f", {result['width']} wide" if result["width"] != 2048 else ""
-        lines += [f"| {' | '.join((title, *row, result['hardware']))} |" for row in benchmark_rows(result)]
-    return "\n".join(lines)
+        columns, title, rows = lines_of(result)
+        tables[columns] += [f"| {' | '.join((title, *row, result['hardware']))} |" for row in rows]
+    texts = []
+    for columns, lines in tables.items():
+        head = f"| benchmark | {' | '.join(columns)} | hardware |"
+        if lines:
+            texts.append("\n".join((head, re.sub(r"[^|]+", "---", head), *lines)))
+    return "\n\n".join(texts) or "Not measured yet."
+
+
+def lines_of(result: dict) -> tuple[tuple[str, ...], str, list[tuple[str, ...]]]:
+    """Of one benchmark: the columns of the table that it belongs into, its title there, and its rows."""
+    if result["task"] == "data":
+        title = f"data, {result['dataset']}, {result['height']} × {result['width']}, batches of {result['batch_size']}"
+        return DATA_COLUMNS, title, data_rows(result)
+    title = ", ".join(str(result[key]) for key in ("task", "size", "features", "metric"))
+    title += f", {result['width']} wide" if result["width"] != 2048 else ""
+    return BENCHMARK_COLUMNS, title, benchmark_rows(result)
 
 
 def benchmark_rows(result: dict) -> list[tuple[str, ...]]:
@@ -149,6 +161,17 @@ def benchmark_rows(result: dict) -> list[tuple[str, ...]]:
         times += (ratio("numpy", name), ratio("published", name))
         memory = (f"{row['peak_mb']:,.0f}", f"{row['above_mb']:,.0f}")
         rows.append((name, *times, *memory, f"{100 * row['scores']['mAP']:.2f}" if row["scores"] else ""))
+    return rows
+
+
+def data_rows(result: dict) -> list[tuple[str, ...]]:
+    """The cells under DATA_COLUMNS of every contender of one benchmark."""
+    each = {row["contender"]: row["cpu_seconds"] / row["images"] for row in result["rows"]}
+    rows = []
+    for row in result["rows"]:
+        one = each[row["contender"]]
+        speed = (_short(1 / one), _short(each["classic"] / one) if "classic" in each else "", _short(1000 * one))
+        rows.append((row["contender"], *speed, _short(row["seconds"]), f"{row['peak_mb']:,.0f}"))
     return rows
 
 

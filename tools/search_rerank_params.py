@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import Config
 from config.cli import parse_settings, read_settings, split_first
 from config.config import dashed
-from datasets.base import ReIDDataset, Sample, heldout_split, last_identities
+from datasets.base import ReIDDataset, Sample, full_note, heldout_split, last_identities
 from datasets.loaders import TestLoader
-from datasets.make import make_dataset
+from datasets.make import make_dataset, make_test_set
 from processor.checkpoint import rebuild_model
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import score_table, score_values
@@ -128,7 +128,7 @@ def choose_split(
 def from_checkpoint(cfg: SearchConfig, stored: Stored, device: torch.device) -> Material:
     """Features of the split in the settings, mirrored with --flip."""
     checkpoint, state = stored
-    dataset = make_dataset(cfg)
+    dataset = make_test_set(cfg) if cfg.split == "test" else make_dataset(cfg)
     *splits, label = choose_split(cfg, Config.from_dict(state["config"]), set(state["labels"]), dataset)
     model = rebuild_model(state, checkpoint, cfg).to(device).eval()
     if cfg.channels_last:
@@ -136,7 +136,8 @@ def from_checkpoint(cfg: SearchConfig, stored: Stored, device: torch.device) -> 
     query, gallery = (TestLoader(cfg, x, name) for x, name in zip(splits, ("query", "gallery"), strict=True))
     features = [extract_features(model, x, device, cfg.flip, cfg.channels_last)[cfg.flip] for x in (query, gallery)]
     ids = [query.pids, gallery.pids, query.camids, gallery.camids]
-    return Material(features, ids, cfg.split, label, dataset.note, checkpoint.parent)
+    note = full_note(state.get("train_note", ""), dataset.test_note if cfg.split == "test" else "")
+    return Material(features, ids, cfg.split, label, note, checkpoint.parent)
 
 
 def from_file(cfg: SearchConfig, device: torch.device) -> Material:
@@ -172,7 +173,8 @@ def command_of(cfg: SearchConfig, stored: Stored | None, data: Material, best: d
     words += ["--k1", f"{best['k1']}", "--k2", f"{best['k2']}", "--lambda-value", f"{best['lambda_value']}"]
     if stored and cfg.flip != trained.flip:
         words.append("--flip" if cfg.flip else "--no-flip")
-    for name in ("metric", "test_feature", *(("dataset", "data_root", "test_ids") if stored else ())):
+    which = ("dataset", "test_dataset", "data_root", "test_ids", "test_share", "split_seed", "camera_pattern")
+    for name in ("metric", "test_feature", *(which if stored else ())):
         if getattr(cfg, name) != getattr(trained, name):
             words += [f"--{dashed(name)}", str(getattr(cfg, name))]
     note = f"k1, k2 and lambda were searched on {data.label}" if data.split in ("test", "features") else ""

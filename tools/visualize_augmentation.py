@@ -1,0 +1,72 @@
+"""Draw a training batch as the network sees it: `python tools/visualize_augmentation.py [PRESET] [--num 8]`.
+
+A row an image: the original, each transform alone and always applied, and last what the settings make of it, which
+are those of the preset and of the command line, as for train.py.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from config import Config
+from config.cli import parse_train
+from datasets.augment import MEAN, OFF, STD, TRANSFORMS, Draws, augment
+from datasets.loaders import TrainLoader
+from datasets.make import make_dataset
+from utils.errors import run
+from utils.logging import log, setup_logging
+from utils.visualize import QUERY, RIGHT, Tile, draw_rows
+
+
+@dataclass
+class AugmentationConfig(Config):
+    num: int = 8  # images of the batch to draw
+    epoch: int = 0  # epoch whose first batch it is
+    output: str = ""  # file of the picture; empty: LOG_DIR/augmentation_PRESET.png
+
+    def _bad_ranges(self):
+        yield from super()._bad_ranges()
+        if self.num < 1 or self.epoch < 0:
+            yield f"--num must be at least 1 and --epoch at least 0, not {self.num} and {self.epoch}"
+
+
+def pictures(images: torch.Tensor, cfg: Config, draws: Draws) -> np.ndarray:
+    """(B, H, W, 3) uint8 of what the network gets for `images` (B, H, W, 3) uint8."""
+    floats = augment(images, cfg, draws).permute(0, 2, 3, 1)
+    return ((floats * torch.tensor(STD) + torch.tensor(MEAN)) * 255).round().clamp(0, 255).byte().numpy()
+
+
+def main() -> None:
+    cfg = parse_train(None, os.environ, AugmentationConfig, "tools/visualize_augmentation.py")
+    setup_logging()
+    loader = TrainLoader(cfg, make_dataset(cfg).train)
+    indices = next(iter(loader.sampler.epoch(cfg.epoch)))
+    images = loader.images.read(indices)
+
+    def column(**settings) -> np.ndarray:
+        draws = Draws(cfg.seed, cfg.epoch, 0, batch=len(images))  # those of the training's own batch
+        return pictures(images, replace(cfg, **settings), draws)
+
+    columns = {"original": column(**OFF)} | {name: column(**OFF | on) for name, on in TRANSFORMS.items()}
+    columns["as trained"] = column()
+    rows = []
+    for i in range(min(cfg.num, len(images))):
+        sample = loader.samples[indices[i]]
+        tiles = [Tile(c[i], "", RIGHT if name == "as trained" else QUERY) for name, c in columns.items()]
+        rows.append((f"pid {sample.pid}, cam {sample.camid}", tiles))
+    path = Path(cfg.output or Path(cfg.log_dir) / f"augmentation_{cfg.preset}.png")
+    draw_rows(path, rows, ["\n".join(textwrap.wrap(name, 12)) for name in columns])
+    log.info("%d of the %d images of the first batch of epoch %d: %s", len(rows), len(images), cfg.epoch, path)
+
+
+if __name__ == "__main__":
+    run(main)
