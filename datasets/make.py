@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from config import Config
+from config.config import dashed
 from datasets.base import ReIDDataset, cut_test, cut_train, hold_out, join
 from datasets.cuhk03 import cuhk03, cuhk03_classic
 from datasets.demo import demo
@@ -55,7 +56,7 @@ def find_dataset(name: str, cfg: Config) -> ReIDDataset:
     near = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.4)
     near += [known for known in DATASETS if known.startswith(name) and known not in near]
     hint = f"did you mean {' or '.join(near)}?" if near else f"the names are {', '.join(DATASETS)}"
-    raise UserError(f"--dataset {name} is neither a dataset's name nor a folder or .csv file that exists; {hint}")
+    raise UserError(f"{name} is neither a dataset's name nor a folder or .csv file that exists; {hint}")
 
 
 def make_dataset(cfg: Config) -> ReIDDataset:
@@ -76,6 +77,18 @@ def make_test_set(cfg: Config) -> ReIDDataset:
 def test_name(cfg: Config) -> str:
     """Name of the dataset to test on."""
     return cfg.test_dataset or _names(cfg)[0]
+
+
+def refuse_another_split(cfg: Config, trained: Config) -> None:
+    """Raises UserError where the settings test on the dataset that a model was `trained` on but split it otherwise:
+    people that it knows would be in the test."""
+    splits = [{name: getattr(c, name) for name in ("test_share", "split_seed")} for c in (cfg, trained)]
+    if test_name(cfg) in _names(trained) and splits[0] != splits[1]:
+        before = " ".join(f"--{dashed(name)} {value}" for name, value in splits[1].items())
+        raise UserError(
+            f"the model was trained on {test_name(cfg)} with {before}; another split has people that it was trained on "
+            "in its test, so leave these settings as they were"
+        )
 
 
 def _names(cfg: Config) -> list[str]:

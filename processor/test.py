@@ -13,7 +13,7 @@ from config import Config
 from config.cli import parse_settings, read_settings, split_first, widen
 from datasets.base import full_note
 from datasets.loaders import TestLoader, make_test_loaders
-from datasets.make import make_test_set, test_name
+from datasets.make import make_test_set, refuse_another_split, test_name
 from model import ReIDModel, make_model
 from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model
 from processor.environment import describe_environment, pick_device
@@ -81,6 +81,7 @@ def prepare_test(cfg: Config, stored: Stored | None) -> Prepared:
     cfg = scored_as(cfg, dataset)
     if stored:
         checkpoint, state = stored
+        refuse_another_split(cfg, Config.from_dict(state["config"]))
         name, directory, what = str(checkpoint), checkpoint.parent, checkpoint.stem
         model = rebuild_model(state, checkpoint, cfg).to(device).eval()
     else:

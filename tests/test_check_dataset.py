@@ -73,7 +73,7 @@ def test_own_pictures_are_checked_as_they_would_be_trained_on(tmp_path):
     shown = check(tmp_path / "mine", tmp_path / "sheet.png", "--test-share", 0.34, "--people", 2)
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert "train        16 images     4 identities" in shown.stdout and "note: " in shown.stdout
-    refused(check(tmp_path / "nowhere", tmp_path / "sheet.png"), "nowhere", "--dataset")
+    refused(check(tmp_path / "nowhere", tmp_path / "sheet.png"), "nowhere is neither")
 
 
 def test_many_cameras_and_empty_sides_are_told_in_a_line():

@@ -12,7 +12,7 @@ from config import Config
 from datasets import DATASETS, ReIDDataset, Sample, make_dataset, make_loaders
 from datasets.base import SPAN, cut_test, cut_train, heldout_split, label_map, last_identities
 from datasets.demo import demo
-from datasets.make import make_test_set
+from datasets.make import make_test_set, refuse_another_split
 from datasets.market1501 import market1501
 from utils.errors import UserError
 
@@ -231,10 +231,19 @@ def test_holding_out_and_cutting_a_joint_set_follow_the_order_of_labels(tiny, tm
 
 @pytest.mark.parametrize(("name", "hint"), [("market", "market1501"), ("msmt", "msmt17"), ("xyz", "the names are")])
 def test_an_unknown_dataset_is_refused_with_the_names_near_it(tiny, name, hint):
-    with pytest.raises(UserError, match=rf"--dataset {name} is neither .*{hint}"):
+    with pytest.raises(UserError, match=rf"^{name} is neither .*{hint}"):
         make_dataset(replace(tiny, dataset=name))
-    with pytest.raises(UserError, match=rf"--dataset {name} is neither"):
+    with pytest.raises(UserError, match=rf"^{name} is neither"):
         make_dataset(replace(tiny, dataset=f"demo+{name}"))
+
+
+@pytest.mark.parametrize("change", [{"split_seed": 1}, {"test_share": 0.3}])
+def test_another_split_of_the_trained_dataset_is_refused_and_one_of_another_dataset_is_not(tiny, change):
+    trained = replace(tiny, dataset="a+b")
+    with pytest.raises(UserError, match=r"trained on b with --test-share 0\.5 --split-seed 0; .*leave these settings"):
+        refuse_another_split(replace(trained, test_dataset="b", **change), trained)
+    refuse_another_split(replace(trained, test_dataset="c", **change), trained)
+    refuse_another_split(trained, trained)
 
 
 def test_a_set_without_a_side_says_which_setting_gives_one():

@@ -1,13 +1,12 @@
-"""Image files of every kind to RGB arrays, broken ones to errors that name them, and the memory cache."""
+"""Image files of every kind to RGB arrays, broken ones to errors that name them."""
 
 import io
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageOps
 
-from datasets.images import Images, read_image
+from datasets.images import read_image
 from utils.errors import UserError
 
 HEIGHT, WIDTH = 24, 16
@@ -142,6 +141,13 @@ def test_images_are_resized_to_height_by_width(tmp_path, height, width):
     assert (found == (200, 30, 90)).all()
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 40_000), (40_000, 1), (1, 1), (3, 5000)])
+def test_pictures_of_any_proportion_are_read(tmp_path, height, width):
+    path = tmp_path / "image.png"
+    Image.new("RGB", (width, height), (200, 30, 90)).save(path)
+    assert (read_image(path, HEIGHT, WIDTH) == (200, 30, 90)).all()
+
+
 def test_resizing_keeps_the_picture_upright_and_in_place(tmp_path):
     quarters = np.zeros((40, 20, 3), dtype=np.uint8)
     quarters[:20, 10:], quarters[20:, :10], quarters[20:, 10:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -164,6 +170,17 @@ def test_shrinking_averages_instead_of_skipping_pixels(tmp_path):
 
 
 # ---- broken files
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP", "TIFF"])
+def test_a_file_cut_short_by_any_number_of_bytes_is_refused(tmp_path, kind):
+    whole = encoded(picture(), kind)
+    path = tmp_path / "cut.img"
+    assert_reads_as(path.write_bytes(whole) and path, picture(), tolerance=60)
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"cut\.img"):
+            read_image(path, HEIGHT, WIDTH)
 
 
 def test_a_jpeg_cut_short_anywhere_is_refused_by_name(tmp_path):
@@ -220,106 +237,3 @@ def test_a_missing_file_and_a_directory_are_refused_by_name(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     with pytest.raises(UserError, match=r"folder\.jpg cannot be read"):
         read_image(tmp_path / "folder.jpg", HEIGHT, WIDTH)
-
-
-# ---- a split of images
-
-
-@pytest.fixture
-def files(tmp_path) -> list[str]:
-    """Paths of seven pictures, of different sizes."""
-    paths = []
-    for i in range(7):
-        path = tmp_path / f"{i}.png"
-        picture(i, HEIGHT + i, WIDTH + 2 * i).save(path)
-        paths.append(str(path))
-    return paths
-
-
-def images(paths, cache_gb: float = 1.0, workers: int = 2) -> Images:
-    return Images(paths, HEIGHT, WIDTH, cache_gb, workers, "test")
-
-
-@pytest.mark.parametrize("cache_gb", [0.0, 1.0], ids=["read again", "cached"])
-def test_images_by_index_are_those_of_their_files(files, cache_gb):
-    split = images(files, cache_gb)
-    assert len(split) == 7
-    for indices in ([0], [3, 1, 6], np.array([6, 5, 4, 3, 2, 1, 0]), [2, 2, 2], np.array([4], dtype=np.int32)):
-        batch = split.read(indices)
-        assert batch.shape == (len(indices), HEIGHT, WIDTH, 3)
-        assert batch.dtype == torch.uint8
-        expected = np.stack([read_image(files[i], HEIGHT, WIDTH) for i in indices])
-        assert np.array_equal(batch.numpy(), expected)
-
-
-@pytest.mark.parametrize(("share", "cached"), [(1.001, True), (0.999, False), (0.0, False)])
-def test_images_are_kept_in_memory_where_they_fit_and_read_again_elsewhere(files, share, cached):
-    split = images(files, share * 7 * HEIGHT * WIDTH * 3 / 1e9)
-    before = split.read([0])
-    picture(99).save(files[0])
-    assert torch.equal(split.read([0]), before) is cached
-
-
-def test_a_batch_from_the_cache_may_be_written_to(files):
-    split = images(files)
-    expected = split.read([1, 2]).clone()
-    split.read([1, 2]).zero_()
-    assert torch.equal(split.read([1, 2]), expected)
-
-
-@pytest.mark.parametrize("cache_gb", [0.0, 1.0], ids=["read again", "cached"])
-def test_batches_come_in_order_each_with_its_indices(files, cache_gb):
-    split = images(files, cache_gb)
-    wanted = [np.array(x) for x in ([3, 1], [0], [6, 5, 4], [2, 2])]
-    found = list(split.batches(iter(wanted)))
-    assert len(found) == len(wanted)
-    for (indices, batch), expected in zip(found, wanted, strict=True):
-        assert np.array_equal(indices, expected)
-        assert torch.equal(batch, split.read(expected))
-
-
-def test_no_batches_give_no_batches(files):
-    assert list(images(files).batches(iter([]))) == []
-
-
-def test_batches_can_be_left_early(files):
-    batches = images(files, 0.0).batches(iter([np.array([i]) for i in range(7)]))
-    assert next(batches)[0].tolist() == [0]
-    assert next(batches)[0].tolist() == [1]
-    batches.close()
-
-
-def test_several_bad_files_are_listed(files, tmp_path):
-    (tmp_path / "1.png").write_bytes(b"no image")
-    (tmp_path / "4.png").unlink()
-    (tmp_path / "5.png").write_bytes(jpeg()[:-50])
-    with pytest.raises(UserError) as error:
-        images(files).prepare()
-    message = str(error.value)
-    assert all(f"{i}.png" in message for i in (1, 4, 5))
-    assert not any(f"{i}.png" in message for i in (0, 2, 3, 6))
-    assert "2 more" in message
-    picture(1).save(files[1])
-    picture(4).save(files[4])
-    split = images(files)
-    with pytest.raises(UserError, match=r"5\.png is cut short[^(]*\(a JPEG without its end\)[^(]*$"):
-        split.prepare()
-    picture(5).save(files[5])
-    split.prepare()  # after the repair the same object goes on
-    assert len(split.read(range(7))) == 7
-
-
-def test_very_many_bad_files_are_counted_and_not_all_listed(tmp_path):
-    paths = [str(tmp_path / f"missing{i:03}.jpg") for i in range(200)]
-    with pytest.raises(UserError, match="199 more") as error:
-        images(paths).prepare()
-    assert len(str(error.value).split("missing")) < 20
-    assert "missing000.jpg" in str(error.value)
-
-
-@pytest.mark.parametrize("cache_gb", [0.0, 1.0], ids=["read again", "cached"])
-def test_a_bad_file_among_batches_is_an_error_that_names_it(files, tmp_path, cache_gb):
-    (tmp_path / "3.png").write_bytes(b"no image")
-    split = images(files, cache_gb)
-    with pytest.raises(UserError, match=r"3\.png"):
-        list(split.batches(iter([np.array([0, 1]), np.array([2, 3]), np.array([4])])))
