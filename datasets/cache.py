@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +29,9 @@ from utils.files import write_json, write_rows
 from utils.logging import log
 
 BLOCK = 64  # images decoded at a time
+DIGEST = "[0-9a-f]" * 16  # in names of files: those of others in the directory are none of our business
 LISTED = 10  # unreadable files that a message names
+STARTED = time.time() - 1  # of this program; a second for file systems that round
 
 
 class Images:
@@ -46,8 +49,8 @@ class Images:
         self.pictures: np.ndarray | None = None  # (N, height, width, 3) uint8 of all paths; None: decoded at every use
         try:
             bad = self._stored()
-        except OSError as error:
-            log.warning("warning: %s: no cache in %s", error.strerror or error, self.directory)
+        except (OSError, NotImplementedError) as error:  # the second where a file system cannot lock
+            log.warning("warning: %s: no cache in %s", getattr(error, "strerror", None) or error, self.directory)
             bad = self._in_memory()
         self.refuse(bad)
         self.bad = bad
@@ -62,7 +65,7 @@ class Images:
 
     def read(self, indices: Sequence[int] | np.ndarray, pin: bool = False) -> torch.Tensor:
         """(B, height, width, 3) uint8 RGB of the images at `indices`; pin: in memory that a GPU can copy from."""
-        rows = self.kept[np.asarray(indices, dtype=np.int64)]
+        rows = self.kept[list(indices)]  # refuses what is no index
         batch = torch.empty((len(rows), self.cfg.height, self.cfg.width, 3), dtype=torch.uint8, pin_memory=pin)
         if self.pictures is not None:
             np.take(self.pictures, rows, axis=0, out=batch.numpy(), mode="clip")  # clip: the mode without a copy
@@ -92,7 +95,8 @@ class Images:
 
     def _stored(self) -> dict[int, str]:
         """Map the file of these pictures, made first where there is none; gives the bad ones with their reasons."""
-        if self.cfg.disk_gb == 0:
+        no_file = self.bytes == 0 or self.bytes > self._room()
+        if self.cfg.disk_gb == 0 or (no_file and self.bytes <= self.cfg.cache_gb * 1e9):
             return self._in_memory()
         pictures, record = (self.directory / f"{self.name}-{self._digest()}{end}" for end in (".npy", ".json"))
         bad = self._open(pictures, record)
@@ -112,18 +116,28 @@ class Images:
         """
         try:
             about = json.loads(record.read_text())
+            bad = dict(about["bad"])
             if about["cached"]:
-                self.pictures = np.asarray(np.load(pictures, mmap_mode="c"))
+                shape = (len(self.paths), self.cfg.height, self.cfg.width, 3)
+                mapped = np.asarray(np.lib.format.open_memmap(pictures, mode="c"))
+                if mapped.shape != shape or mapped.dtype != np.uint8:
+                    return None
+                self.pictures = mapped
                 if self.bytes <= self.cfg.cache_gb * 1e9 and hasattr(os, "posix_fadvise"):
                     with open(pictures, "rb") as file:  # have it read in order now, not at random later
                         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-            elif self.bytes <= self.cfg.disk_gb * 1e9:
-                return None  # there was less room then
-        except (FileNotFoundError, ValueError):
+            elif self.bytes <= self._room():
+                return None  # there was less then
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
             return None
         with suppress(OSError):  # of somebody else's
             os.utime(record)  # the least recently used go first
-        return dict(about["bad"])
+        return bad
+
+    def _room(self) -> float:
+        """Bytes that a new file may have: what this program uses already stays, or its splits would take turns."""
+        used = (size for record, size in files_of(self.directory) if record.stat().st_mtime > STARTED)
+        return self.cfg.disk_gb * 1e9 - sum(used)
 
     def _digest(self) -> str:
         """Of all that the pictures depend on: the files (place, size, time of change), the input size, the decoder."""
@@ -131,24 +145,28 @@ class Images:
         for path in self.paths:
             try:
                 about = os.stat(path)
-                state = f"{about.st_size} {about.st_mtime_ns}"
-            except OSError:
+                # The time of the last change of any kind: a file renamed to another or made readable keeps its mtime.
+                state = f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"
+            except (OSError, ValueError):
                 state = "missing"
-            digest.update(f"{os.path.abspath(path)}\0{state}\n".encode(errors="surrogateescape"))
+            digest.update(f"{os.path.abspath(path)}\0{state}\n".encode(errors="surrogatepass"))
         return digest.hexdigest()[:16]
 
     def _build(self, pictures: Path, record: Path) -> None:
         """Decode all into the file if there may be one that large, else only to see whether they can be decoded."""
         bad: dict[int, str] = {}
-        limit = self.cfg.disk_gb * 1e9
-        cached = self.bytes <= limit
-        make_room(self.directory, limit - cached * self.bytes)
+        cached = self.bytes <= self._room()
+        make_room(self.directory, self.cfg.disk_gb * 1e9 - cached * self.bytes)
         with closing(self._decode_all(bad)) as blocks:
             if cached:
                 write_rows(pictures, len(self.paths), blocks)
             else:
                 deque(blocks, maxlen=0)
-        write_json(record, {"cached": cached, "bad": list(bad.items())})
+        try:
+            write_json(record, {"cached": cached, "bad": list(bad.items())})
+        except OSError:
+            pictures.unlink(missing_ok=True)  # of no use to anybody
+            raise
 
     def _in_memory(self) -> dict[int, str]:
         """The same without a file: kept in memory if they fit there."""
@@ -179,7 +197,7 @@ class Images:
             return [self.pool.submit(attempt, i) for i in range(start, min(start + BLOCK, len(self.paths)))]
 
         bar = tqdm(total=len(self.paths), desc=f"read {self.name}", unit="img", leave=False, disable=None)
-        coming = block(0)
+        now, coming = [], block(0)
         try:
             with closing(bar):
                 for start in range(0, len(self.paths), BLOCK):
@@ -187,19 +205,23 @@ class Images:
                     yield np.stack([future.result() for future in now])
                     bar.update(len(now))
         finally:  # stopped: without this, the program would decode what it has asked for before it ends
-            for future in coming:
+            for future in (*now, *coming):
                 future.cancel()
         self.refuse(bad)
 
     def refuse(self, bad: dict[int, str]) -> None:
         """Raises UserError that lists the files that cannot be decoded, unless these are to be skipped."""
         if bad and self.cfg.on_bad_image == "refuse":
-            more = f" (and {len(bad) - LISTED} more)" if len(bad) > LISTED else ""
-            listed = "; ".join(bad[index] for index in sorted(bad)[:LISTED])
             raise UserError(
-                f"{len(bad)} of {len(self.paths)} {self.name} images cannot be used: {listed}{more}. "
+                f"{len(bad)} of {len(self.paths)} {self.name} images cannot be used: {listed(bad)}. "
                 "--on-bad-image skip goes on without them"
             )
+
+
+def listed(bad: dict[int, str]) -> str:
+    """The first reasons, and how many there are beyond these."""
+    more = f" (and {len(bad) - LISTED} more)" if len(bad) > LISTED else ""
+    return "; ".join(bad[index] for index in sorted(bad)[:LISTED]) + more
 
 
 @contextmanager
@@ -222,13 +244,18 @@ def make_room(directory: Path, limit: float) -> None:
 
     To be called with the directory locked.
     """
-    unfinished = [path for path in directory.glob("*-*.npy") if not path.with_suffix(".json").is_file()]
-    for path in (*unfinished, *directory.glob(".*.tmp")):
+    unfinished = [path for path in directory.glob(f"*-{DIGEST}.npy") if not path.with_suffix(".json").is_file()]
+    for path in (*unfinished, *directory.glob(f".*-{DIGEST}.*.tmp")):
         path.unlink()
     used = 0
-    for record in sorted(directory.glob("*-*.json"), key=lambda path: -path.stat().st_mtime):
-        pictures = record.with_suffix(".npy")
-        used += pictures.stat().st_size if pictures.is_file() else 0
-        if used > limit:
+    for record, size in sorted(files_of(directory), key=lambda file: -file[0].stat().st_mtime):
+        used += size
+        if size and used > limit:
             record.unlink()
-            pictures.unlink(missing_ok=True)
+            record.with_suffix(".npy").unlink(missing_ok=True)
+
+
+def files_of(directory: Path) -> list[tuple[Path, int]]:
+    """The records of a cache, each with the bytes of its pictures: 0 for a set that is only known to be readable."""
+    pictures = ((record, record.with_suffix(".npy")) for record in directory.glob(f"*-{DIGEST}.json"))
+    return [(record, path.stat().st_size if path.is_file() else 0) for record, path in pictures]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import cv2
@@ -11,6 +13,9 @@ from utils.errors import UserError
 
 cv2.setNumThreads(0)  # our threads are one an image; cv2's own would only get in their way
 
+# JPEG, PNG, BMP, WebP and TIFF: what cv2 reads beside, nobody keeps pictures of people in, and some of it crashes.
+KINDS = (b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"BM", b"RIFF", b"II*\0", b"MM\0*")
+MOST_BYTES = 2**29
 MOST_PIXELS = 2**26  # beyond that, decoding would fill the memory, and it is no crop of anybody
 SIZE_MARKERS = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # segments of a JPEG that hold its height and width
 
@@ -30,18 +35,26 @@ def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
 def decode(path: str | Path) -> np.ndarray:
     """The same at its own size."""
     try:
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode):  # a pipe would be waited for, a device never ends
+            raise UserError(f"{path} cannot be read: it is a directory, pipe or device")
+        if about.st_size > MOST_BYTES:
+            raise UserError(f"{path} has {about.st_size} bytes, which is too much; restore or remove it")
         data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or error or type(error).__name__
+        raise UserError(f"{path} cannot be read: {reason}") from error
+    if not data[:8].tobytes().startswith(KINDS):
+        raise UserError(f"{path} is not an image: no JPEG, PNG, BMP, WebP or TIFF ({len(data)} bytes); remove it")
     size, whole = _header(data.tobytes())
     if not whole:
-        raise UserError(f"{path} is cut short (a JPEG without its end); restore or remove it")
+        raise UserError(f"{path} is cut short (a JPEG or PNG without its end); restore or remove it")
     if size[0] * size[1] > MOST_PIXELS:
         raise UserError(
             f"{path} says that it has {size[0]} x {size[1]} pixels, which is too much; restore or remove it"
         )
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
     except (cv2.error, MemoryError):
         image = None
     if image is None:
@@ -55,8 +68,14 @@ def _header(data: bytes) -> tuple[tuple[int, int], bool]:
     Of a JPEG without it some cv2 versions decode what is left and fill up with grey. Decoders of other kinds tell.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")), True
+        at = 8
+        while at < len(data) and data[at + 4 : at + 8] != b"IEND":  # cv2 would get memory for a block of any length
+            at += 12 + int.from_bytes(data[at : at + 4], "big")
+        size = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+        return size, at + 12 <= len(data)
     if data.startswith(b"BM"):
+        if data[14:18] == b"\x0c\0\0\0":  # the short header of OS/2
+            return tuple(int.from_bytes(data[i : i + 2], "little") for i in (18, 20)), True
         return tuple(abs(int.from_bytes(data[i : i + 4], "little", signed=True)) for i in (18, 22)), True
     if not data.startswith(b"\xff\xd8"):
         return (0, 0), True

@@ -12,7 +12,7 @@ import torch
 from config import Config
 from datasets.augment import Draws, augment, normalise
 from datasets.base import ReIDDataset, Sample, label_map, more_note
-from datasets.cache import Images
+from datasets.cache import Images, listed
 from datasets.make import make_dataset
 from datasets.sampler import PKSampler, ShuffleSampler, WeightedSampler
 from utils.errors import UserError
@@ -26,6 +26,10 @@ class TrainLoader:
         self.cfg = cfg
         self.samples, self.images = readable(cfg, samples, "train")
         self.label_map = label_map(self.samples)
+        if len(self.label_map) < 2:
+            raise UserError(
+                "the images that can be read show fewer than two identities to train on; restore the others"
+            )
         self.labels = torch.tensor([self.label_map[s.pid] for s in self.samples])
         pids, camids = [s.pid for s in self.samples], [s.camid for s in self.samples]
         if cfg.sampler == "weighted":
@@ -105,25 +109,30 @@ def make_loaders(cfg: Config) -> Loaders:
     """
     dataset = make_dataset(cfg)
     train = TrainLoader(cfg, dataset.train)
-    dataset, query, gallery = make_test_loaders(cfg, replace(dataset, train=train.samples))
+    note = left_out(dataset.train_note, train.images)
+    dataset, query, gallery = make_test_loaders(cfg, replace(dataset, train=train.samples, train_note=note))
     return Loaders(dataset, train, query, gallery)
 
 
 def make_test_loaders(cfg: Config, dataset: ReIDDataset) -> tuple[ReIDDataset, TestLoader, TestLoader]:
     """The dataset with the images that can be read, and the loaders of its query and gallery."""
     query, gallery = TestLoader(cfg, dataset.query, "query"), TestLoader(cfg, dataset.gallery, "gallery")
-    note = dataset.test_note
-    for loader in (query, gallery):
-        if loader.images.bad:
-            note = more_note(note, f"{len(loader.images.bad)} {loader.images.name} images that cannot be read left out")
+    note = left_out(left_out(dataset.test_note, query.images), gallery.images)
     return replace(dataset, query=query.samples, gallery=gallery.samples, test_note=note), query, gallery
+
+
+def left_out(note: str, images: Images) -> str:
+    """A note, and how many of these cannot be read."""
+    if not images.bad:
+        return note
+    return more_note(note, f"{len(images.bad)} {images.name} images that cannot be read left out")
 
 
 def readable(cfg: Config, samples: list[Sample], name: str) -> tuple[list[Sample], Images]:
     """The samples whose images can be read, and these. Raises UserError where there are none."""
     images = Images(cfg, [s.path for s in samples], name)
     if images.bad:
-        reasons = "; ".join(images.bad.values())
+        reasons = listed(images.bad)
         log.warning("warning: %d of %d %s images left out: %s", len(images.bad), len(samples), name, reasons)
     if not len(images):
         raise UserError(f"the {name} split holds no image that can be read")

@@ -42,9 +42,12 @@ def write_rows(path: str | Path, length: int, parts: Iterable[np.ndarray]) -> No
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
-            rows = 0
+            rows, like = 0, None
             for part in parts:
-                if rows == 0:
+                if part.dtype.hasobject or (like is not None and (part.dtype, part.shape[1:]) != like):
+                    raise ValueError(f"rows of {part.dtype} {part.shape[1:]} cannot be added to a file of {like}")
+                if like is None:
+                    like = part.dtype, part.shape[1:]
                     header = {"descr": np.lib.format.dtype_to_descr(part.dtype), "fortran_order": False}
                     np.lib.format.write_array_header_1_0(file, header | {"shape": (length, *part.shape[1:])})
                 file.write(np.ascontiguousarray(part).data)

@@ -15,7 +15,7 @@ class _TqdmHandler(logging.Handler):
     """Writes above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record))
+        tqdm.write(self.format(record).encode(errors="backslashreplace").decode())  # names may be no UTF-8
 
 
 def setup_logging(file: str | Path | None = None) -> logging.Logger:
@@ -29,7 +29,7 @@ def setup_logging(file: str | Path | None = None) -> logging.Logger:
     screen.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(screen)
     if file:
-        to_file = logging.FileHandler(file)
+        to_file = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(to_file)
     warnings.showwarning = lambda message, *_args, **_kwargs: log.warning("warning: %s", message)
