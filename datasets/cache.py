@@ -9,29 +9,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from config import Config
+from datasets.cache_files import in_use, locked, make_room
 from datasets.images import read_image
 from utils.errors import UserError
 from utils.files import write_json, write_rows
 from utils.logging import log
 
 BLOCK = 64  # images decoded at a time
-DIGEST = "[0-9a-f]" * 16  # in names of files: those of others in the directory are none of our business
 LISTED = 10  # unreadable files that a message names
-STARTED = time.time() - 1  # of this program; a second for file systems that round
 
 
 class Images:
@@ -95,19 +92,18 @@ class Images:
 
     def _stored(self) -> dict[int, str]:
         """Map the file of these pictures, made first where there is none; gives the bad ones with their reasons."""
-        no_file = self.bytes == 0 or self.bytes > self._room()
-        if self.cfg.disk_gb == 0 or (no_file and self.bytes <= self.cfg.cache_gb * 1e9):
+        if self.cfg.disk_gb == 0 or self.bytes == 0:
             return self._in_memory()
         pictures, record = (self.directory / f"{self.name}-{self._digest()}{end}" for end in (".npy", ".json"))
-        bad = self._open(pictures, record)
-        if bad is None:
+        bad, small = self._open(pictures, record), self.bytes <= self.cfg.cache_gb * 1e9
+        if bad is None and not (small and self.bytes > self._room()):
             self.directory.mkdir(parents=True, exist_ok=True)
             with locked(self.directory):
                 bad = self._open(pictures, record)  # another program may have made it meanwhile
                 if bad is None:
                     self._build(pictures, record)
                     bad = self._open(pictures, record)
-        return bad
+        return self._in_memory() if self.pictures is None and small else bad
 
     def _open(self, pictures: Path, record: Path) -> dict[int, str] | None:
         """The bad ones of a valid cache; None where there is none.
@@ -136,8 +132,7 @@ class Images:
 
     def _room(self) -> float:
         """Bytes that a new file may have: what this program uses already stays, or its splits would take turns."""
-        used = (size for record, size in files_of(self.directory) if record.stat().st_mtime > STARTED)
-        return self.cfg.disk_gb * 1e9 - sum(used)
+        return self.cfg.disk_gb * 1e9 - in_use(self.directory)
 
     def _digest(self) -> str:
         """Of all that the pictures depend on: the files (place, size, time of change), the input size, the decoder."""
@@ -222,40 +217,3 @@ def listed(bad: dict[int, str]) -> str:
     """The first reasons, and how many there are beyond these."""
     more = f" (and {len(bad) - LISTED} more)" if len(bad) > LISTED else ""
     return "; ".join(bad[index] for index in sorted(bad)[:LISTED]) + more
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """One program at a time fills a cache: a second waits, and then finds the files of the first."""
-    lock = FileLock(directory / ".lock")
-    try:
-        lock.acquire(timeout=0.5)
-    except Timeout:
-        log.info("another program is filling %s; waiting for it", directory)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def make_room(directory: Path, limit: float) -> None:
-    """Remove what killed builds left, and the least recently used files until the rest has no more than `limit` bytes.
-
-    To be called with the directory locked.
-    """
-    unfinished = [path for path in directory.glob(f"*-{DIGEST}.npy") if not path.with_suffix(".json").is_file()]
-    for path in (*unfinished, *directory.glob(f".*-{DIGEST}.*.tmp")):
-        path.unlink()
-    used = 0
-    for record, size in sorted(files_of(directory), key=lambda file: -file[0].stat().st_mtime):
-        used += size
-        if size and used > limit:
-            record.unlink()
-            record.with_suffix(".npy").unlink(missing_ok=True)
-
-
-def files_of(directory: Path) -> list[tuple[Path, int]]:
-    """The records of a cache, each with the bytes of its pictures: 0 for a set that is only known to be readable."""
-    pictures = ((record, record.with_suffix(".npy")) for record in directory.glob(f"*-{DIGEST}.json"))
-    return [(record, path.stat().st_size if path.is_file() else 0) for record, path in pictures]

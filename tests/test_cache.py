@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from config import Config
-from datasets import cache
+from datasets import cache, cache_files
 from datasets.cache import Images
 from datasets.images import read_image
 from utils.errors import UserError
@@ -239,7 +239,7 @@ def test_the_least_recently_used_go_when_there_are_too_many_and_the_newest_stays
     Images(cfg, files, "a")  # used: b is now the oldest
     Images(cfg, files, "c")
     assert left(cfg) == ["a.json", "a.npy", "c.json", "c.npy"]
-    monkeypatch.setattr(cache, "STARTED", time.time() + 1000)  # as another program, later
+    monkeypatch.setattr(cache_files, "STARTED", time.time() + 1000)  # as another program, later
     Images(replace(cfg, disk_gb=1.001 * COUNT * SIZE / 1e9), files, "d")
     assert left(cfg) == ["d.json", "d.npy"]
 
@@ -249,12 +249,19 @@ def test_splits_of_one_run_do_not_take_turns_in_too_small_a_cache(cfg, files, re
     splits = ("train", "query", "gallery")
     for start in range(3):
         reads.clear()
-        monkeypatch.setattr(cache, "STARTED", time.time())
+        monkeypatch.setattr(cache_files, "STARTED", time.time() - 1)
         assert all(np.array_equal(pixels(Images(cfg, files, name)), decoded(files)) for name in splits)
         assert len(reads) == (4 if start == 0 else 1) * COUNT  # the third is read anew at its use, and checked once
         assert left(cfg) == ["gallery.json", "query.json", "query.npy", "train.json", "train.npy"]
         for record in Path(cfg.cache_dir).glob("*.json"):
             os.utime(record, (record.stat().st_mtime - 5,) * 2)
+
+
+def test_a_split_that_is_opened_twice_is_read_from_its_file_both_times(cfg, files, reads):
+    cfg = replace(cfg, disk_gb=1.001 * (COUNT * SIZE + 128) / 1e9)
+    for _ in range(3):
+        assert np.array_equal(pixels(Images(cfg, files, "train")), decoded(files))
+    assert len(reads) == COUNT and left(cfg) == ["train.json", "train.npy"]
 
 
 def test_only_files_of_the_cache_are_ever_removed(cfg, files):
@@ -478,7 +485,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 @pytest.mark.parametrize(
     ("where", "what", "error"),
-    [(Path, "mkdir", DENIED), (cache, "FileLock", DENIED), (cache, "make_room", DENIED), (os, "fsync", FULL),
+    [(Path, "mkdir", DENIED), (cache_files, "FileLock", DENIED), (cache, "make_room", DENIED), (os, "fsync", FULL),
      (os, "replace", FULL), (cache, "write_json", FULL), (Path, "read_text", DENIED)],
 )  # fmt: skip
 def test_where_no_file_can_be_written_pictures_are_in_memory(
@@ -515,7 +522,7 @@ def test_a_file_in_the_place_of_the_directory_is_left_alone(cfg, files, tmp_path
 
 def test_a_cache_that_cannot_be_written_to_is_read(cfg, files, reads, warned, monkeypatch):
     Images(cfg, files, "train")
-    for where, what in ((Path, "mkdir"), (cache, "FileLock"), (os, "utime"), (os, "replace")):
+    for where, what in ((Path, "mkdir"), (cache_files, "FileLock"), (os, "utime"), (os, "replace")):
         monkeypatch.setattr(where, what, refuse_with(DENIED))
     reads.clear()
     assert np.array_equal(pixels(Images(cfg, files, "train")), decoded(files)) and reads == warned == []
@@ -526,7 +533,7 @@ def test_a_cache_that_cannot_be_written_to_is_read(cfg, files, reads, warned, mo
 CHILD = """
 import atexit, hashlib, json, sys, threading
 from config import Config
-from datasets import cache
+from datasets import cache, cache_files
 from utils.errors import run
 from utils.logging import setup_logging
 
