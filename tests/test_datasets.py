@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -269,3 +270,10 @@ def test_every_name_is_a_dataset_or_an_error_with_its_tree(tiny, tmp_path):
             make_dataset(replace(tiny, dataset=name, data_root=str(tmp_path / "empty")))
         message = str(error.value)
         assert "--data-root" in message and "REID_DATA" in message and len(message.splitlines()) > 2, name
+
+
+def test_the_readme_names_every_dataset():
+    text = (ROOT / "README.md").read_text()
+    table = text.split("## Datasets")[1].split("\n## ")[0]
+    first_cells = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)
+    assert {name for cell in first_cells for name in re.findall("`(.+?)`", cell)} - {"--dataset"} == set(DATASETS)
