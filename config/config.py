@@ -135,7 +135,7 @@ class Config:
         return self
 
     def _bad_ranges(self):
-        at_least = {"batch_size": 1, "images_per_id": 1, "test_batch_size": 1, "epochs": 1, "eval_every": 1}
+        at_least = {"batch_size": 2, "images_per_id": 1, "test_batch_size": 1, "epochs": 1, "eval_every": 1}
         at_least |= {"log_every": 1, "height": 16, "width": 16, "max_rank": 1, "k1": 1, "k2": 1, "workers": 1}
         at_least |= {"pad": 0, "train_ids": 0, "test_ids": 0, "seed": 0, "warmup_epochs": 0}
         at_least |= {"cache_gb": 0, "disk_gb": 0, "split_seed": 0, "rotate_degrees": 0}
@@ -150,6 +150,8 @@ class Config:
                 yield f"--{dashed(name)} must lie between 0 and 1, not {getattr(self, name)}"
         if not all(0 <= value <= most for value, most in zip(self.jitter, (1, 1, 1, 0.5), strict=True)):
             yield f"--jitter takes brightness, contrast and saturation from 0 to 1 and hue to 0.5, not {self.jitter}"
+        if self.pad > max(self.height, self.width):
+            yield f"--pad {self.pad} is more than the image itself has; 10 is usual for 256 x 128"
         if not 0 <= self.hard_factor < 1:
             yield f"--hard-factor must be at least 0 and below 1, not {self.hard_factor}"
         if not self.lr > 0:
@@ -186,11 +188,16 @@ class Config:
             yield f"--stride-in-1x1 is for bottleneck ResNets; {self.backbone} has none, leave the setting out"
         if not self.dataset:
             yield "--dataset is empty; name one, such as --dataset market1501"
-        for name in ("rerank", "query_expansion", "augmentation_k", "roc", "by_camera"):
-            if getattr(self, name) and self.protocol in ("single_shot", "vehicle_id"):
-                yield f"--{dashed(name)} is not defined for --protocol {self.protocol}; leave one of them out"
+        for name in undefined(self):
+            yield f"--{dashed(name)} is not defined for --protocol {self.protocol}; leave one of them out"
         if "/" in self.name or self.name in (".", ".."):
             yield f"--name {self.name} must be a plain name, not a path; choose the place with --log-dir"
+
+
+def undefined(cfg: Config) -> list[str]:
+    """The settings that are on and that the protocol does not define."""
+    more = ("rerank", "query_expansion", "augmentation_k", "roc", "by_camera")
+    return [name for name in more if getattr(cfg, name)] if cfg.protocol in ("single_shot", "vehicle_id") else []
 
 
 def dashed(name: str) -> str:

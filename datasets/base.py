@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -27,6 +29,9 @@ class ReIDDataset:
     gallery: list[Sample] = field(default_factory=list)
     heldout: list[Sample] = field(default_factory=list)  # images of the identities that were kept out of `train`
     protocol: str = "standard"  # how its authors score it, a value of Config.protocol
+    drawn: bool = False  # by --split-seed: another seed has other people in its test
+    cameras: bool = True  # are known; else every image has one of its own
+    names: dict[int, str] = field(default_factory=dict)  # of identities, where they have other names than their pids
     train_note: str = ""  # what every score of a model trained on it must be read with, empty for all of its images
     test_note: str = ""  # and every score on its test side
 
@@ -42,9 +47,14 @@ class ReIDDataset:
             samples = getattr(self, split)
             if split == "heldout" and not samples:
                 continue
-            ids, cameras = {s.pid for s in samples} - {0}, {s.camid for s in samples}
-            rows.append(f"{split:<8}{len(samples):>7} images {len(ids):>5} identities {len(cameras):>3} cameras")
+            ids, cameras = {s.pid for s in samples} - {0}, len({s.camid for s in samples})
+            seen = f"{cameras:>3} cameras" if self.cameras else "cameras unknown"
+            rows.append(f"{split:<8}{len(samples):>7} images {len(ids):>5} identities {seen}")
         return "\n".join(rows)
+
+    def called(self, pid: int) -> str:
+        """An identity's name, or its pid."""
+        return self.names.get(pid, f"pid {pid}")
 
 
 def full_note(*notes: str) -> str:
@@ -55,6 +65,11 @@ def full_note(*notes: str) -> str:
 
 def join(datasets: Sequence[ReIDDataset]) -> ReIDDataset:
     """One training set of several, identities and cameras kept apart; the test side is that of the first."""
+    for dataset in datasets:
+        if any(max(s.pid, s.camid) >= SPAN for s in dataset.train) and len(datasets) > 1:
+            raise UserError(
+                f"{dataset.name} has pids or cameras from {SPAN} up; renumber them to train on several sets"
+            )
 
     def moved(samples: list[Sample], number: int) -> list[Sample]:
         return [Sample(s.path, s.pid + number * SPAN, s.camid + number * SPAN) for s in samples]
@@ -67,6 +82,12 @@ def join(datasets: Sequence[ReIDDataset]) -> ReIDDataset:
 def label_map(train: list[Sample]) -> dict[int, int]:
     """Identity to class label 0..C-1; identities are sorted first, so that the map never depends on file order."""
     return {pid: label for label, pid in enumerate(sorted({s.pid for s in train}))}
+
+
+def fingerprint(samples: list[Sample]) -> str:
+    """Of names, pids and cameras in their order: two lists with the same give the same batches, wherever they lie."""
+    text = "\n".join(f"{os.path.basename(s.path)} {s.pid} {s.camid}" for s in samples)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def last_identities(samples: list[Sample], count: int) -> list[Sample]:

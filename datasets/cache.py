@@ -47,7 +47,8 @@ class Images:
         try:
             bad = self._stored()
         except (OSError, NotImplementedError) as error:  # the second where a file system cannot lock
-            log.warning("warning: %s: no cache in %s", getattr(error, "strerror", None) or error, self.directory)
+            reason = getattr(error, "strerror", None) or error
+            log.warning("warning: no cache of %s in --cache-dir %s: %s", name, self.directory, reason)
             bad = self._in_memory()
         self.refuse(bad)
         self.bad = bad

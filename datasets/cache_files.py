@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0.5)
     except Timeout:
+        (directory / f".{os.getpid()}.probe").touch()  # raises OSError where nothing can be made at all
+        (directory / f".{os.getpid()}.probe").unlink()
         log.info("another program is filling %s; waiting for it", directory)
         lock.acquire()
     try:

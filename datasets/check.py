@@ -64,6 +64,8 @@ def counts(dataset: ReIDDataset) -> list[str]:
             nobody = sum(s.pid == 0 for s in samples)
             lines.append(f"{split}: images an identity {row}" + (f"; {nobody} distractors" if nobody else ""))
     cameras = sorted({s.camid for split in SPLITS for s in getattr(dataset, split)})
+    if not dataset.cameras:
+        return lines
     if len(cameras) > MOST_CAMERAS:
         return [*lines, f"{len(cameras)} cameras: too many for a table"]
     lines.append(f"{'camera':<8}" + "".join(f"{split + ' img':>13}{'ids':>7}" for split in SPLITS))
@@ -96,24 +98,28 @@ def sizes(files: dict[str, File]) -> list[str]:
     return lines
 
 
-def problems(dataset: ReIDDataset, files: dict[str, File]) -> dict[str, list[str]]:
-    """Kind of problem to its cases. Equal files of one identity in one split are no problem but are told."""
-    found: dict[str, list[str]] = {}
-    found["files that cannot be decoded"] = [file.error for file in files.values() if file.error]
+def equal_files(dataset: ReIDDataset, files: dict[str, File]) -> list[list[tuple[str, Sample]]]:
+    """Groups of files of the same bytes, each with the split that it is in."""
     groups: dict[str, list[tuple[str, Sample]]] = defaultdict(list)
     for split in SPLITS:
         for s in getattr(dataset, split):
             if files[s.path].digest:
                 groups[files[s.path].digest].append((split, s))
-    equal = [group for group in groups.values() if len({s.path for _, s in group}) > 1]
-    texts = {id(group): " = ".join(sorted({s.path for _, s in group})) for group in equal}
+    return [group for group in groups.values() if len({s.path for _, s in group}) > 1]
 
+
+def problems(dataset: ReIDDataset, files: dict[str, File]) -> dict[str, list[str]]:
+    """Kind of problem to its cases."""
+    found: dict[str, list[str]] = {}
+    found["files that cannot be decoded"] = [file.error for file in files.values() if file.error]
+    equal = equal_files(dataset, files)
+    texts = {id(group): " = ".join(sorted({s.path for _, s in group})) for group in equal}
     across = [group for group in equal if len({s.pid for _, s in group}) > 1]
     leaked = [group for group in equal if len({split in SIDES["test"] for split, _ in group}) > 1]
     found["equal files of different identities"] = [texts[id(group)] for group in across]
     found["equal files in training and test"] = [texts[id(group)] for group in leaked]
     trained, tested = ({s.pid for split in names for s in getattr(dataset, split)} for names in SIDES.values())
-    found["identities in both training and test"] = [str(pid) for pid in sorted(trained & tested - {0})]
+    found["identities in both training and test"] = [dataset.called(pid) for pid in sorted(trained & tested - {0})]
     matches = {(s.pid, s.camid) for s in dataset.gallery}
     cameras: dict[int, set[int]] = defaultdict(set)
     for pid, camid in matches:

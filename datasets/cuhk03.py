@@ -61,7 +61,7 @@ def cuhk03_classic(root: str | Path, boxes: str, split: int) -> ReIDDataset:
     for person, sample in _of_folder(extract(base / MAT, boxes)):
         (test if person in test_people else train).append(sample)
     dataset = ReIDDataset(
-        f"cuhk03_classic_{boxes}", train=train, query=test, gallery=list(test), protocol="single_shot"
+        f"cuhk03_classic_{boxes}", train=train, query=test, gallery=list(test), protocol="single_shot", drawn=True
     )
     # How many images either side has depends on the split.
     published = {"train": (IMAGES[boxes] - len(test), TRAIN_IDS), "gallery": (len(test), TEST_IDS)}

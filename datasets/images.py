@@ -65,7 +65,7 @@ def decode(path: str | Path) -> np.ndarray:
 def _header(data: bytes) -> tuple[tuple[int, int], bool]:
     """Width and height that a JPEG, PNG or BMP claims ((0, 0): unknown), and whether a JPEG has its end marker.
 
-    Of a JPEG without it some cv2 versions decode what is left and fill up with grey. Decoders of other kinds tell.
+    Of a JPEG without it some cv2 versions decode what is left and fill up with gray. Decoders of other kinds tell.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         at = 8

@@ -11,11 +11,10 @@ from pathlib import Path
 from datasets.base import ReIDDataset, Sample
 from utils.errors import UserError
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+IMAGES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 JUNK = -1  # boxes that are neither a person to find nor a distractor: dropped, as the protocols say
-MARKET_NAME = re.compile(
-    r"^(-?\d+)_c(\d+)"
-)  # 0002_c1s1_000451_03.jpg; some end in .jpg.jpg; Thumbs.db lies beside them
+# 0002_c1s1_000451_03.jpg; some end in .jpg.jpg; Thumbs.db lies beside them
+MARKET_NAME = re.compile(r"^(-?\d+)_c(\d+)")
 MARKET_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 
 
@@ -70,7 +69,12 @@ def read_folder(folder: Path, pattern: re.Pattern[str] = MARKET_NAME) -> list[Sa
 
 def list_images(folder: Path) -> list[Path]:
     """Image files by name. File order decides ties, so it must not depend on the file system."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES)
+    return sorted(path for path in folder.iterdir() if is_image(path))
+
+
+def is_image(path: Path) -> bool:
+    """By its name. Hidden files are none: macOS leaves ._x.jpg beside x.jpg."""
+    return path.suffix.lower() in IMAGES and not path.name.startswith(".")
 
 
 def numbered_lines(path: Path) -> list[tuple[int, str]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,17 +109,33 @@ def make_loaders(cfg: Config) -> Loaders:
     Raises UserError when data or batch sizes do not fit.
     """
     dataset = make_dataset(cfg)
-    train = TrainLoader(cfg, dataset.train)
-    note = left_out(dataset.train_note, train.images)
-    dataset, query, gallery = make_test_loaders(cfg, replace(dataset, train=train.samples, train_note=note))
+    train, (dataset, query, gallery) = each(
+        lambda: TrainLoader(cfg, dataset.train), lambda: make_test_loaders(cfg, dataset)
+    )
+    dataset = replace(dataset, train=train.samples, train_note=left_out(dataset.train_note, train.images))
     return Loaders(dataset, train, query, gallery)
 
 
 def make_test_loaders(cfg: Config, dataset: ReIDDataset) -> tuple[ReIDDataset, TestLoader, TestLoader]:
     """The dataset with the images that can be read, and the loaders of its query and gallery."""
-    query, gallery = TestLoader(cfg, dataset.query, "query"), TestLoader(cfg, dataset.gallery, "gallery")
+    query, gallery = each(
+        lambda: TestLoader(cfg, dataset.query, "query"), lambda: TestLoader(cfg, dataset.gallery, "gallery")
+    )
     note = left_out(left_out(dataset.test_note, query.images), gallery.images)
     return replace(dataset, query=query.samples, gallery=gallery.samples, test_note=note), query, gallery
+
+
+def each(*makes: Callable[[], Any]) -> list[Any]:
+    """What each of them makes. Raises one UserError with all their sentences, so that all bad files show at once."""
+    made, sentences = [], []
+    for make in makes:
+        try:
+            made.append(make())
+        except UserError as error:
+            sentences.append(str(error))
+    if sentences:
+        raise UserError("\n".join(sentences))
+    return made
 
 
 def left_out(note: str, images: Images) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -51,19 +52,21 @@ def find_dataset(name: str, cfg: Config) -> ReIDDataset:
     """The whole dataset of that name, or of that folder or .csv file. Raises UserError when it is not to be had."""
     if name in DATASETS:
         return DATASETS[name](cfg)
-    if Path(name).exists():
+    if name and Path(name).exists():
         return own(name, cfg.test_share, cfg.split_seed, cfg.camera_pattern)
-    near = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name, DATASETS, n=3)
     near += [known for known in DATASETS if known.startswith(name) and known not in near]
     hint = f"did you mean {' or '.join(near)}?" if near else f"the names are {', '.join(DATASETS)}"
-    raise UserError(f"{name} is neither a dataset's name nor a folder or .csv file that exists; {hint}")
+    raise UserError(f"{name!r} is neither a dataset's name nor a folder or .csv file under {os.getcwd()}; {hint}")
 
 
 def make_dataset(cfg: Config) -> ReIDDataset:
     """Both sides of the settings: what to train on, of several datasets the one after the other, less `holdout_ids`,
     then cut to `train_ids`; and what to test on, cut to `test_ids`. Raises UserError when it is not to be had."""
-    train = join([find_dataset(name, cfg) for name in _names(cfg)])
-    test = cut_test(find_dataset(cfg.test_dataset, cfg) if cfg.test_dataset else train, cfg.test_ids)
+    names = train_names(cfg)
+    whole = replace(cfg, test_share=0.0) if trains_on_all(cfg) else cfg
+    train = join([find_dataset(name, whole) for name in names])
+    test = cut_test(find_dataset(test_name(cfg), cfg) if cfg.test_dataset else train, cfg.test_ids)
     train = cut_train(hold_out(train, cfg.holdout_ids), cfg.train_ids)
     name = f"{train.name}, tested on {test.name}" if cfg.test_dataset else train.name
     return replace(test, name=name, train=train.train, heldout=train.heldout, train_note=train.train_note)
@@ -74,23 +77,51 @@ def make_test_set(cfg: Config) -> ReIDDataset:
     return replace(cut_test(find_dataset(test_name(cfg), cfg), cfg.test_ids), train=[], train_note="")
 
 
+def train_names(cfg: Config) -> list[str]:
+    """Names of the datasets to train on. Raises UserError where one is empty or comes twice."""
+    if cfg.dataset in DATASETS or Path(cfg.dataset).exists():  # a folder may have a + in its name
+        return [cfg.dataset]
+    names = cfg.dataset.split("+")
+    if "" in names or len({place(name) for name in names}) < len(names):
+        raise UserError(f"--dataset {cfg.dataset} names nothing, or the same twice, beside a +; name each once")
+    return names
+
+
 def test_name(cfg: Config) -> str:
-    """Name of the dataset to test on."""
-    return cfg.test_dataset or _names(cfg)[0]
+    """Name of the dataset to test on. Raises UserError where there are several."""
+    name = cfg.test_dataset or train_names(cfg)[0]
+    if name not in DATASETS and "+" in name and not Path(name).exists():
+        raise UserError(f"--test-dataset {name}: only one dataset is tested on at a time; name one of them")
+    return name
 
 
-def refuse_another_split(cfg: Config, trained: Config) -> None:
-    """Raises UserError where the settings test on the dataset that a model was `trained` on but split it otherwise:
-    people that it knows would be in the test."""
-    splits = [{name: getattr(c, name) for name in ("test_share", "split_seed")} for c in (cfg, trained)]
-    if test_name(cfg) in _names(trained) and splits[0] != splits[1]:
-        before = " ".join(f"--{dashed(name)} {value}" for name, value in splits[1].items())
+def place(name: str) -> str:
+    """One spelling for each dataset: its name, or where its folder or file is."""
+    return name if name in DATASETS else os.path.realpath(name)
+
+
+def short_name(name: str) -> str:
+    """A dataset in the names of files."""
+    return name if name in DATASETS else Path(os.path.abspath(name)).name
+
+
+def trains_on_all(cfg: Config) -> bool:
+    """Own pictures are all trained on when the test is elsewhere."""
+    return bool(cfg.test_dataset) and place(cfg.test_dataset) not in map(place, train_names(cfg))
+
+
+def refuse_another_split(cfg: Config, trained: Config, dataset: ReIDDataset) -> None:
+    """Raises UserError where `dataset`, which the settings test on, is one that a model was `trained` on, but split
+    otherwise: people that it knows would be in the test."""
+    name = test_name(cfg)
+    if not dataset.drawn or place(name) not in map(place, train_names(trained)):
+        return
+    if trains_on_all(trained):
+        raise UserError(f"the model was trained on all of {name}; test it on other pictures")
+    settings = ("test_share", "split_seed")
+    if any(getattr(cfg, s) != getattr(trained, s) for s in settings):
+        before = " ".join(f"--{dashed(s)} {getattr(trained, s)}" for s in settings)
         raise UserError(
-            f"the model was trained on {test_name(cfg)} with {before}; another split has people that it was trained on "
-            "in its test, so leave these settings as they were"
+            f"the model was trained on {name} with {before}; another split has people that it was trained on in its "
+            "test, so leave these settings as they were"
         )
-
-
-def _names(cfg: Config) -> list[str]:
-    whole = cfg.dataset in DATASETS or Path(cfg.dataset).exists()  # a folder may have a + in its name
-    return [cfg.dataset] if whole else cfg.dataset.split("+")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import random
 import re
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from datasets.base import SPAN, ReIDDataset, Sample, heldout_split
@@ -28,24 +29,25 @@ def own(path: str | Path, test_share: float, split_seed: int, camera_pattern: st
     header with path and pid, and may have camid and split. Else cameras come from `camera_pattern` where each file name
     has it. Identities and cameras may be any words (see `numbers`).
 
-    Without a split, `test_share` of the identities, drawn by `split_seed`, are kept for the test (0: none, 1: all).
-    Query and gallery of a test side come from `ask`. Raises UserError that says what is missing.
+    Without a split, about `test_share` of the identities, drawn by `split_seed`, are kept for the test (0: none, 1:
+    all). Query and gallery of a test side come from `ask`. Raises UserError that says what is missing.
     """
     pattern, path = _compiled(camera_pattern), Path(path)
     if not 0 <= test_share <= 1:
         raise UserError(f"--test-share must lie between 0 and 1, not {test_share}")
     place = Path(os.path.abspath(path))  # "." has no name
-    if (path / MARKET_FOLDERS["train"]).is_dir():
+    if any((path / MARKET_FOLDERS[split]).is_dir() for split in ("train", "gallery")):
         return read_layout(place.name, path)
     pictures = sorted(read_folders(path) if path.is_dir() else read_csv(path))
     pids, cameras = numbers(p.who for p in pictures), _cameras(pictures, pattern)
+    names = {pid: who for who, pid in pids.items() if who != str(pid)}
     sides: dict[str, list[Sample]] = {split: [] for split in ("", *SPLITS)}
     for picture, camid in zip(pictures, cameras or range(1, len(pictures) + 1), strict=True):
         sides[picture.split].append(Sample(picture.path, pids[picture.who], camid))
     notes = [] if cameras else [NO_CAMERAS]
     if sides[""]:
         every = {s.pid for s in sides[""]}
-        drawn = draw_identities(every, test_share, split_seed, str(path))
+        drawn = draw_identities({pids[p.who]: p.who for p in pictures}, test_share, split_seed, str(path))
         sides["train"] = [s for s in sides[""] if s.pid not in drawn]
         sides["test"] = [s for s in sides[""] if s.pid in drawn]
         share = f"{len(drawn)} of {len(every)} identities for the test"
@@ -55,7 +57,8 @@ def own(path: str | Path, test_share: float, split_seed: int, camera_pattern: st
     if shared := tested & {s.pid for s in sides["train"]}:
         notes.append(f"{len(shared)} of {len(tested)} test identities are trained on too")
     name = place.name if path.is_dir() else place.stem
-    return ReIDDataset(name, sides["train"], query, gallery, test_note="; ".join(notes) if query else "")
+    facts = {"drawn": bool(sides[""]), "cameras": bool(cameras), "names": names}
+    return ReIDDataset(name, sides["train"], query, gallery, test_note="; ".join(notes) if query else "", **facts)
 
 
 def numbers(words: Iterable[str]) -> dict[str, int]:
@@ -69,19 +72,30 @@ def numbers(words: Iterable[str]) -> dict[str, int]:
     return {word: places[key] for word, key in keys.items()}
 
 
-def draw_identities(pids: Iterable[int], share: float, seed: int, where: str) -> set[int]:
-    """A random `share` of the identities, at least one and all but two unless it is 0 or 1. The order of `pids` plays
-    no part. Raises UserError where there are fewer than three."""
-    pids = sorted(set(pids))
-    count = round(share * len(pids))
-    if 0 < share < 1:
-        if len(pids) < 3:
-            raise UserError(
-                f"{where} holds {len(pids)} identities, and a split needs three or more, two to train on and one to "
-                "test; add some, or use all to train with --test-share 0, or to test with --test-share 1"
-            )
-        count = min(max(count, 1), len(pids) - 2)
-    return set(random.Random(seed).sample(pids, count))
+def draw_identities(people: Mapping[int, str], share: float, seed: int, where: str) -> set[int]:
+    """About a `share` of the identities, pid to name: at least one, and all but two, unless it is 0 or 1.
+
+    Each is drawn by its own name and the seed alone, so that nobody changes sides when others come or go: those who
+    were trained on stay out of the test. Raises UserError where there are fewer than three.
+    """
+    if share in (0, 1):
+        return set(people) if share else set()
+    if len(people) < 3:
+        raise UserError(
+            f"{where} holds {len(people)} identities, and a split needs three or more, two to train on and one to "
+            "test; add some, or use all to train with --test-share 0, or to test with --test-share 1"
+        )
+    lots = {pid: _lot(name, seed) for pid, name in people.items()}
+    order = sorted(people, key=lambda pid: (lots[pid], pid))
+    count = sum(lot < share for lot in lots.values())
+    return set(order[: min(max(count, 1), len(order) - 2)])
+
+
+def _lot(name: str, seed: int) -> float:
+    """A number from 0 to 1 that follows from the name, in which 007 is 7, and the seed."""
+    key = str(int(name)) if WHOLE.fullmatch(name) else name
+    digest = hashlib.sha256(f"{seed}\0{key}".encode(errors="surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def ask(samples: list[Sample], where: str) -> tuple[list[Sample], list[Sample]]:
@@ -138,6 +152,9 @@ def _cameras(pictures: list[Picture], pattern: re.Pattern[str]) -> list[int]:
     if not all(words):
         found = [pattern.search(os.path.basename(p.path)) for p in pictures]
         words = [match[1] for match in found if match and match[1]]
+        if 0 < len(words) < len(pictures):
+            odd = next(p.path for p, match in zip(pictures, found, strict=True) if not (match and match[1]))
+            warnings.warn(f"{odd} has no camera by --camera-pattern, so none is taken from the names", stacklevel=3)
     if len(words) < len(pictures):
         return []
     number = numbers(words)

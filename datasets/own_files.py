@@ -15,6 +15,8 @@ from utils.errors import UserError
 
 SPLITS = ("train", "query", "gallery", "test")
 COLUMNS = ("path", "pid", "camid", "split")
+# Pictures that cannot be read here. They are listed like the others, so that they are refused by name, not overlooked.
+UNREAD = {".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".dng", ".cr2", ".nef"}
 
 
 class Picture(NamedTuple):
@@ -33,8 +35,11 @@ def read_folders(path: Path) -> list[Picture]:
     splits = [split for split in SPLITS if split in given]
     if not splits:
         return _read_identities(path)
-    if "val" in given:
-        warnings.warn(f"{given['val']} is ignored; to test on it, call it test", stacklevel=2)
+    if others := sorted(set(given) - set(splits)):
+        beside = ", ".join(given[name].name for name in others)
+        warnings.warn(
+            f"{path}: {beside} beside {', '.join(splits)} is left out; what to test on is called test", stacklevel=2
+        )
     return [p._replace(split=split) for split in splits for p in _read_identities(given[split])]
 
 
@@ -75,7 +80,7 @@ def _inside(folder: Path) -> tuple[list[Path], list[str]]:
                     folders.append(path)
             elif entry.is_dir(follow_symlinks=False):
                 folders.append(path)
-            elif path.suffix.lower() in IMAGES:
+            elif path.suffix.lower() in IMAGES | UNREAD:
                 images.append(entry.path)
     return folders, images
 
@@ -91,7 +96,8 @@ def read_csv(path: Path) -> list[Picture]:
                 f"{path}, line {line}: {cells['path']} is on line {before} already, with another pid, camid or split; "
                 "leave one of them out"
             )
-    first = {name: entry for name, entry in first.items() if _is_image(Path(name))}
+    if not first:
+        raise UserError(f"{path} has no line below its header; list an image on each")
     for field, column in (("camera", "camid"), ("split", "split")):
         empty = [line for line, picture in first.values() if not getattr(picture, field)]
         if 0 < len(empty) < len(first):
@@ -100,10 +106,6 @@ def read_csv(path: Path) -> list[Picture]:
         hint = f"; the first would be {next(iter(first))}, as paths are relative to the CSV's folder" if first else ""
         raise UserError(f"{path} lists no image that exists{hint}")
     return [picture for _, picture in first.values()]
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGES and not path.name.startswith(".")
 
 
 def _picture(path: Path, line: int, cells: dict[str, str]) -> Picture:

@@ -43,7 +43,7 @@ def vehicleid(root: str | Path, size: int) -> ReIDDataset:
     for s in test:
         (query if s.pid in seen else gallery).append(s)
         seen.add(s.pid)
-    return ReIDDataset(name, train, query, gallery, protocol="vehicle_id")
+    return ReIDDataset(name, train, query, gallery, protocol="vehicle_id", cameras=False)
 
 
 def _read_list(base: Path, name: str) -> list[tuple[str, int]]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from config import Config
+from config.config import dashed, undefined
 from datasets.base import ReIDDataset
 from datasets.loaders import TestLoader
 from model import ReIDModel
@@ -123,8 +124,16 @@ def scored_as(cfg: Config, dataset: ReIDDataset) -> Config:
     Raises UserError where that protocol does not go with other settings, or the dataset has more cameras than a table.
     """
     if cfg.protocol == "auto":
-        cfg = replace(cfg, protocol=dataset.protocol).check()
-    cameras = len({s.camid for s in dataset.query})
+        cfg = replace(cfg, protocol=dataset.protocol)
+        for name in undefined(cfg):
+            mend = f"--no-{dashed(name)}" if getattr(cfg, name) is True else f"--{dashed(name)} 0"
+            raise UserError(
+                f"{dataset.name} is scored by the protocol {cfg.protocol}, which --{dashed(name)} is not defined for; "
+                f"add {mend}, or --protocol standard"
+            )
+    cameras = max(len({s.camid for s in samples}) for samples in (dataset.query, dataset.gallery))
+    if cfg.by_camera and not dataset.cameras:
+        raise UserError(f"--by-camera needs cameras, and those of {dataset.name} are unknown; leave it out")
     if cfg.by_camera and cameras > MOST_CAMERAS:
         raise UserError(f"--by-camera is a table of {MOST_CAMERAS} cameras at most, {dataset.name} has {cameras}")
     return cfg
@@ -188,9 +197,9 @@ def camera_table(by_camera: dict[tuple[int, int], Scores]) -> str:
     """mAP / Rank-1 in per cent of one camera's queries (rows) in another's gallery (columns)."""
     rows, columns = (sorted({pair[i] for pair in by_camera}) for i in (0, 1))
     lines = ["query camera down, gallery camera across: mAP / Rank-1"]
-    lines.append(" " * 6 + "".join(f"{camera:>15}" for camera in columns))
+    lines.append(" " * 6 + "".join(f"{camera:>18}" for camera in columns))
     for q in rows:
         cells = (by_camera.get((q, g)) for g in columns)
         texts = (f"{100 * s.mAP:.2f} / {100 * s.rank(1):.2f}" if s else "-" for s in cells)
-        lines.append(f"{q:>6}" + "".join(f"{text:>15}" for text in texts))
+        lines.append(f"{q:>6}" + "".join(f"{text:>18}" for text in texts))
     return "\n".join(lines)

@@ -13,6 +13,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from config import Config
+from datasets.make import short_name, train_names
 from loss import Criterion
 from model import ReIDModel
 from processor.checkpoint import BEST, LAST, load_weights, read_checkpoint, save_checkpoint
@@ -24,6 +25,7 @@ from utils.logging import log
 # Settings that may differ between a run and its continuation without a word.
 FREE = {"resume", "device", "workers", "log_dir", "name", "log_every", "eval_first", "preset"}
 FREE |= {"data_root", "cache_gb", "disk_gb", "cache_dir"}
+BATCHES = ("sampler", "batch_size", "images_per_id", "seed")  # what an epoch's batches follow from, beside the images
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Run:
     command: str = ""
     note: str = ""  # what its scores must be read with
     train_note: str = ""  # the part of it that goes with the model, whatever it is tested on
+    images: str = ""  # fingerprint of the training images
     environment: dict[str, str] = field(default_factory=dict)  # filled in from the device
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps of the epoch after these
@@ -69,6 +72,7 @@ class Run:
             "command": self.command,
             "note": self.note,
             "train_note": self.train_note,
+            "images": self.images,
             "environment": self.environment,
             "epoch": self.epoch,
             "step": self.step,
@@ -119,6 +123,12 @@ class Run:
         changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if k not in FREE and before.get(k) != v]
         if changed:
             log.warning("warning: resumed with other settings than before: %s", ", ".join(changed))
+        other_images = state.get("images", self.images) != self.images
+        if other_images:
+            log.warning("warning: the training images are not those of before")
+        if self.step and (other_images or any(now[k] != before.get(k) for k in BATCHES)):
+            log.warning("warning: epoch %d begins anew, as its batches are others now", self.epoch + 1)
+            self.step, self.sums = 0, {}
         log.info("resumed %s after epoch %d and %d steps", path, self.epoch, self.step)
 
 
@@ -127,7 +137,7 @@ def run_directory(cfg: Config) -> Path:
 
     Makes it. Raises UserError when it cannot be written to.
     """
-    base, name = Path(cfg.log_dir), cfg.name or cfg.preset or cfg.dataset
+    base, name = Path(cfg.log_dir), cfg.name or cfg.preset or "+".join(map(short_name, train_names(cfg)))
     wanted = base / name
     for number in range(2, 10000):
         following = base / f"{name}-{number}"

@@ -13,7 +13,7 @@ from config import Config
 from config.cli import parse_settings, read_settings, split_first, widen
 from datasets.base import full_note
 from datasets.loaders import TestLoader, make_test_loaders
-from datasets.make import make_test_set, refuse_another_split, test_name
+from datasets.make import make_test_set, refuse_another_split, short_name, test_name
 from model import ReIDModel, make_model
 from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model
 from processor.environment import describe_environment, pick_device
@@ -81,7 +81,7 @@ def prepare_test(cfg: Config, stored: Stored | None) -> Prepared:
     cfg = scored_as(cfg, dataset)
     if stored:
         checkpoint, state = stored
-        refuse_another_split(cfg, Config.from_dict(state["config"]))
+        refuse_another_split(cfg, Config.from_dict(state["config"]), dataset)
         name, directory, what = str(checkpoint), checkpoint.parent, checkpoint.stem
         model = rebuild_model(state, checkpoint, cfg).to(device).eval()
     else:
@@ -113,7 +113,7 @@ def do_test(cfg: Config, stored: Stored | None, command: str = "") -> Tested:
 
 
 def _protocol(cfg: Config) -> str:
-    words = [Path(test_name(cfg)).stem, cfg.metric]
+    words = [short_name(test_name(cfg)), cfg.metric]
     words += [f"{cfg.test_ids}ids"] if cfg.test_ids else []
     words += [cfg.protocol] if cfg.protocol not in ("auto", "standard") else []
     extras = {"flip": cfg.flip, "dba": cfg.augmentation_k, "qe": cfg.query_expansion, "rerank": cfg.rerank}

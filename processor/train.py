@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from config import Config
+from datasets.base import fingerprint
 from datasets.loaders import Loaders, make_loaders
 from loss import make_criterion
 from model import make_model
@@ -48,6 +49,8 @@ def prepare(cfg: Config, command: str) -> tuple[Run, Loaders]:
     device = pick_device(cfg.device)
     torch.manual_seed(cfg.seed)
     loaders = make_loaders(cfg)
+    dataset = loaders.dataset
+    note = scores_note(scored_as(cfg, dataset), dataset.note)
     model = make_model(cfg, len(loaders.labels))
     memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)
@@ -56,9 +59,8 @@ def prepare(cfg: Config, command: str) -> tuple[Run, Loaders]:
 
     directory = run_directory(cfg)
     setup_logging(directory / "train.log")
-    dataset = loaders.dataset
-    note = scores_note(scored_as(cfg, dataset), dataset.note)
-    run = Run(cfg, directory, device, model, criterion, optimizers, loaders.labels, command, note, dataset.train_note)
+    about = {"command": command, "note": note, "train_note": dataset.train_note, "images": fingerprint(dataset.train)}
+    run = Run(cfg, directory, device, model, criterion, optimizers, loaders.labels, **about)
     log.info("run %s, seed %d: %s", directory, cfg.seed, ", ".join(f"{k} {v}" for k, v in run.environment.items()))
     log.info("command: %s", command or "(called from Python)")
     log.info("%s\n%s", dataset.name, dataset.describe())
@@ -177,6 +179,7 @@ def test(run: Run, loaders: Loaders) -> None:
 def finish(run: Run) -> None:
     """The run's result as JSON, and one line with the score before and after."""
     record = result_record(run.state(), run.cfg, run.history[-1]["scores"], run.note)
+    record |= {name: run.history[-1][name] for name in ("by_camera",) if name in run.history[-1]}
     write_json(run.directory / "results" / "train.json", record)
     if run.board:
         run.board.close()

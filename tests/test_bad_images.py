@@ -329,7 +329,9 @@ GALLERY = ["0007_c1s1_000000_00", "0009_c3s1_000001_00", "0000_c1s1_000005_00"]
 def test_bad_images_of_any_split_stop_a_run_before_it_begins(tiny):
     for split, names, count in (("gallery", GALLERY, 25), ("query", QUERY, 12), ("train", TRAIN, 36)):
         bad = spoil(tiny, split, *names)
-        refused(train(tiny), f"{len(bad)} of {count} {split} images", *bad, "--on-bad-image skip")
+        shown = train(tiny)
+        refused(shown, f"{len(bad)} of {count} {split} images", *bad, "--on-bad-image skip")
+    assert all(f"of {n} {split} images" in shown.stderr for n, split in ((25, "gallery"), (12, "query")))  # all at once
     assert not Path(tiny.log_dir).exists()
 
 

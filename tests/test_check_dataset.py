@@ -72,8 +72,8 @@ def test_own_pictures_are_checked_as_they_would_be_trained_on(tmp_path):
             cv2.imwrite(str(path), np.random.default_rng([pid, n]).integers(0, 255, (40, 20, 3), dtype=np.uint8))
     shown = check(tmp_path / "mine", tmp_path / "sheet.png", "--test-share", 0.34, "--people", 2)
     assert shown.returncode == 0, shown.stdout + shown.stderr
-    assert "train        16 images     4 identities" in shown.stdout and "note: " in shown.stdout
-    refused(check(tmp_path / "nowhere", tmp_path / "sheet.png"), "nowhere is neither")
+    assert "train        20 images     5 identities cameras unknown" in shown.stdout and "note: " in shown.stdout
+    refused(check(tmp_path / "nowhere", tmp_path / "sheet.png"), "nowhere' is neither")
 
 
 def test_many_cameras_and_empty_sides_are_told_in_a_line():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from config import Config
 from datasets import DATASETS, ReIDDataset, Sample, make_dataset, make_loaders
 from datasets.base import SPAN, cut_test, cut_train, heldout_split, label_map, last_identities
 from datasets.demo import demo
-from datasets.make import make_test_set, refuse_another_split
+from datasets.make import make_test_set, place, refuse_another_split, short_name
 from datasets.market1501 import market1501
 from utils.errors import UserError
 
@@ -202,8 +203,11 @@ def test_joint_training_keeps_identities_and_cameras_apart_and_tests_on_the_firs
     assert {s.camid for s in joint.train} == {1, 2, 3, SPAN + 1, SPAN + 2, SPAN + 3}
     assert len(label_map(joint.train)) == 12 and label_map(joint.train)[SPAN + 1] == 6
     assert joint.query == alone.query and joint.gallery == alone.gallery
-    same_twice = make_dataset(replace(tiny, dataset=f"{first}+{first}"))
-    assert len({s.pid for s in same_twice.train}) == 12  # whoever asks for it gets two classes a person
+    for names in (f"{first}+{first}/", f"{first}+", f"+{first}", "+"):
+        with pytest.raises(UserError, match="names nothing, or the same twice"):
+            make_dataset(replace(tiny, dataset=names))
+    with pytest.raises(UserError, match="only one dataset is tested on"):
+        make_dataset(replace(tiny, test_dataset=f"{first}+{second}"))
 
 
 def test_labels_of_a_joint_set_belong_to_the_images(tiny, tmp_path):
@@ -232,19 +236,51 @@ def test_holding_out_and_cutting_a_joint_set_follow_the_order_of_labels(tiny, tm
 
 @pytest.mark.parametrize(("name", "hint"), [("market", "market1501"), ("msmt", "msmt17"), ("xyz", "the names are")])
 def test_an_unknown_dataset_is_refused_with_the_names_near_it(tiny, name, hint):
-    with pytest.raises(UserError, match=rf"^{name} is neither .*{hint}"):
+    with pytest.raises(UserError, match=rf"^'{name}' is neither .*{hint}"):
         make_dataset(replace(tiny, dataset=name))
-    with pytest.raises(UserError, match=rf"^{name} is neither"):
+    with pytest.raises(UserError, match=rf"^'{name}' is neither"):
         make_dataset(replace(tiny, dataset=f"demo+{name}"))
+
+
+def test_own_pictures_are_all_trained_on_when_the_test_is_elsewhere(tiny, tmp_path):
+    for name in ("mine", "yours"):
+        for pid in range(6):
+            for number in range(2):
+                path = tmp_path / name / f"{name}{pid}" / f"{number}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+    mine, yours = str(tmp_path / "mine"), str(tmp_path / "yours")
+    assert len({s.pid for s in make_dataset(replace(tiny, dataset=mine)).train}) < 6
+    crossed = make_dataset(replace(tiny, dataset=mine, test_dataset=yours))
+    assert len({s.pid for s in crossed.train}) == 6 and len(crossed.train) == 12
+    assert crossed.called(crossed.query[0].pid).startswith("yours") and not crossed.cameras
+    assert "cameras unknown" in crossed.describe()
+    assert crossed.query == make_dataset(replace(tiny, dataset=yours)).query
+    same = make_dataset(replace(tiny, dataset=mine, test_dataset=f"{mine}/"))
+    assert not {s.pid for s in same.train} & {s.pid for s in same.query}
+
+
+def test_a_dataset_has_one_place_however_it_is_written_and_a_name_for_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "v.1").mkdir()
+    assert len({place(name) for name in ("v.1", "./v.1", "v.1/", str(tmp_path / "v.1"), "v.1/../v.1")}) == 1
+    assert place("market1501") == short_name("market1501") == "market1501"
+    assert [short_name(name) for name in ("v.1/", "./v.2", "a/b.csv", ".")] == ["v.1", "v.2", "b.csv", tmp_path.name]
 
 
 @pytest.mark.parametrize("change", [{"split_seed": 1}, {"test_share": 0.3}])
 def test_another_split_of_the_trained_dataset_is_refused_and_one_of_another_dataset_is_not(tiny, change):
-    trained = replace(tiny, dataset="a+b")
+    trained, drawn = replace(tiny, dataset="a+b"), ReIDDataset("b", drawn=True)
     with pytest.raises(UserError, match=r"trained on b with --test-share 0\.5 --split-seed 0; .*leave these settings"):
-        refuse_another_split(replace(trained, test_dataset="b", **change), trained)
-    refuse_another_split(replace(trained, test_dataset="c", **change), trained)
-    refuse_another_split(trained, trained)
+        refuse_another_split(replace(trained, test_dataset="b", **change), trained, drawn)
+    for spelling in ("./b", "c/../b", os.path.abspath("b")):
+        with pytest.raises(UserError, match="leave these settings"):
+            refuse_another_split(replace(trained, test_dataset=spelling, **change), trained, drawn)
+    refuse_another_split(replace(trained, test_dataset="c", **change), trained, drawn)
+    refuse_another_split(trained, trained, drawn)
+    refuse_another_split(replace(trained, test_dataset="b", **change), trained, ReIDDataset("b"))  # a split of its own
+    with pytest.raises(UserError, match="trained on all of b"):
+        refuse_another_split(replace(trained, test_dataset="b"), replace(trained, test_dataset="c"), drawn)
 
 
 def test_a_set_without_a_side_says_which_setting_gives_one():

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from datasets import make_loaders
+from datasets import ReIDDataset, Sample, make_loaders
 from model import make_model
 from processor import do_inference, extract_features
-from processor.evaluate import score_table, score_values
+from processor.evaluate import score_table, score_values, scored_as
 from utils.errors import UserError
 from utils.metrics import evaluate, evaluate_distance
 from utils.rerank import k_reciprocal
@@ -74,3 +74,25 @@ def test_the_table_shows_per_cent_and_a_dash_for_ranks_beyond_the_curve(parts):
     assert values["plain"]["mAP"] == pytest.approx(100 * scores["plain"].mAP, abs=1e-4)
     table = score_table(values, "a cut set")
     assert f"{values['plain']['rank5']:.2f}" in table and " - " in table and "note: a cut set" in table
+
+
+def test_a_protocol_of_the_dataset_is_settled_and_what_it_does_not_define_is_refused(tiny):
+    vehicles = ReIDDataset("vehicles", query=[Sample("a", 1, 1)], gallery=[Sample("b", 1, 2)], protocol="vehicle_id")
+    plain = replace(tiny, rerank=False, flip=False)
+    assert scored_as(plain, vehicles).protocol == "vehicle_id" and plain.protocol == "auto"
+    assert scored_as(replace(plain, protocol="standard", rerank=True), vehicles).protocol == "standard"
+    with pytest.raises(UserError, match=r"vehicles is scored by .*vehicle_id.* --rerank .*add --no-rerank"):
+        scored_as(replace(plain, rerank=True), vehicles)
+    with pytest.raises(UserError, match="add --query-expansion 0"):
+        scored_as(replace(plain, query_expansion=3), vehicles)
+
+
+def test_a_table_of_cameras_needs_cameras_and_not_too_many(tiny):
+    cfg = replace(tiny, by_camera=True)
+    few, many = ([Sample(str(i), 1, i) for i in range(n)] for n in (3, 51))
+    assert scored_as(cfg, ReIDDataset("few", query=few, gallery=few)).by_camera
+    with pytest.raises(UserError, match="those of own are unknown"):
+        scored_as(cfg, ReIDDataset("own", query=few, gallery=few, cameras=False))
+    for dataset in (ReIDDataset("x", query=many, gallery=few), ReIDDataset("x", query=few, gallery=many)):
+        with pytest.raises(UserError, match="50 cameras at most, x has 51"):
+            scored_as(cfg, dataset)

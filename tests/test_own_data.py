@@ -5,6 +5,7 @@ import random
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import write_tree
 from hypothesis import given, settings
@@ -216,9 +217,9 @@ def test_a_test_folder_becomes_query_and_gallery(tmp_path, test):
     assert dataset.note == ""
 
 
-def test_a_val_folder_is_ignored_with_a_warning(tmp_path):
-    base = touch(tmp_path / "p", "train/A/1.jpg", "train/B/2.jpg", "val/C/3.jpg", "val/C/4.jpg")
-    with pytest.warns(UserWarning, match=r"p/val is ignored"):
+def test_folders_beside_those_of_a_split_are_left_out_with_a_warning(tmp_path):
+    base = touch(tmp_path / "p", "train/A/1.jpg", "train/B/2.jpg", "val/C/3.jpg", "bob/4.jpg")
+    with pytest.warns(UserWarning, match=r"p: bob, val beside train is left out"):
         dataset = read(base)
     assert len(dataset.train) == 2 and dataset.query == dataset.gallery == []
 
@@ -286,10 +287,20 @@ def test_without_a_camid_column_file_names_are_asked_for_cameras(tmp_path):
     assert [s.camid for s in read(path, share=0).train] == [4, 2]
 
 
-def test_lines_twice_the_same_and_files_that_are_no_images_count_once_and_never(tmp_path):
+def test_lines_twice_the_same_count_once_and_a_file_of_any_name_is_taken(tmp_path):
     same = ("pictures/a.jpg,1", "./pictures/a.jpg,1", f"{tmp_path}/pictures/a.jpg,1")
-    lines = ("path,pid", *same, "a.txt,x", "pictures/._a.jpg,x")
-    assert listed(read(sheet(tmp_path, *lines), share=0).train, tmp_path) == [("pictures/a.jpg", 1, 1)]
+    found = listed(read(sheet(tmp_path, "path,pid", *same, "pictures/b.heic,2"), share=0).train, tmp_path)
+    assert found == [("pictures/a.jpg", 1, 1), ("pictures/b.heic", 2, 2)]  # the reader refuses it by name
+
+
+def test_pictures_of_kinds_that_cannot_be_read_are_not_overlooked(tmp_path):
+    base = touch(tmp_path / "p", "A/1.JPG", "A/2.heic", "A/3.jfif", "A/Thumbs.db", "A/._1.jpg", "B/4.gif", "B/5.txt")
+    assert [name for name, *_ in listed(read(base, share=0).train, base)] == [
+        "A/1.JPG",
+        "A/2.heic",
+        "A/3.jfif",
+        "B/4.gif",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -298,8 +309,8 @@ def test_lines_twice_the_same_and_files_that_are_no_images_count_once_and_never(
         (["pictures/a.jpg,1", "pictures/b.jpg,2"], ["path,pid,camid,split", "'pictures/a.jpg,1'"]),
         (["path,camid", "pictures/a.jpg,1"], ["path,pid,camid,split"]),
         (["path,pid,path", "pictures/a.jpg,1,b.jpg"], ["once each"]),
-        (["", ""], ["lists no image"]),
-        (["path,pid"], ["lists no image"]),
+        (["", ""], ["no line below its header"]),
+        (["path,pid"], ["no line below its header"]),
         (["path,pid", "pictures/a.jpg,", ""], ["line 2", "pid is empty"]),
         (["path,pid", "", "", ",5"], ["line 4", "path or pid is empty"]),
         (["path,pid", "pictures/a.jpg,1", "pictures/b.jpg"], ["line 3", "1 columns instead of 2"]),
@@ -345,14 +356,38 @@ def people(base: Path, count: int = 7) -> Path:
     st.sets(st.integers(1, 500), min_size=3), st.floats(0, 1, exclude_min=True, exclude_max=True), st.integers(-3, 99)
 )
 def test_each_share_leaves_one_to_test_and_two_to_train_whatever_the_order(pids, share, seed):
-    drawn = draw_identities(list(pids), share, seed, "here")
-    assert drawn == draw_identities(sorted(pids, reverse=True) * 2, share, seed, "here") and drawn <= pids
-    assert len(drawn) == min(max(round(share * len(pids)), 1), len(pids) - 2)
-    assert draw_identities(pids, 0, seed, "here") == set() and draw_identities(pids, 1, seed, "here") == pids
+    people = {pid: f"name {pid}" for pid in pids}
+    drawn = draw_identities(people, share, seed, "here")
+    assert drawn == draw_identities(dict(sorted(people.items(), reverse=True)), share, seed, "here") and drawn <= pids
+    assert 1 <= len(drawn) <= len(pids) - 2
+    assert draw_identities(people, 0, seed, "here") == set() and draw_identities(people, 1, seed, "here") == pids
+
+
+def test_the_share_is_that_asked_for_on_average():
+    people = {pid: f"name {pid}" for pid in range(1, 1001)}
+    shares = np.array([len(draw_identities(people, 0.3, seed, "here")) for seed in range(40)]) / 1000
+    assert abs(shares.mean() - 0.3) < 0.01 and shares.std() < 0.03
+    times = np.zeros(1000)
+    for seed in range(200):
+        times[[pid - 1 for pid in draw_identities(people, 0.3, seed, "here")]] += 1
+    assert times.min() > 30 and times.max() < 95  # each of 1000 people in 60 of 200, give or take
+
+
+def test_nobody_changes_sides_when_people_come_and_go(tmp_path):
+    base = people(tmp_path / "p", 40)
+    before = read(base, 0.4, 5)
+    trained = {before.called(s.pid) for s in before.train}
+    touch(base, *(f"{name}/{k}_c{k}.jpg" for name in ("0 new", "Zoe", "P7b") for k in (1, 2)))
+    for file in (base / "P3").iterdir():
+        file.unlink()
+    after = read(base, 0.4, 5)
+    tested = {after.called(s.pid) for s in after.query + after.gallery}
+    assert tested and trained and not tested & trained
+    assert {s.pid for s in before.train} & {s.pid for s in after.query}  # though the numbers moved
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 7])
-@pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9, 1.0])
 def test_nobody_is_ever_on_both_sides_and_no_image_is_lost(tmp_path, share, seed):
     base = people(tmp_path / "p", 12)
     dataset = read(base, share, seed)
@@ -370,7 +405,7 @@ def test_nobody_is_ever_on_both_sides_and_no_image_is_lost(tmp_path, share, seed
 def test_seeds_give_different_splits_of_about_the_share_asked_for(tmp_path):
     base = people(tmp_path / "p", 20)
     sides = [{s.pid for s in read(base, 0.3, seed).train} for seed in range(8)]
-    assert len(set(map(frozenset, sides))) > 1 and {len(side) for side in sides} == {14}
+    assert len(set(map(frozenset, sides))) > 1 and all(8 <= len(side) <= 18 for side in sides)
 
 
 def test_the_split_does_not_hang_on_the_order_of_files_on_disk(tmp_path, monkeypatch):

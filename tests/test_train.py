@@ -106,6 +106,31 @@ def test_stopped_by_a_signal_and_resumed_ends_with_bit_identical_weights(tiny, m
         assert {k: v for k, v in a.items() if k not in drop} == {k: v for k, v in b.items() if k not in drop}
 
 
+@pytest.mark.parametrize("change", ["images", "batch size"])
+def test_an_epoch_whose_batches_are_others_now_begins_anew(tiny, monkeypatch, change):
+    cfg = replace(tiny, epochs=1, eval_first=False, name="parts")
+    real, steps = processor.train.set_lr, []
+
+    def set_lr_and_interrupt(*args):
+        steps.append(len(steps))
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(processor.train, "set_lr", set_lr_and_interrupt)
+    with pytest.raises(Stopped, match="after step 3"):
+        do_train(cfg)
+    if change == "images":
+        next((Path(tiny.data_root) / "demo" / "bounding_box_train").glob("0001_c1*")).unlink()
+    steps.clear()
+    monkeypatch.setattr(processor.train, "set_lr", lambda *args: steps.append(0) or real(*args))
+    run = do_train(replace(cfg, resume=True, batch_size=12 if change == "batch size" else 8))
+    said = (run.directory / "train.log").read_text()
+    assert "epoch 1 begins anew, as its batches are others now" in said and len(run.history) == 1
+    assert ("the training images are not those of before" in said) == (change == "images")
+    assert len(steps) == (4 if change == "images" else 3)
+
+
 def test_stopped_while_testing_and_resumed_the_test_is_made_up_for(tiny, monkeypatch):
     cfg = replace(tiny, epochs=2, eval_first=False, name="parts")
     real = processor.train.do_inference

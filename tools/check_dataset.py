@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
 from datasets.base import ReIDDataset, Sample
-from datasets.check import SIDES, SPLITS, File, counts, look_at_all, problems, sizes
+from datasets.check import SIDES, SPLITS, File, counts, equal_files, look_at_all, problems, sizes
 from datasets.images import read_image
-from datasets.make import find_dataset
+from datasets.make import find_dataset, short_name
 from utils.errors import run
 from utils.logging import log, setup_logging
 from utils.visualize import QUERY, RIGHT, Tile, draw_rows
@@ -57,10 +57,12 @@ def draw_sheet(path: Path, dataset: ReIDDataset, files: dict[str, File], people:
         for pid in spread(sorted(by_pid), -(-people // 2)):
             tiles = []
             for split, s in spread(by_pid[pid], WIDE):
-                tiles.append(Tile(read_image(s.path, 256, 128), f"{split}\ncam {s.camid}", COLOURS[split]))
-            rows.append((f"pid {pid}: {len(by_pid[pid])} images, {side}", tiles))
+                camera = f"\ncam {s.camid}" if dataset.cameras else ""
+                tiles.append(Tile(read_image(s.path, 256, 128), split + camera, COLOURS[split]))
+            rows.append((f"{dataset.called(pid)}: {len(by_pid[pid])} images, {side}", tiles))
     if rows:
         draw_rows(path, rows, [""] * WIDE)
+        log.info("sheet of identities: %s", path)
 
 
 def spread(items: list, number: int) -> list:
@@ -79,9 +81,10 @@ def main() -> None:
         log.info("note: %s", note)
     files = look_at_all(sorted({s.path for split in SPLITS for s in getattr(dataset, split)}), options.workers)
     log.info("%s", "\n".join(sizes(files)))
-    sheet = Path(options.output or Path("log") / f"check_{Path(options.dataset).stem}.png")
-    draw_sheet(sheet, dataset, files, options.people)
-    log.info("%d files looked at; sheet of identities: %s", len(files), sheet)
+    sheet = Path(options.output or Path("log") / f"check_{short_name(options.dataset)}.png")
+    draw_sheet(sheet, dataset, files, max(options.people, 0))
+    equal = equal_files(dataset, files)
+    log.info("%d files looked at, %d groups of equal files, some of which may be meant", len(files), len(equal))
     found = problems(dataset, files)
     for kind, cases in found.items():
         log.info("PROBLEM: %d %s\n  %s", len(cases), kind, "\n  ".join(cases[:LISTED]))

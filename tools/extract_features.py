@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from datasets.make import test_name
+from datasets.make import short_name, test_name
 from processor.extract import write_features
 from processor.features import ABOUT, ARRAYS, part_name, remove_parts
 from processor.test import parse_test, prepare_test
@@ -41,7 +41,7 @@ class ExtractConfig(Config):
 def main() -> None:
     cfg, stored = parse_test(None, os.environ, "extract_features.py [CKPT]", ExtractConfig)
     test = prepare_test(cfg, stored)
-    dataset = Path(test_name(cfg)).stem
+    dataset = short_name(test_name(cfg))
     name = f"features_{test.what}_{dataset}" + ("_flip" if cfg.flip else "")
     directory = Path(cfg.output) if cfg.output else test.directory / name
     part, parts = map(int, cfg.part.split("/"))

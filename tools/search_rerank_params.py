@@ -29,8 +29,8 @@ from config import Config
 from config.cli import parse_settings, read_settings, split_first
 from config.config import dashed
 from datasets.base import ReIDDataset, Sample, full_note, heldout_split, last_identities
-from datasets.loaders import TestLoader
-from datasets.make import make_dataset, make_test_set
+from datasets.loaders import TestLoader, left_out
+from datasets.make import make_dataset, make_test_set, refuse_another_split
 from processor.checkpoint import rebuild_model
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import score_table, score_values
@@ -129,6 +129,8 @@ def from_checkpoint(cfg: SearchConfig, stored: Stored, device: torch.device) -> 
     """Features of the split in the settings, mirrored with --flip."""
     checkpoint, state = stored
     dataset = make_test_set(cfg) if cfg.split == "test" else make_dataset(cfg)
+    if cfg.split == "test":
+        refuse_another_split(cfg, Config.from_dict(state["config"]), dataset)
     *splits, label = choose_split(cfg, Config.from_dict(state["config"]), set(state["labels"]), dataset)
     model = rebuild_model(state, checkpoint, cfg).to(device).eval()
     if cfg.channels_last:
@@ -136,7 +138,8 @@ def from_checkpoint(cfg: SearchConfig, stored: Stored, device: torch.device) -> 
     query, gallery = (TestLoader(cfg, x, name) for x, name in zip(splits, ("query", "gallery"), strict=True))
     features = [extract_features(model, x, device, cfg.flip, cfg.channels_last)[cfg.flip] for x in (query, gallery)]
     ids = [query.pids, gallery.pids, query.camids, gallery.camids]
-    note = full_note(state.get("train_note", ""), dataset.test_note if cfg.split == "test" else "")
+    note = dataset.test_note if cfg.split == "test" else ""
+    note = full_note(state.get("train_note", ""), left_out(left_out(note, query.images), gallery.images))
     return Material(features, ids, cfg.split, label, note, checkpoint.parent)
 
 
@@ -174,6 +177,7 @@ def command_of(cfg: SearchConfig, stored: Stored | None, data: Material, best: d
     if stored and cfg.flip != trained.flip:
         words.append("--flip" if cfg.flip else "--no-flip")
     which = ("dataset", "test_dataset", "data_root", "test_ids", "test_share", "split_seed", "camera_pattern")
+    which += ("on_bad_image",)
     for name in ("metric", "test_feature", *(which if stored else ())):
         if getattr(cfg, name) != getattr(trained, name):
             words += [f"--{dashed(name)}", str(getattr(cfg, name))]

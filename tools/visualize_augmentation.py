@@ -21,7 +21,7 @@ from config import Config
 from config.cli import parse_train
 from datasets.augment import MEAN, OFF, STD, TRANSFORMS, Draws, augment
 from datasets.loaders import TrainLoader
-from datasets.make import make_dataset
+from datasets.make import make_dataset, short_name
 from utils.errors import run
 from utils.logging import log, setup_logging
 from utils.visualize import QUERY, RIGHT, Tile, draw_rows
@@ -31,7 +31,7 @@ from utils.visualize import QUERY, RIGHT, Tile, draw_rows
 class AugmentationConfig(Config):
     num: int = 8  # images of the batch to draw
     epoch: int = 0  # epoch whose first batch it is
-    output: str = ""  # file of the picture; empty: LOG_DIR/augmentation_PRESET.png
+    output: str = ""  # file of the picture; empty: LOG_DIR/augmentation_DATASET.png
 
     def _bad_ranges(self):
         yield from super()._bad_ranges()
@@ -56,14 +56,15 @@ def main() -> None:
         draws = Draws(cfg.seed, cfg.epoch, 0, batch=len(images))  # those of the training's own batch
         return pictures(images, replace(cfg, **settings), draws)
 
-    columns = {"original": column(**OFF)} | {name: column(**OFF | on) for name, on in TRANSFORMS.items()}
+    alone = TRANSFORMS | ({"pad and crop": {"pad": cfg.pad}} if cfg.pad else {})
+    columns = {"original": column(**OFF)} | {name: column(**OFF | on) for name, on in alone.items()}
     columns["as trained"] = column()
     rows = []
     for i in range(min(cfg.num, len(images))):
         sample = loader.samples[indices[i]]
         tiles = [Tile(c[i], "", RIGHT if name == "as trained" else QUERY) for name, c in columns.items()]
         rows.append((f"pid {sample.pid}, cam {sample.camid}", tiles))
-    path = Path(cfg.output or Path(cfg.log_dir) / f"augmentation_{cfg.preset}.png")
+    path = Path(cfg.output or Path(cfg.log_dir) / f"augmentation_{short_name(cfg.dataset)}.png")
     draw_rows(path, rows, ["\n".join(textwrap.wrap(name, 12)) for name in columns])
     log.info("%d of the %d images of the first batch of epoch %d: %s", len(rows), len(images), cfg.epoch, path)
 
