@@ -230,7 +230,7 @@ def test_images_that_differ_grossly_fail_and_are_not_saved(monkeypatch, tree, tm
      (["--height", "8"], "--height must be at least 16"), (["--batch-size", "10"], "try --batch-size 8"),
      (["--batch-size", "64"], "training set has 6; try --batch-size 24"), (["--skip", "numpy"], "classic, cache"),
      (["--dataset", "market1501"], "Market-1501 is not under .*--data-root.* --dataset demo"),
-     (["--dataset", "markt"], "markt .*--dataset demo")],
+     (["--dataset", "markt"], "markt' is neither .*--dataset demo")],
 )  # fmt: skip
 def test_bad_arguments(monkeypatch, tree, args, words):
     monkeypatch.setattr(loaders, "Images", None)  # nothing is read before they are refused
