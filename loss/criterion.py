@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from config import Config
 from loss.center import CenterLoss
-from loss.triplet import batch_hard_triplet
+from loss.centroid_triplet import centroid_triplet
+from loss.circle import circle_loss
+from loss.cluster import cluster_loss
+from loss.contrastive import contrastive_loss
+from loss.cosface import cosface_loss
+from loss.cross_entropy import focal_loss
+from loss.multi_similarity import multi_similarity_loss
+from loss.range import range_loss
+from loss.triplet import batch_hard_triplet, weighted_triplet
+
+Harden = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def unchanged(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return logits
 
 
 class Criterion(nn.Module):
@@ -17,9 +34,10 @@ class Criterion(nn.Module):
     Label smoothing is epsilon/C on every class (Szegedy et al. 2016), as `cross_entropy` has it.
     """
 
-    def __init__(self, cfg: Config, num_classes: int, feature_dim: int):
+    def __init__(self, cfg: Config, num_classes: int, feature_dim: int, harden: Harden = unchanged):
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.harden = cfg, harden
+        self.id_loss, self.metric = id_loss(cfg), metric_losses(cfg)
         self.center = CenterLoss(num_classes, feature_dim) if cfg.center_weight > 0 else None
 
     def forward(
@@ -27,13 +45,12 @@ class Criterion(nn.Module):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         cfg, parts, total = self.cfg, {}, 0.0
         if cfg.id_weight > 0:
-            parts["id"] = _mean(cross_entropy(x.float(), labels, label_smoothing=cfg.label_smoothing) for x in logits)
+            hard = (self.harden(x.float(), labels) for x in logits)
+            parts["id"] = _mean(self.id_loss(x, labels, label_smoothing=cfg.label_smoothing) for x in hard)
             total = total + cfg.id_weight * parts["id"]
-        if cfg.triplet_weight > 0:
-            parts["triplet"] = _mean(
-                batch_hard_triplet(x, labels, cfg.triplet_margin, cfg.hard_factor) for x in features
-            )
-            total = total + cfg.triplet_weight * parts["triplet"]
+        for name, (weight, loss) in self.metric.items():
+            parts[name] = _mean(loss(x, labels) for x in features)
+            total = total + weight * parts[name]
         if self.center is not None:
             parts["center"] = _mean(self.center(x, labels) for x in features)
             total = total + cfg.center_weight * parts["center"]
@@ -45,10 +62,35 @@ class Criterion(nn.Module):
             self.center.centers.grad /= self.cfg.center_weight
 
 
+def id_loss(cfg: Config) -> Callable[..., torch.Tensor]:
+    """The identity loss of (logits, labels, label_smoothing=)."""
+    return partial(focal_loss, gamma=cfg.focal_gamma) if cfg.id_loss == "focal" else cross_entropy
+
+
+def metric_losses(cfg: Config) -> dict[str, tuple[float, Callable[..., torch.Tensor]]]:
+    """Name to weight and function of (features, labels), of the metric losses that are on and have no parameters."""
+    margin = None if cfg.soft_margin else cfg.triplet_margin
+    hard = partial(batch_hard_triplet, margin=margin, hard_factor=cfg.hard_factor)
+    losses = {
+        "triplet": weighted_triplet if cfg.triplet == "weighted" else hard,
+        "contrastive": partial(contrastive_loss, margin=cfg.contrastive_margin),
+        "circle": partial(circle_loss, margin=cfg.circle_margin, gamma=cfg.circle_gamma),
+        "cosface": partial(cosface_loss, margin=cfg.cosface_margin, gamma=cfg.cosface_gamma),
+        "multi_similarity": partial(
+            multi_similarity_loss, alpha=cfg.ms_alpha, beta=cfg.ms_beta, base=cfg.ms_base, epsilon=cfg.ms_epsilon
+        ),
+        "centroid": partial(centroid_triplet, margin=None if cfg.soft_margin else cfg.centroid_margin),
+        "range": partial(range_loss, margin=cfg.range_margin),
+        "cluster": partial(cluster_loss, margin=cfg.cluster_margin),
+    }
+    weights = {name: getattr(cfg, f"{name}_weight") for name in losses}
+    return {name: (weights[name], loss) for name, loss in losses.items() if weights[name] > 0}
+
+
 def _mean(values) -> torch.Tensor:
     return torch.stack(list(values)).mean()
 
 
-def make_criterion(cfg: Config, num_classes: int, feature_dim: int) -> Criterion:
+def make_criterion(cfg: Config, num_classes: int, feature_dim: int, harden: Harden = unchanged) -> Criterion:
     """The losses of the settings. The features must be those before the neck, (B, feature_dim)."""
-    return Criterion(cfg, num_classes, feature_dim)
+    return Criterion(cfg, num_classes, feature_dim, harden)

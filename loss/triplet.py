@@ -1,37 +1,56 @@
-"""Batch-hard triplet loss (Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, 2017)."""
+"""Triplet losses: batch hard, with harder example mining, and weighted over all pairs."""
 
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import softplus
+
+from loss.pairs import NEVER, anchor_mean, distance, euclidean_distances, pair_masks, wide
 
 
 def batch_hard_triplet(
-    features: torch.Tensor, labels: torch.Tensor, margin: float = 0.3, hard_factor: float = 0.0
+    features: torch.Tensor, labels: torch.Tensor, margin: float | None = 0.3, hard_factor: float = 0.0
 ) -> torch.Tensor:
     """Mean over anchors of max(0, margin + (1 + a)·d(anchor, farthest positive) - (1 - a)·d(anchor, nearest negative)).
 
+    Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, 2017.
     features: (B, D), any float type; distances are euclidean and computed in float32. labels: (B,).
+    margin: None for the soft margin, softplus(...) in place of max(0, margin + ...).
     hard_factor: a, the harder example mining of Tiny Person ReID Baseline; 0 is the plain loss.
     Anchors without a positive or without a negative are left out of the mean.
-    Raises ValueError when no anchor has both.
+    Raises ValueError when no anchor has both (with labels on a GPU the loss is then 0).
     """
-    same = labels[:, None] == labels[None, :]
-    positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    usable = positive.any(1) & ~same.all(1)
-    if not usable.any():
-        raise ValueError("the triplet loss needs a batch with two images of one identity and one image of another")
+    positive, negative = pair_masks(labels)
     with torch.autocast(features.device.type, enabled=False):
-        features = features.float()
+        features = wide(features)
         with torch.no_grad():  # only the pairs that are mined need a gradient
             distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
             farthest = distances.masked_fill(~positive, -torch.inf).argmax(1)
-            nearest = distances.masked_fill(same, torch.inf).argmin(1)
+            nearest = distances.masked_fill(~negative, torch.inf).argmin(1)
         # index_select and not [...]: the gradient of the latter is added up by several threads in any order.
         to_positive = (1 + hard_factor) * distance(features, features.index_select(0, farthest))
         to_negative = (1 - hard_factor) * distance(features, features.index_select(0, nearest))
-    return torch.relu(margin + to_positive - to_negative)[usable].mean()
+    return anchor_mean(hinge(to_positive, to_negative, margin), positive, negative, "triplet")
 
 
-def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Euclidean distances (B,) of the rows of (B, D). The clamp keeps the root's gradient finite at 0."""
-    return (a - b).square().sum(1).clamp(min=1e-12).sqrt()
+def weighted_triplet(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean over anchors of softplus(sum_p w_p·d_p - sum_n w_n·d_n) over all their positives and negatives; no margin.
+
+    The weighted regularisation triplet of AGW (Ye et al., Deep Learning for Person Re-identification: A Survey and
+    Outlook, 2021): w_p is the softmax of the distances d_p to the positives, w_n that of -d_n, so that hard pairs
+    weigh most. features (B, D), labels (B,); distances are euclidean, in float32. Unlike in the authors' code an image
+    is not its own positive, and the weights always sum to 1 (there 1e-6 is added to sums that may be smaller than it).
+    Anchors without a positive or a negative are left out. Raises ValueError as batch_hard_triplet does.
+    """
+    positive, negative = pair_masks(labels)
+    distances = euclidean_distances(features, features)
+    to_positive = (distances.masked_fill(~positive, NEVER).softmax(1) * distances).sum(1)
+    to_negative = ((-distances).masked_fill(~negative, NEVER).softmax(1) * distances).sum(1)
+    return anchor_mean(hinge(to_positive, to_negative, None), positive, negative, "weighted triplet")
+
+
+def hinge(to_positive: torch.Tensor, to_negative: torch.Tensor, margin: float | None) -> torch.Tensor:
+    """max(0, margin + to_positive - to_negative), or its smooth form softplus(to_positive - to_negative) for None."""
+    if margin is None:
+        return softplus(to_positive - to_negative)
+    return torch.relu(margin + to_positive - to_negative)
