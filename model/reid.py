@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from config import Config
+from model.attention import make_attention
 from model.backbones import BACKBONES
+from model.heads import HEADS
+from model.pooling import POOLING
 from model.weights import load_backbone
-
-POOLING = {"avg": lambda x: x.mean((2, 3)), "max": lambda x: x.amax((2, 3))}
+from utils.errors import UserError
 
 
 class ReIDModel(nn.Module):
@@ -24,11 +26,13 @@ class ReIDModel(nn.Module):
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__()
         self.backbone = BACKBONES[cfg.backbone](cfg)
-        self.pool = POOLING[cfg.pooling]
+        add_attention(self.backbone, cfg)
+        self.pool = POOLING[cfg.pooling]()
         self.feature_dim = self.backbone.out_channels
         self.neck = bnneck(self.feature_dim) if cfg.neck == "bnneck" else nn.Identity()
-        self.classifier = nn.Linear(self.feature_dim, num_classes, bias=False)
-        nn.init.normal_(self.classifier.weight, std=0.001)
+        self.classifier = HEADS[cfg.head](
+            self.feature_dim, num_classes, cfg.head_scale, cfg.head_margin, cfg.sub_centers
+        )
         self.test_after_neck = cfg.test_feature == "after"
 
     def forward(self, images: torch.Tensor):
@@ -37,6 +41,16 @@ class ReIDModel(nn.Module):
         if self.training:
             return [self.classifier(after)], [feature]
         return after if self.test_after_neck else feature
+
+
+def add_attention(backbone: nn.Module, cfg: Config) -> None:
+    """Fill what the backbone runs after its stages. Raises UserError where it has no such place."""
+    if cfg.attention == "none":
+        return
+    if not hasattr(backbone, "attention"):
+        raise UserError(f"--backbone {cfg.backbone} has no place for attention; leave --attention out")
+    stages = make_attention(cfg.attention, cfg.attention_stages, backbone.stage_channels, cfg.attention_ratio)
+    backbone.attention.update(stages)
 
 
 def bnneck(width: int) -> nn.BatchNorm1d:

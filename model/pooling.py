@@ -1,0 +1,69 @@
+"""Name to global pooling: a function without arguments that gives a module from maps (B, C, H, W), of any float type,
+to features (B, C) in float32 (float64 stays). A new one is a class, and one line below."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import nn
+
+from model.precision import wide
+
+
+class Average(nn.Module):
+    """Mean over the positions."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps.mean((2, 3), dtype=torch.promote_types(maps.dtype, torch.float32))
+
+
+class Maximum(nn.Module):
+    """Largest value over the positions."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return wide(maps.amax((2, 3)))
+
+
+class AverageMaximum(nn.Module):
+    """Mean plus maximum, as in fast-reid's AdaptiveAvgMaxPool."""
+
+    def __init__(self):
+        super().__init__()
+        self.average, self.maximum = Average(), Maximum()
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return self.average(maps) + self.maximum(maps)
+
+
+class GeM(nn.Module):
+    """Generalised mean, (mean of x^p)^(1/p), of values raised to at least `eps` (Radenović et al., Fine-tuning CNN
+    Image Retrieval with No Human Annotation, TPAMI 2019): the average at p = 1, the maximum as p grows.
+
+    learn: p, one number, is trained (fast-reid: GeneralizedMeanPoolingP) or stays (GeneralizedMeanPooling).
+    A p that training would push below 1 counts as 1: further down, the background's near-zeros would rule.
+    """
+
+    def __init__(self, p: float = 3.0, learn: bool = True, eps: float = 1e-6):
+        super().__init__()
+        self.eps = eps
+        if learn:
+            self.p = nn.Parameter(torch.tensor(p))
+        else:
+            self.register_buffer("p", torch.tensor(p), persistent=False)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        logs = wide(maps).clamp(min=self.eps).log().flatten(2)
+        p = wide(self.p).clamp(min=1.0)
+        # In logarithms no power overflows, whatever p becomes.
+        return ((torch.logsumexp(p * logs, 2) - math.log(logs.shape[2])) / p).exp()
+
+
+POOLING = {
+    "avg": Average,
+    "max": Maximum,
+    "avg_max": AverageMaximum,
+    "gem": GeM,
+    "gem_fixed": partial(GeM, learn=False),
+}

@@ -1,0 +1,10 @@
+"""Half precision where it is safe, float32 where it is not."""
+
+from __future__ import annotations
+
+import torch
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """float16 and bfloat16 as float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
