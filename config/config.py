@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -11,7 +12,14 @@ from utils.errors import UserError
 
 Sampler = Literal["pk", "pk_cameras", "weighted", "shuffle"]
 Protocol = Literal["auto", "standard", "multi_query", "single_shot", "vehicle_id"]
+Optimizer = Literal["adam", "amsgrad", "adamw", "adamw_amsgrad", "sgd"]
 Backbone = Literal["resnet18", "resnet50", "mobilenet_v2", "efficientnet_v2_s"]
+
+Attention = Literal["none", "se", "cbam", "gc", "gc_gate", "nonlocal", "nonlocal_softmax", "plr", "fpb"]
+Pooling = Literal["avg", "max", "avg_max", "gem", "gem_fixed"]
+Head = Literal["linear", "cosine", "cosine_learned", "cosface", "arcface", "subcenter_arcface", "circle"]
+
+FRACTIONS = ("warmup_factor", "gamma", "min_lr_factor")
 
 
 @dataclass
@@ -70,29 +78,71 @@ class Config:
     weights: str = "imagenet"  # start of the backbone: imagenet (downloaded by torchvision), none, or a file
     last_stride: Literal[1, 2] = 1  # stride of the last down-sampling stage; 1 keeps a finer map and is ReID's habit
     stride_in_1x1: bool = False  # ResNet50: stride on a bottleneck's first 1x1 convolution, as caffe's weights want
-    pooling: Literal["avg", "max"] = "avg"  # global pooling of the last feature map
+    attention: Attention = "none"  # module after the stages below; nonlocal as in AGW, gc_gate as HN's LightMBN has it
+    attention_stages: tuple[int, ...] = (2, 3)  # stages of the backbone, counted from 1, that it comes after
+    attention_ratio: float = 0.0625  # share of the channels that it keeps inside; 0: one channel, as AGW and fast-reid
+    pooling: Pooling = "avg"  # global pooling of the last feature map; gem learns its power, gem_fixed keeps it at 3
     neck: Literal["bnneck", "none"] = "bnneck"  # bnneck: batch norm between metric-loss feature and classifier
+    head: Head = "linear"  # classifier; all but linear compare directions: cosines times head_scale
+    head_scale: float = 64.0  # factor of the cosines (cosine_learned: at the start); not for linear
+    head_margin: float = 0.35  # cosface, circle: of the cosine; arcface, subcenter_arcface: of the angle, in radians
+    sub_centers: int = 3  # subcenter_arcface: centres an identity
     test_feature: Literal["after", "before"] = "after"  # embedding used in tests: after or before the neck
 
     # ---- losses
     label_smoothing: float = 0.1  # epsilon of the smoothed cross entropy
-    id_weight: float = 1.0  # weight of the identity (cross entropy) loss
-    triplet_weight: float = 1.0  # weight of the batch-hard triplet loss; 0: off
+    id_weight: float = 1.0  # weight of the identity loss
+    id_loss: Literal["cross_entropy", "focal"] = "cross_entropy"  # identity loss; focal: images already sure count less
+    focal_gamma: float = 2.0  # focal loss: power of (1 - probability) that weighs an image; 0 is the cross entropy
+    triplet_weight: float = 1.0  # weight of the triplet loss; 0: off
+    triplet: Literal["hard", "weighted"] = "hard"  # hardest pair of each anchor, or AGW's weighted sum without a margin
     triplet_margin: float = 0.3  # margin of the triplet loss
+    soft_margin: bool = False  # triplet and centroid losses: softplus in place of the margin
     hard_factor: float = 0.0  # harder example mining: positives count (1 + a) times as far, negatives (1 - a) times
+    contrastive_weight: float = 0.0  # weight of the contrastive loss on all pairs; 0: off
+    contrastive_margin: float = 1.0  # distance beyond which images of two identities are left alone
+    circle_weight: float = 0.0  # weight of the circle loss on pairs; 0: off
+    circle_margin: float = 0.25  # relaxation m of the circle loss, in cosine
+    circle_gamma: float = 128.0  # scale of the circle loss
+    cosface_weight: float = 0.0  # weight of CosFace on pairs; 0: off
+    cosface_margin: float = 0.25  # margin of CosFace on pairs, in cosine
+    cosface_gamma: float = 128.0  # scale of CosFace on pairs
+    multi_similarity_weight: float = 0.0  # weight of the multi-similarity loss; 0: off
+    ms_alpha: float = 2.0  # multi-similarity: scale of positive pairs
+    ms_beta: float = 50.0  # multi-similarity: scale of negative pairs
+    ms_base: float = 0.5  # multi-similarity: cosine about which pairs are weighed (lambda)
+    ms_epsilon: float = 0.1  # multi-similarity: pairs are hard within this of the hardest other pair; above 2: all are
+    centroid_weight: float = 0.0  # weight of the centroid triplet loss; 0: off
+    centroid_margin: float = 0.3  # margin of the centroid triplet loss
+    range_weight: float = 0.0  # weight of the range loss; 0: off
+    range_margin: float = 0.1  # range loss: distance beyond which the nearest two identities are left alone
+    cluster_weight: float = 0.0  # weight of the cluster loss; 0: off
+    cluster_margin: float = 10.0  # cluster loss: by how much identities must be farther apart than they are wide
     center_weight: float = 5e-4  # weight of the center loss; 0: off
     center_lr: float = 0.5  # learning rate of the centers' own SGD
 
     # ---- solver
-    optimizer: Literal["adam", "sgd"] = "adam"  # optimizer of the model
+    optimizer: Optimizer = "adam"  # optimizer of the model; amsgrad is Adam's variant, adamw decouples weight decay
     lr: float = 3.5e-4  # base learning rate
-    weight_decay: float = 5e-4  # L2 penalty on all weights
-    momentum: float = 0.9  # momentum of SGD
+    backbone_lr_factor: float = 1.0  # rate of the backbone's weights as a factor of lr
+    bias_lr_factor: float = 1.0  # rate of biases as a factor of the other weights' rate
+    weight_decay: float = 5e-4  # L2 penalty on all weights (adamw: decay instead of a penalty)
+    no_decay_norm_bias: bool = False  # no weight decay on normalisation layers and biases
+    momentum: float = 0.9  # momentum of SGD, first beta of Adam
+    nesterov: bool = False  # Nesterov's momentum in SGD
+    clip_grad: float = 0.0  # longest gradient: above this norm, all weights' together is scaled down to it; 0: off
+    ema_decay: float = 0.0  # tests use weights averaged over about 1 / (1 - ema_decay) steps, such as 0.999; 0: off
+    freeze_epochs: float = 0.0  # at first the backbone stays as it is, its batch norm too, for these epochs (0.5: half)
     epochs: int = 120  # passes over the training batches
-    warmup_epochs: float = 10.0  # the rate rises linearly over these epochs
+    warmup_epochs: float = 10.0  # epochs at the start with a lower rate
+    warmup_iters: int = 0  # warm-up in steps, in place of warmup_epochs; 0: warmup_epochs holds
     warmup_factor: float = 0.01  # fraction of the base rate that warm-up starts at
-    steps: tuple[float, ...] = (40.0, 70.0)  # epochs after which the rate is multiplied by gamma
+    warmup_method: Literal["linear", "constant"] = "linear"  # warm-up rises to the base rate, or stays at its start
+    schedule: Literal["steps", "cosine", "linear"] = "steps"  # how the rate falls after warm-up
+    steps: tuple[float, ...] = (40.0, 70.0)  # schedule steps: epochs after which the rate is multiplied by gamma
     gamma: float = 0.1  # factor of each step
+    delay_epochs: float = 0.0  # schedules cosine and linear: the rate falls from this epoch on, or from warm-up's end
+    min_lr_factor: float = 0.0  # schedules cosine and linear: fraction of the base rate at the end of the last epoch
 
     # ---- loop
     channels_last: bool = True  # memory layout NHWC: faster convolutions on CPUs and on tensor cores
@@ -141,11 +191,21 @@ class Config:
         at_least |= {"cache_gb": 0, "disk_gb": 0, "split_seed": 0, "rotate_degrees": 0}
         at_least |= {"holdout_ids": 0, "query_expansion": 0, "augmentation_k": 0, "expansion_alpha": 0, "trials": 1}
         at_least |= {"id_weight": 0, "triplet_weight": 0, "center_weight": 0, "triplet_margin": 0, "weight_decay": 0}
+        at_least |= {"head_margin": 0, "sub_centers": 1}
+        at_least |= {"warmup_iters": 0, "clip_grad": 0, "freeze_epochs": 0, "delay_epochs": 0}
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
                 yield f"--{dashed(name)} must be at least {least}, not {getattr(self, name)}"
         shares = [name for name in vars(self) if name.endswith("_prob")]
-        for name in (*shares, "cutout_size", "test_share", "lambda_value", "label_smoothing"):
+        for name in (
+            *shares,
+            "cutout_size",
+            "test_share",
+            "lambda_value",
+            "label_smoothing",
+            "attention_ratio",
+            *FRACTIONS,
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 yield f"--{dashed(name)} must lie between 0 and 1, not {getattr(self, name)}"
         if not all(0 <= value <= most for value, most in zip(self.jitter, (1, 1, 1, 0.5), strict=True)):
@@ -154,8 +214,16 @@ class Config:
             yield f"--pad {self.pad} is more than the image itself has; 10 is usual for 256 x 128"
         if not 0 <= self.hard_factor < 1:
             yield f"--hard-factor must be at least 0 and below 1, not {self.hard_factor}"
-        if not self.lr > 0:
-            yield f"--lr must be above 0, not {self.lr}"
+        if self.head in ("arcface", "subcenter_arcface") and self.head_margin > math.pi / 2:
+            yield f"--head-margin of {self.head} is an angle from 0 to 1.57, a right angle, not {self.head_margin}"
+        if len(set(self.attention_stages)) < len(self.attention_stages):
+            yield f"--attention-stages {' '.join(map(str, self.attention_stages))} names a stage twice"
+        for name in ("head_scale", "lr", "backbone_lr_factor", "bias_lr_factor"):
+            if not 0 < getattr(self, name) < math.inf:
+                yield f"--{dashed(name)} must be above 0, not {getattr(self, name)}"
+        for name in ("momentum", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                yield f"--{dashed(name)} must be at least 0 and below 1, not {getattr(self, name)}"
         if list(self.steps) != sorted(self.steps):
             yield f"--steps must rise, as in --steps 40 70, not {' '.join(map(str, self.steps))}"
 
@@ -184,6 +252,14 @@ class Config:
             )
         if self.id_weight == self.triplet_weight == self.center_weight == 0:
             yield "all loss weights are 0, nothing would be learned; set --id-weight or --triplet-weight above 0"
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            yield "--nesterov is momentum of a kind that only SGD has; give --optimizer sgd and --momentum above 0"
+        if self.freeze_epochs > 0 and self.id_weight == 0:
+            yield "with --freeze-epochs only the identity loss has weights to train; set --id-weight above 0"
+        if (self.delay_epochs or self.min_lr_factor) and self.schedule == "steps":
+            yield "--delay-epochs and --min-lr-factor are for --schedule cosine or linear; with steps, set both to 0"
+        if self.delay_epochs >= self.epochs:
+            yield f"--delay-epochs {self.delay_epochs} must be below --epochs {self.epochs}, or the rate never falls"
         if self.stride_in_1x1 and self.backbone != "resnet50":
             yield f"--stride-in-1x1 is for bottleneck ResNets; {self.backbone} has none, leave the setting out"
         if not self.dataset:

@@ -13,11 +13,13 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from config import Config
+from config.config import dashed
 from datasets.make import short_name, train_names
 from loss import Criterion
 from model import ReIDModel
 from processor.checkpoint import BEST, LAST, load_weights, read_checkpoint, save_checkpoint
 from processor.environment import describe_environment
+from solver import restore_optimizer
 from utils.errors import Stopped, UserError
 from utils.files import write_atomically
 from utils.logging import log
@@ -26,6 +28,8 @@ from utils.logging import log
 FREE = {"resume", "device", "workers", "log_dir", "name", "log_every", "eval_first", "preset"}
 FREE |= {"data_root", "cache_gb", "disk_gb", "cache_dir"}
 BATCHES = ("sampler", "batch_size", "images_per_id", "seed")  # what an epoch's batches follow from, beside the images
+# Settings that say what the optimizer keeps for which weight.
+OPTIMIZER = ("optimizer", "backbone_lr_factor", "bias_lr_factor", "no_decay_norm_bias")
 
 
 @dataclass
@@ -49,10 +53,16 @@ class Run:
     sums: dict[str, float] = field(default_factory=dict)  # of losses over these steps
     seconds: float = 0.0  # spent on training, all sessions together, tests left out
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry a finished epoch
+    average: ReIDModel | None = None  # of the model's weights over the last steps, with --ema-decay
     board: SummaryWriter | None = None
 
     def __post_init__(self):
         self.environment = self.environment or describe_environment(self.device)
+
+    @property
+    def tested(self) -> ReIDModel:
+        """The model that is scored, and that others take from a checkpoint."""
+        return self.model if self.average is None else self.average
 
     @property
     def best(self) -> float:
@@ -62,8 +72,9 @@ class Run:
     def state(self) -> dict[str, Any]:
         """Tensors and plain values only, so that `torch.load(weights_only=True)` reads it."""
         cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
-        return {
-            "model": self.model.state_dict(),
+        training = {} if self.average is None else {"training_model": self.model.state_dict()}
+        return training | {
+            "model": self.tested.state_dict(),
             "criterion": self.criterion.state_dict(),
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
             "rng": {"torch": torch.get_rng_state(), "cuda": cuda},
@@ -104,11 +115,20 @@ class Run:
         state = read_checkpoint(path)
         if state["labels"] != self.labels:
             raise UserError(f"{path} was trained on other identities than the data has now; resume with the same data")
-        load_weights(self.model, state, path, self.cfg)
+        load_weights(self.model, state | {"model": state.get("training_model", state["model"])}, path, self.cfg)
+        if self.average is not None:
+            load_weights(self.average, state, path, self.cfg)
+        stored = Config.from_dict(state["config"])
+        for name in OPTIMIZER:
+            if getattr(stored, name) != getattr(self.cfg, name):
+                raise UserError(
+                    f"{path} was trained with --{dashed(name)} {getattr(stored, name)}, not {getattr(self.cfg, name)}: "
+                    "the state of its optimizer goes with no other; leave the setting as it was"
+                )
         try:
             self.criterion.load_state_dict(state["criterion"])
             for name, optimizer in self.optimizers.items():
-                optimizer.load_state_dict(state["optimizers"][name])
+                restore_optimizer(optimizer, state["optimizers"][name])
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(
                 f"{path} has other losses or another optimizer than these settings; leave them as they were"

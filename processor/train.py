@@ -19,7 +19,7 @@ from processor.environment import pick_device
 from processor.evaluate import do_inference, quick, report, scored_as, scores_note
 from processor.result import result_record
 from processor.run import Run, StopSignals, run_directory
-from solver import make_optimizers, set_lr
+from solver import beyond_the_end, make_average, make_optimizers, set_frozen, set_lr, update_average
 from utils.errors import UserError
 from utils.files import write_json
 from utils.logging import log, setup_logging
@@ -54,20 +54,21 @@ def prepare(cfg: Config, command: str) -> tuple[Run, Loaders]:
     model = make_model(cfg, len(loaders.labels))
     memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)
-    criterion = make_criterion(cfg, len(loaders.labels), model.feature_dim).to(device)
+    criterion = make_criterion(cfg, len(loaders.labels), model.feature_dim, model.classifier.harden).to(device)
     optimizers = make_optimizers(cfg, model, criterion)
 
     directory = run_directory(cfg)
     setup_logging(directory / "train.log")
     about = {"command": command, "note": note, "train_note": dataset.train_note, "images": fingerprint(dataset.train)}
     run = Run(cfg, directory, device, model, criterion, optimizers, loaders.labels, **about)
+    run.average = make_average(cfg, model)
     log.info("run %s, seed %d: %s", directory, cfg.seed, ", ".join(f"{k} {v}" for k, v in run.environment.items()))
     log.info("command: %s", command or "(called from Python)")
     log.info("%s\n%s", dataset.name, dataset.describe())
     if note:
         log.info("note: %s", note)
-    if any(step >= cfg.epochs for step in cfg.steps):
-        log.warning("warning: --steps %s go beyond the %d epochs", " ".join(map(str, cfg.steps)), cfg.epochs)
+    for sentence in beyond_the_end(cfg, len(loaders.train)):
+        log.warning("warning: %s", sentence)
     if cfg.resume and (directory / LAST).exists():
         run.restore()
     write_json(directory / "config.json", cfg.to_dict())
@@ -86,11 +87,18 @@ def train_one_epoch(run: Run, loaders: Loaders, signals: StopSignals) -> None:
         disable=None,
     )
     recent: list[dict[str, torch.Tensor]] = []
-    run.model.train()
+    frozen = None  # a test may have come between
     with contextlib.closing(bar), signals.held():
         for images, labels in loaders.train.epoch(run.epoch, run.device, first_step=first):
-            lr = set_lr(cfg, run.optimizers["model"], run.epoch + run.step / steps)
+            steps_before = run.epoch * steps + run.step
+            progress = steps_before / steps
+            if frozen != (progress < cfg.freeze_epochs):
+                frozen = progress < cfg.freeze_epochs
+                set_frozen(run.model, run.optimizers["model"], frozen)
+            lr = set_lr(cfg, run.optimizers["model"], progress, steps)
             recent.append(train_step(run, images, labels))
+            if run.average is not None:
+                update_average(cfg, run.average, run.model, steps_before)
             run.step += 1
             bar.update(len(images))
             stop = signals.requested and run.step < steps
@@ -108,7 +116,11 @@ def train_one_epoch(run: Run, loaders: Loaders, signals: StopSignals) -> None:
 
 
 def train_step(run: Run, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """One step of all optimizers. Gives the losses as scalars on the device, so that nothing waits for it."""
+    """One step of all optimizers. Gives the losses as scalars on the device, so that nothing waits for it.
+
+    Clipping is of the model's gradient alone, by its norm over all weights, which `grad_norm` tells as it was before.
+    The centers have an optimizer of their own, at another rate: they neither count nor are scaled.
+    """
     if not run.cfg.channels_last:
         images = images.contiguous()
     logits, features = run.model(images)
@@ -117,6 +129,8 @@ def train_step(run: Run, images: torch.Tensor, labels: torch.Tensor) -> dict[str
         optimizer.zero_grad(set_to_none=True)
     loss.backward()
     run.criterion.undo_center_weight()
+    if run.cfg.clip_grad > 0:
+        parts["grad_norm"] = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.cfg.clip_grad)
     for optimizer in run.optimizers.values():
         optimizer.step()
     accuracy = (logits[0].argmax(1) == labels).float().mean()
@@ -161,10 +175,11 @@ def due(run: Run) -> bool:
 
 
 def test(run: Run, loaders: Loaders) -> None:
-    """Score the model as it is, write the scores into the history, keep the checkpoint if it is the best so far."""
+    """Score the model as it is, or its average. Write the scores into the history, keep the checkpoint if it is the
+    best so far."""
     last = run.epoch >= run.cfg.epochs
     cfg = scored_as(run.cfg if last else quick(run.cfg), loaders.dataset)
-    inference = do_inference(cfg, run.model, loaders.query, loaders.gallery, run.device)
+    inference = do_inference(cfg, run.tested, loaders.query, loaders.gallery, run.device)
     log.info("before training:" if run.epoch == 0 else f"after epoch {run.epoch}:")
     values = report(inference, run.note)
     best = values["scores"]["plain"]["mAP"] > run.best

@@ -1,4 +1,14 @@
-from solver.optimizer import make_optimizers
-from solver.schedule import lr_factor, set_lr
+from solver.average import make_average, update_average
+from solver.optimizer import make_optimizers, restore_optimizer, set_frozen
+from solver.schedule import beyond_the_end, lr_factor, set_lr
 
-__all__ = ["lr_factor", "make_optimizers", "set_lr"]
+__all__ = [
+    "beyond_the_end",
+    "lr_factor",
+    "make_average",
+    "make_optimizers",
+    "restore_optimizer",
+    "set_frozen",
+    "set_lr",
+    "update_average",
+]

@@ -1,22 +1,81 @@
-"""Optimizers of the model and of the loss's own parameters."""
+"""Optimizers of the model and of the loss's own parameters, and which weights each of them moves."""
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from config import Config
 
+OPTIMIZERS = {
+    "adam": torch.optim.Adam,  # Kingma & Ba 2015; weight decay is an L2 penalty, as in SGD
+    "amsgrad": partial(torch.optim.Adam, amsgrad=True),  # Reddi et al. 2018
+    "adamw": torch.optim.AdamW,  # Loshchilov & Hutter 2019; weight decay past the moments
+    "adamw_amsgrad": partial(torch.optim.AdamW, amsgrad=True),  # what deep-efficient-reid's code calls AMSGrad
+    "sgd": torch.optim.SGD,
+}
+
 
 def make_optimizers(cfg: Config, model: nn.Module, criterion: nn.Module) -> dict[str, torch.optim.Optimizer]:
-    """`model`: Adam or SGD over what is trainable in the model; `center`: SGD over the centers, where there are any."""
-    params = [p for p in model.parameters() if p.requires_grad]
-    if cfg.optimizer == "adam":
-        optimizers = {"model": torch.optim.Adam(params, lr=cfg.lr, weight_decay=cfg.weight_decay)}
+    """`model`: what the settings name, over `parameter_groups`; `center`: SGD over the centers, where there are any."""
+    if cfg.optimizer == "sgd":
+        momentum: dict[str, Any] = {"momentum": cfg.momentum, "nesterov": cfg.nesterov}
     else:
-        sgd = torch.optim.SGD(params, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
-        optimizers = {"model": sgd}
+        momentum = {"betas": (cfg.momentum, 0.999)}
+    optimizers = {"model": OPTIMIZERS[cfg.optimizer](parameter_groups(cfg, model), lr=cfg.lr, **momentum)}
     centers = list(criterion.parameters())
     if centers:
         optimizers["center"] = torch.optim.SGD(centers, lr=cfg.center_lr)
     return optimizers
+
+
+def parameter_groups(cfg: Config, model: nn.Module) -> list[dict[str, Any]]:
+    """Every parameter that requires a gradient, in exactly one group: as many groups as there are different pairs of
+    rate and weight decay, so a single one unless the settings ask for more.
+
+    `lr_factor` of a group is its rate as a factor of the schedule's. The backbone is what lies under `model.backbone`.
+    Biases are told by name, those of normalisation layers too (Bag of Tricks' code); what `no_decay_norm_bias` spares
+    are the parameters of one dimension (timm's rule: biases, normalisation weights, scales).
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        factor = cfg.backbone_lr_factor if name.startswith("backbone.") else 1.0
+        if name.endswith("bias"):
+            factor *= cfg.bias_lr_factor
+        decay = 0.0 if cfg.no_decay_norm_bias and parameter.ndim <= 1 else cfg.weight_decay
+        groups.setdefault((factor, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": cfg.lr * factor, "lr_factor": factor, "weight_decay": decay}
+        for (factor, decay), parameters in groups.items()
+    ]
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take the moments from a checkpoint, but not the settings (weight decay, momentum): those of today hold.
+
+    Raises ValueError or KeyError when the state has other groups.
+    """
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, today in zip(optimizer.param_groups, settings, strict=True):
+        group.update(today)
+
+
+def set_frozen(model: nn.Module, optimizer: torch.optim.Optimizer, frozen: bool) -> None:
+    """Put the model into training mode, its backbone only if that is not `frozen`.
+
+    A frozen backbone is a fixed function: its weights get no gradient and its layers are in evaluation mode, so batch
+    norm uses and keeps its running statistics, and dropout and stochastic depth rest. fast-reid's LayerFreeze does
+    the same. It also computes the gradients, to drop them; here the backward pass ends at the backbone.
+    """
+    model.train()
+    model.backbone.train(not frozen)
+    ours = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    for parameter in model.backbone.parameters():
+        if parameter in ours:  # one that no optimizer moves stays frozen for good
+            parameter.requires_grad_(not frozen)

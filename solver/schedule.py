@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 
 import torch
@@ -9,19 +10,50 @@ import torch
 from config import Config
 
 
-def lr_factor(cfg: Config, progress: float) -> float:
-    """Factor on the base rate at `progress` epochs (3.5: in the middle of the fourth). Warm-up rises linearly from
-    `warmup_factor` to 1 (Goyal et al. 2017), then each of `steps` multiplies by `gamma`."""
+def lr_factor(cfg: Config, progress: float, steps_per_epoch: int) -> float:
+    """Factor on the base rate at `progress` epochs (3.5: in the middle of the fourth): warm-up times decay.
+
+    Warm-up (Goyal et al. 2017): from `warmup_factor` to 1 in a line, or `warmup_factor` until it is over.
+    Decay: `steps` multiplies by `gamma` at each of the steps. `cosine` (one cycle of SGDR, Loshchilov & Hutter 2017)
+    and `linear` stay at 1 until warm-up and `delay_epochs` are over (fast-reid's DELAY_EPOCHS) and reach
+    `min_lr_factor` with the last epoch's end.
+    """
+    warmup_end = warmup_length(cfg, steps_per_epoch)
     warmup = 1.0
-    if progress < cfg.warmup_epochs:
-        done = progress / cfg.warmup_epochs
+    if progress < warmup_end:
+        done = progress / warmup_end if cfg.warmup_method == "linear" else 0.0
         warmup = cfg.warmup_factor * (1 - done) + done
-    return warmup * cfg.gamma ** bisect_right(cfg.steps, progress)
+    if cfg.schedule == "steps":
+        return warmup * cfg.gamma ** bisect_right(cfg.steps, progress)
+    start = max(warmup_end, cfg.delay_epochs)
+    if progress <= start:
+        return warmup
+    done = min((progress - start) / (cfg.epochs - start), 1.0) if start < cfg.epochs else 1.0
+    left = (1 + math.cos(math.pi * done)) / 2 if cfg.schedule == "cosine" else 1 - done
+    return cfg.min_lr_factor + (1 - cfg.min_lr_factor) * left
 
 
-def set_lr(cfg: Config, optimizer: torch.optim.Optimizer, progress: float) -> float:
-    """Give the model's optimizer the rate of this moment and return it."""
-    lr = cfg.lr * lr_factor(cfg, progress)
+def warmup_length(cfg: Config, steps_per_epoch: int) -> float:
+    """Epochs that warm-up takes."""
+    return cfg.warmup_iters / steps_per_epoch if cfg.warmup_iters else cfg.warmup_epochs
+
+
+def set_lr(cfg: Config, optimizer: torch.optim.Optimizer, progress: float, steps_per_epoch: int) -> float:
+    """Give each group of the model's optimizer its rate of this moment; return the rate of a group of factor 1."""
+    lr = cfg.lr * lr_factor(cfg, progress, steps_per_epoch)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_factor"]
     return lr
+
+
+def beyond_the_end(cfg: Config, steps_per_epoch: int) -> list[str]:
+    """A sentence for every setting whose time comes only after the last epoch."""
+    sentences = []
+    if cfg.schedule == "steps" and any(step >= cfg.epochs for step in cfg.steps):
+        sentences.append(f"--steps {' '.join(map(str, cfg.steps))} go beyond the {cfg.epochs} epochs")
+    length = warmup_length(cfg, steps_per_epoch)
+    if length >= cfg.epochs:
+        sentences.append(f"warm-up takes {length:.4g} epochs and there are {cfg.epochs}: --lr is never reached")
+    if cfg.freeze_epochs >= cfg.epochs:
+        sentences.append(f"--freeze-epochs {cfg.freeze_epochs} of {cfg.epochs} epochs: the backbone is never trained")
+    return sentences

@@ -35,6 +35,15 @@ def program(*args: object) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(argv, code or 0, out.getvalue(), err.getvalue())
 
 
+def arguments(cfg: Config, *left_out: str) -> list[str]:
+    """The settings as words of a command line, but for switches, empty ones and those left out."""
+    words = []
+    for name, value in cfg.to_dict().items():
+        if name not in ("preset", "resume", *left_out) and not isinstance(value, bool) and value != "":
+            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else [value])]
+    return words
+
+
 def refused(shown: subprocess.CompletedProcess, *words: str) -> None:
     """One clear sentence, exit code 1 or 2, no traceback."""
     assert shown.returncode in (1, 2), shown.stdout + shown.stderr

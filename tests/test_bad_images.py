@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import program, refused, save_model
+from helpers import arguments, program, refused, save_model
 from PIL import Image
 
 from config import Config
@@ -315,8 +315,7 @@ def spoil(cfg: Config, split: str, *names: str) -> list[str]:
 
 
 def train(cfg: Config, *more: object):
-    settings = {k: v for k, v in cfg.to_dict().items() if k not in ("preset", "resume", "epochs", "steps", "jitter")}
-    args = [x for k, v in settings.items() if v != "" and not isinstance(v, bool) for x in (f"--{k}", v)]
+    args = arguments(cfg, "epochs", "steps")
     return program("train.py", *args, "--epochs", "1", "--steps", "1", "--no-eval-first", *more)
 
 

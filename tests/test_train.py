@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import arguments
 
 import processor.train
 from config import Config
-from processor import do_train, load_model
+from datasets.loaders import make_loaders
+from model import make_model
+from processor import do_inference, do_train, load_model
 from processor.checkpoint import find_checkpoint, newest_run, read_checkpoint
-from processor.run import run_directory
+from processor.evaluate import score_values
+from processor.run import Run, run_directory
 from utils.errors import Stopped, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def weights(path: Path) -> dict[str, torch.Tensor]:
     """Everything in a checkpoint that training changes, flat."""
     state = read_checkpoint(path)
-    flat = {f"model.{k}": v for k, v in state["model"].items()}
+    flat = {f"{m}.{k}": v for m in ("model", "training_model") for k, v in state.get(m, {}).items()}
     flat |= {f"criterion.{k}": v for k, v in state["criterion"].items()}
     for name, optimizer in state["optimizers"].items():
         for index, values in optimizer["state"].items():
@@ -81,7 +85,13 @@ def test_stopped_by_a_signal_and_resumed_ends_with_bit_identical_weights(tiny, m
     cfg = replace(tiny, backbone=backbone, epochs=2, eval_first=False)
     whole = do_train(replace(cfg, name="whole"))
     assert len(whole.history) == 2
+    resumed = stopped_and_resumed(replace(cfg, name="parts"), stop_after, monkeypatch)
+    assert resumed.directory.name == "parts"
+    assert_same_run(whole, resumed)
 
+
+def stopped_and_resumed(cfg: Config, stop_after: int, monkeypatch) -> Run:
+    """Trained until a signal comes at step `stop_after` (from 1), then to the end by what stands for a new process."""
     steps = 0
     real = processor.train.set_lr
 
@@ -94,12 +104,15 @@ def test_stopped_by_a_signal_and_resumed_ends_with_bit_identical_weights(tiny, m
 
     monkeypatch.setattr(processor.train, "set_lr", set_lr_and_interrupt)
     with pytest.raises(Stopped) as stop:
-        do_train(replace(cfg, name="parts"))
+        do_train(cfg)
     assert stop.value.exit_code == 128 + signal.SIGTERM and "--resume" in str(stop.value)
     monkeypatch.setattr(processor.train, "set_lr", real)
     torch.manual_seed(12345)  # a new process would not have the old one's random state
-    resumed = do_train(replace(cfg, name="parts", resume=True))
-    assert resumed.directory.name == "parts"
+    return do_train(replace(cfg, resume=True))
+
+
+def assert_same_run(whole: Run, resumed: Run) -> None:
+    """The same weights, moments and history."""
     assert_same(weights(whole.directory / "last.pth"), weights(resumed.directory / "last.pth"))
     drop = ("images_per_second",)
     for a, b in zip(whole.history, resumed.history, strict=True):
@@ -131,6 +144,102 @@ def test_an_epoch_whose_batches_are_others_now_begins_anew(tiny, monkeypatch, ch
     assert len(steps) == (4 if change == "images" else 3)
 
 
+ALL = {"warmup_iters": 2, "freeze_epochs": 1.25, "delay_epochs": 1.5, "schedule": "cosine", "min_lr_factor": 0.1}
+ALL |= {"clip_grad": 1.0, "ema_decay": 0.9, "backbone_lr_factor": 0.5, "bias_lr_factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "stops"),
+    # of 4 steps an epoch: in warm-up, frozen after warm-up, frozen after a test, before the first that is not, the fall
+    [
+        ({"optimizer": "sgd", "nesterov": True}, (1, 5, 7)),
+        ({"optimizer": "amsgrad", "no_decay_norm_bias": True}, (3, 6)),
+    ],
+)
+def test_stopped_in_any_phase_and_resumed_ends_with_bit_identical_weights(tiny, monkeypatch, optimizer, stops):
+    cfg = replace(tiny, epochs=2, eval_first=False, eval_every=1, **ALL, **optimizer)
+    whole = do_train(replace(cfg, name="whole"))
+    for stop_after in stops:
+        resumed = stopped_and_resumed(replace(cfg, name=f"stop{stop_after}"), stop_after, monkeypatch)
+        assert_same_run(whole, resumed)
+    assert [h["lr"] for h in whole.history] == pytest.approx([cfg.lr, cfg.lr * (0.1 + 0.9 * 0.5)])
+    assert "grad_norm" in whole.history[0] and whole.history[1]["grad_norm"] > 0
+
+
+def test_a_frozen_backbone_is_that_of_the_start_until_its_time_is_over(tiny):
+    cfg = replace(tiny, epochs=2, eval_every=1, warmup_epochs=0, freeze_epochs=2.0)
+    torch.manual_seed(cfg.seed)
+    start = make_model(cfg, 6).state_dict()
+    frozen = do_train(replace(cfg, name="frozen")).model.state_dict()
+    moved = {k for k in start if not torch.equal(start[k], frozen[k])}
+    assert moved and all(k.startswith(("neck.", "classifier.")) for k in moved)
+    for epochs, steps in ((1.75, 1), (1.0, 4)):  # within an epoch, and at its border, after a test
+        opened = do_train(replace(cfg, name=f"opened{steps}", freeze_epochs=epochs)).model.state_dict()
+        moved = {k for k in start if k.startswith("backbone.") and not torch.equal(start[k], opened[k])}
+        assert any(k.endswith("running_mean") for k in moved) and any(k.endswith("conv.2.weight") for k in moved)
+        assert opened["backbone.features.0.1.num_batches_tracked"] == steps
+
+
+def test_tests_and_load_model_use_the_averaged_weights_and_a_checkpoint_holds_both(tiny):
+    run = do_train(replace(tiny, epochs=2, eval_every=1, eval_first=False, ema_decay=0.9))
+    path = run.directory / "last.pth"
+    state = read_checkpoint(path)
+    model, cfg = load_model(path, "cpu")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, run.average.state_dict()[name]), name
+        assert torch.equal(state["training_model"][name], run.model.state_dict()[name]), name
+    assert not torch.equal(model.classifier.weight, run.model.classifier.weight)
+    loaders = make_loaders(cfg)
+    inference = do_inference(cfg, model, loaders.query, loaders.gallery, run.device)
+    assert score_values(inference.scores) == run.history[-1]["scores"]
+
+
+def test_the_average_counts_the_steps_of_all_epochs(tiny, monkeypatch):
+    steps = []
+    monkeypatch.setattr(processor.train, "update_average", lambda *args: steps.append(args[-1]))
+    do_train(replace(tiny, epochs=2, eval_every=2, eval_first=False, ema_decay=0.9))
+    assert steps == list(range(8))
+
+
+def test_averaging_does_not_change_the_training(tiny):
+    plain, averaged = (
+        do_train(replace(tiny, epochs=1, eval_first=False, ema_decay=d, name=str(d))) for d in (0.0, 0.9)
+    )
+    a, b = plain.model.state_dict(), averaged.model.state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert "training_model" not in read_checkpoint(plain.directory / "last.pth")
+
+
+def test_an_average_can_begin_or_end_with_a_resumed_run(tiny):
+    cfg = replace(tiny, epochs=1, eval_first=False)
+    averaged = do_train(replace(cfg, ema_decay=0.9, name="ends"))
+    ended = do_train(replace(cfg, name="ends", resume=True))
+    assert torch.equal(ended.model.classifier.weight, averaged.model.classifier.weight) and ended.average is None
+    plain = do_train(replace(cfg, name="begins"))
+    begun = do_train(replace(cfg, ema_decay=0.9, name="begins", resume=True))
+    assert torch.equal(begun.average.classifier.weight, plain.model.classifier.weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimizer": "sgd"}, "--optimizer adam, not sgd"),
+        ({"optimizer": "amsgrad"}, "--optimizer adam, not amsgrad"),
+        ({"bias_lr_factor": 2.0}, "--bias-lr-factor 1.0, not 2.0"),
+    ],
+)
+def test_resuming_with_another_optimizer_is_refused(tiny, changes, words):
+    do_train(replace(tiny, epochs=1, eval_first=False, eval_every=9))
+    with pytest.raises(UserError, match=words):
+        do_train(replace(tiny, resume=True, **changes))
+
+
+def test_settings_whose_time_never_comes_are_warned_about(tiny):
+    run = do_train(replace(tiny, epochs=1, eval_first=False, warmup_iters=2000))
+    text = (run.directory / "train.log").read_text()
+    assert "warning: warm-up takes 500 epochs" in text and "warning: --steps 2 go beyond the 1 epochs" in text
+
+
 def test_stopped_while_testing_and_resumed_the_test_is_made_up_for(tiny, monkeypatch):
     cfg = replace(tiny, epochs=2, eval_first=False, name="parts")
     real = processor.train.do_inference
@@ -148,10 +257,7 @@ def test_stopped_while_testing_and_resumed_the_test_is_made_up_for(tiny, monkeyp
 
 
 def start(tiny: Config, name: str, *more: str) -> subprocess.Popen:
-    settings = {
-        k: v for k, v in tiny.to_dict().items() if k not in ("preset", "name", "resume", "epochs", "steps", "jitter")
-    }
-    args = [x for k, v in settings.items() if not isinstance(v, bool) for x in (f"--{k}", str(v))]
+    args = arguments(tiny, "name", "epochs", "steps")
     return subprocess.Popen(
         [sys.executable, "train.py", *args, "--name", name, "--epochs", "6", "--steps", "4", "--no-flip",
          "--no-rerank", *more], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
