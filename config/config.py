@@ -19,7 +19,11 @@ Attention = Literal["none", "se", "cbam", "gc", "gc_gate", "nonlocal", "nonlocal
 Pooling = Literal["avg", "max", "avg_max", "gem", "gem_fixed"]
 Head = Literal["linear", "cosine", "cosine_learned", "cosface", "arcface", "subcenter_arcface", "circle"]
 
-FRACTIONS = ("warmup_factor", "gamma", "min_lr_factor")
+FRACTIONS = ("cutout_size", "test_share", "lambda_value", "label_smoothing", "attention_ratio")
+FRACTIONS += ("warmup_factor", "gamma", "min_lr_factor")
+METRIC_LOSSES = ("triplet", "contrastive", "circle", "cosface", "multi_similarity", "centroid", "range", "cluster")
+POSITIVE = ("head_scale", "lr", "backbone_lr_factor", "bias_lr_factor", "circle_gamma", "cosface_gamma")
+POSITIVE += ("ms_alpha", "ms_beta")
 
 
 @dataclass
@@ -190,22 +194,15 @@ class Config:
         at_least |= {"pad": 0, "train_ids": 0, "test_ids": 0, "seed": 0, "warmup_epochs": 0}
         at_least |= {"cache_gb": 0, "disk_gb": 0, "split_seed": 0, "rotate_degrees": 0}
         at_least |= {"holdout_ids": 0, "query_expansion": 0, "augmentation_k": 0, "expansion_alpha": 0, "trials": 1}
-        at_least |= {"id_weight": 0, "triplet_weight": 0, "center_weight": 0, "triplet_margin": 0, "weight_decay": 0}
+        at_least |= {"id_weight": 0, "center_weight": 0, "triplet_margin": 0, "weight_decay": 0, "focal_gamma": 0}
+        at_least |= {f"{loss}_weight": 0 for loss in METRIC_LOSSES}
         at_least |= {"head_margin": 0, "sub_centers": 1}
         at_least |= {"warmup_iters": 0, "clip_grad": 0, "freeze_epochs": 0, "delay_epochs": 0}
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
                 yield f"--{dashed(name)} must be at least {least}, not {getattr(self, name)}"
         shares = [name for name in vars(self) if name.endswith("_prob")]
-        for name in (
-            *shares,
-            "cutout_size",
-            "test_share",
-            "lambda_value",
-            "label_smoothing",
-            "attention_ratio",
-            *FRACTIONS,
-        ):
+        for name in (*shares, *FRACTIONS):
             if not 0 <= getattr(self, name) <= 1:
                 yield f"--{dashed(name)} must lie between 0 and 1, not {getattr(self, name)}"
         if not all(0 <= value <= most for value, most in zip(self.jitter, (1, 1, 1, 0.5), strict=True)):
@@ -218,7 +215,7 @@ class Config:
             yield f"--head-margin of {self.head} is an angle from 0 to 1.57, a right angle, not {self.head_margin}"
         if len(set(self.attention_stages)) < len(self.attention_stages):
             yield f"--attention-stages {' '.join(map(str, self.attention_stages))} names a stage twice"
-        for name in ("head_scale", "lr", "backbone_lr_factor", "bias_lr_factor"):
+        for name in POSITIVE:
             if not 0 < getattr(self, name) < math.inf:
                 yield f"--{dashed(name)} must be above 0, not {getattr(self, name)}"
         for name in ("momentum", "ema_decay"):
@@ -240,17 +237,20 @@ class Config:
                 f"--batch-size {self.batch_size} holds only one identity of {self.images_per_id} images; "
                 f"PK sampling needs two or more, try --batch-size {4 * self.images_per_id}"
             )
-        if self.triplet_weight > 0 and not pk:
-            yield (
-                f"the triplet loss needs several images of one identity in a batch, which --sampler {self.sampler} "
-                "does not promise; use --sampler pk, or switch the loss off with --triplet-weight 0"
-            )
-        if self.triplet_weight > 0 and self.images_per_id < 2:
-            yield (
-                "the triplet loss needs a positive for each anchor, and --images-per-id 1 gives none; use 2 or more, "
-                "or switch the loss off with --triplet-weight 0"
-            )
-        if self.id_weight == self.triplet_weight == self.center_weight == 0:
+        metric = [loss for loss in METRIC_LOSSES if getattr(self, f"{loss}_weight") > 0]
+        for loss in metric:
+            off = f"switch the loss off with --{dashed(loss)}-weight 0"
+            if not pk:
+                yield (
+                    f"the {loss} loss needs several images of one identity in a batch, which --sampler {self.sampler} "
+                    f"does not promise; use --sampler pk, or {off}"
+                )
+            if self.images_per_id < 2:
+                yield (
+                    f"the {loss} loss needs a positive for each anchor, and --images-per-id 1 gives none; use 2 or "
+                    f"more, or {off}"
+                )
+        if not metric and self.id_weight == self.center_weight == 0:
             yield "all loss weights are 0, nothing would be learned; set --id-weight or --triplet-weight above 0"
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             yield "--nesterov is momentum of a kind that only SGD has; give --optimizer sgd and --momentum above 0"

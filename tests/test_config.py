@@ -12,6 +12,8 @@ import pytest
 
 from config import PRESETS, Config
 from config.cli import parse_settings, parse_train, widen
+from config.config import METRIC_LOSSES
+from loss.criterion import metric_losses
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,3 +137,17 @@ def test_a_wider_config_keeps_the_settings_and_adds_its_own():
     wide = widen(PRESETS["tiny_b1"], Wider)
     assert parse_settings(wide, ["--extra", "3"], {}, "tool").extra == 3
     assert wide.backbone == "resnet50"
+
+
+@pytest.mark.parametrize("loss", METRIC_LOSSES)
+def test_every_metric_loss_wants_batches_with_positives_and_is_a_part_of_the_criterion(loss):
+    on = {f"{name}_weight": 0.0 for name in METRIC_LOSSES} | {f"{loss}_weight": 0.5, "center_weight": 0.0}
+    cfg = Config(**on, id_weight=0.0).check()
+    assert list(metric_losses(cfg)) == [loss] and metric_losses(cfg)[loss][0] == 0.5
+    for change, words in (({"sampler": "shuffle"}, "--sampler pk"), ({"images_per_id": 1}, "use 2 or more")):
+        with pytest.raises(UserError, match=rf"the {loss} loss needs .*{words}.*--{loss.replace('_', '-')}-weight 0"):
+            dataclasses.replace(cfg, **change).check()
+    with pytest.raises(UserError, match=f"--{loss.replace('_', '-')}-weight must be at least 0"):
+        dataclasses.replace(cfg, **{f"{loss}_weight": -1.0}).check()
+    with pytest.raises(UserError, match="all loss weights are 0"):
+        dataclasses.replace(cfg, **{f"{loss}_weight": 0.0}).check()
