@@ -13,7 +13,6 @@ from utils.errors import UserError
 Sampler = Literal["pk", "pk_cameras", "weighted", "shuffle"]
 Protocol = Literal["auto", "standard", "multi_query", "single_shot", "vehicle_id"]
 Optimizer = Literal["adam", "amsgrad", "adamw", "adamw_amsgrad", "sgd"]
-Backbone = Literal["resnet18", "resnet50", "mobilenet_v2", "efficientnet_v2_s"]
 
 Attention = Literal["none", "se", "cbam", "gc", "gc_gate", "nonlocal", "nonlocal_softmax", "plr", "fpb"]
 Pooling = Literal["avg", "max", "avg_max", "gem", "gem_fixed"]
@@ -21,8 +20,18 @@ Head = Literal["linear", "cosine", "cosine_learned", "cosface", "arcface", "subc
 
 FRACTIONS = ("cutout_size", "test_share", "lambda_value", "label_smoothing", "attention_ratio")
 FRACTIONS += ("warmup_factor", "gamma", "min_lr_factor")
+BOTTLENECKS = ("resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2")
+BOTTLENECKS += ("wide_resnet101_2",)  # ResNets of torchvision's bottleneck blocks
 METRIC_LOSSES = ("triplet", "contrastive", "circle", "cosface", "multi_similarity", "centroid", "range", "cluster")
-POSITIVE = ("head_scale", "lr", "backbone_lr_factor", "bias_lr_factor", "circle_gamma", "cosface_gamma")
+POSITIVE = (
+    "width_multiplier",
+    "head_scale",
+    "lr",
+    "backbone_lr_factor",
+    "bias_lr_factor",
+    "circle_gamma",
+    "cosface_gamma",
+)
 POSITIVE += ("ms_alpha", "ms_beta")
 
 
@@ -78,14 +87,16 @@ class Config:
     autoaugment_prob: float = 0.0  # one of AutoAugment's policies for ImageNet
 
     # ---- model
-    backbone: Backbone = "resnet50"  # network before the pooling
-    weights: str = "imagenet"  # start of the backbone: imagenet (downloaded by torchvision), none, or a file
+    backbone: str = "resnet50"  # network before the pooling: a name (see README), or timm/NAME for one of timm's
+    width_multiplier: float = 1.0  # mobilenet_v2: factor of its layers' channels, which stay multiples of 8
+    weights: str = "imagenet"  # start of the backbone: imagenet (downloaded, OSNet's by hand), none, or a file
     last_stride: Literal[1, 2] = 1  # stride of the last down-sampling stage; 1 keeps a finer map and is ReID's habit
-    stride_in_1x1: bool = False  # ResNet50: stride on a bottleneck's first 1x1 convolution, as caffe's weights want
+    stride_in_1x1: bool = False  # ResNets: stride on a bottleneck's first 1x1 convolution, as caffe's weights want
     attention: Attention = "none"  # module after the stages below; nonlocal as in AGW, gc_gate as HN's LightMBN has it
     attention_stages: tuple[int, ...] = (2, 3)  # stages of the backbone, counted from 1, that it comes after
     attention_ratio: float = 0.0625  # share of the channels that it keeps inside; 0: one channel, as AGW and fast-reid
     pooling: Pooling = "avg"  # global pooling of the last feature map; gem learns its power, gem_fixed keeps it at 3
+    embedding_dim: int = 0  # width of a Linear + BN + ReLU after the pooling, 512 in OSNet's published files; 0: none
     neck: Literal["bnneck", "none"] = "bnneck"  # bnneck: batch norm between metric-loss feature and classifier
     head: Head = "linear"  # classifier; all but linear compare directions: cosines times head_scale
     head_scale: float = 64.0  # factor of the cosines (cosine_learned: at the start); not for linear
@@ -196,7 +207,7 @@ class Config:
         at_least |= {"holdout_ids": 0, "query_expansion": 0, "augmentation_k": 0, "expansion_alpha": 0, "trials": 1}
         at_least |= {"id_weight": 0, "center_weight": 0, "triplet_margin": 0, "weight_decay": 0, "focal_gamma": 0}
         at_least |= {f"{loss}_weight": 0 for loss in METRIC_LOSSES}
-        at_least |= {"head_margin": 0, "sub_centers": 1}
+        at_least |= {"head_margin": 0, "sub_centers": 1, "embedding_dim": 0}
         at_least |= {"warmup_iters": 0, "clip_grad": 0, "freeze_epochs": 0, "delay_epochs": 0}
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
@@ -260,8 +271,12 @@ class Config:
             yield "--delay-epochs and --min-lr-factor are for --schedule cosine or linear; with steps, set both to 0"
         if self.delay_epochs >= self.epochs:
             yield f"--delay-epochs {self.delay_epochs} must be below --epochs {self.epochs}, or the rate never falls"
-        if self.stride_in_1x1 and self.backbone != "resnet50":
-            yield f"--stride-in-1x1 is for bottleneck ResNets; {self.backbone} has none, leave the setting out"
+        if self.stride_in_1x1 and self.backbone not in BOTTLENECKS:
+            yield f"--stride-in-1x1 is for {', '.join(BOTTLENECKS)}; leave it out with {self.backbone}"
+        if self.width_multiplier != 1 and self.backbone != "mobilenet_v2":
+            yield f"--width-multiplier is for mobilenet_v2; leave it out with {self.backbone}"
+        if self.width_multiplier != 1 and self.weights == "imagenet":
+            yield "--weights imagenet is there for --width-multiplier 1 only; give --weights none, or a file"
         if not self.dataset:
             yield "--dataset is empty; name one, such as --dataset market1501"
         for name in undefined(self):

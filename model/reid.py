@@ -1,4 +1,5 @@
-"""The ReID model: backbone → pooling → BNNeck → classifier (Luo et al., Bag of Tricks, CVPR workshops 2019)."""
+"""The ReID model: backbone → pooling → embedding, if asked for → BNNeck → classifier (Luo et al., Bag of Tricks, CVPR
+workshops 2019)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from torch import nn
 
 from config import Config
 from model.attention import make_attention
-from model.backbones import BACKBONES
+from model.backbones import find_backbone
+from model.backbones.osnet import embedding
 from model.heads import HEADS
 from model.pooling import POOLING
 from model.weights import load_backbone
@@ -25,10 +27,12 @@ class ReIDModel(nn.Module):
 
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__()
-        self.backbone = BACKBONES[cfg.backbone](cfg)
+        self.backbone = find_backbone(cfg.backbone)(cfg)
         add_attention(self.backbone, cfg)
         self.pool = POOLING[cfg.pooling]()
-        self.feature_dim = self.backbone.out_channels
+        width = self.backbone.out_channels
+        self.fc = embedding(width, cfg.embedding_dim) if cfg.embedding_dim else nn.Identity()
+        self.feature_dim = cfg.embedding_dim or width
         self.neck = bnneck(self.feature_dim) if cfg.neck == "bnneck" else nn.Identity()
         self.classifier = HEADS[cfg.head](
             self.feature_dim, num_classes, cfg.head_scale, cfg.head_margin, cfg.sub_centers
@@ -36,7 +40,7 @@ class ReIDModel(nn.Module):
         self.test_after_neck = cfg.test_feature == "after"
 
     def forward(self, images: torch.Tensor):
-        feature = self.pool(self.backbone(images))
+        feature = self.fc(self.pool(self.backbone(images)))
         after = self.neck(feature)
         if self.training:
             return [self.classifier(after)], [feature]
@@ -63,7 +67,7 @@ def bnneck(width: int) -> nn.BatchNorm1d:
 def make_model(cfg: Config, num_classes: int) -> ReIDModel:
     """The model of the settings with its start weights. Raises UserError when these cannot be had or do not fit."""
     model = ReIDModel(cfg, num_classes)
-    report = load_backbone(model.backbone, cfg.weights)
+    report = load_backbone(model.backbone, cfg.weights, model.fc)
     log = logging.getLogger("plainreid")
     if report:
         log.info(str(report))

@@ -7,10 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from utils.errors import UserError
+
+# torchreid's checkpoints hold their Rank-1 as a NumPy number, which is plain but not to torch; NumPy 2 moved its maker
+_MAKER = np.float32(0).__reduce__()[0]
+NUMPY_NUMBERS = [(_MAKER, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+NUMPY_NUMBERS += [np.dtype, type(np.dtype("float32")), type(np.dtype("float64"))]
 
 
 @dataclass
@@ -33,23 +39,30 @@ class LoadReport:
         return text
 
 
-def load_backbone(backbone: nn.Module, source: str) -> LoadReport | None:
+def load_backbone(backbone: nn.Module, source: str, fc: nn.Module | None = None) -> LoadReport | None:
     """Fill `backbone` from `source`: imagenet, none, or a file. Returns the account, None for `none`.
 
     A file may be a state dict, or a dict that holds one under `model` or `state_dict` (our own checkpoints, other
-    people's), with or without `module.` and `backbone.` before the names; float16 is cast to float32.
+    people's), with or without `module.` and `backbone.` before the names; float16 is cast to float32. `fc` is filled
+    from the names `fc.*`, which is where torchreid's files and ours have the embedding layer after the pooling.
     Raises UserError when it cannot be read or downloaded, or when nothing in it fits.
     """
     if source == "none":
         return None
     state = _imagenet(backbone) if source == "imagenet" else read_state(source)
+    if hasattr(backbone, "rename"):
+        state = backbone.rename(state)
     target = backbone.state_dict()
+    if fc is not None:
+        target |= {f"fc.{name}": tensor for name, tensor in fc.state_dict().items()}
     fits = {k: v for k, v in state.items() if k in target and v.shape == target[k].shape}
     report = LoadReport(source, sorted(fits), sorted(state.keys() - fits.keys()), sorted(target.keys() - fits.keys()))
     if not any(name in fits for name, _ in backbone.named_parameters()):
         found = f"it holds {', '.join(sorted(state)[:4])}, ..." if state else "it holds no tensor"
         raise UserError(f"nothing in {source} fits this backbone ({found}); is it for another --backbone?")
     backbone.load_state_dict(fits, strict=False)
+    if fc is not None:
+        fc.load_state_dict({k.removeprefix("fc."): v for k, v in fits.items() if k.startswith("fc.")}, strict=False)
     return report
 
 
@@ -74,7 +87,8 @@ def load_plain(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise UserError(f"{path} is not a file; give imagenet, none or the path of a weights file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is damaged, or holds more than tensors and plain values and would run code when loaded; refused"
@@ -92,4 +106,9 @@ def _imagenet(backbone: nn.Module) -> dict[str, torch.Tensor]:
         raise UserError(
             f"the ImageNet weights {weights} could not be downloaded ({error}); fetch {weights.url} elsewhere and give "
             "the file with --weights FILE, or train from scratch with --weights none"
+        ) from error
+    except RuntimeError as error:  # torch.hub: the hash is not the one in the file's name, or a file there is cut off
+        raise UserError(
+            f"the ImageNet weights {weights} are damaged ({error}); delete that file from {torch.hub.get_dir()}"
+            "/checkpoints, if it is there, and run the command again"
         ) from error

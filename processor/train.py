@@ -13,7 +13,7 @@ from config import Config
 from datasets.base import fingerprint
 from datasets.loaders import Loaders, make_loaders
 from loss import make_criterion
-from model import make_model
+from model import find_backbone, make_model
 from processor.checkpoint import LAST
 from processor.environment import pick_device
 from processor.evaluate import do_inference, quick, report, scored_as, scores_note
@@ -47,6 +47,7 @@ def do_train(cfg: Config, command: str = "") -> Run:
 def prepare(cfg: Config, command: str) -> tuple[Run, Loaders]:
     """Data, model, losses, optimizers and directory. What can fail fails here, before anything is written."""
     device = pick_device(cfg.device)
+    find_backbone(cfg.backbone)  # a wrong name shows before the data is read
     torch.manual_seed(cfg.seed)
     loaders = make_loaders(cfg)
     dataset = loaders.dataset

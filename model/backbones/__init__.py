@@ -1,13 +1,54 @@
-"""Name to backbone: a function of the Config that gives a module from images (B, 3, H, W) to a map (B, C, h, w), with
-the attribute `out_channels`. Parameter names are torchvision's. A new one is one file, and one line here."""
+"""Name to backbone: a function of the Config that gives a module from images (B, 3, H, W) to a map (B, C, h, w).
 
-from model.backbones.efficientnet import efficientnet_v2_s
-from model.backbones.mobilenet import mobilenet_v2
-from model.backbones.resnet import resnet18, resnet50
+It has `out_channels` (C), `stage_channels` (the widths after its stages), `attention` (a ModuleDict of modules that run
+after the stages, by their number) and `imagenet` (its weights there, with `get_state_dict` and `url`). Parameter names
+are those of published files. A new one is one file, and one line here.
+"""
 
-BACKBONES = {
-    "resnet18": resnet18,
-    "resnet50": resnet50,
-    "mobilenet_v2": mobilenet_v2,
-    "efficientnet_v2_s": efficientnet_v2_s,
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from config import Config
+from model.backbones import resnet_ibn
+from model.backbones.convnext import CONVNEXTS
+from model.backbones.efficientnet import EFFICIENTNETS
+from model.backbones.mobilenet import MOBILENETS
+from model.backbones.osnet import OSNETS
+from model.backbones.regnet import REGNETS
+from model.backbones.resnet import RESNETS
+from model.backbones.shufflenet import SHUFFLENETS
+from model.backbones.timm_backbone import timm_backbone
+from model.backbones.vit import TRANSFORMERS
+from utils.errors import UserError
+
+BACKBONES: dict[str, Callable[[Config], nn.Module]] = {
+    **RESNETS,
+    "resnet50_ibn_a": resnet_ibn.resnet50_ibn_a,
+    "resnet101_ibn_a": resnet_ibn.resnet101_ibn_a,
+    "resnet18_ibn_b": resnet_ibn.resnet18_ibn_b,
+    "resnet50_ibn_b": resnet_ibn.resnet50_ibn_b,
+    **OSNETS,
+    **MOBILENETS,
+    **SHUFFLENETS,
+    **EFFICIENTNETS,
+    **REGNETS,
+    **CONVNEXTS,
+    **TRANSFORMERS,
 }
+
+
+def find_backbone(name: str) -> Callable[[Config], nn.Module]:
+    """The backbone of that name, which may be `timm/` and a name there. Raises UserError for a name that is none."""
+    if name in BACKBONES:
+        return BACKBONES[name]
+    if name.startswith("timm/"):
+        return partial(timm_backbone, name.removeprefix("timm/"))
+    near = difflib.get_close_matches(name, BACKBONES, n=3, cutoff=0.4)
+    near += [known for known in BACKBONES if known.startswith(name) and known not in near]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"the names are {', '.join(BACKBONES)}, and timm/NAME"
+    raise UserError(f"no backbone is called {name}; {hint}")

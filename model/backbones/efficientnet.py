@@ -1,32 +1,29 @@
-"""EfficientNetV2 (Tan & Le, Smaller Models and Faster Training, ICML 2021), torchvision's."""
+"""EfficientNet (Tan & Le, Rethinking Model Scaling for Convolutional Neural Networks, ICML 2019) and EfficientNetV2
+(Tan & Le, Smaller Models and Faster Training, ICML 2021), torchvision's."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-from torchvision.models import EfficientNet_V2_S_Weights
-from torchvision.models import efficientnet_v2_s as torchvision_efficientnet_v2_s
+from functools import partial
+
+from torchvision import models
 
 from config import Config
+from model.backbones.stages import Backbone, cut
+
+NAMES = (*(f"efficientnet_b{n}" for n in range(5)), "efficientnet_v2_s", "efficientnet_v2_m")
 
 
-class EfficientNet(nn.Module):
-    """The feature stages of a torchvision EfficientNet."""
+def efficientnet(name: str, cfg: Config) -> Backbone:
+    """The EfficientNet called `name`: (B, 3, H, W) to (B, C, H/16, W/16), or H/32 with last stride 2.
 
-    def __init__(self, net: nn.Module, last_stride: int):
-        super().__init__()
-        self.features = net.features
-        self.out_channels = net.classifier[-1].in_features
-        if last_stride == 1:
-            strided = [m for m in self.features.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
-            strided[-1].stride = (1, 1)  # the only strided convolution of the last down-sampling block is depthwise
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.features(images)
+    C is 1280 for B0, B1 and V2, 1408, 1536 and 1792 for B2, B3 and B4.
+    """
+    net = models.get_model(name)
+    ends = (3, 4, 6, len(net.features))  # V2-S has one block type less than the others in its last stage
+    channels = [net.features[end - 1][-1].out_channels for end in ends[:-1]] + [net.classifier[-1].in_features]
+    backbone = Backbone(net, cut("features", ends), channels, cfg.last_stride)
+    backbone.imagenet = models.get_model_weights(name).IMAGENET1K_V1
+    return backbone
 
 
-def efficientnet_v2_s(cfg: Config) -> EfficientNet:
-    """(B, 3, H, W) to (B, 1280, H/16, W/16), or H/32 with last stride 2."""
-    net = EfficientNet(torchvision_efficientnet_v2_s(), cfg.last_stride)
-    net.imagenet = EfficientNet_V2_S_Weights.IMAGENET1K_V1
-    return net
+EFFICIENTNETS = {name: partial(efficientnet, name) for name in NAMES}

@@ -1,30 +1,31 @@
-"""MobileNetV2 (Sandler et al., Inverted Residuals and Linear Bottlenecks, CVPR 2018), torchvision's."""
+"""MobileNetV2 (Sandler et al., Inverted Residuals and Linear Bottlenecks, CVPR 2018) and MobileNetV3 (Howard et al.,
+Searching for MobileNetV3, ICCV 2019), torchvision's."""
 
 from __future__ import annotations
 
-import torch
-from torchvision.models import MobileNet_V2_Weights
-from torchvision.models import MobileNetV2 as TorchvisionMobileNetV2
+from functools import partial
+
+from torchvision import models
 
 from config import Config
+from model.backbones.stages import Backbone, cut
+
+# layers before which the map is halved next, and their number
+ENDS = {"mobilenet_v2": (4, 7, 14, 19), "mobilenet_v3_small": (2, 4, 9, 13), "mobilenet_v3_large": (4, 7, 13, 17)}
 
 
-class MobileNetV2(TorchvisionMobileNetV2):
-    """torchvision's MobileNetV2 up to its last feature map."""
+def mobilenet(name: str, cfg: Config) -> Backbone:
+    """The MobileNet called `name`: (B, 3, H, W) to (B, C, H/16, W/16), or H/32 with last stride 2.
 
-    def __init__(self, last_stride: int):
-        super().__init__()
-        self.out_channels = self.last_channel
-        del self.classifier
-        if last_stride == 1:
-            self.features[14].conv[1][0].stride = (1, 1)  # the depthwise convolution of the last strided block
+    C is 1280 for V2 (times a `width_multiplier` above 1), 576 and 960 for V3, whose layer to 1280 or 1024 comes after
+    the pooling and is left out.
+    """
+    options = {"width_mult": cfg.width_multiplier} if name == "mobilenet_v2" else {}
+    net = models.get_model(name, **options)
+    channels = [net.features[end - 1].out_channels for end in ENDS[name]]
+    backbone = Backbone(net, cut("features", ENDS[name]), channels, cfg.last_stride)
+    backbone.imagenet = models.get_model_weights(name).IMAGENET1K_V1
+    return backbone
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.features(images)
 
-
-def mobilenet_v2(cfg: Config) -> MobileNetV2:
-    """(B, 3, H, W) to (B, 1280, H/16, W/16), or H/32 with last stride 2."""
-    net = MobileNetV2(cfg.last_stride)
-    net.imagenet = MobileNet_V2_Weights.IMAGENET1K_V1
-    return net
+MOBILENETS = {name: partial(mobilenet, name) for name in ENDS}

@@ -1,0 +1,57 @@
+"""What torchvision's backbones share here: its layers under their own names, run stage by stage."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+class Backbone(nn.Module):
+    """Layers of a torchvision network: images (B, 3, H, W) to the last feature map (B, C, h, w).
+
+    stages: names of the layers of each stage, in the order in which they run. They keep these names, so torchvision's
+    weights fit. Stages are counted as ResNet's: the first ends at 1/4 of the image, each further one at half of that.
+    last_stride 1 takes the stride out of the last stage (Sun et al., PCB, ECCV 2018).
+    `attention` holds modules to run after a stage, by its number: "1" to "4"; it is empty until someone fills it.
+    """
+
+    def __init__(
+        self, net: nn.Module, stages: Sequence[Sequence[str]], stage_channels: Sequence[int], last_stride: int
+    ):
+        super().__init__()
+        for name in dict.fromkeys(layer.split(".")[0] for stage in stages for layer in stage):
+            self.add_module(name, getattr(net, name))
+        self.stages = stages
+        self.stage_channels, self.out_channels = tuple(stage_channels), stage_channels[-1]
+        self.attention = nn.ModuleDict()
+        if last_stride == 1:
+            for layer in stages[-1]:
+                drop_stride(self.get_submodule(layer))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images
+        for number, stage in enumerate(self.stages, 1):
+            for layer in stage:
+                x = self.get_submodule(layer)(x)
+            x = self.attend(number, x)
+        return x
+
+    def attend(self, number: int, maps: torch.Tensor) -> torch.Tensor:
+        """The map (B, C, h, w) of a stage, after the attention that belongs there, if any does."""
+        return self.attention[str(number)](maps) if str(number) in self.attention else maps
+
+
+def drop_stride(layer: nn.Module) -> None:
+    """Stride 1 in all convolutions of the layer, those of its shortcuts too; the map keeps its size then, because all
+    are padded by half their kernel."""
+    for conv in layer.modules():
+        if isinstance(conv, nn.Conv2d):
+            conv.stride = (1, 1)
+
+
+def cut(sequence: str, ends: Sequence[int]) -> list[list[str]]:
+    """Stages of a sequence called so, each up to the layer with that number and without it."""
+    return [[f"{sequence}.{i}" for i in range(*pair)] for pair in itertools.pairwise((0, *ends))]
