@@ -88,7 +88,7 @@ def prepare_test(cfg: Config, stored: Stored | None) -> Prepared:
         torch.manual_seed(cfg.seed)
         model = make_model(cfg, num_classes=2).to(device).eval()  # the classifier plays no part in a test
         name, what = f"{cfg.backbone} with weights {cfg.weights}", "weights"
-        directory = Path(cfg.log_dir) / f"weights_{cfg.backbone}"
+        directory = Path(cfg.log_dir) / f"weights_{cfg.backbone.replace('/', '_')}"
         state = {"history": [], "command": "", "epoch": 0, "seconds": 0, "environment": describe_environment(device)}
     if cfg.channels_last:
         model = model.to(memory_format=torch.channels_last)
