@@ -59,8 +59,8 @@ class ReIDDataset:
 
 def full_note(*notes: str) -> str:
     """One sentence of all that scores must be read with; empty when there is nothing."""
-    notes = tuple(filter(None, notes))
-    return "; ".join((*notes, "not comparable with published scores")) if notes else ""
+    note = more_note(*notes)
+    return more_note(note, "not comparable with published scores") if note else ""
 
 
 def join(datasets: Sequence[ReIDDataset]) -> ReIDDataset:
@@ -75,7 +75,7 @@ def join(datasets: Sequence[ReIDDataset]) -> ReIDDataset:
         return [Sample(s.path, s.pid + number * SPAN, s.camid + number * SPAN) for s in samples]
 
     train = [s for number, dataset in enumerate(datasets) for s in moved(dataset.train, number)]
-    name, note = "+".join(d.name for d in datasets), "; ".join(filter(None, (d.train_note for d in datasets)))
+    name, note = "+".join(d.name for d in datasets), more_note(*(d.train_note for d in datasets))
     return replace(datasets[0], name=name, train=train, train_note=note)
 
 
@@ -173,6 +173,6 @@ def cut_test(dataset: ReIDDataset, count: int) -> ReIDDataset:
     return dataset
 
 
-def more_note(note: str, more: str) -> str:
-    """A note, and what else must be said."""
-    return f"{note}; {more}" if note else more
+def more_note(*notes: str) -> str:
+    """A note, and what else must be said; empty ones say nothing."""
+    return "; ".join(filter(None, notes))

@@ -7,14 +7,13 @@ from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from datasets.base import ReIDDataset, Sample
-from datasets.images import decode
+from datasets.images import decode_bytes, read_bytes
 from utils.errors import UserError
 
 SIDES = {"train": ("train",), "test": ("query", "gallery")}
@@ -32,8 +31,9 @@ class File(NamedTuple):
 
 def look_at(path: str) -> File:
     try:
-        height, width = decode(path).shape[:2]
-        return File((width, height), hashlib.sha1(Path(path).read_bytes()).hexdigest(), "")
+        data = read_bytes(path)
+        height, width = decode_bytes(path, data).shape[:2]
+        return File((width, height), hashlib.sha1(data).hexdigest(), "")
     except UserError as error:
         return File((0, 0), "", str(error))
 

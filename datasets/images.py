@@ -34,16 +34,25 @@ def read_image(path: str | Path, height: int, width: int) -> np.ndarray:
 
 def decode(path: str | Path) -> np.ndarray:
     """The same at its own size."""
+    return decode_bytes(path, read_bytes(path))
+
+
+def read_bytes(path: str | Path) -> np.ndarray:
+    """What is in a file, (N,) uint8. Raises UserError, naming the path, for what cannot be read or is no file."""
     try:
         about = os.stat(path)
         if not stat.S_ISREG(about.st_mode):  # a pipe would be waited for, a device never ends
             raise UserError(f"{path} cannot be read: it is a directory, pipe or device")
         if about.st_size > MOST_BYTES:
             raise UserError(f"{path} has {about.st_size} bytes, which is too much; restore or remove it")
-        data = np.fromfile(path, dtype=np.uint8)
+        return np.fromfile(path, dtype=np.uint8)
     except (OSError, ValueError, MemoryError) as error:  # ValueError: a name that no file can have
         reason = getattr(error, "strerror", None) or error or type(error).__name__
         raise UserError(f"{path} cannot be read: {reason}") from error
+
+
+def decode_bytes(path: str | Path, data: np.ndarray) -> np.ndarray:
+    """`decode` of what was read from `path`, which is named in errors."""
     if not data[:8].tobytes().startswith(KINDS):
         raise UserError(f"{path} is not an image: no JPEG, PNG, BMP, WebP or TIFF ({len(data)} bytes); remove it")
     size, whole = _header(data.tobytes())

@@ -64,23 +64,18 @@ class TestLoader:
         self.batch_size = cfg.test_batch_size
         self.samples, self.images = readable(cfg, samples, name)
         self.rows = np.arange(len(self.samples))
+        self.pids = np.array([s.pid for s in self.samples])
+        self.camids = np.array([s.camid for s in self.samples])
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
-
-    @property
-    def pids(self) -> np.ndarray:
-        return np.array([s.pid for s in self.samples])
-
-    @property
-    def camids(self) -> np.ndarray:
-        return np.array([s.camid for s in self.samples])
 
     def part(self, index: int, count: int) -> TestLoader:
         """The index-th (from 0) of `count` runs that make up the split, their lengths about equal."""
         first, end = (len(self.samples) * i // count for i in (index, index + 1))
         part = copy.copy(self)
-        part.samples, part.rows = self.samples[first:end], self.rows[first:end]
+        for name in ("samples", "rows", "pids", "camids"):
+            setattr(part, name, getattr(self, name)[first:end])
         return part
 
     def batches(self, device: torch.device) -> Iterator[torch.Tensor]:

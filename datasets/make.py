@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +21,7 @@ from datasets.randperson import randperson
 from datasets.vehicleid import vehicleid
 from datasets.veri776 import veri776
 from datasets.veriwild import veriwild
-from utils.errors import UserError
+from utils.errors import UserError, did_you_mean
 
 DATASETS: dict[str, Callable[[Config], ReIDDataset]] = {
     "demo": lambda cfg: demo(cfg.data_root),
@@ -54,9 +53,7 @@ def find_dataset(name: str, cfg: Config) -> ReIDDataset:
         return DATASETS[name](cfg)
     if name and Path(name).exists():
         return own(name, cfg.test_share, cfg.split_seed, cfg.camera_pattern)
-    near = difflib.get_close_matches(name, DATASETS, n=3)
-    near += [known for known in DATASETS if known.startswith(name) and known not in near]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"the names are {', '.join(DATASETS)}"
+    hint = did_you_mean(name, DATASETS) or f"the names are {', '.join(DATASETS)}"
     raise UserError(f"{name!r} is neither a dataset's name nor a folder or .csv file under {os.getcwd()}; {hint}")
 
 

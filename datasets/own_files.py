@@ -16,7 +16,7 @@ from utils.errors import UserError
 SPLITS = ("train", "query", "gallery", "test")
 COLUMNS = ("path", "pid", "camid", "split")
 # Pictures that cannot be read here. They are listed like the others, so that they are refused by name, not overlooked.
-UNREAD = {".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".dng", ".cr2", ".nef"}
+PICTURES = IMAGES | {".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".dng", ".cr2", ".nef"}
 
 
 class Picture(NamedTuple):
@@ -80,7 +80,7 @@ def _inside(folder: Path) -> tuple[list[Path], list[str]]:
                     folders.append(path)
             elif entry.is_dir(follow_symlinks=False):
                 folders.append(path)
-            elif path.suffix.lower() in IMAGES | UNREAD:
+            elif path.suffix.lower() in PICTURES:
                 images.append(entry.path)
     return folders, images
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from loss.pairs import anchor_mean, distance, euclidean_distances, means, pair_masks, wide
+from loss.pairs import anchor_mean, distance, euclidean_distances, means, pair_masks
 from loss.triplet import hinge
+from utils.precision import wide
 
 
 def centroid_triplet(features: torch.Tensor, labels: torch.Tensor, margin: float | None = 0.3) -> torch.Tensor:

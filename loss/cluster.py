@@ -13,8 +13,8 @@ from loss.pairs import (
     means,
     pair_masks,
     refuse_unless,
-    wide,
 )
+from utils.precision import wide
 
 
 def cluster_loss(features: torch.Tensor, labels: torch.Tensor, margin: float = 10.0) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import log_softmax, nll_loss
 
-from loss.pairs import wide
+from utils.precision import wide
 
 
 def focal_loss(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from utils.precision import wide
+
 NEVER = -1e9  # stands for -inf in a softmax or logsumexp, where a row of nothing but -inf would give NaN
 
 
@@ -20,11 +22,6 @@ def pair_masks(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def first_images(positive: torch.Tensor) -> torch.Tensor:
     """(B,) mask of one image an identity, the first in the batch: for sums over identities."""
     return ~positive.tril().any(1)
-
-
-def wide(features: torch.Tensor) -> torch.Tensor:
-    """As float32, or as float64 where that comes in."""
-    return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import softplus
 
-from loss.pairs import NEVER, anchor_mean, distance, euclidean_distances, pair_masks, wide
+from loss.pairs import NEVER, anchor_mean, distance, euclidean_distances, pair_masks
+from utils.precision import wide
 
 
 def batch_hard_triplet(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.precision import wide
+from utils.precision import wide
 
 
 class LinearHead(nn.Linear):

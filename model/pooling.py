@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from model.precision import wide
+from utils.precision import wide
 
 
 class Average(nn.Module):

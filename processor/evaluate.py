@@ -11,6 +11,7 @@ import torch
 from config import Config
 from config.config import dashed, undefined
 from datasets.base import ReIDDataset
+from datasets.check import MOST_CAMERAS
 from datasets.loaders import TestLoader
 from model import ReIDModel
 from processor.extract import extract_features
@@ -29,7 +30,6 @@ from utils.protocols import (
 from utils.rerank import k_reciprocal
 
 FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
-MOST_CAMERAS = 50
 
 
 @dataclass

@@ -195,7 +195,8 @@ def test(run: Run, loaders: Loaders) -> None:
 def finish(run: Run) -> None:
     """The run's result as JSON, and one line with the score before and after."""
     record = result_record(run.state(), run.cfg, run.history[-1]["scores"], run.note)
-    record |= {name: run.history[-1][name] for name in ("by_camera",) if name in run.history[-1]}
+    if "by_camera" in run.history[-1]:
+        record["by_camera"] = run.history[-1]["by_camera"]
     write_json(run.directory / "results" / "train.json", record)
     if run.board:
         run.board.close()

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from config import Config
 from datasets.base import label_map
@@ -78,3 +79,24 @@ def save_features(path: Path, seed: int = 0, **changes: np.ndarray) -> Path:
     arrays = {"qf": qf.astype("f2"), "gf": gf.astype("f2"), "qp": qp, "gp": gp, "qc": qc, "gc": gc} | changes
     np.savez(path, **{name: a for name, a in arrays.items() if a is not None})
     return path
+
+
+def filled(net: nn.Module) -> nn.Module:
+    """In evaluation mode and float64, with weights that are the same on every machine, in the order of their names."""
+    rng = np.random.RandomState(0)
+    for name, tensor in sorted(net.double().eval().state_dict().items()):
+        if tensor.ndim > 1:
+            values = rng.randn(*tensor.shape) * (1 / tensor[0].numel()) ** 0.5
+        elif name.endswith(("var", "weight")):
+            values = rng.uniform(0.5, 1.5, tensor.shape)
+        elif tensor.ndim:
+            values = rng.randn(*tensor.shape) * 0.1
+        else:
+            continue
+        tensor.copy_(torch.from_numpy(values))
+    return net
+
+
+def means(x: torch.Tensor) -> list[float]:
+    """Two numbers that tell maps of the same shape apart: the mean, and one that weighs each place differently."""
+    return [x.mean().item(), (x.flatten() * torch.linspace(-1, 1, x.numel(), dtype=x.dtype)).mean().item()]

@@ -8,6 +8,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from helpers import filled, means
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -57,28 +58,8 @@ def published_net(name: str) -> nn.Module:
     return net
 
 
-def filled(net: nn.Module) -> nn.Module:
-    """In evaluation mode and float64, with weights that are the same on every machine, in the order of their names."""
-    rng = np.random.RandomState(0)
-    for name, tensor in sorted(net.double().eval().state_dict().items()):
-        if tensor.ndim > 1:
-            values = rng.randn(*tensor.shape) * (1 / tensor[0].numel()) ** 0.5
-        elif name.endswith(("var", "weight")):
-            values = rng.uniform(0.5, 1.5, tensor.shape)
-        elif tensor.ndim:
-            values = rng.randn(*tensor.shape) * 0.1
-        else:
-            continue
-        tensor.copy_(torch.from_numpy(values))
-    return net
-
-
 def pictures() -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState(1).randn(1, 3, 64, 32))
-
-
-def means(x: torch.Tensor) -> list[float]:
-    return [x.mean().item(), (x.flatten() * torch.linspace(-1, 1, x.numel(), dtype=x.dtype)).mean().item()]
 
 
 def published_shapes(name: str) -> dict[str, tuple[int, ...]]:

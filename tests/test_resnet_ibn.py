@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers import filled, means
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,26 +39,6 @@ def make(name: str, **settings) -> nn.Module:
 def small(kind: str) -> nn.Module:
     torch.manual_seed(0)
     return ResNetIBN({"a": BottleneckIBN, "b": BasicBlockIBN}[kind], [1, 2, 2, 1], kind, last_stride=1)
-
-
-def filled(net: nn.Module) -> nn.Module:
-    """In evaluation mode and float64, with weights that are the same on every machine, in the order of their names."""
-    rng = np.random.RandomState(0)
-    for name, tensor in sorted(net.double().eval().state_dict().items()):
-        if tensor.ndim > 1:
-            values = rng.randn(*tensor.shape) * (1 / tensor[0].numel()) ** 0.5
-        elif name.endswith(("var", "weight")):
-            values = rng.uniform(0.5, 1.5, tensor.shape)
-        elif tensor.ndim:
-            values = rng.randn(*tensor.shape) * 0.1
-        else:
-            continue
-        tensor.copy_(torch.from_numpy(values))
-    return net
-
-
-def means(x: torch.Tensor) -> list[float]:
-    return [x.mean().item(), (x.flatten() * torch.linspace(-1, 1, x.numel(), dtype=x.dtype)).mean().item()]
 
 
 def shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -1,11 +1,20 @@
 """One kind of error for everything that the user can mend, and the wrapper that prints it."""
 
+import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
     """Bad input: the message is one clear sentence that names the file or setting and the mend."""
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """A question with the known names that are near this one or begin with it; empty where none does."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=cutoff)
+    near += [other for other in known if other.startswith(name) and other not in near]
+    return f"did you mean {' or '.join(near)}?" if near else ""
 
 
 class Stopped(Exception):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 
 from config import Config
@@ -14,10 +16,7 @@ MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in 0..1: what the published wei
 STD = (0.229, 0.224, 0.225)
 
 # Settings that switch off every transform, and for each transform those that switch it on again for every image.
-OFF = {
-    "flip_prob": 0.0, "pad": 0, "erase_prob": 0.0, "cutout_prob": 0.0, "translate_prob": 0.0, "rotate_prob": 0.0,
-    "affine_prob": 0.0, "jitter_prob": 0.0, "gray_prob": 0.0, "lgt_prob": 0.0, "autoaugment_prob": 0.0,
-}  # fmt: skip
+OFF = {f.name: 0.0 for f in fields(Config) if f.name.endswith("_prob")} | {"pad": 0}
 TRANSFORMS = {
     "flip": {"flip_prob": 1.0},
     "pad and crop": {"pad": 10},

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from model.attention.common import reduced, zero_bn
-from model.precision import wide
+from utils.precision import wide
 
 
 class NonLocal(nn.Module):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from model.attention.dual import FPB
-from model.precision import wide
+from utils.precision import wide
 
 
 class FeaturePyramid(nn.Module):

@@ -7,7 +7,6 @@ are those of published files. A new one is one file, and one line here.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 
@@ -24,7 +23,7 @@ from model.backbones.resnet import RESNETS
 from model.backbones.shufflenet import SHUFFLENETS
 from model.backbones.timm_backbone import timm_backbone
 from model.backbones.vit import TRANSFORMERS
-from utils.errors import UserError
+from utils.errors import UserError, did_you_mean
 
 BACKBONES: dict[str, Callable[[Config], nn.Module]] = {
     **RESNETS,
@@ -48,7 +47,5 @@ def find_backbone(name: str) -> Callable[[Config], nn.Module]:
         return BACKBONES[name]
     if name.startswith("timm/"):
         return partial(timm_backbone, name.removeprefix("timm/"))
-    near = difflib.get_close_matches(name, BACKBONES, n=3, cutoff=0.4)
-    near += [known for known in BACKBONES if known.startswith(name) and known not in near]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"the names are {', '.join(BACKBONES)}, and timm/NAME"
+    hint = did_you_mean(name, BACKBONES, cutoff=0.4) or f"the names are {', '.join(BACKBONES)}, and timm/NAME"
     raise UserError(f"no backbone is called {name}; {hint}")
