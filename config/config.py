@@ -15,6 +15,7 @@ Protocol = Literal["auto", "standard", "multi_query", "single_shot", "vehicle_id
 Optimizer = Literal["adam", "amsgrad", "adamw", "adamw_amsgrad", "sgd"]
 
 Attention = Literal["none", "se", "cbam", "gc", "gc_gate", "nonlocal", "nonlocal_softmax", "plr", "fpb"]
+Branches = Literal["one", "pcb", "mgn", "bdb", "lightmbn"]
 Pooling = Literal["avg", "max", "avg_max", "gem", "gem_fixed"]
 Head = Literal["linear", "cosine", "cosine_learned", "cosface", "arcface", "subcenter_arcface", "circle"]
 
@@ -95,8 +96,11 @@ class Config:
     attention: Attention = "none"  # module after the stages below; nonlocal as in AGW, gc_gate as HN's LightMBN has it
     attention_stages: tuple[int, ...] = (2, 3)  # stages of the backbone, counted from 1, that it comes after
     attention_ratio: float = 0.0625  # share of the channels that it keeps inside; 0: one channel, as AGW and fast-reid
+    branches: Branches = "one"  # one global feature, or a model of several branches (README: Models and losses)
     pooling: Pooling = "avg"  # global pooling of the last feature map; gem learns its power, gem_fixed keeps it at 3
-    embedding_dim: int = 0  # width of a Linear + BN + ReLU after the pooling, 512 in OSNet's published files; 0: none
+    embedding_dim: int = (
+        0  # width of a Linear + BN + ReLU after the pooling, 512 in OSNet's files; 0: none or the paper's
+    )
     neck: Literal["bnneck", "none"] = "bnneck"  # bnneck: batch norm between metric-loss feature and classifier
     head: Head = "linear"  # classifier; all but linear compare directions: cosines times head_scale
     head_scale: float = 64.0  # factor of the cosines (cosine_learned: at the start); not for linear

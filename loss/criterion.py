@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -24,42 +24,40 @@ from loss.triplet import batch_hard_triplet, weighted_triplet
 Harden = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def unchanged(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return logits
-
-
 class Criterion(nn.Module):
     """Logits and features of a model, one entry a branch, to the total loss and its unweighted parts.
 
     Label smoothing is epsilon/C on every class (Szegedy et al. 2016), as `cross_entropy` has it.
     """
 
-    def __init__(self, cfg: Config, num_classes: int, feature_dim: int, harden: Harden = unchanged):
+    def __init__(self, cfg: Config, num_classes: int, feature_dims: Sequence[int], hardens: Sequence[Harden]):
         super().__init__()
-        self.cfg, self.harden = cfg, harden
+        self.cfg, self.hardens = cfg, hardens
         self.id_loss, self.metric = id_loss(cfg), metric_losses(cfg)
-        self.center = CenterLoss(num_classes, feature_dim) if cfg.center_weight > 0 else None
+        widths = feature_dims if cfg.center_weight > 0 else []
+        self.centers = nn.ModuleList(CenterLoss(num_classes, width) for width in widths)
 
     def forward(
         self, logits: list[torch.Tensor], features: list[torch.Tensor], labels: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         cfg, parts, total = self.cfg, {}, 0.0
         if cfg.id_weight > 0:
-            hard = (self.harden(x.float(), labels) for x in logits)
+            hard = (harden(x.float(), labels) for harden, x in zip(self.hardens, logits, strict=True))
             parts["id"] = _mean(self.id_loss(x, labels, label_smoothing=cfg.label_smoothing) for x in hard)
             total = total + cfg.id_weight * parts["id"]
         for name, (weight, loss) in self.metric.items():
             parts[name] = _mean(loss(x, labels) for x in features)
             total = total + weight * parts[name]
-        if self.center is not None:
-            parts["center"] = _mean(self.center(x, labels) for x in features)
+        if self.centers:
+            parts["center"] = _mean(loss(x, labels) for loss, x in zip(self.centers, features, strict=True))
             total = total + cfg.center_weight * parts["center"]
         return total, parts
 
     def undo_center_weight(self) -> None:
         """Divide the centers' gradient by the loss weight: it weighs the features' pull only."""
-        if self.center is not None and self.center.centers.grad is not None:
-            self.center.centers.grad /= self.cfg.center_weight
+        for centers in self.centers.parameters():
+            if centers.grad is not None:
+                centers.grad /= self.cfg.center_weight
 
 
 def id_loss(cfg: Config) -> Callable[..., torch.Tensor]:
@@ -91,6 +89,6 @@ def _mean(values) -> torch.Tensor:
     return torch.stack(list(values)).mean()
 
 
-def make_criterion(cfg: Config, num_classes: int, feature_dim: int, harden: Harden = unchanged) -> Criterion:
-    """The losses of the settings. The features must be those before the neck, (B, feature_dim)."""
-    return Criterion(cfg, num_classes, feature_dim, harden)
+def make_criterion(cfg: Config, num_classes: int, feature_dims: Sequence[int], hardens: Sequence[Harden]) -> Criterion:
+    """The losses of the settings, for features of these widths and logits that these make harder, in their order."""
+    return Criterion(cfg, num_classes, feature_dims, hardens)

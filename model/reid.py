@@ -1,60 +1,100 @@
-"""The ReID model: backbone → pooling → embedding, if asked for → BNNeck → classifier (Luo et al., Bag of Tricks, CVPR
-workshops 2019)."""
+"""What all models are: a backbone, and behind it branches, each of them pooled feature → reduction → neck → classifier
+(Luo et al., Bag of Tricks, CVPR workshops 2019). `branches/` has the arrangements."""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from config import Config
 from model.attention import make_attention
 from model.backbones import find_backbone
-from model.backbones.osnet import embedding
 from model.heads import HEADS
-from model.pooling import POOLING
-from model.weights import load_backbone
 from utils.errors import UserError
 
 
-class ReIDModel(nn.Module):
-    """Images (B, 3, H, W), normalised, to what the mode asks for.
+class Branch(nn.Module):
+    """What is behind a pooling: a feature (B, C), reduced by `fc` to (B, width), its neck and its classifier.
 
-    Training: (logits, features), two lists with one entry a branch (here one): logits (B, C) for the identity loss,
-    features (B, D) before the neck for metric losses. Evaluation: embeddings (B, D), not L2-normalised.
+    Metric losses get the reduced feature before the neck unless `metric` is False; the identity loss gets the
+    classifier's logits unless `identity` is False.
     """
+
+    def __init__(
+        self,
+        cfg: Config,
+        width: int,
+        num_classes: int,
+        fc: nn.Module | None = None,
+        metric: bool = True,
+        identity: bool = True,
+    ):
+        super().__init__()
+        self.width, self.metric = width, metric
+        self.fc = fc or nn.Identity()
+        self.neck = bnneck(width) if cfg.neck == "bnneck" else nn.Identity()
+        self.classifier = None
+        if identity:
+            self.classifier = HEADS[cfg.head](width, num_classes, cfg.head_scale, cfg.head_margin, cfg.sub_centers)
+
+
+class ReIDModel(nn.Module):
+    """Images (B, 3, H, W), normalised, to what the mode asks for. A kind of model says how the map is pooled.
+
+    Training: (logits, features), two lists: logits (B, C) of every branch with a classifier, features (B, D) before
+    the neck of every branch that metric losses see. Evaluation: embeddings (B, D) of all branches next to each other,
+    each of length 1 so that all have the same say; of one branch alone as it is, not L2-normalised.
+    """
+
+    branches: nn.ModuleList
 
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__()
-        self.backbone = find_backbone(cfg.backbone)(cfg)
-        add_attention(self.backbone, cfg)
-        self.pool = POOLING[cfg.pooling]()
-        width = self.backbone.out_channels
-        self.fc = embedding(width, cfg.embedding_dim) if cfg.embedding_dim else nn.Identity()
-        self.feature_dim = cfg.embedding_dim or width
-        self.neck = bnneck(self.feature_dim) if cfg.neck == "bnneck" else nn.Identity()
-        self.classifier = HEADS[cfg.head](
-            self.feature_dim, num_classes, cfg.head_scale, cfg.head_margin, cfg.sub_centers
-        )
+        self.num_classes = num_classes
         self.test_after_neck = cfg.test_feature == "after"
+        self.backbone = make_backbone(cfg)
+
+    def pooled(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
+        """The pooled feature (B, C) of each branch, in their order."""
+        raise NotImplementedError
 
     def forward(self, images: torch.Tensor):
-        feature = self.fc(self.pool(self.backbone(images)))
-        after = self.neck(feature)
+        features = [branch.fc(x) for branch, x in zip(self.branches, self.pooled(images), strict=True)]
+        after = [branch.neck(x) for branch, x in zip(self.branches, features, strict=True)]
         if self.training:
-            return [self.classifier(after)], [feature]
-        return after if self.test_after_neck else feature
+            logits = [b.classifier(x) for b, x in zip(self.branches, after, strict=True) if b.classifier is not None]
+            return logits, [x for b, x in zip(self.branches, features, strict=True) if b.metric]
+        embeddings = after if self.test_after_neck else features
+        return torch.cat([F.normalize(x.float()) for x in embeddings], 1) if len(embeddings) > 1 else embeddings[0]
+
+    @property
+    def heads(self) -> list[nn.Module]:
+        """The classifiers, in the order of the logits."""
+        return [branch.classifier for branch in self.branches if branch.classifier is not None]
+
+    @property
+    def feature_dims(self) -> list[int]:
+        """Widths of the features that are trained on."""
+        return [branch.width for branch in self.branches if branch.metric]
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the embedding."""
+        return sum(branch.width for branch in self.branches)
 
 
-def add_attention(backbone: nn.Module, cfg: Config) -> None:
-    """Fill what the backbone runs after its stages. Raises UserError where it has no such place."""
-    if cfg.attention == "none":
-        return
-    if not hasattr(backbone, "attention"):
-        raise UserError(f"--backbone {cfg.backbone} has no place for attention; leave --attention out")
-    stages = make_attention(cfg.attention, cfg.attention_stages, backbone.stage_channels, cfg.attention_ratio)
-    backbone.attention.update(stages)
+def make_backbone(cfg: Config) -> nn.Module:
+    """The backbone of the settings with its attention. Raises UserError where it has no place for any."""
+    backbone = find_backbone(cfg.backbone)(cfg)
+    if cfg.attention != "none":
+        if not hasattr(backbone, "attention"):
+            raise UserError(f"--backbone {cfg.backbone} has no place for attention; leave --attention out")
+        stages = make_attention(cfg.attention, cfg.attention_stages, backbone.stage_channels, cfg.attention_ratio)
+        backbone.attention.update(stages)
+    return backbone
 
 
 def bnneck(width: int) -> nn.BatchNorm1d:
@@ -62,15 +102,3 @@ def bnneck(width: int) -> nn.BatchNorm1d:
     neck = nn.BatchNorm1d(width)
     neck.bias.requires_grad_(False)
     return neck
-
-
-def make_model(cfg: Config, num_classes: int) -> ReIDModel:
-    """The model of the settings with its start weights. Raises UserError when these cannot be had or do not fit."""
-    model = ReIDModel(cfg, num_classes)
-    report = load_backbone(model.backbone, cfg.weights, model.fc)
-    log = logging.getLogger("plainreid")
-    if report:
-        log.info(str(report))
-        if "caffe" in cfg.weights and not cfg.stride_in_1x1:
-            log.warning("a file named caffe most likely needs --stride-in-1x1: without, it loads and computes nonsense")
-    return model

@@ -43,8 +43,8 @@ def load_backbone(backbone: nn.Module, source: str, fc: nn.Module | None = None)
     """Fill `backbone` from `source`: imagenet, none, or a file. Returns the account, None for `none`.
 
     A file may be a state dict, or a dict that holds one under `model` or `state_dict` (our own checkpoints, other
-    people's), with or without `module.` and `backbone.` before the names; float16 is cast to float32. `fc` is filled
-    from the names `fc.*`, which is where torchreid's files and ours have the embedding layer after the pooling.
+    people's), with or without `module.`, `backbone.` and `branches.0.` before the names; float16 is cast to float32.
+    `fc` is filled from the names `fc.*`, where torchreid's files and ours have the embedding layer after the pooling.
     Raises UserError when it cannot be read or downloaded, or when nothing in it fits.
     """
     if source == "none":
@@ -77,7 +77,7 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     plain = {}
     for name, tensor in content.items():
         if isinstance(tensor, torch.Tensor):
-            name = str(name).removeprefix("module.").removeprefix("backbone.")
+            name = str(name).removeprefix("module.").removeprefix("backbone.").removeprefix("branches.0.")
             plain[name] = tensor.float() if tensor.is_floating_point() else tensor
     return plain
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from config import Config
-from model import ReIDModel
+from model import ReIDModel, build_model
 from model.weights import load_plain
 from utils.errors import UserError
 from utils.files import write_atomically
@@ -45,7 +45,7 @@ def load_model(checkpoint: str | Path, device: str | torch.device) -> tuple[ReID
 
 def rebuild_model(state: dict[str, Any], path: str | Path, cfg: Config) -> ReIDModel:
     """The model of a checkpoint's dict, built as `cfg` says. Raises UserError where its weights do not fit that."""
-    model = ReIDModel(cfg, len(state["labels"]))
+    model = build_model(cfg, len(state["labels"]))
     load_weights(model, state, path, cfg)
     return model
 
@@ -59,7 +59,7 @@ def load_weights(model: ReIDModel, state: dict[str, Any], path: str | Path, cfg:
         classes = len(state["labels"])
         raise UserError(
             f"{path} holds a {stored} model of {classes} identities, which does not fit a {cfg.backbone} model of "
-            f"{model.classifier.out_features}; leave --backbone and the data as they were in training"
+            f"{model.num_classes}; leave --backbone and the data as they were in training"
         ) from error
 
 

@@ -55,7 +55,8 @@ def prepare(cfg: Config, command: str) -> tuple[Run, Loaders]:
     model = make_model(cfg, len(loaders.labels))
     memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)
-    criterion = make_criterion(cfg, len(loaders.labels), model.feature_dim, model.classifier.harden).to(device)
+    hardens = [head.harden for head in model.heads]
+    criterion = make_criterion(cfg, len(loaders.labels), model.feature_dims, hardens).to(device)
     optimizers = make_optimizers(cfg, model, criterion)
 
     directory = run_directory(cfg)

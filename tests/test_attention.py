@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from model.attention import ATTENTION, make_attention
 from model.attention.common import reduced
 from model.attention.dual import ChannelAttention, PositionAttention
-from model.attention.pyramid import FeaturePyramid, eigenvalue_spread
 from utils.errors import UserError
 
 IDENTITY = ["gc", "nonlocal", "nonlocal_softmax", "fpb"]
@@ -318,80 +317,6 @@ def test_one_module_a_stage_of_the_stages_own_width():
 def test_a_stage_that_is_not_there_is_refused(stage):
     with pytest.raises(UserError, match=rf"--attention-stages {stage} does not exist; this backbone has 1 to 2"):
         make_attention("se", (1, stage), (8, 16), 0.0625)
-
-
-# ---- the pyramid
-
-
-def slow_pyramid(m, fine, coarse):
-    """The authors' order of steps, for maps of which one is exactly twice the other."""
-
-    def halved(x):
-        blocks = x.unflatten(2, (-1, 2)).unflatten(4, (-1, 2))
-        return blocks.amax((3, 5))
-
-    fine, coarse = m.lateral_fine(fine), m.lateral_coarse(coarse)
-    attended = m.attention(fine)
-    top = m.down(coarse)
-    middle = m.fuse_fine(attended + top.repeat_interleave(2, 2).repeat_interleave(2, 3))
-    middle = m.refine(middle) + m.skip_fine(fine)
-    bottom = m.up(top + halved(middle)) + m.skip_coarse(coarse)
-    return m.out(bottom), torch.cat([coarse, halved(attended)], 1)
-
-
-def test_the_pyramid_takes_the_authors_steps():
-    module = randomise(FeaturePyramid(6, 10, width=8).double()).eval()
-    fine, coarse = maps(2, 6, 8, 4), maps(2, 10, 4, 2)
-    for found, expected in zip(module(fine, coarse), slow_pyramid(module, fine, coarse), strict=True):
-        torch.testing.assert_close(found, expected)
-
-
-@pytest.mark.parametrize(("fine", "coarse"), [((9, 5), (5, 3)), ((1, 1), (1, 1)), ((16, 8), (16, 8))])
-def test_the_pyramid_takes_any_two_sizes(fine, coarse):
-    out, both = FeaturePyramid(6, 10, width=8)(maps(2, 6, *fine).float(), maps(2, 10, *coarse).float())
-    assert out.shape == (2, 10, *coarse) and both.shape == (2, 16, *coarse)
-    assert out.isfinite().all() and (out >= 0).all()
-
-
-def test_the_pyramid_of_resnet50_is_as_large_as_the_authors_code_makes_it():
-    lateral, convolutions, skips = (512 + 1024) * 256 + 4 * 256, 4 * (9 * 256**2 + 512), 2 * (256**2 + 512)
-    attention = 2 * 256 * 32 + 32 + 256**2 + 512 + 512  # theirs has the biases and two gammas that do nothing
-    out = 256 * 1024 + 2048
-    total = sum(p.numel() for p in FeaturePyramid(512, 1024).parameters())
-    assert total == lateral + convolutions + skips + attention + out
-
-
-@pytest.mark.parametrize("shape", [(3, 4, 5, 2), (2, 6, 2, 2), (1, 1, 3, 3)])
-def test_many_power_iterations_find_the_spread_of_the_eigenvalues(shape):
-    x = maps(*shape)
-    values = torch.linalg.eigvalsh(x.flatten(2) @ x.flatten(2).transpose(1, 2))
-    torch.manual_seed(0)
-    torch.testing.assert_close(
-        eigenvalue_spread(x, steps=3000), (values[:, -1] - values[:, 0]).mean(), rtol=1e-6, atol=1e-9
-    )
-
-
-def test_orthogonal_channels_of_one_size_have_no_spread_and_descent_finds_them():
-    torch.manual_seed(0)
-    rows = torch.linalg.qr(maps(12, 5)).Q.T.reshape(1, 5, 4, 3)
-    assert eigenvalue_spread(3 * rows, steps=5).item() == pytest.approx(0, abs=1e-9)
-    x = maps(1, 5, 4, 3).requires_grad_()
-    before = eigenvalue_spread(x, steps=50).item()
-    optimizer = torch.optim.SGD([x], lr=0.02)
-    for _ in range(100):
-        optimizer.zero_grad()
-        eigenvalue_spread(x, steps=20).backward()
-        optimizer.step()
-    assert eigenvalue_spread(x, steps=50).item() < 0.3 * before
-
-
-def test_the_spread_is_float32_under_autocast_and_with_half_precision():
-    x = 50 * maps(2, 8, 16, 8).abs().half()
-    with torch.autocast("cpu", dtype=torch.float16):
-        found = eigenvalue_spread(x, steps=50)
-    values = torch.linalg.eigvalsh(x.double().flatten(2) @ x.double().flatten(2).transpose(1, 2))
-    assert found.dtype == torch.float32
-    assert found.item() == pytest.approx((values[:, -1] - values[:, 0]).mean().item(), rel=0.01)
 
 
 @pytest.mark.parametrize("module", [PositionAttention(8, 0.25), ChannelAttention(8)])

@@ -62,7 +62,7 @@ def test_every_protocol_that_is_asked_for_is_scored_as_its_parts_say(parts, metr
 
 def test_a_diverged_model_gets_a_sentence(parts):
     cfg, model, loaders = parts
-    model.neck.weight.data.fill_(torch.nan)
+    model.branches[0].neck.weight.data.fill_(torch.nan)
     with pytest.raises(UserError, match="12 of 12 query features hold NaN"):
         do_inference(cfg, model, loaders.query, loaders.gallery, CPU)
 

@@ -13,6 +13,11 @@ from loss import CenterLoss, Criterion, batch_hard_triplet, make_criterion
 SOME = settings(max_examples=50, deadline=None, derandomize=True)
 
 
+def unchanged(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """A head without a margin."""
+    return logits
+
+
 def batch(size: int = 12, width: int = 8, identities: int = 3, seed: int = 0, scale: float = 1.0):
     """Random features (size, width) float32 and labels 0..identities-1, each of which is there."""
     rng = np.random.default_rng(seed)
@@ -200,12 +205,14 @@ def outputs(branches: int = 1, classes: int = 3, seed: int = 0):
 @pytest.mark.parametrize("branches", [1, 3])
 def test_criterion_is_the_weighted_sum_of_its_unweighted_parts(branches):
     logits, features, labels = outputs(branches)
-    criterion = make_criterion(ALL, 3, 8)
+    criterion = make_criterion(ALL, 3, [8] * branches, [unchanged] * branches)
     total, parts = criterion(logits, features, labels)
     expected = {
         "id": np.mean([reference.smoothed_cross_entropy(x.detach(), labels, 0.2) for x in logits]),
         "triplet": np.mean([reference.triplet(x.detach().double(), labels, 0.7, 0.1).item() for x in features]),
-        "center": np.mean([reference.center(x, labels, criterion.center.centers).item() for x in features]),
+        "center": np.mean(
+            [reference.center(x, labels, c.centers).item() for x, c in zip(features, criterion.centers, strict=True)]
+        ),
     }
     assert {name: value.item() for name, value in parts.items()} == pytest.approx(expected, rel=1e-4)
     weighted = 0.5 * expected["id"] + 2.0 * expected["triplet"] + 0.01 * expected["center"]
@@ -218,7 +225,7 @@ def test_criterion_is_the_weighted_sum_of_its_unweighted_parts(branches):
 def test_weight_0_switches_a_loss_off(name):
     cfg = Config(**{**ALL.to_dict(), f"{name}_weight": 0.0})
     logits, features, labels = outputs()
-    criterion = Criterion(cfg, 3, 8)
+    criterion = Criterion(cfg, 3, [8], [unchanged])
     total, parts = criterion(logits, features, labels)
     assert set(parts) == {"id", "triplet", "center"} - {name}
     weights = {"id": 0.5, "triplet": 2.0, "center": 0.01}
@@ -228,7 +235,7 @@ def test_weight_0_switches_a_loss_off(name):
 
 def test_a_switched_off_triplet_does_not_refuse_a_batch_without_positives():
     cfg = Config(triplet_weight=0.0, center_weight=0.0)
-    total, _ = Criterion(cfg, 12, 8)([torch.zeros(12, 12)], [torch.zeros(12, 8)], torch.arange(12))
+    total, _ = Criterion(cfg, 12, [8], [unchanged])([torch.zeros(12, 12)], [torch.zeros(12, 8)], torch.arange(12))
     assert total.item() == pytest.approx(np.log(12), rel=1e-5)
 
 
@@ -239,7 +246,7 @@ def test_label_smoothing_spreads_epsilon_over_all_classes(epsilon, classes):
     rng = np.random.default_rng(classes)
     logits = torch.from_numpy(rng.normal(size=(9, classes)) * 4).float()
     labels = torch.from_numpy(rng.integers(0, classes, 9))
-    total, _ = Criterion(cfg, classes, 8)([logits], [torch.zeros(9, 8)], labels)
+    total, _ = Criterion(cfg, classes, [8], [unchanged])([logits], [torch.zeros(9, 8)], labels)
     assert total.item() == pytest.approx(reference.smoothed_cross_entropy(logits, labels, epsilon), rel=1e-5)
 
 
@@ -247,31 +254,31 @@ def test_label_smoothing_spreads_epsilon_over_all_classes(epsilon, classes):
 def test_undoing_the_center_weight_leaves_the_centers_the_plain_gradient(weight):
     cfg = Config(id_weight=0.0, triplet_weight=0.0, center_weight=weight)
     logits, features, labels = outputs()
-    criterion = Criterion(cfg, 3, 8)
+    criterion = Criterion(cfg, 3, [8], [unchanged])
     total, _ = criterion(logits, features, labels)
     total.backward()
     weighted_pull = features[0].grad.clone()
     criterion.undo_center_weight()
-    centers = criterion.center.centers.detach().double().requires_grad_()
+    centers = criterion.centers[0].centers.detach().double().requires_grad_()
     rows = features[0].detach().double().requires_grad_()
     reference.center(rows, labels, centers).backward()
-    torch.testing.assert_close(criterion.center.centers.grad.double(), centers.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(criterion.centers[0].centers.grad.double(), centers.grad, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(weighted_pull.double(), weight * rows.grad, rtol=1e-4, atol=1e-6)
     assert torch.equal(features[0].grad, weighted_pull)  # the features keep the weight
 
 
 def test_undoing_the_center_weight_is_harmless_without_centers_or_gradients():
-    Criterion(Config(center_weight=0.0), 3, 8).undo_center_weight()
-    criterion = Criterion(ALL, 3, 8)
+    Criterion(Config(center_weight=0.0), 3, [8], [unchanged]).undo_center_weight()
+    criterion = Criterion(ALL, 3, [8], [unchanged])
     criterion.undo_center_weight()  # before any backward pass
-    assert criterion.center.centers.grad is None
+    assert criterion.centers[0].centers.grad is None
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
 def test_criterion_takes_half_precision_and_computes_in_float32(autocast):
     logits, features, labels = outputs()
     logits, features = [x.detach().bfloat16() for x in logits], [x.detach().bfloat16() for x in features]
-    criterion = Criterion(ALL, 3, 8)
+    criterion = Criterion(ALL, 3, [8], [unchanged])
     expected, _ = criterion([x.float() for x in logits], [x.float() for x in features], labels)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         total, parts = criterion(logits, features, labels)
@@ -282,7 +289,7 @@ def test_criterion_takes_half_precision_and_computes_in_float32(autocast):
 
 def test_criterion_refuses_a_batch_without_positives_for_the_triplet():
     with pytest.raises(ValueError, match="two images of one identity"):
-        Criterion(Config(), 12, 8)([torch.zeros(12, 12)], [torch.zeros(12, 8)], torch.arange(12))
+        Criterion(Config(), 12, [8], [unchanged])([torch.zeros(12, 12)], [torch.zeros(12, 8)], torch.arange(12))
 
 
 @pytest.mark.parametrize("loss", ["triplet", "center"])

@@ -33,16 +33,22 @@ def test_training_gives_logits_and_features_and_testing_embeddings():
     model = make_model(config("resnet18"), num_classes=7)
     images = torch.randn(4, 3, 64, 32)
     (logits,), (features,) = model.train()(images)
-    assert logits.shape == (4, 7) and features.shape == (4, 512) and model.feature_dim == 512
-    assert model.classifier.bias is None and model.classifier.weight.std().item() == pytest.approx(0.001, rel=0.1)
-    assert not model.neck.bias.requires_grad and model.neck.bias.eq(0).all()
-    model.neck.weight.data.fill_(3.0)
+    assert (
+        logits.shape == (4, 7)
+        and features.shape == (4, 512)
+        and model.feature_dims == [512]
+        and model.embedding_dim == 512
+    )
+    branch = model.branches[0]
+    assert branch.classifier.bias is None and branch.classifier.weight.std().item() == pytest.approx(0.001, rel=0.1)
+    assert not branch.neck.bias.requires_grad and branch.neck.bias.eq(0).all()
+    branch.neck.weight.data.fill_(3.0)
     with torch.no_grad():
         after = model.eval()(images)
         model.test_after_neck = False
         before = model(images)
     assert after.shape == before.shape == (4, 512)
-    assert torch.allclose(model.neck(before), after) and not torch.allclose(before, after)
+    assert torch.allclose(branch.neck(before), after) and not torch.allclose(before, after)
 
 
 def test_max_pooling_and_no_neck():
@@ -116,7 +122,7 @@ def test_a_backbone_that_is_not_there_is_refused_with_near_names():
 def test_an_embedding_layer_is_made_loaded_from_files_of_others_and_from_our_own(tmp_path):
     cfg = config("osnet_x0_25", embedding_dim=96, neck="none")
     theirs = make_model(cfg, num_classes=5)
-    state = theirs.backbone.state_dict() | {f"fc.{k}": v for k, v in theirs.fc.state_dict().items()}
+    state = theirs.backbone.state_dict() | {f"fc.{k}": v for k, v in theirs.branches[0].fc.state_dict().items()}
     path = tmp_path / "osnet.pth.tar"  # torchreid's: DataParallel's names, a NumPy number beside them
     content = {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3, "rank1": np.float32(0.9)}
     torch.save(content | {"state_dict": content["state_dict"] | {"module.classifier.weight": torch.ones(7, 96)}}, path)

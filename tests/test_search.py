@@ -103,7 +103,7 @@ def test_held_out_identities_are_searched_and_the_command_reproduces_what_test_w
 
 def test_a_run_that_holds_out_trains_on_the_others_and_its_result_says_so(tiny):
     done = do_train(replace(tiny, holdout_ids=2, epochs=1, eval_first=False))
-    assert set(done.labels) == {1, 2, 3, 4} and done.model.classifier.out_features == 4
+    assert set(done.labels) == {1, 2, 3, 4} and done.model.num_classes == 4
     note = json.loads((done.directory / "results" / "train.json").read_text())["note"]
     assert note == "trained without the last 2 of 6 identities; not comparable with published scores"
     shown = program(TOOL, "--log-dir", tiny.log_dir, *GRID)  # the newest run

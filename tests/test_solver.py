@@ -111,7 +111,7 @@ def test_each_trainable_parameter_is_in_one_group_and_frozen_ones_in_none(backbo
     grouped = [id(p) for group in parameter_groups(Config(**changes), model) for p in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
-    assert id(model.neck.bias) not in grouped and id(next(model.backbone.parameters())) not in grouped
+    assert id(model.branches[0].neck.bias) not in grouped and id(next(model.backbone.parameters())) not in grouped
 
 
 def test_groups_are_as_few_as_the_settings_need():
@@ -233,7 +233,7 @@ def parts(**changes) -> SimpleNamespace:
     cfg = Config(backbone="resnet18", weights="none", optimizer="sgd", momentum=0.0, weight_decay=0.0, lr=1.0)
     cfg = replace(cfg, **changes)
     model = make_model(cfg, 4)
-    criterion = make_criterion(cfg, 4, model.feature_dim)
+    criterion = make_criterion(cfg, 4, model.feature_dims, [head.harden for head in model.heads])
     return SimpleNamespace(cfg=cfg, model=model, criterion=criterion, optimizers=make_optimizers(cfg, model, criterion))
 
 
@@ -268,8 +268,8 @@ def test_clipping_neither_scales_nor_counts_the_gradient_of_the_centers():
     free, clipped = parts(), parts(clip_grad=1e-3)
     train_step(free, *batch())
     told = train_step(clipped, *batch())["grad_norm"]
-    assert torch.equal(free.criterion.center.centers.grad, clipped.criterion.center.centers.grad)
-    assert torch.equal(free.criterion.center.centers, clipped.criterion.center.centers)
+    assert torch.equal(free.criterion.centers[0].centers.grad, clipped.criterion.centers[0].centers.grad)
+    assert torch.equal(free.criterion.centers[0].centers, clipped.criterion.centers[0].centers)
     assert told.item() == pytest.approx(gradients(free).double().norm().item(), rel=1e-4)
 
 

@@ -74,7 +74,7 @@ def test_same_seed_same_run_other_seed_other_run(tiny):
     first, second = (do_train(replace(tiny, epochs=1, name=name)) for name in ("a", "b"))
     assert_same(weights(first.directory / "last.pth"), weights(second.directory / "last.pth"))
     other = do_train(replace(tiny, epochs=1, name="c", seed=1))
-    assert not torch.equal(first.model.classifier.weight, other.model.classifier.weight)
+    assert not torch.equal(first.model.branches[0].classifier.weight, other.model.branches[0].classifier.weight)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_frozen_backbone_is_that_of_the_start_until_its_time_is_over(tiny):
     start = make_model(cfg, 6).state_dict()
     frozen = do_train(replace(cfg, name="frozen")).model.state_dict()
     moved = {k for k in start if not torch.equal(start[k], frozen[k])}
-    assert moved and all(k.startswith(("neck.", "classifier.")) for k in moved)
+    assert moved and all(k.startswith(("branches.0.neck.", "branches.0.classifier.")) for k in moved)
     for epochs, steps in ((1.75, 1), (1.0, 4)):  # within an epoch, and at its border, after a test
         opened = do_train(replace(cfg, name=f"opened{steps}", freeze_epochs=epochs)).model.state_dict()
         moved = {k for k in start if k.startswith("backbone.") and not torch.equal(start[k], opened[k])}
@@ -188,7 +188,7 @@ def test_tests_and_load_model_use_the_averaged_weights_and_a_checkpoint_holds_bo
     for name, value in model.state_dict().items():
         assert torch.equal(value, run.average.state_dict()[name]), name
         assert torch.equal(state["training_model"][name], run.model.state_dict()[name]), name
-    assert not torch.equal(model.classifier.weight, run.model.classifier.weight)
+    assert not torch.equal(model.branches[0].classifier.weight, run.model.branches[0].classifier.weight)
     loaders = make_loaders(cfg)
     inference = do_inference(cfg, model, loaders.query, loaders.gallery, run.device)
     assert score_values(inference.scores) == run.history[-1]["scores"]
@@ -214,10 +214,11 @@ def test_an_average_can_begin_or_end_with_a_resumed_run(tiny):
     cfg = replace(tiny, epochs=1, eval_first=False)
     averaged = do_train(replace(cfg, ema_decay=0.9, name="ends"))
     ended = do_train(replace(cfg, name="ends", resume=True))
-    assert torch.equal(ended.model.classifier.weight, averaged.model.classifier.weight) and ended.average is None
+    ends, averages = (run.model.branches[0].classifier.weight for run in (ended, averaged))
+    assert torch.equal(ends, averages) and ended.average is None
     plain = do_train(replace(cfg, name="begins"))
     begun = do_train(replace(cfg, ema_decay=0.9, name="begins", resume=True))
-    assert torch.equal(begun.average.classifier.weight, plain.model.classifier.weight)
+    assert torch.equal(begun.average.branches[0].classifier.weight, plain.model.branches[0].classifier.weight)
 
 
 @pytest.mark.parametrize(

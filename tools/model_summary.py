@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
 from config.cli import parse_settings, split_first
-from model import BACKBONES, ReIDModel
+from model import BACKBONES, build_model
 from processor.environment import describe_environment, pick_device
 from utils.errors import UserError, run
 from utils.logging import log, setup_logging
@@ -72,20 +72,20 @@ def count(cfg: Config) -> dict[str, int]:
 
 
 def _count(cfg: Config) -> dict[str, int]:
-    model = ReIDModel(cfg, num_classes=1).eval()
+    model = build_model(cfg, num_classes=1).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as flops, ConvolutionOutputs() as outputs:
         model(torch.zeros(1, 3, cfg.height, cfg.width))
     return {
-        "parameters": sum(p.numel() for name, p in model.named_parameters() if not name.startswith("classifier")),
+        "parameters": sum(p.numel() for name, p in model.named_parameters() if ".classifier." not in name),
         "multiply-adds": flops.get_total_flops() // 2,
         "activations": outputs.elements,
-        "embedding": model.feature_dim,
+        "embedding": model.embedding_dim,
     }
 
 
 def latency(cfg: SummaryConfig, device: torch.device, batch: int) -> float:
     """Median seconds from a batch of images to its embeddings."""
-    model = ReIDModel(cfg, num_classes=1).to(device).eval()
+    model = build_model(cfg, num_classes=1).to(device).eval()
     layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
     model = model.to(memory_format=layout)
     images = torch.randn(batch, 3, cfg.height, cfg.width, device=device).contiguous(memory_format=layout)

@@ -63,7 +63,7 @@ class PLR(nn.Sequential):
 
 class FPB(nn.Sequential):
     """Positions, then channels: the attention of Zhang et al., FPB: Feature Pyramid Branch for Person
-    Re-Identification, 2021, which has it after the second stage and inside its pyramid (`pyramid.py`).
+    Re-Identification, 2021, which has it after the second stage. Their pyramid of two stages is not part of this.
 
     As in Deep Person Re-identification, without the authors' dropout of 0.2. Starts as the identity.
     """

@@ -14,6 +14,7 @@ from torch import nn
 
 from config import Config
 from model.backbones.resnet_ibn import refuse_tiny_images
+from model.backbones.stages import Staged
 from utils.errors import UserError
 
 # name: channels after the stem and the three stages, kind of norm, Google Drive's id of the ImageNet weights
@@ -28,6 +29,8 @@ PUBLISHED = {
     "osnet_ain_x0_5": ((32, 128, 192, 256), "ain", "1KusKvEYyKGDTUBVRxRiz55G31wkihB6l"),
     "osnet_ain_x0_25": ((16, 64, 96, 128), "ain", "1SxQt2AvmEcgWNhaRb2xC4rP6ZwVDP0Wt"),
 }
+
+STAGES = [["conv1", "maxpool", "conv2", "pool2"], ["conv3", "pool3"], ["conv4", "conv5"]]
 
 instance_norm = partial(nn.InstanceNorm2d, affine=True)
 
@@ -137,19 +140,16 @@ def gated_sum(x: torch.Tensor, streams: Any, gate: nn.Module) -> torch.Tensor:
     return reduce(torch.add, (gate(stream(x)) for stream in streams))
 
 
-class OSNet(nn.Module):
+class OSNet(Staged):
     """OSNet up to its last feature map, at 1/16 of the image as published: there is no last stride to take out.
 
     Kind ibn has instance norm in the stem and in stage 1, kind ain where an architecture search put it.
-    `attention` holds modules to run after a stage, by its number: "1" (ends at 1/8 of the image), "2" and "3" (at
-    1/16); it is empty until someone fills it.
+    Stage 1 ends at 1/8 of the image, 2 and 3 at 1/16.
     """
 
     def __init__(self, channels: tuple[int, int, int, int], kind: Literal["bn", "ibn", "ain"]):
-        super().__init__()
+        super().__init__(STAGES, channels[1:])
         stem, c2, c3, c4 = channels
-        self.stage_channels, self.out_channels = (c2, c3, c4), c4
-        self.attention = nn.ModuleDict()
         self.conv1 = convolution(3, stem, 7, 2, nn.BatchNorm2d if kind == "bn" else instance_norm)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         if kind == "ain":
@@ -168,15 +168,6 @@ class OSNet(nn.Module):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = self.maxpool(self.conv1(images))
-        stages = ((self.conv2, self.pool2), (self.conv3, self.pool3), (self.conv4, self.conv5))
-        for number, (blocks, last) in enumerate(stages, 1):
-            x = last(blocks(x))
-            if str(number) in self.attention:
-                x = self.attention[str(number)](x)
-        return x
 
 
 def embedding(c_in: int, width: int = 512) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""What torchvision's backbones share here: its layers under their own names, run stage by stage."""
+"""What backbones share: layers under their published names, run stage by stage."""
 
 from __future__ import annotations
 
@@ -9,27 +9,18 @@ import torch
 from torch import nn
 
 
-class Backbone(nn.Module):
-    """Layers of a torchvision network: images (B, 3, H, W) to the last feature map (B, C, h, w).
+class Staged(nn.Module):
+    """A backbone that runs stage by stage: images (B, 3, H, W) to the last feature map (B, C, h, w).
 
-    stages: names of the layers of each stage, in the order in which they run. They keep these names, so torchvision's
-    weights fit. Stages are counted as ResNet's: the first ends at 1/4 of the image, each further one at half of that.
-    last_stride 1 takes the stride out of the last stage (Sun et al., PCB, ECCV 2018).
-    `attention` holds modules to run after a stage, by its number: "1" to "4"; it is empty until someone fills it.
+    stages: names of the layers of each stage, in the order in which they run; stage_channels: the widths behind them.
+    `attention` holds modules to run after a stage, by its number: "1", "2", ...; it is empty until someone fills it.
     """
 
-    def __init__(
-        self, net: nn.Module, stages: Sequence[Sequence[str]], stage_channels: Sequence[int], last_stride: int
-    ):
+    def __init__(self, stages: Sequence[Sequence[str]], stage_channels: Sequence[int]):
         super().__init__()
-        for name in dict.fromkeys(layer.split(".")[0] for stage in stages for layer in stage):
-            self.add_module(name, getattr(net, name))
         self.stages = stages
         self.stage_channels, self.out_channels = tuple(stage_channels), stage_channels[-1]
         self.attention = nn.ModuleDict()
-        if last_stride == 1:
-            for layer in stages[-1]:
-                drop_stride(self.get_submodule(layer))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = images
@@ -42,6 +33,24 @@ class Backbone(nn.Module):
     def attend(self, number: int, maps: torch.Tensor) -> torch.Tensor:
         """The map (B, C, h, w) of a stage, after the attention that belongs there, if any does."""
         return self.attention[str(number)](maps) if str(number) in self.attention else maps
+
+
+class Backbone(Staged):
+    """Layers of a torchvision network, under their own names, so torchvision's weights fit.
+
+    Stages are counted as ResNet's: the first ends at 1/4 of the image, each further one at half of that.
+    last_stride 1 takes the stride out of the last stage (Sun et al., PCB, ECCV 2018).
+    """
+
+    def __init__(
+        self, net: nn.Module, stages: Sequence[Sequence[str]], stage_channels: Sequence[int], last_stride: int
+    ):
+        super().__init__(stages, stage_channels)
+        for name in dict.fromkeys(layer.split(".")[0] for stage in stages for layer in stage):
+            self.add_module(name, getattr(net, name))
+        if last_stride == 1:
+            for layer in stages[-1]:
+                drop_stride(self.get_submodule(layer))
 
 
 def drop_stride(layer: nn.Module) -> None:

@@ -1,0 +1,40 @@
+"""Strong systems that are no seed of this project: fast-reid's SBS (He et al., FastReID, arXiv:2006.02631, 2020;
+JDAI-CV/fast-reid: configs/Base-SBS.yml, MODEL_ZOO.md) and AGW (Ye et al., Deep Learning for Person Re-identification: A
+Survey and Outlook, TPAMI 2021; mangye16/ReID-Survey: configs/AGW_baseline.yml, README.md)."""
+
+from typing import Any
+
+from config.config import Config
+
+# Different: the triplet loss sees features before the neck here, after it there; images are resized bicubically there;
+# its max pooling after the first convolution is not padded. Its rate falls once an epoch.
+SBS: dict[str, Any] = {
+    "dataset": "market1501",
+    "height": 384,
+    "images_per_id": 16,
+    "autoaugment_prob": 0.1,
+    "attention": "nonlocal",
+    "attention_ratio": 0.0,  # a single channel, whatever its ratio says
+    "pooling": "gem",
+    "head": "circle",
+    "soft_margin": True,
+    "center_weight": 0.0,
+    "freeze_epochs": 1000 / 202,  # 1,000 steps there
+    "epochs": 60,
+    "warmup_iters": 2000,
+    "warmup_factor": 0.1,
+    "schedule": "cosine",
+    "delay_epochs": 30.0,
+    "min_lr_factor": 0.002,
+}
+
+PRESETS = {
+    # Published: 88.2 / 95.4, mINP 64.8.
+    "sbs_resnet50": Config(**SBS),
+    # Published: 89.3 / 95.7, mINP 67.5.
+    "sbs_resnet50_ibn_a": Config(**SBS, backbone="resnet50_ibn_a"),
+    # Published: 87.8 / 95.1, mINP 65.0. Different: there is no ReLU after the first convolution.
+    "agw_resnet50": Config(
+        dataset="market1501", attention="nonlocal", attention_ratio=0.0, pooling="gem", triplet="weighted"
+    ),
+}

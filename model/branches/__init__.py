@@ -1,0 +1,13 @@
+"""Name to kind of model: a class of (Config, number of identities), see `model/reid.py`. A new one is one file, and
+one line here."""
+
+from __future__ import annotations
+
+from model.branches.one import OneBranch
+from model.branches.pcb import PCB
+from model.reid import ReIDModel
+
+BRANCHES: dict[str, type[ReIDModel]] = {
+    "one": OneBranch,
+    "pcb": PCB,
+}
