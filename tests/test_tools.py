@@ -213,6 +213,26 @@ def test_results_become_the_table_with_mean_and_deviation_over_seeds(results, tr
     refused(fill_table(results, "--check"), "results_table.py")
 
 
+def test_results_on_another_set_have_rows_and_files_of_their_own(results, trained, tmp_path):
+    content = json.loads((Path(trained.log_dir) / "demo" / "results" / "train.json").read_text())
+    row = {"experiment": "b1", "protocol": "plain", "source": "paper", "mAP": 85.8, "rank1": 94.1}
+    other = {"experiment": "b1", "source": "paper", "dataset": "veri776"}
+    rows = [row, other | {"protocol": "plain", "mAP": 55.8, "mINP": 7.5}, other | {"protocol": "rerank", "mAP": 61.0}]
+    (results / "results" / "published.json").write_text(json.dumps({"rows": rows}))
+    sets = [{"dataset": "market1501"}, {"dataset": "market1501", "test_dataset": "veri776"},
+            {"dataset": "veri776+market1501", "test_dataset": "", "seed": 1}]  # fmt: skip
+    for mAP, which in zip((84.0, 50.0, 60.0), sets, strict=True):
+        content["scores"]["plain"] |= {"mAP": mAP, "rank1": mAP}
+        (tmp_path / "one.json").write_text(json.dumps(content | which))
+        assert fill_table(results, "--add", tmp_path / "one.json", "--name", "b1").returncode == 0
+    files = sorted(p.name for p in (results / "results").iterdir())
+    assert files == ["b1-veri776-s1.json", "b1-veri776.json", "b1.json", "published.json"]
+    text = (results / "README.md").read_text()
+    assert "| b1 | plain | 85.8 / 94.1 | 84.00 / 84.00 |" in text
+    assert "| b1, veri776 | plain | 55.8 / –, mINP 7.5 | 55.00 ± 7.07 / 55.00 ± 7.07 |" in text
+    assert "| b1, veri776 | rerank | 61.0 / – | not measured |" in text
+
+
 def test_results_of_a_cut_set_and_other_files_stay_out_of_the_table(results, trained, tmp_path):
     content = json.loads((Path(trained.log_dir) / "demo" / "results" / "train.json").read_text())
     (tmp_path / "cut.json").write_text(json.dumps(content | {"note": "first 3 of 6; not comparable"}))

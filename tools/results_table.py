@@ -3,6 +3,7 @@ results/*.json, speed and memory from results/benchmark_*.json, which `tools/ben
 
 `--add FILE --name EXPERIMENT` first copies a result (RUN/results/train.json or test_*.json) to results/. Runs of one
 experiment with other seeds are files NAME-s1.json, NAME-s2.json, ...; the table then shows mean ± standard deviation.
+What was tested on another set than Market-1501 has rows and files of its own, which add the set's name.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ BENCHMARK_COLUMNS = (
     "above features MB", "mAP",
 )  # fmt: skip
 DATA_COLUMNS = ("contender", "images/s a core", "× classic", "CPU ms/image", "seconds", "peak MB")
+USUAL = ("market1501", "demo")  # test sets that a row does not name
 HEAD = "| experiment | protocol | published mAP / R1 | measured mAP / R1 | mINP | seeds | hardware | training |"
 
 
@@ -59,22 +61,33 @@ def add_result(source: str, name: str, remark: str, directory: Path) -> None:
     result |= {"experiment": name, "remark": remark}
     for place in ("data_root", "log_dir"):
         result["settings"].pop(place, None)
-    write_json(directory / (f"{name}.json" if seed == 0 else f"{name}-s{seed}.json"), result)
+    file = labelled(name, tested_on(result), "-") + (f"-s{seed}" if seed else "")
+    write_json(directory / f"{file}.json", result)
+
+
+def tested_on(result: dict) -> str:
+    """Name of the set that a result was tested on."""
+    return Path(result.get("test_dataset") or result["dataset"].split("+")[0]).name
+
+
+def labelled(experiment: str, dataset: str, joint: str = ", ") -> str:
+    """The experiment, with the set that it was tested on unless that is the usual one."""
+    return experiment if dataset in USUAL else f"{experiment}{joint}{dataset}"
 
 
 def read_results(directory: Path) -> dict[str, list[dict]]:
-    """Experiment to its results, one a seed. Benchmarks are none."""
+    """Labelled experiment to its results, one a seed. Benchmarks are none."""
     experiments: dict[str, list[dict]] = {}
     for path in sorted(directory.glob("*.json")):
         if path.name != "published.json" and not path.name.startswith("benchmark_"):
             result = json.loads(path.read_text())
-            experiments.setdefault(result["experiment"], []).append(result)
+            experiments.setdefault(labelled(result["experiment"], tested_on(result)), []).append(result)
     return experiments
 
 
 def table(experiments: dict[str, list[dict]], published: list[dict]) -> str:
     """The table in Markdown: published rows first, in their order, then what has no published counterpart; remarks."""
-    rows = [(p["experiment"], p["protocol"], p) for p in published]
+    rows = [(labelled(p["experiment"], p.get("dataset", USUAL[0])), p["protocol"], p) for p in published]
     known = {(e, p) for e, p, _ in rows}
     rows += [(e, p, None) for e, runs in experiments.items() for p in runs[0]["scores"] if (e, p) not in known]
     order = list(dict.fromkeys(e for e, _, _ in rows))
@@ -88,7 +101,8 @@ def table(experiments: dict[str, list[dict]], published: list[dict]) -> str:
 
 
 def _row(experiment: str, protocol: str, reference: dict | None, runs: list[dict]) -> str:
-    claim = f"{reference['mAP']} / {reference['rank1']}" if reference else "–"
+    claim = f"{reference['mAP']} / {reference.get('rank1', '–')}" if reference else "–"
+    claim += f", mINP {reference['mINP']}" if reference and "mINP" in reference else ""
     if not runs:
         return f"| {experiment} | {protocol} | {claim} | not measured | | | | |"
     scores = [r["scores"][protocol] for r in runs]

@@ -6,8 +6,8 @@ from typing import Any
 
 from config.config import Config
 
-# Different: the triplet loss sees features before the neck here, after it there; images are resized bicubically there;
-# its max pooling after the first convolution is not padded. Its rate falls once an epoch.
+# Different: the triplet loss sees features before the neck here, after it there; there images are resized bicubically,
+# and the rate falls once an epoch.
 SBS: dict[str, Any] = {
     "dataset": "market1501",
     "height": 384,

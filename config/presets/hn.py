@@ -3,12 +3,13 @@
 from config.config import Config
 
 PRESETS = {
-    # "Baseline + CircleSoftmax + BNNeck + GeneralizedMeanPoolingP + NonLocalBlock(ratio=0.0625) + AutoAugmentation(p=0.1)".
-    # Published: mAP 90.41, mINP 71.04, no Rank-1. Settings are those of configs/fast_reid.yaml in the commit of the same
-    # day (bb277b4, "Update best metric config"), which also scores flipped features; later ones have AdamW and do not flip.
-    # Different: the triplet loss sees features before the neck here, after it there; Cutout is black here and may reach
-    # over the border, gray and all within there; LGT, Cutout and erasing come in another order, on normalised images.
-    # Its freeze of "5 epochs" ends before the fifth, and batch norm statistics move meanwhile from the second on.
+    # "Baseline + CircleSoftmax + BNNeck + GeneralizedMeanPoolingP + NonLocalBlock + AutoAugmentation" in its README.
+    # Published: mAP 90.41, mINP 71.04, no Rank-1. The settings are those of configs/fast_reid.yaml on the day of these
+    # figures (commit bb277b4, "Update best metric config"): it scores flipped features, and has Adam; today's file has
+    # AdamW and does not flip. Its freeze of "5 epochs" ends before the fifth.
+    # Different: the triplet loss sees features before the neck here, after it there; the frozen backbone's batch norm
+    # statistics rest here; Cutout is black and may reach over the border here, it is gray and all within there;
+    # erasing, Cutout and LGT come in this order there, after normalisation.
     "hn_strong": Config(
         dataset="market1501",
         height=384,

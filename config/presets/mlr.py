@@ -4,13 +4,13 @@ from typing import Any
 
 from config.config import Config
 
-# MobileNetV2 from scratch, which is its baseline for searched networks. Only the README's table is published: feature
-# width 256, optimizer, weight decay and "50,120,150", of which 150 must be the number of epochs, as 350 is of its longer
-# schedule (commented out in the ResNet's file). Momentum and SGD's rates are those in the same comments. Warm-up is
-# named for the long schedule alone. The last stride is the one whose multiply-adds, counted with batch norm and ReLU as
-# that program does, are the published 210 M (208; 365 with stride 1).
-# Different: there a 1×1 convolution to 256 comes after the triplet loss's feature and before the neck, without batch
-# norm and ReLU of its own.
+# MobileNetV2 from scratch, its baseline for searched networks. All that is published is a row of the README's table:
+# feature width 256, optimizer, weight decay, and "50,120,150", of which 150 must be the number of epochs, as 350 is in
+# the longer schedule that is commented out in the ResNet's file. SGD's rates and momentum come from these comments too.
+# Warm-up is named for the longer schedule alone. The last stride is the one whose multiply-adds, counted with batch
+# norm and ReLU as that program does, are the published 210 M (208, and 365 with stride 1).
+# Different: there the 256 come from a convolution between the triplet loss's feature and the neck, without batch norm
+# and ReLU of its own. What is said of the ResNet's padding, flip and classifier below holds here too.
 MOBILENET: dict[str, Any] = {
     "dataset": "market1501",
     "backbone": "mobilenet_v2",
@@ -24,9 +24,9 @@ MOBILENET: dict[str, Any] = {
 }
 
 PRESETS = {
-    # Published: 85.53 / 93.91. Different: there padding is gray (120) and the flip comes after the crop, a classifier
-    # with twice the identities (half of it only takes a share of the label smoothing) starts with std 0.01, and the
-    # weights are OpenMMLab's.
+    # Published: 85.53 / 93.91. Different: there padding is gray (120), the flip comes after the crop, the classifier
+    # has twice the identities (half of them only take their share of the label smoothing) and starts with std 0.01, and
+    # the ImageNet weights are OpenMMLab's.
     "mlr_resnet50": Config(dataset="market1501", center_weight=0.0, warmup_iters=2000, steps=(40.0, 90.0)),
     # Published: 46.96 / 71.17. "The same optimizer from ResNet50 baseline".
     "mlr_mobilenet_v2_adam": Config(**MOBILENET),

@@ -1,0 +1,190 @@
+"""Presets: facts of their sources that a typing error would break, and two steps of training of every one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_tree
+from torch import nn
+
+from config import PRESETS, Config
+from model import ReIDModel
+from processor.run import Run, StopSignals
+from processor.train import prepare, train_one_epoch
+from solver import lr_factor
+from solver.optimizer import parameter_groups
+from tools.model_summary import count
+
+ROOT = Path(__file__).resolve().parents[1]
+SEEDS = ["tiny_b1", "tiny_b1_hem", "mlr_resnet50", "mlr_mobilenet_v2_adam", "mlr_mobilenet_v2_sgd_wd1e4"]
+SEEDS += ["mlr_mobilenet_v2_sgd", "light_210m", "light_210m_long", "der_resnet50_scratch"]
+SEEDS += ["der_efficientnet_v2_scratch", "der_resnet50_ibn_a", "der_efficientnet_v2", "hn_lightmbn", "hn_strong"]
+SEEDS += ["sbn_resnet50", "sbn_veri_wild", "sbn_veri776"]
+BEYOND = ["sbs_resnet50", "sbs_resnet50_ibn_a", "agw_resnet50"]
+LATER = {"light_210m", "light_210m_long", "hn_lightmbn"}  # may be missing while their networks are
+NAMES = [name for name in SEEDS + BEYOND if name in PRESETS or name not in LATER]
+KNOWN = {name: PRESETS[name] for name in NAMES if name not in LATER}  # of which there are facts below
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_of_the_seeds_is_a_preset_that_passes_its_checks(name):
+    assert PRESETS[name].check().preset == name
+
+
+def test_every_one_has_a_published_row_on_the_set_that_it_trains_on():
+    rows = json.loads((ROOT / "results" / "published.json").read_text())["rows"]
+    published = {(row["experiment"], row.get("dataset", "market1501")) for row in rows}
+    assert {(name, PRESETS[name].dataset) for name in NAMES} <= published
+
+
+def test_a_comment_states_the_published_figures_of_every_preset():
+    source = "".join(path.read_text() for path in (ROOT / "config" / "presets").glob("*.py"))
+    figures = set(re.findall(r"\d+\.\d+", source))
+    for row in json.loads((ROOT / "results" / "published.json").read_text())["rows"]:
+        if row["experiment"] in PRESETS:
+            two_digits = {key: f"{row[key]:.2f}" for key in ("mAP", "rank1", "mINP") if key in row}
+            lacking = [key for key, text in two_digits.items() if not {text, text.removesuffix("0")} & figures]
+            assert not lacking, (row, lacking)
+
+
+@pytest.fixture(scope="module")
+def two_steps_of_pictures(tmp_path_factory) -> Path:
+    """A data root whose demo set makes an epoch of exactly two batches of 4 identities × 2 images."""
+    root = tmp_path_factory.mktemp("data")
+    write_tree(root / "demo", train_ids=4, test_ids=2, cameras=2)
+    return root
+
+
+def shrunken(cfg: Config, root: Path, logs: Path) -> Config:
+    """The recipe's parts, 32 pixels wide, on the demo set; frozen, if at all, in the first of two steps only."""
+    size = {"height": round(cfg.height * 32 / cfg.width), "width": 32, "batch_size": 8, "images_per_id": 2}
+    start = {"weights": "none", "freeze_epochs": min(cfg.freeze_epochs, 0.5)}
+    place = {"dataset": "demo", "data_root": str(root), "log_dir": str(logs), "device": "cpu", "disk_gb": 0}
+    return replace(cfg, **size, **start, **place, workers=1).check()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_two_steps_of_every_preset_have_finite_losses_and_move_its_weights(
+    name, two_steps_of_pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Run, "save", lambda run: None)  # hundreds of MB that nobody reads
+    cfg = shrunken(PRESETS[name], two_steps_of_pictures, tmp_path)
+    run, loaders = prepare(cfg, "")
+    assert len(loaders.train) == 2
+    before = {key: weight.clone() for key, weight in run.model.named_parameters()}
+    with StopSignals() as signals:
+        train_one_epoch(run, loaders, signals)  # raises when a loss is not finite
+    run.board.close()
+    weights = {"id": cfg.id_weight, "triplet": cfg.triplet_weight, "center": cfg.center_weight}
+    assert {loss for loss in weights if loss in run.history[0]} == {loss for loss, weight in weights.items() if weight}
+    moved = {part(key) for key, weight in run.model.named_parameters() if not torch.equal(weight, before[key])}
+    assert moved == {part(key) for key in before}
+    assert all(value.isfinite().all() for value in run.model.state_dict().values())
+
+
+def part(key: str) -> str:
+    """`backbone`, `neck`, ..."""
+    return key.split(".")[0]
+
+
+def rate(name: str, epoch: float, steps_per_epoch: int = 202) -> float:
+    """Learning rate of a preset after so many epochs."""
+    return PRESETS[name].lr * lr_factor(PRESETS[name], epoch, steps_per_epoch)
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        # configs/reid/resnet50_market1501.py: warm-up of 2,000 iterations from 0.01, steps 40 and 90
+        ("mlr_resnet50", {0: 3.5e-6, 2000 / 202: 3.5e-4, 39.9: 3.5e-4, 40: 3.5e-5, 90: 3.5e-6}),
+        # the README's "50,120,150"
+        ("mlr_mobilenet_v2_adam", {0: 3.5e-4, 49.9: 3.5e-4, 50: 3.5e-5, 119.9: 3.5e-5, 120: 3.5e-6}),
+        ("mlr_mobilenet_v2_sgd_wd1e4", {0: 0.1, 50: 0.01, 120: 0.001}),
+        ("mlr_mobilenet_v2_sgd", {0: 0.065, 50: 0.0065, 120: 0.00065}),
+        ("der_resnet50_scratch", {0: 1.05e-4, 500 / 202: 3.5e-4, 30: 3.5e-5, 54.9: 3.5e-5, 55: 3.5e-6}),
+        # "Base Lr" in its logs, of epochs 1, 5, 10, 19, 20, 29, 30, 40, 60
+        ("sbn_resnet50", {1: 1.09e-5, 5: 5.05e-5, 10: 1e-4, 18.5: 1e-4, 19.5: 6e-5, 28.5: 6e-5, 29.5: 3.6e-5}),
+        ("sbn_veri_wild", {1: 1.09e-5, 18.5: 1e-4, 19.5: 6e-5, 39.5: 3.6e-5}),
+        ("sbn_veri776", {1: 1.09e-5, 39.5: 3.6e-5, 44.5: 2.16e-5, 59.5: 1.296e-5}),
+        # ETA_MIN_LR 7e-7 in both, half-way between it and the base rate in the middle of the cosine
+        ("hn_strong", {0: 3.5e-6, 10: 3.5e-4, 30: 3.5e-4, 90: 1.7535e-4, 150: 7e-7}),
+        ("sbs_resnet50", {0: 3.5e-5, 1000 / 202: 1.925e-4, 2000 / 202: 3.5e-4, 30: 3.5e-4, 45: 1.7535e-4, 60: 7e-7}),
+        ("agw_resnet50", {0: 3.5e-6, 10: 3.5e-4, 39.9: 3.5e-4, 40: 3.5e-5, 70: 3.5e-6}),
+    ],
+)
+def test_rates_are_those_of_the_source(name, rates):
+    assert {epoch: rate(name, epoch) for epoch in rates} == pytest.approx(rates, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("start", "epochs"),
+    [("mlr_resnet50", 120), ("mlr_mobilenet", 150), ("der_resnet50_scratch", 100), ("der_efficientnet_v2_scratch", 100),
+     ("der_resnet50_ibn_a", 60), ("hn_strong", 150), ("sbn_resnet50", 30), ("sbs_", 60), ("agw_", 120)],
+)  # fmt: skip
+def test_runs_are_as_long_as_those_of_the_source(start, epochs):
+    found = [cfg.epochs for name, cfg in KNOWN.items() if name.startswith(start)]
+    assert found and set(found) == {epochs}
+
+
+@pytest.mark.parametrize(
+    ("name", "p", "k", "height", "width"),
+    [("mlr_resnet50", 16, 4, 256, 128), ("hn_strong", 4, 16, 384, 128), ("sbn_resnet50", 8, 8, 224, 224),
+     ("sbn_veri_wild", 6, 6, 384, 384), ("sbn_veri776", 6, 6, 384, 384), ("sbs_resnet50", 4, 16, 384, 128),
+     ("agw_resnet50", 16, 4, 256, 128)],
+)  # fmt: skip
+def test_batches_and_images_are_those_of_the_source(name, p, k, height, width):
+    cfg = PRESETS[name]
+    assert (cfg.batch_size // cfg.images_per_id, cfg.images_per_id, cfg.height, cfg.width) == (p, k, height, width)
+
+
+def chosen(test: Callable[[Config], bool]) -> set[str]:
+    return {name for name, cfg in KNOWN.items() if test(cfg)}
+
+
+def test_only_names_that_say_scratch_or_mobilenet_start_without_weights():
+    without = chosen(lambda cfg: cfg.weights == "none")
+    assert without == {name for name in KNOWN if "scratch" in name or "mobilenet" in name}
+
+
+def test_losses_are_those_of_the_source():
+    der, sbn = ({name for name in KNOWN if name.startswith(start)} for start in ("der_", "sbn_"))
+    assert chosen(lambda cfg: cfg.center_weight > 0) == {"tiny_b1", "tiny_b1_hem", "agw_resnet50"} | der
+    assert chosen(lambda cfg: cfg.label_smoothing == 0) == sbn
+    circle = {"hn_strong", "sbs_resnet50", "sbs_resnet50_ibn_a"}
+    assert chosen(lambda cfg: (cfg.head, cfg.head_scale, cfg.head_margin) == ("circle", 64, 0.35)) == circle
+    assert chosen(lambda cfg: cfg.soft_margin) == circle
+    assert chosen(lambda cfg: cfg.triplet == "weighted") == {"agw_resnet50"}
+
+
+def test_der_s_biases_learn_twice_as_fast_and_do_not_decay():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    groups = parameter_groups(PRESETS["der_resnet50_ibn_a"], model)
+    shapes = {(g["lr_factor"], g["weight_decay"]): sum(p.numel() for p in g["params"]) for g in groups}
+    assert shapes == {(1.0, 5e-4): 4, (2.0, 0.0): 4, (1.0, 0.0): 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "embedding", "least", "most"),
+    [
+        ("mlr_resnet50", 2048, 4.04e9, 4.08e9),  # published 4.08 G, with batch norm and ReLU
+        ("mlr_mobilenet_v2_sgd", 256, 195e6, 210e6),  # published 210 M, with batch norm and ReLU
+        ("der_resnet50_ibn_a", 2048, 4.04e9, 4.08e9),
+        ("der_efficientnet_v2", 1280, 1.8e9, 1.9e9),  # V2-S has 2.9 G at 224 × 224 with last stride 2 (torchvision)
+    ],
+)
+def test_widths_and_multiply_adds_are_those_of_the_source(name, embedding, least, most):
+    counted = count(PRESETS[name])
+    assert counted["embedding"] == embedding and least <= counted["multiply-adds"] <= most
+
+
+@pytest.mark.parametrize(("name", "channels"), [("hn_strong", 1024 // 16), ("sbs_resnet50", 1), ("agw_resnet50", 1)])
+def test_non_local_blocks_are_as_wide_inside_as_in_the_source(name, channels):
+    with torch.device("meta"):
+        attention = ReIDModel(PRESETS[name], 2).backbone.attention
+    assert list(attention) == ["2", "3"] and attention["3"].theta.out_channels == channels
