@@ -98,9 +98,7 @@ class Config:
     attention_ratio: float = 0.0625  # share of the channels that it keeps inside; 0: one channel, as AGW and fast-reid
     branches: Branches = "one"  # one global feature, or a model of several branches (README: Models and losses)
     pooling: Pooling = "avg"  # global pooling of the last feature map; gem learns its power, gem_fixed keeps it at 3
-    embedding_dim: int = (
-        0  # width of a Linear + BN + ReLU after the pooling, 512 in OSNet's files; 0: none or the paper's
-    )
+    embedding_dim: int = 0  # width of a Linear + BN + ReLU after the pooling, 512 in OSNet's files; 0: as in papers
     neck: Literal["bnneck", "none"] = "bnneck"  # bnneck: batch norm between metric-loss feature and classifier
     head: Head = "linear"  # classifier; all but linear compare directions: cosines times head_scale
     head_scale: float = 64.0  # factor of the cosines (cosine_learned: at the start); not for linear

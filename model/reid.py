@@ -14,6 +14,7 @@ from model.attention import make_attention
 from model.backbones import find_backbone
 from model.heads import HEADS
 from utils.errors import UserError
+from utils.precision import wide
 
 
 class Branch(nn.Module):
@@ -68,7 +69,7 @@ class ReIDModel(nn.Module):
             logits = [b.classifier(x) for b, x in zip(self.branches, after, strict=True) if b.classifier is not None]
             return logits, [x for b, x in zip(self.branches, features, strict=True) if b.metric]
         embeddings = after if self.test_after_neck else features
-        return torch.cat([F.normalize(x.float()) for x in embeddings], 1) if len(embeddings) > 1 else embeddings[0]
+        return torch.cat([F.normalize(wide(x)) for x in embeddings], 1) if len(embeddings) > 1 else embeddings[0]
 
     @property
     def heads(self) -> list[nn.Module]:
@@ -95,6 +96,18 @@ def make_backbone(cfg: Config) -> nn.Module:
         stages = make_attention(cfg.attention, cfg.attention_stages, backbone.stage_channels, cfg.attention_ratio)
         backbone.attention.update(stages)
     return backbone
+
+
+def embedding(inputs: int, width: int) -> nn.Sequential:
+    """Pooled features (B, inputs) to (B, width): Linear, batch norm, ReLU.
+
+    PCB, MGN and BDB reduce theirs so. OSNet's authors test on it, 512 wide with average pooling and no neck; their
+    files have it under `fc`.
+    """
+    linear = nn.Linear(inputs, width)
+    nn.init.normal_(linear.weight, std=0.01)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(linear, nn.BatchNorm1d(width), nn.ReLU(inplace=True))
 
 
 def bnneck(width: int) -> nn.BatchNorm1d:

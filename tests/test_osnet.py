@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import Config
-from model.backbones.osnet import OSNETS, PUBLISHED, AINBlock, OSBlock, OSNet, embedding
+from model.backbones.osnet import OSNETS, PUBLISHED, AINBlock, OSBlock, OSNet
+from model.reid import embedding
 from model.weights import load_backbone
 from utils.errors import UserError
 
@@ -47,14 +48,14 @@ def small(kind: str) -> nn.Module:
     """A net of the kind at width x0.25, and an embedding, which its forward does not use."""
     torch.manual_seed(0)
     net = OSNet(WIDTHS["x0_25"], kind)
-    net.fc = embedding(net.out_channels)
+    net.fc = embedding(net.out_channels, 512)
     return net
 
 
 def published_net(name: str) -> nn.Module:
     """The backbone with its embedding under the name that the published files have it under."""
     net = make(name)
-    net.fc = embedding(net.out_channels)
+    net.fc = embedding(net.out_channels, 512)
     return net
 
 
@@ -149,7 +150,9 @@ def test_a_whole_torchreid_file_loads_with_nothing_missing(tmp_path):
     report = load_backbone(net, str(tmp_path / "model.pth.tar-150"))
     assert not report.missing and len(report.loaded) == len(net.state_dict()) == 558
     assert {k.split(".")[0] for k in report.skipped} == {"fc", "classifier"}
-    embedding(128).load_state_dict({k[len("fc.") :]: v for k, v in source.state_dict().items() if k.startswith("fc.")})
+    embedding(128, 512).load_state_dict(
+        {k[len("fc.") :]: v for k, v in source.state_dict().items() if k.startswith("fc.")}
+    )
 
 
 @pytest.mark.parametrize("name", OSNETS)

@@ -170,17 +170,6 @@ class OSNet(Staged):
                 nn.init.zeros_(conv.bias)
 
 
-def embedding(c_in: int, width: int = 512) -> nn.Sequential:
-    """Pooled features (B, c_in) to embeddings (B, width): Linear, batch norm, ReLU.
-
-    OSNet's authors train and test on this, with average pooling and no neck; their files have it under `fc`.
-    """
-    linear = nn.Linear(c_in, width)
-    nn.init.normal_(linear.weight, std=0.01)
-    nn.init.zeros_(linear.bias)
-    return nn.Sequential(linear, nn.BatchNorm1d(width), nn.ReLU(inplace=True))
-
-
 def osnet(name: str, cfg: Config) -> OSNet:
     """The OSNet called `name`: (B, 3, H, W) to (B, C, H/16, W/16), C = 512 times its width.
 

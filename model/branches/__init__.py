@@ -3,6 +3,9 @@ one line here."""
 
 from __future__ import annotations
 
+from model.branches.bdb import BDB
+from model.branches.lightmbn import LightMBN
+from model.branches.mgn import MGN
 from model.branches.one import OneBranch
 from model.branches.pcb import PCB
 from model.reid import ReIDModel
@@ -10,4 +13,7 @@ from model.reid import ReIDModel
 BRANCHES: dict[str, type[ReIDModel]] = {
     "one": OneBranch,
     "pcb": PCB,
+    "mgn": MGN,
+    "bdb": BDB,
+    "lightmbn": LightMBN,
 }

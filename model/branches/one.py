@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from config import Config
-from model.backbones.osnet import embedding
 from model.pooling import POOLING
-from model.reid import Branch, ReIDModel
+from model.reid import Branch, ReIDModel, embedding
 
 
 class OneBranch(ReIDModel):

@@ -9,17 +9,19 @@ import torch
 from torch import nn
 
 from config import Config
-from model.backbones.osnet import embedding
 from model.branches.stripes import stripes
 from model.pooling import POOLING
-from model.reid import Branch, ReIDModel
+from model.reid import Branch, ReIDModel, embedding
 
 
 class PCB(ReIDModel):
     """Six horizontal stripes of the last map, each pooled, reduced to 256 channels (--embedding-dim) and classified.
 
-    There is no global feature. The paper trains on the identity loss alone; here metric losses, where they are on, see
-    each stripe. Its test features are those before the reduction: with them the embedding would be 12,288 wide.
+    There is no global feature. The paper takes images of 384 × 128, whose stripes are four rows each, and trains on the
+    identity loss alone; here metric losses, where they are on, see each stripe. Each stripe has its own reduction: the
+    authors' released code shares one, but separate ones do better (mAP on Market-1501 78.5 against 73.3 in
+    huanghoujing/beyond-part-models; paper: 77.3). The paper's test features are those before the reduction: with them
+    the embedding would be 12,288 wide.
     """
 
     parts = 6

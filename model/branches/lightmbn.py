@@ -1,0 +1,59 @@
+"""LightMBN (Herzog et al., Lightweight Multi-Branch Network for Person Re-Identification, ICIP 2021), as its authors'
+code has it (jixunbo/LightMBN: model/lmbn_n.py on OSNet, model/lmbn_r.py on ResNet50)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torchvision.models.resnet import Bottleneck
+
+from config import Config
+from model.backbones.osnet import OSBlock, OSNet
+from model.branches.drop import drop_top_rows
+from model.branches.split import Split
+from model.branches.stripes import stripes
+from model.pooling import POOLING
+from model.reid import Branch, ReIDModel
+
+# the authors' pooling of each feature, in the order of the branches; what is no OSNet gets that of their ResNet50
+OSNET_POOLING = ("avg", "max", "max", "avg", "avg", "avg", "avg")
+RESNET_POOLING = ("max", "max", "max", "avg", "avg", "max", "max")
+
+
+class LightMBN(ReIDModel):
+    """Three copies of the backbone's end: one for the whole image, one for its parts, one for halves of its channels.
+
+    Seven features of 512 channels (--embedding-dim). Of the first copy's map, after one more block: the whole, and the
+    same with its most active rows dropped (in training only). Of the second's: the whole, its upper and its lower half.
+    Of the third's: the first and the second half of the channels, which share one reduction, with batch norm and ReLU;
+    the other five have a plain matrix each. All seven are classified and embedded, metric losses see the first three.
+
+    --pooling avg stands for the authors' choice of mean or maximum, as listed above; any other pools all seven. With a
+    ResNet, --last-stride 2 gives their strides. They take images of 384 × 128, and score flipped images too (--flip).
+    Raises UserError for a backbone that cannot be split.
+    """
+
+    def __init__(self, cfg: Config, num_classes: int):
+        super().__init__(cfg, num_classes)
+        inputs, width, osnet = self.backbone.out_channels, cfg.embedding_dim or 512, isinstance(self.backbone, OSNet)
+        self.backbone = Split(self.backbone, 3, cfg.backbone)
+        self.block = OSBlock(inputs, inputs) if osnet else Bottleneck(inputs, inputs // Bottleneck.expansion)
+        published = OSNET_POOLING if osnet else RESNET_POOLING
+        self.pools = nn.ModuleList(POOLING[p]() for p in (published if cfg.pooling == "avg" else [cfg.pooling] * 7))
+        self.shared = nn.Sequential(
+            nn.Linear(inputs // 2, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)
+        )
+        reductions = [*(nn.Linear(inputs, width, bias=False) for _ in range(5)), None, None]
+        self.branches = nn.ModuleList(
+            Branch(cfg, width, num_classes, fc, metric=number < 3) for number, fc in enumerate(reductions)
+        )
+
+    def pooled(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
+        whole, parts, channels = self.backbone(images)
+        whole = self.block(whole)
+        dropped = drop_top_rows(whole) if self.training else whole
+        maps = (whole, dropped, parts, *stripes(parts, 2), *channels.chunk(2, dim=1))
+        *pooled, first, second = (pool(x) for pool, x in zip(self.pools, maps, strict=True))
+        return [*pooled, self.shared(first), self.shared(second)]
