@@ -180,7 +180,7 @@ def test_every_feature_learns_a_power_of_its_own():
 def test_published_weights_go_to_the_trunk_and_to_all_three_copies(tmp_path):
     """torchreid's file holds OSNet with an embedding, which LightMBN has none of, and a classifier."""
     net = BACKBONES["osnet_x0_25"](config())
-    net.fc, net.classifier = embedding(128), nn.Linear(512, 1000)
+    net.fc, net.classifier = embedding(128, 512), nn.Linear(512, 1000)
     state = {name: x.float() if x.is_floating_point() else x for name, x in filled(net).state_dict().items()}
     torch.save({"state_dict": {f"module.{name}": x for name, x in state.items()}}, tmp_path / "osnet.pth")
     model = make()
