@@ -23,7 +23,6 @@ FRACTIONS = ("cutout_size", "test_share", "lambda_value", "label_smoothing", "at
 FRACTIONS += ("warmup_factor", "gamma", "min_lr_factor")
 BOTTLENECKS = ("resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2")
 BOTTLENECKS += ("wide_resnet101_2",)  # ResNets of torchvision's bottleneck blocks
-METRIC_LOSSES = ("triplet", "contrastive", "circle", "cosface", "multi_similarity", "centroid", "range", "cluster")
 POSITIVE = (
     "width_multiplier",
     "head_scale",
@@ -285,6 +284,14 @@ class Config:
             yield f"--{dashed(name)} is not defined for --protocol {self.protocol}; leave one of them out"
         if "/" in self.name or self.name in (".", ".."):
             yield f"--name {self.name} must be a plain name, not a path; choose the place with --log-dir"
+
+
+# Whatever has a weight, but for the losses that need neither pairs nor a place in `loss.criterion.metric_losses`.
+METRIC_LOSSES = tuple(
+    f.name.removesuffix("_weight")
+    for f in fields(Config)
+    if f.name.endswith("_weight") and f.name not in ("id_weight", "center_weight")
+)
 
 
 def undefined(cfg: Config) -> list[str]:

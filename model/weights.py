@@ -99,6 +99,8 @@ def load_plain(path: str | Path) -> Any:
 
 
 def _imagenet(backbone: nn.Module) -> dict[str, torch.Tensor]:
+    if not hasattr(backbone, "imagenet"):
+        raise UserError("this backbone has no ImageNet weights; give --weights none, or a file")
     weights = backbone.imagenet
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
