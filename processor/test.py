@@ -16,8 +16,10 @@ from datasets.loaders import TestLoader, make_test_loaders
 from datasets.make import make_test_set, refuse_another_split, short_name, test_name
 from model import ReIDModel, make_model
 from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model
+from processor.distributed import ALONE, Ranks, first_alone, joined
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import Inference, do_inference, report, scored_as, scores_note
+from processor.numerics import set_up
 from processor.result import result_record
 from utils.errors import UserError
 from utils.files import write_json
@@ -73,10 +75,11 @@ def parse_test(
     return parse_settings(trained, args, environ, prog), (checkpoint, state)
 
 
-def prepare_test(cfg: Config, stored: Stored | None) -> Prepared:
+def prepare_test(cfg: Config, stored: Stored | None, ranks: Ranks = ALONE) -> Prepared:
     """The model of a checkpoint (or, without one, of the backbone weights of the settings) and the test split."""
-    setup_logging()
+    setup_logging(quiet=not ranks.first)
     device = pick_device(cfg.device)
+    set_up(cfg, device, cfg.test_precision)
     dataset = make_test_set(cfg)
     cfg = scored_as(cfg, dataset)
     if stored:
@@ -92,18 +95,22 @@ def prepare_test(cfg: Config, stored: Stored | None) -> Prepared:
         state = {"history": [], "command": "", "epoch": 0, "seconds": 0, "environment": describe_environment(device)}
     if cfg.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    dataset, query, gallery = make_test_loaders(cfg, dataset)
+    with first_alone(ranks):
+        dataset, query, gallery = make_test_loaders(cfg, dataset)
     log.info("%s on %s: %d queries in %d images", name, dataset.name, len(dataset.query), len(dataset.gallery))
     note = full_note(state.get("train_note", ""), dataset.test_note)
     return Prepared(cfg, directory, what, state, device, model, query, gallery, note)
 
 
-def do_test(cfg: Config, stored: Stored | None, command: str = "") -> Tested:
-    """Score the test split, print the table, write the JSON."""
-    test = prepare_test(cfg, stored)
-    cfg = test.cfg
-    inference = do_inference(cfg, test.model, test.query, test.gallery, test.device)
-    note = scores_note(cfg, test.note)
+def do_test(cfg: Config, stored: Stored | None, command: str = "") -> Tested | None:
+    """Score the test split, print the table, write the JSON. Under torchrun each process extracts its share of the
+    features, and all but the first give None."""
+    with joined(cfg) as ranks:
+        test = prepare_test(cfg, stored, ranks)
+        inference = do_inference(test.cfg, test.model, test.query, test.gallery, test.device, ranks)
+    if inference is None:
+        return None
+    cfg, note = test.cfg, scores_note(test.cfg, test.note)
     values = report(inference, note)
     record = result_record(test.state, cfg, values["scores"], note, command) | values
     file = test.directory / "results" / f"test_{test.what}_{_protocol(cfg)}.json"

@@ -48,7 +48,16 @@ def test_a_run_leaves_everything_in_its_directory(tiny):
     directory = Path(tiny.log_dir) / "demo"
     assert run.directory == directory
     left = {p.name for p in directory.iterdir()}
-    assert left == {"best.pth", "last.pth", "config.json", "metrics.jsonl", "train.log", "results", "tensorboard"}
+    assert left == {
+        "best.pth",
+        "last.pth",
+        "last.1.pth",
+        "config.json",
+        "metrics.jsonl",
+        "train.log",
+        "results",
+        "tensorboard",
+    }
     assert list((directory / "tensorboard").glob("events*"))
     entries = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [e["epoch"] for e in entries] == [0, 1, 2, 3]
@@ -114,7 +123,7 @@ def stopped_and_resumed(cfg: Config, stop_after: int, monkeypatch) -> Run:
 def assert_same_run(whole: Run, resumed: Run) -> None:
     """The same weights, moments and history."""
     assert_same(weights(whole.directory / "last.pth"), weights(resumed.directory / "last.pth"))
-    drop = ("images_per_second",)
+    drop = ("images_per_second", "data_wait")
     for a, b in zip(whole.history, resumed.history, strict=True):
         assert {k: v for k, v in a.items() if k not in drop} == {k: v for k, v in b.items() if k not in drop}
 
@@ -286,8 +295,9 @@ def test_a_killed_process_goes_on_with_resume_to_bit_identical_weights(tiny, num
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(tiny):
-    with pytest.raises(UserError, match=r"not finite in epoch 1.*--lr"):
-        do_train(replace(tiny, lr=1e30, warmup_epochs=0, eval_first=False, log_every=1))
+    where = r"not finite 2 times in a row, the last time in epoch 1, step \d, on /.*jpg.*--lr"
+    with pytest.raises(UserError, match=where):
+        do_train(replace(tiny, lr=1e30, warmup_epochs=0, eval_first=False, log_every=1, bad_steps=2))
 
 
 def test_a_second_run_does_not_overwrite_the_first(tiny):
