@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from config import Config
+from config.config import dashed
 from utils.errors import UserError
 
 PATIENCE = timedelta(hours=2)  # that others wait while one re-ranks a large gallery
+MEETING = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # variables that torchrun sets beside WORLD_SIZE
+# Settings that may differ from machine to machine: where things lie, and how much there is room for.
+PLACES = {"dataset", "test_dataset", "data_root", "weights", "log_dir", "cache_dir", "cache_gb", "disk_gb"}
+PLACES |= {"device", "workers"}
 
 
 @dataclass(frozen=True)
@@ -40,16 +44,48 @@ ALONE = Ranks()
 
 
 @contextlib.contextmanager
-def joined(cfg: Config, environ=os.environ) -> Iterator[Ranks]:
+def joined(cfg: Config, environ: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     """Meet the processes that torchrun started with this one; without torchrun, be alone.
 
     Each takes the GPU of its number on its machine; where there are fewer GPUs they share them, over gloo. Raises
-    UserError for a backend that cannot work.
+    UserError for settings that cannot work, and where another process ends before this one.
     """
     size = int(environ.get("WORLD_SIZE", 1))
-    if size == 1 or dist.is_initialized():
-        yield Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ALONE
+    if dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size())
         return
+    if size == 1:
+        yield ALONE
+        return
+    backend = take_gpu(cfg, environ)
+    try:
+        dist.init_process_group(backend, timeout=PATIENCE)
+    except (ValueError, dist.DistError) as error:
+        place = ":".join(environ[name] for name in MEETING[1:])
+        raise UserError(f"the {size} processes could not meet at {place}: {str(error).splitlines()[0]}") from error
+    try:
+        yield Ranks(dist.get_rank(), size)
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise UserError("another process has ended, so this one cannot go on; see what that one said") from error
+    # Not after an error: with NCCL that would wait for the others, and torchrun for this one.
+    dist.destroy_process_group()
+
+
+def take_gpu(cfg: Config, environ: Mapping[str, str]) -> str:
+    """Make this process's GPU the current one, if there are any; the backend that the processes talk through.
+
+    Raises UserError for settings or an environment that cannot work.
+    """
+    absent = [name for name in MEETING if name not in environ]
+    if absent:
+        raise UserError(
+            f"WORLD_SIZE is {environ['WORLD_SIZE']}, so there should be other processes, but {' and '.join(absent)} "
+            "is not set; start them with torchrun, or unset WORLD_SIZE to train alone"
+        )
+    if cfg.device.startswith("cuda:"):
+        raise UserError(f"--device {cfg.device} is one GPU, and several processes need one each; give --device cuda")
     local, on_this_machine = int(environ.get("LOCAL_RANK", 0)), int(environ.get("LOCAL_WORLD_SIZE", 1))
     gpus = 0 if cfg.device == "cpu" else torch.cuda.device_count()
     if cfg.backend == "nccl" and gpus < on_this_machine:
@@ -58,12 +94,7 @@ def joined(cfg: Config, environ=os.environ) -> Iterator[Ranks]:
         )
     if gpus:
         torch.cuda.set_device(local % gpus)
-    backend = cfg.backend if cfg.backend != "auto" else "nccl" if gpus >= on_this_machine else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
-    try:
-        yield Ranks(dist.get_rank(), size)
-    finally:
-        dist.destroy_process_group()
+    return cfg.backend if cfg.backend != "auto" else "nccl" if gpus >= on_this_machine else "gloo"
 
 
 def started_as(ranks: Ranks, command: str, environ=os.environ) -> str:
@@ -76,13 +107,33 @@ def started_as(ranks: Ranks, command: str, environ=os.environ) -> str:
 
 
 @contextlib.contextmanager
-def first_alone(ranks: Ranks) -> Iterator[None]:
-    """The first process goes through the block alone, then all others: what it leaves on the disk, they find there."""
-    if not ranks.first:
-        dist.barrier()
-    yield
-    if ranks.first and ranks.size > 1:
-        dist.barrier()
+def together(ranks: Ranks, first_alone: bool = False) -> Iterator[None]:
+    """What fails in the block of one process fails in all, so that none waits for another in vain: a UserError or an
+    OSError is raised in the first, and the others exit in silence. In the block no process may wait for another.
+
+    With `first_alone` the others wait until the first is through: what it leaves on the disk, they find there.
+    """
+    error = None
+    if first_alone and not ranks.first:
+        settle(ranks, None)
+    try:
+        yield
+    except (UserError, OSError) as caught:
+        error = caught
+    if first_alone and ranks.first:
+        settle(ranks, error)
+    settle(ranks, error)
+
+
+def settle(ranks: Ranks, error: Exception | None) -> None:
+    """Tell the others of an error, and hear of theirs. Raises the first one in the first process."""
+    said = [message for message in of_all(ranks, error and (ranks.rank, str(error))) if message]
+    if said and not ranks.first:
+        raise SystemExit(2)
+    if error:
+        raise error
+    if said:
+        raise UserError(f"process {said[0][0]}: {said[0][1]}")
 
 
 def from_first(ranks: Ranks, value: Any) -> Any:
@@ -103,36 +154,37 @@ def of_all(ranks: Ranks, value: Any) -> list[Any]:
     return values
 
 
-def same_everywhere(ranks: Ranks, value: Any, what: str) -> None:
-    """Raises UserError where a process has another value than the first."""
-    if any(other != value for other in of_all(ranks, value)):
-        raise UserError(f"the processes do not agree on {what}; give all machines the same data and settings")
+def same_everywhere(ranks: Ranks, facts: Mapping[str, Any]) -> None:
+    """Raises UserError that names the facts of which a process has another value than the first."""
+    first, *others = of_all(ranks, dict(facts))
+    differ = ", ".join(name for name in first if any(other[name] != first[name] for other in others))
+    if differ:
+        settle(ranks, UserError(f"the processes do not agree on {differ}; give all the same data and settings"))
 
 
-class _Gather(torch.autograd.Function):
-    """Rows (B, ...) of all processes, one below the other.
-
-    All compute the same loss of them, so the gradient of the whole is at hand everywhere and nobody need send any: a
-    process takes that of its own rows. Times the number of processes, because gradients of weights are averaged later,
-    where a loss over the whole batch wants their sum.
-    """
-
-    @staticmethod
-    def forward(ctx, rows: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-        ctx.ranks, ctx.length = ranks, len(rows)
-        parts = [torch.empty_like(rows) for _ in range(ranks.size)]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        start = ctx.ranks.rank * ctx.length
-        return gradient[start : start + ctx.length] * ctx.ranks.size, None
+def same_settings(ranks: Ranks, cfg: Config) -> None:
+    """Raises UserError that names the settings on which the processes do not agree, such as those of two machines."""
+    same_everywhere(ranks, {f"--{dashed(name)}": value for name, value in vars(cfg).items() if name not in PLACES})
 
 
-def gather_batch(ranks: Ranks, rows: torch.Tensor) -> torch.Tensor:
-    """The rows (B, ...) that all processes have of one batch, equally many each, as one tensor with gradients."""
-    return rows if ranks.size == 1 else _Gather.apply(rows, ranks)
+@torch.no_grad()
+def copy_first(ranks: Ranks, tensors: Iterable[torch.Tensor]) -> None:
+    """Give these tensors the values that they have in the first process."""
+    tensors = list(tensors)
+    for dtype in dict.fromkeys(t.dtype for t in tensors if ranks.size > 1):
+        some = [t for t in tensors if t.dtype == dtype]
+        row = torch.cat([t.reshape(-1) for t in some])  # one message instead of hundreds
+        dist.broadcast(row, 0)
+        parts = row.split([t.numel() for t in some])
+        torch._foreach_copy_(some, [part.view(t.shape) for part, t in zip(parts, some, strict=True)])
+
+
+def mean_of_all(ranks: Ranks, values: torch.Tensor) -> torch.Tensor:
+    """The mean of the processes' tensors of one shape, on all of them."""
+    if ranks.size > 1:
+        dist.all_reduce(values)
+        values /= ranks.size
+    return values
 
 
 def gather_rows(ranks: Ranks, rows: torch.Tensor) -> torch.Tensor:
@@ -145,37 +197,3 @@ def gather_rows(ranks: Ranks, rows: torch.Tensor) -> torch.Tensor:
     parts = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(parts, padded)
     return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
-
-
-def average_gradients(ranks: Ranks, parameters: Iterable[nn.Parameter]) -> None:
-    """Mean over the processes, for parameters that are few and not under DistributedDataParallel."""
-    if ranks.size > 1:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= ranks.size
-
-
-def any_of(ranks: Ranks, flag: bool) -> bool:
-    """Whether the flag is up in any process. Everyone waits for everyone."""
-    return any(of_all(ranks, flag))
-
-
-def in_parallel(ranks: Ranks, model: nn.Module, device: torch.device) -> nn.Module:
-    """The model such that its gradients are averaged over the processes, as they become known.
-
-    Batch norm's statistics are those of the first process, unless its layers are synchronised.
-    """
-    if ranks.size == 1 or not any(p.requires_grad for p in model.parameters()):
-        return model
-    ids = [device] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
-
-
-def synchronised(cfg: Config, ranks: Ranks, model: nn.Module, device: torch.device) -> tuple[nn.Module, str]:
-    """The model with batch norm over the images of all processes, and a warning where that cannot be had."""
-    if ranks.size == 1 or not cfg.sync_bn:
-        return model, ""
-    if device.type != "cuda":
-        return model, "torch has no SyncBatchNorm on CPUs: each process normalises over its own share of a batch"
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model), ""

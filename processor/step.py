@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from processor.distributed import average_gradients, gather_batch
+from processor.distributed import mean_of_all
 from processor.numerics import autocast
+from processor.parallel import gather_batch
 
 if TYPE_CHECKING:
     from processor.run import Run
@@ -38,10 +39,7 @@ def train_step(
             logits, features = ([gather_batch(run.ranks, x) for x in rows] for rows in (logits, features))
             labels = gather_batch(run.ranks, labels)
         loss, parts = run.criterion(logits, features, labels)
-        total = loss / group
-        if run.ranks.size > 1 and run.cfg.id_weight == 0:
-            total = total + 0.0 * sum(x.sum() for x in logits)  # the processes wait for the gradient of every weight
-        run.scaler.backward(total)
+        run.scaler.backward(loss / group)
     if last:
         parts |= move(run)
     accuracy = (logits[0].argmax(1) == labels).float().mean()
@@ -56,7 +54,8 @@ def move(run: Run) -> dict[str, torch.Tensor]:
     The centers have an optimizer of their own, at another rate: they neither count nor are scaled.
     """
     optimizers, told = list(run.optimizers.values()), {}
-    average_gradients(run.ranks, run.criterion.parameters())
+    for centers in run.criterion.parameters():  # which are not under DistributedDataParallel
+        mean_of_all(run.ranks, centers.grad)
     run.scaler.unscale(optimizers)
     run.criterion.undo_center_weight()
     if run.cfg.clip_grad > 0:

@@ -11,12 +11,12 @@ import torch
 
 from config import Config
 from config.cli import parse_settings, read_settings, split_first, widen
-from datasets.base import full_note
+from datasets.base import fingerprint, full_note
 from datasets.loaders import TestLoader, make_test_loaders
 from datasets.make import make_test_set, refuse_another_split, short_name, test_name
 from model import ReIDModel, make_model
 from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model
-from processor.distributed import ALONE, Ranks, first_alone, joined
+from processor.distributed import ALONE, Ranks, joined, same_everywhere, same_settings, together
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import Inference, do_inference, report, scored_as, scores_note
 from processor.numerics import set_up
@@ -76,8 +76,21 @@ def parse_test(
 
 
 def prepare_test(cfg: Config, stored: Stored | None, ranks: Ranks = ALONE) -> Prepared:
-    """The model of a checkpoint (or, without one, of the backbone weights of the settings) and the test split."""
+    """The model of a checkpoint (or, without one, of the backbone weights of the settings) and the test split.
+
+    Raises UserError, too, where several processes have different ones.
+    """
     setup_logging(quiet=not ranks.first)
+    same_settings(ranks, cfg)
+    with together(ranks, first_alone=True):
+        test = _prepared(cfg, stored)
+    model = tuple(test.state[name] for name in ("epoch", "seconds"))
+    images = tuple(fingerprint(loader.samples) for loader in (test.query, test.gallery))
+    same_everywhere(ranks, {"the checkpoint": model, "the test images": images})
+    return test
+
+
+def _prepared(cfg: Config, stored: Stored | None) -> Prepared:
     device = pick_device(cfg.device)
     set_up(cfg, device, cfg.test_precision)
     dataset = make_test_set(cfg)
@@ -95,8 +108,7 @@ def prepare_test(cfg: Config, stored: Stored | None, ranks: Ranks = ALONE) -> Pr
         state = {"history": [], "command": "", "epoch": 0, "seconds": 0, "environment": describe_environment(device)}
     if cfg.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    with first_alone(ranks):
-        dataset, query, gallery = make_test_loaders(cfg, dataset)
+    dataset, query, gallery = make_test_loaders(cfg, dataset)
     log.info("%s on %s: %d queries in %d images", name, dataset.name, len(dataset.query), len(dataset.gallery))
     note = full_note(state.get("train_note", ""), dataset.test_note)
     return Prepared(cfg, directory, what, state, device, model, query, gallery, note)

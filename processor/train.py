@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 
 import torch
 
@@ -16,24 +15,28 @@ from model import find_backbone, make_model
 from processor.distributed import (
     ALONE,
     Ranks,
-    first_alone,
+    copy_first,
     from_first,
     joined,
     of_all,
     same_everywhere,
+    same_settings,
     started_as,
-    synchronised,
+    together,
 )
 from processor.environment import pick_device
 from processor.evaluate import do_inference, quick, report, scored_as, scores_note
 from processor.numerics import Scaler, set_up, settle_precision
+from processor.parallel import synchronised
 from processor.ranked_lists import draw_some
 from processor.result import result_record
+from processor.resume import restore, seed_all
 from processor.run import Run, StopSignals, run_directory, taken
 from processor.step import train_step
-from processor.watch import Progress, Watchers, tile
+from processor.tally import add_up, averages
+from processor.watch import Progress, Watchers, clock, tile
 from solver import beyond_the_end, make_average, make_optimizers, set_lr, update_average
-from utils.errors import UserError
+from utils.errors import Stopped
 from utils.files import write_json
 from utils.logging import log, setup_logging
 
@@ -42,44 +45,57 @@ def do_train(cfg: Config, command: str = "") -> Run:
     """Train and test as the settings say; everything that the run makes lies under its directory.
 
     command: the words that repeat the run, stored with it. Raises UserError for what the user can mend, and Stopped
-    (after the state was saved) on Ctrl-C, SIGTERM or SIGUSR1. Under torchrun, all its processes train together.
+    (after the state was saved) on Ctrl-C, SIGTERM or SIGUSR1. Under torchrun, all its processes train together; only
+    the first raises these where they concern all, and the others exit with the same code.
     """
     setup_logging()
-    with StopSignals() as signals, joined(cfg) as ranks:
-        run, loaders = prepare(cfg, command, ranks)
-        while True:
-            if due(run):
-                test(run, loaders)
-            if run.epoch >= cfg.epochs:
-                break
-            train_one_epoch(run, loaders, signals)
+    with StopSignals() as signals, joined(cfg) as ranks, contextlib.ExitStack() as at_end:
+        run, loaders = prepare(cfg, command, ranks, at_end)
+        # Signals of several processes wait until all look for them: none may leave while others count on it.
+        with signals.held() if ranks.size > 1 else contextlib.nullcontext():
+            while due(run) or run.epoch < cfg.epochs:
+                stop_together(run, signals)
+                if due(run):
+                    test(run, loaders, signals)
+                else:
+                    train_one_epoch(run, loaders, signals)
         if ranks.first:
             finish(run)
     return run
 
 
-def prepare(cfg: Config, command: str, ranks: Ranks = ALONE) -> tuple[Run, Loaders]:
-    """Data, model, losses, optimizers and directory. What can fail fails here, before anything is written."""
-    device = pick_device(cfg.device)
-    precision = settle_precision(cfg, device)
-    chosen = set_up(cfg, device, precision)
-    find_backbone(cfg.backbone)  # a wrong name shows before the data is read
-    torch.manual_seed(cfg.seed)
-    with first_alone(ranks):
+def prepare(
+    cfg: Config, command: str, ranks: Ranks = ALONE, at_end: contextlib.ExitStack | None = None
+) -> tuple[Run, Loaders]:
+    """Data, model, losses, optimizers and directory. What can fail fails here, before anything is written.
+
+    What must be closed at the run's end, however it ends, is left with `at_end`.
+    """
+    same_settings(ranks, cfg)
+    with together(ranks, first_alone=True):
+        device = pick_device(cfg.device)
+        precision = settle_precision(cfg, device)
+        chosen = set_up(cfg, device, precision)
+        find_backbone(cfg.backbone)  # a wrong name shows before the data is read
+        seed_all(cfg.seed)
         loaders = make_loaders(cfg, ranks.rank, ranks.size)
+        dataset = loaders.dataset
+        note = scores_note(scored_as(cfg, dataset), dataset.note)
         model = make_model(cfg, len(loaders.labels))
-    dataset = loaders.dataset
     images = fingerprint(dataset.train)
-    same_everywhere(ranks, images, "the training images")
-    note = scores_note(scored_as(cfg, dataset), dataset.note)
+    tested = (fingerprint(dataset.query), fingerprint(dataset.gallery))
+    same_everywhere(ranks, {"the training images": images, "the test images": tested})
     model, unsynchronised = synchronised(cfg, ranks, model, device)
     memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)
     hardens = [head.harden for head in model.heads]
     criterion = make_criterion(cfg, len(loaders.labels), model.feature_dims, hardens).to(device)
+    copy_first(ranks, (*model.state_dict().values(), *criterion.state_dict().values()))
     optimizers = make_optimizers(cfg, model, criterion)
 
-    directory = from_first(ranks, run_directory(cfg) if ranks.first else None)
+    with together(ranks):
+        directory = run_directory(cfg, at_end) if ranks.first else None
+    directory = from_first(ranks, directory)
     setup_logging(directory / "train.log" if ranks.first else None, quiet=not ranks.first)
     command = started_as(ranks, command)
     about = {"command": command, "note": note, "train_note": dataset.train_note, "images": images, "ranks": ranks}
@@ -94,11 +110,16 @@ def prepare(cfg: Config, command: str, ranks: Ranks = ALONE) -> tuple[Run, Loade
         log.info("note: %s", note)
     for sentence in filter(None, (*beyond_the_end(cfg, len(loaders.train)), unsynchronised)):
         log.warning("warning: %s", sentence)
-    torch.manual_seed(cfg.seed + ranks.rank)  # what is drawn in training, such as dropout, differs by process
-    if cfg.resume and taken(directory):
-        run.restore()
+    seed_all(cfg.seed + ranks.rank)  # what is drawn in training, such as dropout, differs by process
+    with together(ranks, first_alone=True):  # it may rename damaged ones
+        if cfg.resume and taken(directory):
+            restore(run)
+    progress = (run.epoch, run.step, len(run.history))
+    same_everywhere(ranks, {"the checkpoint to go on from (--log-dir must be one that all machines share)": progress})
     if ranks.first:
-        run.watchers = Watchers(cfg, directory, run.epoch)
+        run.watchers = Watchers(cfg, directory, run.epoch, run.history)
+        if at_end:
+            at_end.callback(run.watchers.close)
         write_json(directory / "config.json", cfg.to_dict())
     return run, loaders
 
@@ -110,7 +131,7 @@ def train_one_epoch(run: Run, loaders: Loaders, signals: StopSignals) -> None:
     progress = Progress(title, steps, cfg.batch_size, first, shown=run.ranks.first)
     recent: list[dict[str, torch.Tensor]] = []
     frozen = None  # a test may have come between
-    with contextlib.closing(progress), signals.held():
+    with contextlib.closing(progress), held(run, signals):
         for images, labels in progress.waiting(loaders.train.epoch(run.epoch, run.device, first_step=first)):
             epochs_done = run.epoch + run.step / steps
             place, group = place_in_group(run.step, steps, cfg.accumulate)
@@ -122,12 +143,15 @@ def train_one_epoch(run: Run, loaders: Loaders, signals: StopSignals) -> None:
             if run.watchers and run.epoch == run.step == 0:
                 run.watchers.picture("train_batch", tile(to_pixels(images[:32])), 0)
             recent.append(train_step(run, images, labels, place, group))
+            run.statistics.keep()
             run.step += 1
             progress.step()
             if place < group - 1:
                 continue  # the gradients of a group that is under way are in no checkpoint
+            copy_first(run.ranks, run.statistics.buffers)  # those of batch norm that is not synchronised differ
             if run.average is not None:
-                update_average(cfg, run.average, run.model, (run.epoch * steps + run.step) // cfg.accumulate - 1)
+                before = run.epoch * -(-steps // cfg.accumulate) + (run.step - 1) // cfg.accumulate
+                update_average(cfg, run.average, run.model, before)
             ended = run.step == steps
             if len(recent) >= cfg.log_every or ended or (signals.requested and run.ranks.size == 1):
                 add_up(run, recent, loaders)
@@ -135,8 +159,11 @@ def train_one_epoch(run: Run, loaders: Loaders, signals: StopSignals) -> None:
                 if not ended:
                     save_within_epoch(run, progress, signals)
         close_epoch(run, loaders, progress, lr)
-        signals.requested = max(of_all(run.ranks, signals.requested))
-    signals.check(f"stopped after epoch {run.epoch}; go on with --resume")
+
+
+def held(run: Run, signals: StopSignals) -> contextlib.AbstractContextManager:
+    """A signal waits until the block is over; of several processes `do_train` holds them all the time."""
+    return signals.held() if run.ranks.size == 1 else contextlib.nullcontext()
 
 
 def place_in_group(step: int, steps: int, size: int) -> tuple[int, int]:
@@ -145,45 +172,26 @@ def place_in_group(step: int, steps: int, size: int) -> tuple[int, int]:
 
 
 def save_within_epoch(run: Run, progress: Progress, signals: StopSignals) -> None:
-    """Write a checkpoint where it is time, or where a signal came to any of the processes: then raise Stopped."""
+    """Write a checkpoint where it is time, or where a signal came to any of the processes: then stop."""
     late = progress.since_saved > 60 * run.cfg.save_minutes
-    wishes = of_all(run.ranks, (signals.requested, late))
-    signals.requested = max(number for number, _ in wishes)
-    if signals.requested or wishes[0][1]:
+    requests, lates = zip(*of_all(run.ranks, (signals.requested, late)), strict=True)
+    if any(requests) or lates[0]:
         run.seconds += progress.lap()
         run.save()
-    signals.check(f"stopped in epoch {run.epoch + 1} after step {run.step}; go on with --resume")
+    if any(requests):
+        stop(run.ranks, f"stopped in epoch {run.epoch + 1} after step {run.step}; go on with --resume", max(requests))
 
 
-def add_up(run: Run, recent: list[dict[str, torch.Tensor]], loaders: Loaders) -> None:
-    """Move the losses of the last steps into the run's sums, those that are not finite excepted.
-
-    Raises UserError when too many of these came in a row.
-    """
-    named = [(name, value) for parts in recent for name, value in parts.items()]
-    values = torch.stack([value.double() for _, value in named]).tolist()  # the one place that waits for the device
-    for (name, _), value in zip(named, values, strict=True):
-        total, count = run.sums.get(name, (0.0, 0))
-        run.sums[name] = (total + value, count + 1) if math.isfinite(value) else (total, count)
-    finite = [value for (name, _), value in zip(named, values, strict=True) if name == "finite"]
-    for step, good in enumerate(finite, run.step - len(recent)):
-        run.bad = 0 if good else run.bad + 1
-        if run.bad >= run.cfg.bad_steps:
-            raise UserError(
-                f"the loss was not finite {run.bad} times in a row, the last time in epoch {run.epoch + 1}, step "
-                f"{step + 1}, on {loaders.train.files(run.epoch, step)}; the last good state is in {run.directory}; "
-                f"lower --lr ({run.cfg.lr}) or lengthen --warmup-epochs, then go on with --resume"
-            )
-    if not all(finite):
-        count = int(len(finite) - sum(finite))
-        log.warning("warning: epoch %d: %d steps without effect, as their loss was not finite", run.epoch + 1, count)
-    recent.clear()
+def stop_together(run: Run, signals: StopSignals) -> None:
+    """Stop where a signal came to any of the processes, between epochs: the state is saved already."""
+    number = max(of_all(run.ranks, signals.requested))
+    if number:
+        stop(run.ranks, f"stopped after epoch {run.epoch}; go on with --resume", number)
 
 
-def averages(run: Run) -> dict[str, float]:
-    """Means over the steps of the epoch so far."""
-    sums = {name: pair for name, pair in run.sums.items() if pair[1] and name != "finite"}
-    return {name: round(total / count, 5) for name, (total, count) in sums.items()}
+def stop(ranks: Ranks, sentence: str, number: int) -> None:
+    """Raise Stopped, but leave the word to the first of several processes; to be called in all of them."""
+    raise Stopped(sentence, 128 + number) if ranks.first else SystemExit(128 + number)
 
 
 def close_epoch(run: Run, loaders: Loaders, progress: Progress, lr: float) -> None:
@@ -197,7 +205,7 @@ def close_epoch(run: Run, loaders: Loaders, progress: Progress, lr: float) -> No
     run.history.append({"epoch": run.epoch, **means, **about})
     run.save()
     if run.watchers:
-        run.watchers.numbers("train", means | about, run.epoch)
+        run.watchers.trained(run.history[-1])
     left = (cfg.epochs - run.epoch) * len(loaders.train) * cfg.batch_size / speed
     losses = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
     log.info(
@@ -215,7 +223,7 @@ def due(run: Run) -> bool:
     return run.epoch % run.cfg.eval_every == 0 or run.epoch >= run.cfg.epochs
 
 
-def test(run: Run, loaders: Loaders) -> None:
+def test(run: Run, loaders: Loaders, signals: StopSignals) -> None:
     """Score the model as it is, or its average. Write the scores into the history, keep the checkpoint if it is the
     best so far."""
     last = run.epoch >= run.cfg.epochs
@@ -230,11 +238,10 @@ def test(run: Run, loaders: Loaders) -> None:
     if run.epoch == 0:
         run.history.append({"epoch": 0})
     run.history[-1] |= values
-    run.save(best=best)
+    with held(run, signals):
+        run.save(best=best)
     if run.watchers:
-        for protocol, row in values["scores"].items():
-            named = {name: row[name] for name in ("mAP", "mINP", "rank1")}
-            run.watchers.numbers(f"test_{protocol}", named, run.epoch)
+        run.watchers.tested(run.history[-1])
         if cfg.ranked_lists and cfg.protocol in ("standard", "multi_query"):  # others have no one list
             path = run.directory / "ranked_lists.png"
             pixels = draw_some(cfg, inference, loaders.query, loaders.gallery, path)
@@ -247,15 +254,7 @@ def finish(run: Run) -> None:
     if "by_camera" in run.history[-1]:
         record["by_camera"] = run.history[-1]["by_camera"]
     write_json(run.directory / "results" / "train.json", record)
-    if run.watchers:
-        run.watchers.close()
+    run.write_history()  # a kill after the last checkpoint may have come before it
     scores = {h["epoch"]: h["scores"]["plain"]["mAP"] for h in run.history if "scores" in h}
     before = f"{scores[0]:.2f} % before training, " if 0 in scores else ""
     log.info("mAP %s%.2f %% after epoch %d; everything is in %s", before, scores[run.epoch], run.epoch, run.directory)
-
-
-def clock(seconds: float) -> str:
-    """h:mm:ss or m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
