@@ -12,6 +12,7 @@ from utils.errors import UserError
 
 Sampler = Literal["pk", "pk_cameras", "weighted", "shuffle"]
 Protocol = Literal["auto", "standard", "multi_query", "single_shot", "vehicle_id"]
+Precision = Literal["float32", "bf16", "fp16"]
 Optimizer = Literal["adam", "amsgrad", "adamw", "adamw_amsgrad", "sgd"]
 
 Attention = Literal["none", "se", "cbam", "gc", "gc_gate", "nonlocal", "nonlocal_softmax", "plr", "fpb"]
@@ -65,7 +66,7 @@ class Config:
 
     # ---- batches
     sampler: Sampler = "pk"  # pk: P identities x K images; pk_cameras: K of many cameras; weighted: all ids alike
-    batch_size: int = 64  # images a training batch (P x K)
+    batch_size: int = 64  # images a training batch (P x K), over all processes together
     images_per_id: int = 4  # K; batch_size must be a multiple of it
     test_batch_size: int = 256  # images a batch when features are extracted; does not change the features
 
@@ -161,10 +162,25 @@ class Config:
     min_lr_factor: float = 0.0  # schedules cosine and linear: fraction of the base rate at the end of the last epoch
 
     # ---- loop
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"  # of training; auto: bf16 on GPUs (fp16 on old ones)
+    test_precision: Precision = "float32"  # of tests; bf16 is faster where the device computes in it, features follow
+    tf32: bool = True  # GPUs: convolutions of float32 numbers in TF32, with 10 bits behind the point; distances never
     channels_last: bool = True  # memory layout NHWC: faster convolutions on CPUs and on tensor cores
+    compile: bool = False  # torch.compile the training step's model: a minute or more at first, then faster on GPUs
+    fused: bool = True  # optimizers that move all weights at once
+    deterministic: bool = False  # GPUs: only kernels that always add up in the same order; a CPU has no others here
+    accumulate: int = 1  # batches whose mean gradient makes a step; metric losses mine within each batch
+    sync_bn: bool = True  # several GPUs: batch norm over all images of a batch; off: over each GPU's share
+    gather: bool = True  # several processes: losses see the whole batch; off: metric losses mine in each one's share
+    backend: Literal["auto", "nccl", "gloo"] = "auto"  # several processes: nccl where each has a GPU, else gloo
     eval_first: bool = True  # test before the first epoch: the score to beat, and bad test images show at once
     eval_every: int = 10  # test every n epochs (and always after the last)
     log_every: int = 50  # steps between looks at the losses
+    ranked_lists: int = 4  # queries whose ranked lists are drawn at each test, for TensorBoard too; 0: none
+    bad_steps: int = 20  # losses that are not finite move no weight; stop after so many in a row
+    keep: int = 2  # newest checkpoints that are kept: last.pth, last.1.pth (the one before), ...
+    save_minutes: float = 10.0  # a checkpoint is written after each epoch, and within one after so many minutes
+    wandb: str = ""  # project at Weights & Biases that the run is logged to (pip install wandb); empty: none
 
     # ---- evaluation
     metric: Literal["cosine", "euclidean"] = "cosine"  # distance between embeddings
@@ -209,6 +225,7 @@ class Config:
         at_least |= {"id_weight": 0, "center_weight": 0, "triplet_margin": 0, "weight_decay": 0, "focal_gamma": 0}
         at_least |= {f"{loss}_weight": 0 for loss in METRIC_LOSSES}
         at_least |= {"head_margin": 0, "sub_centers": 1, "embedding_dim": 0}
+        at_least |= {"ranked_lists": 0, "accumulate": 1, "bad_steps": 1, "keep": 1, "save_minutes": 0}
         at_least |= {"warmup_iters": 0, "clip_grad": 0, "freeze_epochs": 0, "delay_epochs": 0}
         for name, least in at_least.items():
             if not getattr(self, name) >= least:

@@ -215,6 +215,6 @@ class Images:
 
 
 def listed(bad: dict[int, str]) -> str:
-    """The first reasons, and how many there are beyond these."""
+    """The first words said of images, and how many there are beyond these."""
     more = f" (and {len(bad) - LISTED} more)" if len(bad) > LISTED else ""
     return "; ".join(bad[index] for index in sorted(bad)[:LISTED]) + more

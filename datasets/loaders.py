@@ -21,10 +21,14 @@ from utils.logging import log
 
 
 class TrainLoader:
-    """Augmented batches. An epoch's batches follow from (seed, epoch, step) alone, so a run can go on at any step."""
+    """Augmented batches. An epoch's batches follow from (seed, epoch, step) alone, so a run can go on at any step.
 
-    def __init__(self, cfg: Config, samples: list[Sample]):
-        self.cfg = cfg
+    Process `rank` of `world_size` gets its share of every batch, augmented as a single process would augment it.
+    """
+
+    def __init__(self, cfg: Config, samples: list[Sample], rank: int = 0, world_size: int = 1):
+        self.cfg, self.rank = cfg, rank
+        shared = {"rank": rank, "world_size": world_size}
         self.samples, self.images = readable(cfg, samples, "train")
         self.label_map = label_map(self.samples)
         if len(self.label_map) < 2:
@@ -34,12 +38,12 @@ class TrainLoader:
         self.labels = torch.tensor([self.label_map[s.pid] for s in self.samples])
         pids, camids = [s.pid for s in self.samples], [s.camid for s in self.samples]
         if cfg.sampler == "weighted":
-            self.sampler = WeightedSampler(pids, cfg.batch_size, cfg.seed)
+            self.sampler = WeightedSampler(pids, cfg.batch_size, cfg.seed, **shared)
         elif cfg.sampler == "shuffle":
-            self.sampler = ShuffleSampler(pids, cfg.batch_size, cfg.seed)
+            self.sampler = ShuffleSampler(pids, cfg.batch_size, cfg.seed, **shared)
         else:
             camids = camids if cfg.sampler == "pk_cameras" else None
-            self.sampler = PKSampler(pids, cfg.batch_size, cfg.images_per_id, cfg.seed, camids=camids)
+            self.sampler = PKSampler(pids, cfg.batch_size, cfg.images_per_id, cfg.seed, **shared, camids=camids)
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -51,8 +55,13 @@ class TrainLoader:
         chosen = list(self.sampler.epoch(epoch))[first_step:]
         batches = on_device(self.images.batches(chosen, pin=device.type == "cuda"), device)
         for step, (indices, images) in enumerate(batches, first_step):
-            draws = Draws(self.cfg.seed, epoch, step, batch=len(images))
+            share = {"first": self.rank * len(images), "total": self.cfg.batch_size}
+            draws = Draws(self.cfg.seed, epoch, step, batch=len(images), **share)
             yield augment(images, self.cfg, draws), self.labels[indices].to(device, non_blocking=True)
+
+    def files(self, epoch: int, step: int) -> str:
+        """The images of one batch, for a message."""
+        return listed({int(i): self.samples[i].path for i in list(self.sampler.epoch(epoch))[step]})
 
 
 class TestLoader:
@@ -98,14 +107,14 @@ class Loaders:
         return self.train.label_map
 
 
-def make_loaders(cfg: Config) -> Loaders:
+def make_loaders(cfg: Config, rank: int = 0, world_size: int = 1) -> Loaders:
     """All three loaders of the settings, with what they read: unreadable images are gone from the dataset.
 
-    Raises UserError when data or batch sizes do not fit.
+    The training loader has the share of one process of several. Raises UserError when data or batch sizes do not fit.
     """
     dataset = make_dataset(cfg)
     train, (dataset, query, gallery) = each(
-        lambda: TrainLoader(cfg, dataset.train), lambda: make_test_loaders(cfg, dataset)
+        lambda: TrainLoader(cfg, dataset.train, rank, world_size), lambda: make_test_loaders(cfg, dataset)
     )
     dataset = replace(dataset, train=train.samples, train_note=left_out(dataset.train_note, train.images))
     return Loaders(dataset, train, query, gallery)

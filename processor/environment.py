@@ -44,14 +44,14 @@ def commit() -> str:
         return "unknown"
 
 
-def describe_environment(device: torch.device) -> dict[str, str]:
+def describe_environment(device: torch.device, processes: int = 1) -> dict[str, str]:
     """Plain values for JSON and the log."""
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
     else:
         hardware = f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
     return {
-        "hardware": hardware,
+        "hardware": f"{processes} x {hardware}" if processes > 1 else hardware,
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # a str subclass, which weights_only would refuse to read
         "torchvision": str(torchvision.__version__),

@@ -14,6 +14,7 @@ from datasets.base import ReIDDataset
 from datasets.check import MOST_CAMERAS
 from datasets.loaders import TestLoader
 from model import ReIDModel
+from processor.distributed import ALONE, Ranks
 from processor.extract import extract_features
 from utils.distance import pairwise_distance
 from utils.errors import UserError
@@ -55,13 +56,20 @@ def quick(cfg: Config) -> Config:
 
 
 def do_inference(
-    cfg: Config, model: ReIDModel, query: TestLoader, gallery: TestLoader, device: torch.device
-) -> Inference:
-    """Features of both splits and all scores that the settings ask for.
+    cfg: Config,
+    model: ReIDModel,
+    query: TestLoader,
+    gallery: TestLoader,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+) -> Inference | None:
+    """Features of both splits and all scores that the settings ask for. Of several processes only the first scores.
 
     Raises UserError when the features are not finite or nothing can be scored.
     """
-    q, g = (extract_features(model, x, device, cfg.flip, cfg.channels_last) for x in (query, gallery))
+    q, g = (extract_features(cfg, model, x, device, cfg.flip, ranks) for x in (query, gallery))
+    if not ranks.first:
+        return None
     pairs = {"plain": (q[0], g[0])} | ({"flip": (q[1], g[1])} if cfg.flip else {})
     return score_features(cfg, pairs, (query.pids, gallery.pids, query.camids, gallery.camids))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import signal
 from dataclasses import dataclass, field
@@ -10,26 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
+from filelock import FileLock, Timeout
+from torch import nn
 
 from config import Config
-from config.config import dashed
 from datasets.make import short_name, train_names
 from loss import Criterion
 from model import ReIDModel
-from processor.checkpoint import BEST, LAST, load_weights, read_checkpoint, save_checkpoint
+from processor.batchnorm import FiniteStatistics
+from processor.checkpoint import BEST, LAST, kept, save_checkpoint
+from processor.distributed import ALONE, Ranks, of_all
 from processor.environment import describe_environment
-from solver import restore_optimizer
+from processor.numerics import Scaler
+from processor.parallel import in_parallel
+from processor.resume import random_state
+from processor.watch import Watchers
+from solver import set_frozen
 from utils.errors import Stopped, UserError
 from utils.files import write_atomically
 from utils.logging import log
-
-# Settings that may differ between a run and its continuation without a word.
-FREE = {"resume", "device", "workers", "log_dir", "name", "log_every", "eval_first", "preset"}
-FREE |= {"data_root", "cache_gb", "disk_gb", "cache_dir"}
-BATCHES = ("sampler", "batch_size", "images_per_id", "seed")  # what an epoch's batches follow from, beside the images
-# Settings that say what the optimizer keeps for which weight.
-OPTIMIZER = ("optimizer", "backbone_lr_factor", "bias_lr_factor", "no_decay_norm_bias")
 
 
 @dataclass
@@ -43,6 +43,9 @@ class Run:
     criterion: Criterion
     optimizers: dict[str, torch.optim.Optimizer]
     labels: dict[int, int]
+    scaler: Scaler
+    precision: str = "float32"  # that training computes in
+    ranks: Ranks = ALONE
     command: str = ""
     note: str = ""  # what its scores must be read with
     train_note: str = ""  # the part of it that goes with the model, whatever it is tested on
@@ -50,14 +53,27 @@ class Run:
     environment: dict[str, str] = field(default_factory=dict)  # filled in from the device
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps of the epoch after these
-    sums: dict[str, float] = field(default_factory=dict)  # of losses over these steps
+    sums: dict[str, tuple[float, int]] = field(default_factory=dict)  # of finite losses over these, and their number
+    bad: int = 0  # losses in a row, up to the last one, that were not finite
     seconds: float = 0.0  # spent on training, all sessions together, tests left out
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry a finished epoch
     average: ReIDModel | None = None  # of the model's weights over the last steps, with --ema-decay
-    board: SummaryWriter | None = None
+    watchers: Watchers | None = None  # in the process that writes
+    network: nn.Module | None = None  # the model as training calls it: compiled, its gradients shared
+    frozen: bool | None = None  # whether the network was made for a backbone that is not trained
+    statistics: FiniteStatistics | None = None  # batch norm's, of the model
 
     def __post_init__(self):
-        self.environment = self.environment or describe_environment(self.device)
+        self.environment = self.environment or describe_environment(self.device, self.ranks.size)
+
+    def training_mode(self, frozen: bool) -> None:
+        """The model ready for a step, its backbone only if that is not frozen."""
+        set_frozen(self.model, self.optimizers["model"], frozen)
+        self.statistics = FiniteStatistics(self.model)
+        if self.network is None or frozen != self.frozen:
+            self.network, self.frozen = in_parallel(self.ranks, self.model, self.criterion, self.device), frozen
+            if self.cfg.compile:
+                self.network = torch.compile(self.network)
 
     @property
     def tested(self) -> ReIDModel:
@@ -69,115 +85,106 @@ class Run:
         """Highest plain mAP so far."""
         return max((h["scores"]["plain"]["mAP"] for h in self.history if "scores" in h), default=-1.0)
 
+    def summary(self) -> dict[str, Any]:
+        """The plain values of a checkpoint: what was run, where, how far it is and what came out."""
+        names = ("command", "note", "train_note", "images", "environment", "epoch", "step", "sums", "bad", "seconds")
+        return {name: getattr(self, name) for name in (*names, "history")}
+
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values only, so that `torch.load(weights_only=True)` reads it."""
-        cuda = torch.cuda.get_rng_state_all() if self.device.type == "cuda" else []
+        """Tensors and plain values only, so that `torch.load(weights_only=True)` reads it. All processes must call it
+        together."""
         training = {} if self.average is None else {"training_model": self.model.state_dict()}
-        return training | {
-            "model": self.tested.state_dict(),
-            "criterion": self.criterion.state_dict(),
-            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
-            "rng": {"torch": torch.get_rng_state(), "cuda": cuda},
-            "config": self.cfg.to_dict(),
-            "labels": self.labels,
-            "command": self.command,
-            "note": self.note,
-            "train_note": self.train_note,
-            "images": self.images,
-            "environment": self.environment,
-            "epoch": self.epoch,
-            "step": self.step,
-            "sums": self.sums,
-            "seconds": self.seconds,
-            "history": self.history,
-        }
+        return (
+            training
+            | self.summary()
+            | {
+                "model": self.tested.state_dict(),
+                "criterion": self.criterion.state_dict(),
+                "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+                "scaler": self.scaler.state_dict(),
+                "rng": of_all(self.ranks, random_state(self.device)),
+                "config": self.cfg.to_dict(),
+                "labels": self.labels,
+            }
+        )
 
     def save(self, best: bool = False) -> None:
-        """Write last.pth (and best.pth), and metrics.jsonl to match."""
+        """Write last.pth (and best.pth), and metrics.jsonl to match; those before last.pth are kept as the settings
+        say. All processes must call it together; the first one writes."""
         state = self.state()
-        save_checkpoint(self.directory / LAST, state)
-        if best:
+        if not self.ranks.first:
+            return
+        if not self.directory.exists():
+            log.warning("warning: %s is gone; it is made anew, with this checkpoint in it", self.directory)
+        if best:  # first, as a kill between the two then has the test that found it repeated
             save_checkpoint(self.directory / BEST, state)
+        save_checkpoint(self.directory / LAST, state, self.cfg.keep)
+        self.write_history()
+
+    def write_history(self) -> None:
+        """metrics.jsonl: a line an epoch, as a checkpoint has them."""
         lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
         write_atomically(self.directory / "metrics.jsonl", lambda temporary: temporary.write_text(lines))
 
-    def plot(self, group: str, values: dict[str, float]) -> None:
-        """Scalars of this epoch for TensorBoard, in the run's own directory."""
-        if self.board is None:
-            self.board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.epoch)
-        for name, value in values.items():
-            self.board.add_scalar(f"{group}/{name}", value, self.epoch)
-        self.board.flush()
 
-    def restore(self) -> None:
-        """Go back to the state of last.pth. Raises UserError when it belongs to another model or other data."""
-        path = self.directory / LAST
-        state = read_checkpoint(path)
-        if state["labels"] != self.labels:
-            raise UserError(f"{path} was trained on other identities than the data has now; resume with the same data")
-        load_weights(self.model, state | {"model": state.get("training_model", state["model"])}, path, self.cfg)
-        if self.average is not None:
-            load_weights(self.average, state, path, self.cfg)
-        stored = Config.from_dict(state["config"])
-        for name in OPTIMIZER:
-            if getattr(stored, name) != getattr(self.cfg, name):
-                raise UserError(
-                    f"{path} was trained with --{dashed(name)} {getattr(stored, name)}, not {getattr(self.cfg, name)}: "
-                    "the state of its optimizer goes with no other; leave the setting as it was"
-                )
-        try:
-            self.criterion.load_state_dict(state["criterion"])
-            for name, optimizer in self.optimizers.items():
-                restore_optimizer(optimizer, state["optimizers"][name])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise UserError(
-                f"{path} has other losses or another optimizer than these settings; leave them as they were"
-            ) from error
-        torch.set_rng_state(state["rng"]["torch"])
-        if self.device.type == "cuda" and len(state["rng"]["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
-        for name in ("epoch", "step", "sums", "seconds", "history"):
-            setattr(self, name, state[name])
-        now = json.loads(json.dumps(self.cfg.to_dict()))
-        before = json.loads(json.dumps(state["config"]))
-        changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if k not in FREE and before.get(k) != v]
-        if changed:
-            log.warning("warning: resumed with other settings than before: %s", ", ".join(changed))
-        other_images = state.get("images", self.images) != self.images
-        if other_images:
-            log.warning("warning: the training images are not those of before")
-        if self.step and (other_images or any(now[k] != before.get(k) for k in BATCHES)):
-            log.warning("warning: epoch %d begins anew, as its batches are others now", self.epoch + 1)
-            self.step, self.sums = 0, {}
-        log.info("resumed %s after epoch %d and %d steps", path, self.epoch, self.step)
+def taken(directory: Path) -> bool:
+    """Whether a run has left a checkpoint there."""
+    return bool(kept(directory / LAST))
 
 
-def run_directory(cfg: Config) -> Path:
+def run_directory(cfg: Config, at_end: contextlib.ExitStack | None = None) -> Path:
     """LOG_DIR/NAME, or NAME-2, NAME-3, ... where that is taken; with `resume` the newest of them.
 
-    Makes it. Raises UserError when it cannot be written to.
+    Makes it. With `at_end`, other programs are kept from training there until that closes. Raises UserError when it
+    cannot be written to, or another program trains there that `resume` would go on with.
     """
     base, name = Path(cfg.log_dir), cfg.name or cfg.preset or "+".join(map(short_name, train_names(cfg)))
-    wanted = base / name
-    for number in range(2, 10000):
-        following = base / f"{name}-{number}"
-        if not (wanted / LAST).exists() or (cfg.resume and not (following / LAST).exists()):
-            break
-        wanted = following
+    places = (base / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+    if not cfg.resume:
+        return next(place for place in places if not taken(place) and prepared(place, at_end))
+    runs = list(itertools.takewhile(taken, places)) or [base / name]
+    if not prepared(runs[-1], at_end):
+        raise UserError(f"another program is training in {runs[-1]}; wait until it has ended, or stop it, to --resume")
+    if not taken(runs[-1]):
+        log.info("nothing to resume in %s: this run starts anew", runs[-1])
+    return runs[-1]
+
+
+def prepared(directory: Path, at_end: contextlib.ExitStack | None) -> bool:
+    """Make a run's directory, claim it, and remove what a killed run left half written; False where another program
+    has claimed it. Raises UserError when it cannot be written to."""
     try:
-        wanted.mkdir(parents=True, exist_ok=True)
-        probe = wanted / ".probe.tmp"
+        directory.mkdir(parents=True, exist_ok=True)
+        if at_end is not None and not claimed(directory, at_end):
+            return False
+        for half in directory.glob(".*.tmp"):
+            half.unlink()
+        probe = directory / ".probe.tmp"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"{wanted} cannot be written to ({error.strerror}); choose a place with --log-dir") from error
-    if cfg.resume and not (wanted / LAST).exists():
-        log.info("nothing to resume in %s: this run starts anew", wanted)
-    return wanted
+        raise UserError(
+            f"{directory} cannot be written to ({error.strerror}); choose a place with --log-dir"
+        ) from error
+    return True
+
+
+def claimed(directory: Path, at_end: contextlib.ExitStack) -> bool:
+    """Keep other programs from training there until `at_end` closes or this program dies; False where one does."""
+    lock = FileLock(directory / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    except NotImplementedError:  # a file system without locks
+        return True
+    at_end.callback(lock.release)
+    return True
 
 
 class StopSignals:
-    """Ctrl-C and SIGTERM, held back while a step is under way so that its state can be saved.
+    """Ctrl-C, SIGTERM and SIGUSR1 (a cluster's warning), held back while a step is under way so that its state can be
+    saved.
 
     Inside `with`, a signal raises Stopped at once, except in a `held` block: there `requested` tells, and only a
     second one raises.
@@ -188,7 +195,7 @@ class StopSignals:
         self.requested = 0
 
     def __enter__(self) -> StopSignals:
-        self.before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
         return self
 
     def __exit__(self, *_exc) -> None:

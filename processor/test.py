@@ -11,13 +11,15 @@ import torch
 
 from config import Config
 from config.cli import parse_settings, read_settings, split_first, widen
-from datasets.base import full_note
+from datasets.base import fingerprint, full_note
 from datasets.loaders import TestLoader, make_test_loaders
 from datasets.make import make_test_set, refuse_another_split, short_name, test_name
 from model import ReIDModel, make_model
 from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model
+from processor.distributed import ALONE, Ranks, joined, same_everywhere, same_settings, together
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import Inference, do_inference, report, scored_as, scores_note
+from processor.numerics import set_up
 from processor.result import result_record
 from utils.errors import UserError
 from utils.files import write_json
@@ -73,10 +75,24 @@ def parse_test(
     return parse_settings(trained, args, environ, prog), (checkpoint, state)
 
 
-def prepare_test(cfg: Config, stored: Stored | None) -> Prepared:
-    """The model of a checkpoint (or, without one, of the backbone weights of the settings) and the test split."""
-    setup_logging()
+def prepare_test(cfg: Config, stored: Stored | None, ranks: Ranks = ALONE) -> Prepared:
+    """The model of a checkpoint (or, without one, of the backbone weights of the settings) and the test split.
+
+    Raises UserError, too, where several processes have different ones.
+    """
+    setup_logging(quiet=not ranks.first)
+    same_settings(ranks, cfg)
+    with together(ranks, first_alone=True):
+        test = _prepared(cfg, stored)
+    model = tuple(test.state[name] for name in ("epoch", "seconds"))
+    images = tuple(fingerprint(loader.samples) for loader in (test.query, test.gallery))
+    same_everywhere(ranks, {"the checkpoint": model, "the test images": images})
+    return test
+
+
+def _prepared(cfg: Config, stored: Stored | None) -> Prepared:
     device = pick_device(cfg.device)
+    set_up(cfg, device, cfg.test_precision)
     dataset = make_test_set(cfg)
     cfg = scored_as(cfg, dataset)
     if stored:
@@ -98,12 +114,15 @@ def prepare_test(cfg: Config, stored: Stored | None) -> Prepared:
     return Prepared(cfg, directory, what, state, device, model, query, gallery, note)
 
 
-def do_test(cfg: Config, stored: Stored | None, command: str = "") -> Tested:
-    """Score the test split, print the table, write the JSON."""
-    test = prepare_test(cfg, stored)
-    cfg = test.cfg
-    inference = do_inference(cfg, test.model, test.query, test.gallery, test.device)
-    note = scores_note(cfg, test.note)
+def do_test(cfg: Config, stored: Stored | None, command: str = "") -> Tested | None:
+    """Score the test split, print the table, write the JSON. Under torchrun each process extracts its share of the
+    features, and all but the first give None."""
+    with joined(cfg) as ranks:
+        test = prepare_test(cfg, stored, ranks)
+        inference = do_inference(test.cfg, test.model, test.query, test.gallery, test.device, ranks)
+    if inference is None:
+        return None
+    cfg, note = test.cfg, scores_note(test.cfg, test.note)
     values = report(inference, note)
     record = result_record(test.state, cfg, values["scores"], note, command) | values
     file = test.directory / "results" / f"test_{test.what}_{_protocol(cfg)}.json"

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import time
 
 import torch
-from tqdm import tqdm
 
 from config import Config
+from datasets.augment import to_pixels
 from datasets.base import fingerprint
 from datasets.loaders import Loaders, make_loaders
 from loss import make_criterion
 from model import find_backbone, make_model
-from processor.checkpoint import LAST
+from processor.distributed import (
+    ALONE,
+    Ranks,
+    copy_first,
+    from_first,
+    joined,
+    of_all,
+    same_everywhere,
+    same_settings,
+    started_as,
+    together,
+)
 from processor.environment import pick_device
 from processor.evaluate import do_inference, quick, report, scored_as, scores_note
+from processor.numerics import Scaler, set_up, settle_precision
+from processor.parallel import synchronised
+from processor.ranked_lists import draw_some
 from processor.result import result_record
-from processor.run import Run, StopSignals, run_directory
-from solver import beyond_the_end, make_average, make_optimizers, set_frozen, set_lr, update_average
-from utils.errors import UserError
+from processor.resume import restore, seed_all
+from processor.run import Run, StopSignals, run_directory, taken
+from processor.step import train_step
+from processor.tally import add_up, averages
+from processor.watch import Progress, Watchers, clock, tile
+from solver import beyond_the_end, make_average, make_optimizers, set_lr, update_average
+from utils.errors import Stopped
 from utils.files import write_json
 from utils.logging import log, setup_logging
 
@@ -29,141 +45,172 @@ def do_train(cfg: Config, command: str = "") -> Run:
     """Train and test as the settings say; everything that the run makes lies under its directory.
 
     command: the words that repeat the run, stored with it. Raises UserError for what the user can mend, and Stopped
-    (after the state was saved) on Ctrl-C or SIGTERM.
+    (after the state was saved) on Ctrl-C, SIGTERM or SIGUSR1. Under torchrun, all its processes train together; only
+    the first raises these where they concern all, and the others exit with the same code.
     """
     setup_logging()
-    with StopSignals() as signals:
-        run, loaders = prepare(cfg, command)
-        while True:
-            if due(run):
-                test(run, loaders)
-            if run.epoch >= cfg.epochs:
-                break
-            train_one_epoch(run, loaders, signals)
-    finish(run)
+    with StopSignals() as signals, joined(cfg) as ranks, contextlib.ExitStack() as at_end:
+        run, loaders = prepare(cfg, command, ranks, at_end)
+        # Signals of several processes wait until all look for them: none may leave while others count on it.
+        with signals.held() if ranks.size > 1 else contextlib.nullcontext():
+            while due(run) or run.epoch < cfg.epochs:
+                stop_together(run, signals)
+                if due(run):
+                    test(run, loaders, signals)
+                else:
+                    train_one_epoch(run, loaders, signals)
+        if ranks.first:
+            finish(run)
     return run
 
 
-def prepare(cfg: Config, command: str) -> tuple[Run, Loaders]:
-    """Data, model, losses, optimizers and directory. What can fail fails here, before anything is written."""
-    device = pick_device(cfg.device)
-    find_backbone(cfg.backbone)  # a wrong name shows before the data is read
-    torch.manual_seed(cfg.seed)
-    loaders = make_loaders(cfg)
-    dataset = loaders.dataset
-    note = scores_note(scored_as(cfg, dataset), dataset.note)
-    model = make_model(cfg, len(loaders.labels))
+def prepare(
+    cfg: Config, command: str, ranks: Ranks = ALONE, at_end: contextlib.ExitStack | None = None
+) -> tuple[Run, Loaders]:
+    """Data, model, losses, optimizers and directory. What can fail fails here, before anything is written.
+
+    What must be closed at the run's end, however it ends, is left with `at_end`.
+    """
+    same_settings(ranks, cfg)
+    with together(ranks, first_alone=True):
+        device = pick_device(cfg.device)
+        precision = settle_precision(cfg, device)
+        chosen = set_up(cfg, device, precision)
+        find_backbone(cfg.backbone)  # a wrong name shows before the data is read
+        seed_all(cfg.seed)
+        loaders = make_loaders(cfg, ranks.rank, ranks.size)
+        dataset = loaders.dataset
+        note = scores_note(scored_as(cfg, dataset), dataset.note)
+        model = make_model(cfg, len(loaders.labels))
+    images = fingerprint(dataset.train)
+    tested = (fingerprint(dataset.query), fingerprint(dataset.gallery))
+    same_everywhere(ranks, {"the training images": images, "the test images": tested})
+    model, unsynchronised = synchronised(cfg, ranks, model, device)
     memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)
     hardens = [head.harden for head in model.heads]
     criterion = make_criterion(cfg, len(loaders.labels), model.feature_dims, hardens).to(device)
+    copy_first(ranks, (*model.state_dict().values(), *criterion.state_dict().values()))
     optimizers = make_optimizers(cfg, model, criterion)
 
-    directory = run_directory(cfg)
-    setup_logging(directory / "train.log")
-    about = {"command": command, "note": note, "train_note": dataset.train_note, "images": fingerprint(dataset.train)}
-    run = Run(cfg, directory, device, model, criterion, optimizers, loaders.labels, **about)
+    with together(ranks):
+        directory = run_directory(cfg, at_end) if ranks.first else None
+    directory = from_first(ranks, directory)
+    setup_logging(directory / "train.log" if ranks.first else None, quiet=not ranks.first)
+    command = started_as(ranks, command)
+    about = {"command": command, "note": note, "train_note": dataset.train_note, "images": images, "ranks": ranks}
+    scaler = Scaler(device, precision)
+    run = Run(cfg, directory, device, model, criterion, optimizers, loaders.labels, scaler, precision, **about)
     run.average = make_average(cfg, model)
     log.info("run %s, seed %d: %s", directory, cfg.seed, ", ".join(f"{k} {v}" for k, v in run.environment.items()))
     log.info("command: %s", command or "(called from Python)")
+    log.info("%s; %s", f"{ranks.size} processes" if ranks.size > 1 else "one process", chosen)
     log.info("%s\n%s", dataset.name, dataset.describe())
     if note:
         log.info("note: %s", note)
-    for sentence in beyond_the_end(cfg, len(loaders.train)):
+    for sentence in filter(None, (*beyond_the_end(cfg, len(loaders.train)), unsynchronised)):
         log.warning("warning: %s", sentence)
-    if cfg.resume and (directory / LAST).exists():
-        run.restore()
-    write_json(directory / "config.json", cfg.to_dict())
+    seed_all(cfg.seed + ranks.rank)  # what is drawn in training, such as dropout, differs by process
+    with together(ranks, first_alone=True):  # it may rename damaged ones
+        if cfg.resume and taken(directory):
+            restore(run)
+    progress = (run.epoch, run.step, len(run.history))
+    same_everywhere(ranks, {"the checkpoint to go on from (--log-dir must be one that all machines share)": progress})
+    if ranks.first:
+        run.watchers = Watchers(cfg, directory, run.epoch, run.history)
+        if at_end:
+            at_end.callback(run.watchers.close)
+        write_json(directory / "config.json", cfg.to_dict())
     return run, loaders
 
 
 def train_one_epoch(run: Run, loaders: Loaders, signals: StopSignals) -> None:
     """The rest of the epoch that the run is in, then a checkpoint. Losses stay on the device between looks at them."""
-    cfg, steps, first, started = run.cfg, len(loaders.train), run.step, time.perf_counter()
-    bar = tqdm(
-        total=steps * cfg.batch_size,
-        initial=first * cfg.batch_size,
-        desc=f"epoch {run.epoch + 1}/{cfg.epochs}",
-        unit="img",
-        leave=False,
-        disable=None,
-    )
+    cfg, steps, first = run.cfg, len(loaders.train), run.step
+    title = f"epoch {run.epoch + 1}/{cfg.epochs}"
+    progress = Progress(title, steps, cfg.batch_size, first, shown=run.ranks.first)
     recent: list[dict[str, torch.Tensor]] = []
     frozen = None  # a test may have come between
-    with contextlib.closing(bar), signals.held():
-        for images, labels in loaders.train.epoch(run.epoch, run.device, first_step=first):
-            steps_before = run.epoch * steps + run.step
-            progress = steps_before / steps
-            if frozen != (progress < cfg.freeze_epochs):
-                frozen = progress < cfg.freeze_epochs
-                set_frozen(run.model, run.optimizers["model"], frozen)
-            lr = set_lr(cfg, run.optimizers["model"], progress, steps)
-            recent.append(train_step(run, images, labels))
-            if run.average is not None:
-                update_average(cfg, run.average, run.model, steps_before)
+    with contextlib.closing(progress), held(run, signals):
+        for images, labels in progress.waiting(loaders.train.epoch(run.epoch, run.device, first_step=first)):
+            epochs_done = run.epoch + run.step / steps
+            place, group = place_in_group(run.step, steps, cfg.accumulate)
+            if place == 0:
+                if frozen != (epochs_done < cfg.freeze_epochs):
+                    frozen = epochs_done < cfg.freeze_epochs
+                    run.training_mode(frozen)
+                lr = set_lr(cfg, run.optimizers["model"], epochs_done, steps)
+            if run.watchers and run.epoch == run.step == 0:
+                run.watchers.picture("train_batch", tile(to_pixels(images[:32])), 0)
+            recent.append(train_step(run, images, labels, place, group))
+            run.statistics.keep()
             run.step += 1
-            bar.update(len(images))
-            stop = signals.requested and run.step < steps
-            if run.step % cfg.log_every == 0 or run.step == steps or stop:
-                add_up(run, recent)
-                bar.set_postfix_str(f"loss {run.sums['loss'] / run.step:.3f}", refresh=False)
-            if stop:
-                run.seconds += time.perf_counter() - started
-                run.save()
-                signals.check(f"stopped in epoch {run.epoch + 1} after step {run.step}; go on with --resume")
-        seconds = time.perf_counter() - started
-        run.seconds += seconds
-        close_epoch(run, lr, (steps - first) * cfg.batch_size / seconds)
-    signals.check(f"stopped after epoch {run.epoch}; go on with --resume")
+            progress.step()
+            if place < group - 1:
+                continue  # the gradients of a group that is under way are in no checkpoint
+            copy_first(run.ranks, run.statistics.buffers)  # those of batch norm that is not synchronised differ
+            if run.average is not None:
+                before = run.epoch * -(-steps // cfg.accumulate) + (run.step - 1) // cfg.accumulate
+                update_average(cfg, run.average, run.model, before)
+            ended = run.step == steps
+            if len(recent) >= cfg.log_every or ended or (signals.requested and run.ranks.size == 1):
+                add_up(run, recent, loaders)
+                progress.tell(averages(run), lr)
+                if not ended:
+                    save_within_epoch(run, progress, signals)
+        close_epoch(run, loaders, progress, lr)
 
 
-def train_step(run: Run, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """One step of all optimizers. Gives the losses as scalars on the device, so that nothing waits for it.
-
-    Clipping is of the model's gradient alone, by its norm over all weights, which `grad_norm` tells as it was before.
-    The centers have an optimizer of their own, at another rate: they neither count nor are scaled.
-    """
-    if not run.cfg.channels_last:
-        images = images.contiguous()
-    logits, features = run.model(images)
-    loss, parts = run.criterion(logits, features, labels)
-    for optimizer in run.optimizers.values():
-        optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    run.criterion.undo_center_weight()
-    if run.cfg.clip_grad > 0:
-        parts["grad_norm"] = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.cfg.clip_grad)
-    for optimizer in run.optimizers.values():
-        optimizer.step()
-    accuracy = (logits[0].argmax(1) == labels).float().mean()
-    return {name: value.detach() for name, value in {"loss": loss, **parts, "accuracy": accuracy}.items()}
+def held(run: Run, signals: StopSignals) -> contextlib.AbstractContextManager:
+    """A signal waits until the block is over; of several processes `do_train` holds them all the time."""
+    return signals.held() if run.ranks.size == 1 else contextlib.nullcontext()
 
 
-def add_up(run: Run, recent: list[dict[str, torch.Tensor]]) -> None:
-    """Move the losses of the last steps into the run's sums. Raises UserError when the run has diverged."""
-    sums = torch.stack([torch.stack(list(parts.values())) for parts in recent]).double().sum(0).tolist()
-    for name, value in zip(recent[0], sums, strict=True):
-        run.sums[name] = run.sums.get(name, 0.0) + value
-    recent.clear()
-    if not math.isfinite(run.sums["loss"]):
-        raise UserError(
-            f"the loss is not finite in epoch {run.epoch + 1} near step {run.step}; the last good state is in "
-            f"{run.directory}; lower --lr ({run.cfg.lr}) or lengthen --warmup-epochs, then go on with --resume"
-        )
+def place_in_group(step: int, steps: int, size: int) -> tuple[int, int]:
+    """Which batch of its group a step is, from 0, and how many make that group: the last of an epoch may be smaller."""
+    return step % size, min(size, steps - step // size * size)
 
 
-def close_epoch(run: Run, lr: float, speed: float) -> None:
+def save_within_epoch(run: Run, progress: Progress, signals: StopSignals) -> None:
+    """Write a checkpoint where it is time, or where a signal came to any of the processes: then stop."""
+    late = progress.since_saved > 60 * run.cfg.save_minutes
+    requests, lates = zip(*of_all(run.ranks, (signals.requested, late)), strict=True)
+    if any(requests) or lates[0]:
+        run.seconds += progress.lap()
+        run.save()
+    if any(requests):
+        stop(run.ranks, f"stopped in epoch {run.epoch + 1} after step {run.step}; go on with --resume", max(requests))
+
+
+def stop_together(run: Run, signals: StopSignals) -> None:
+    """Stop where a signal came to any of the processes, between epochs: the state is saved already."""
+    number = max(of_all(run.ranks, signals.requested))
+    if number:
+        stop(run.ranks, f"stopped after epoch {run.epoch}; go on with --resume", number)
+
+
+def stop(ranks: Ranks, sentence: str, number: int) -> None:
+    """Raise Stopped, but leave the word to the first of several processes; to be called in all of them."""
+    raise Stopped(sentence, 128 + number) if ranks.first else SystemExit(128 + number)
+
+
+def close_epoch(run: Run, loaders: Loaders, progress: Progress, lr: float) -> None:
     """Turn the sums of an epoch into its line of history, save, and say how long the rest will take."""
-    means = {name: round(value / run.step, 5) for name, value in run.sums.items()}
+    cfg, means, speed = run.cfg, averages(run), progress.speed
+    run.seconds += progress.lap()
     run.epoch, run.step, run.sums = run.epoch + 1, 0, {}
-    run.history.append({"epoch": run.epoch, **means, "lr": lr, "images_per_second": round(speed, 1)})
+    about = {"lr": lr, "images_per_second": round(speed, 1), "data_wait": round(progress.data_share, 4)}
+    if run.device.type == "cuda":
+        about["memory_gb"] = round(torch.cuda.max_memory_allocated(run.device) / 2**30, 2)
+    run.history.append({"epoch": run.epoch, **means, **about})
     run.save()
-    run.plot("train", {**means, "lr": lr, "images_per_second": speed})
-    left = run.seconds / run.epoch * (run.cfg.epochs - run.epoch)
+    if run.watchers:
+        run.watchers.trained(run.history[-1])
+    left = (cfg.epochs - run.epoch) * len(loaders.train) * cfg.batch_size / speed
     losses = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
     log.info(
-        "epoch %*d/%d  %s  lr %.1e  %.0f img/s  left %s",
-        len(str(run.cfg.epochs)), run.epoch, run.cfg.epochs, losses, lr, speed, clock(left),
+        "epoch %*d/%d  %s  lr %.1e  %.0f img/s  data %.0f %%  left %s",
+        len(str(cfg.epochs)), run.epoch, cfg.epochs, losses, lr, speed, 100 * progress.data_share, clock(left),
     )  # fmt: skip
 
 
@@ -176,38 +223,38 @@ def due(run: Run) -> bool:
     return run.epoch % run.cfg.eval_every == 0 or run.epoch >= run.cfg.epochs
 
 
-def test(run: Run, loaders: Loaders) -> None:
+def test(run: Run, loaders: Loaders, signals: StopSignals) -> None:
     """Score the model as it is, or its average. Write the scores into the history, keep the checkpoint if it is the
     best so far."""
     last = run.epoch >= run.cfg.epochs
     cfg = scored_as(run.cfg if last else quick(run.cfg), loaders.dataset)
-    inference = do_inference(cfg, run.tested, loaders.query, loaders.gallery, run.device)
-    log.info("before training:" if run.epoch == 0 else f"after epoch {run.epoch}:")
-    values = report(inference, run.note)
+    inference = do_inference(cfg, run.tested, loaders.query, loaders.gallery, run.device, run.ranks)
+    values = None
+    if inference is not None:
+        log.info("before training:" if run.epoch == 0 else f"after epoch {run.epoch}:")
+        values = report(inference, run.note)
+    values = from_first(run.ranks, values)
     best = values["scores"]["plain"]["mAP"] > run.best
     if run.epoch == 0:
         run.history.append({"epoch": 0})
     run.history[-1] |= values
-    run.save(best=best)
-    for protocol, row in values["scores"].items():
-        run.plot(f"test_{protocol}", {name: row[name] for name in ("mAP", "mINP", "rank1")})
+    with held(run, signals):
+        run.save(best=best)
+    if run.watchers:
+        run.watchers.tested(run.history[-1])
+        if cfg.ranked_lists and cfg.protocol in ("standard", "multi_query"):  # others have no one list
+            path = run.directory / "ranked_lists.png"
+            pixels = draw_some(cfg, inference, loaders.query, loaders.gallery, path)
+            run.watchers.picture("ranked_lists", pixels, run.epoch)
 
 
 def finish(run: Run) -> None:
     """The run's result as JSON, and one line with the score before and after."""
-    record = result_record(run.state(), run.cfg, run.history[-1]["scores"], run.note)
+    record = result_record(run.summary(), run.cfg, run.history[-1]["scores"], run.note)
     if "by_camera" in run.history[-1]:
         record["by_camera"] = run.history[-1]["by_camera"]
     write_json(run.directory / "results" / "train.json", record)
-    if run.board:
-        run.board.close()
+    run.write_history()  # a kill after the last checkpoint may have come before it
     scores = {h["epoch"]: h["scores"]["plain"]["mAP"] for h in run.history if "scores" in h}
     before = f"{scores[0]:.2f} % before training, " if 0 in scores else ""
     log.info("mAP %s%.2f %% after epoch %d; everything is in %s", before, scores[run.epoch], run.epoch, run.directory)
-
-
-def clock(seconds: float) -> str:
-    """h:mm:ss or m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

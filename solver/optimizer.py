@@ -25,10 +25,15 @@ def make_optimizers(cfg: Config, model: nn.Module, criterion: nn.Module) -> dict
         momentum: dict[str, Any] = {"momentum": cfg.momentum, "nesterov": cfg.nesterov}
     else:
         momentum = {"betas": (cfg.momentum, 0.999)}
+    momentum["fused"] = cfg.fused
     optimizers = {"model": OPTIMIZERS[cfg.optimizer](parameter_groups(cfg, model), lr=cfg.lr, **momentum)}
+    if cfg.optimizer == "sgd" and cfg.momentum > 0:
+        for parameter in (p for group in optimizers["model"].param_groups for p in group["params"]):
+            # What the first step would make, too; but fused SGD fails where weights that were frozen have none yet.
+            optimizers["model"].state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     centers = list(criterion.parameters())
     if centers:
-        optimizers["center"] = torch.optim.SGD(centers, lr=cfg.center_lr)
+        optimizers["center"] = torch.optim.SGD(centers, lr=cfg.center_lr, fused=cfg.fused)
     return optimizers
 
 
@@ -60,10 +65,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
 
     Raises ValueError or KeyError when the state has other groups.
     """
-    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, today in zip(optimizer.param_groups, settings, strict=True):
-        group.update(today)
+    if len(optimizer.param_groups) != len(state["param_groups"]):
+        raise ValueError("the state has another number of parameter groups")
+    groups = zip(optimizer.param_groups, state["param_groups"], strict=True)
+    groups = [today | {"params": stored["params"]} for today, stored in groups]
+    optimizer.load_state_dict(state | {"param_groups": groups})
 
 
 def set_frozen(model: nn.Module, optimizer: torch.optim.Optimizer, frozen: bool) -> None:

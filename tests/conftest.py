@@ -64,4 +64,5 @@ def tiny(tree: Path, tmp_path: Path) -> Config:
         preset="demo", dataset="demo", data_root=str(tree), log_dir=str(tmp_path / "log"), device="cpu",
         height=32, width=16, pad=2, batch_size=8, images_per_id=2, test_batch_size=16, workers=2,
         backbone="mobilenet_v2", weights="none", epochs=3, warmup_epochs=1, steps=(2,), eval_every=2, log_every=2,
+        ranked_lists=0,
     )  # fmt: skip

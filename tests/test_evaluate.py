@@ -25,8 +25,8 @@ def parts(tiny):
 
 
 def test_features_follow_the_order_of_the_files_and_leave_the_model_in_its_mode(parts):
-    _cfg, model, loaders = parts
-    plain, flipped = extract_features(model, loaders.gallery, CPU, flip=True)
+    cfg, model, loaders = parts
+    plain, flipped = extract_features(cfg, model, loaders.gallery, CPU, flip=True)
     assert model.training and plain.shape == flipped.shape == (25, 512) and plain.dtype == torch.float32
     images = torch.cat(list(loaders.gallery.batches(CPU)))
     with torch.no_grad():
@@ -38,9 +38,9 @@ def test_features_follow_the_order_of_the_files_and_leave_the_model_in_its_mode(
 
 def test_batch_size_and_cache_do_not_change_the_features(parts):
     cfg, model, loaders = parts
-    expected, _ = extract_features(model, loaders.query, CPU)
+    expected, _ = extract_features(cfg, model, loaders.query, CPU)
     other = make_loaders(replace(cfg, test_batch_size=5, cache_gb=0))
-    torch.testing.assert_close(extract_features(model, other.query, CPU)[0], expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(extract_features(cfg, model, other.query, CPU)[0], expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])

@@ -51,9 +51,11 @@ def by_settings(stored, **settings):
 def test_parts_of_a_split_are_written_and_joined_to_what_one_process_extracts(tiny, gallery, tmp_path, parts):
     torch.manual_seed(0)
     model = make_model(tiny, 3).eval()
-    expected = extract_features(model, gallery, CPU, flip=True)[1].numpy()
+    expected = extract_features(tiny, model, gallery, CPU, flip=True)[1].numpy()
     for part in range(1, parts + 1):
-        write_features(tmp_path / part_name("gf", part, parts), model, gallery.part(part - 1, parts), CPU, flip=True)
+        write_features(
+            tiny, tmp_path / part_name("gf", part, parts), model, gallery.part(part - 1, parts), CPU, flip=True
+        )
     join_parts(tmp_path, "gf")
     assert [p.name for p in tmp_path.glob("gf*")] == ["gf.npy"]
     np.testing.assert_allclose(np.load(tmp_path / "gf.npy"), expected, rtol=1e-3, atol=1e-5)
@@ -70,7 +72,7 @@ def test_the_model_is_back_in_its_mode_when_extraction_is_broken_off(tiny, galle
     model = make_model(tiny, 3).train()
     monkeypatch.setattr(type(model), "forward", lambda self, images: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        write_features(tmp_path / "gf.npy", model, gallery, CPU)
+        write_features(tiny, tmp_path / "gf.npy", model, gallery, CPU)
     assert model.training
     assert list(tmp_path.glob("*gf*")) == []
 

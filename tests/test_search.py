@@ -85,7 +85,7 @@ def test_held_out_identities_are_searched_and_the_command_reproduces_what_test_w
     query, gallery = (TestLoader(cfg, x, "x") for x in (asked, among))
     state = torch.load(path, weights_only=True)
     model = rebuild_model(state, path, cfg).to(memory_format=torch.channels_last)
-    features = [extract_features(model, x, torch.device("cpu"), flip=True)[1] for x in (query, gallery)]
+    features = [extract_features(cfg, model, x, torch.device("cpu"), flip=True)[1] for x in (query, gallery)]
     ids = (query.pids, gallery.pids, query.camids, gallery.camids)
     expected = one_by_one(*features, ids, [2, 4], [1, 2], [0, 0.6])
     got = {(row["k1"], row["k2"], row["lambda_value"]): row["mAP"] for row in result["rows"]}

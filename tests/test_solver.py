@@ -14,7 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from config import Config
 from loss import make_criterion
 from model import make_model
-from processor.train import train_step
+from processor.distributed import Ranks
+from processor.numerics import Scaler
+from processor.step import train_step
 from solver import (
     lr_factor,
     make_average,
@@ -234,7 +236,9 @@ def parts(**changes) -> SimpleNamespace:
     cfg = replace(cfg, **changes)
     model = make_model(cfg, 4)
     criterion = make_criterion(cfg, 4, model.feature_dims, [head.harden for head in model.heads])
-    return SimpleNamespace(cfg=cfg, model=model, criterion=criterion, optimizers=make_optimizers(cfg, model, criterion))
+    optimizers, cpu = make_optimizers(cfg, model, criterion), torch.device("cpu")
+    step = {"device": cpu, "precision": "float32", "scaler": Scaler(cpu, "float32"), "ranks": Ranks()}
+    return SimpleNamespace(cfg=cfg, model=model, network=model, criterion=criterion, optimizers=optimizers, **step)
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,8 +16,8 @@ from helpers import program, refused
 
 from config import Config
 from processor import do_train
+from processor.ranked_lists import choose_queries
 from tools import results_table
-from tools.get_vis_result import choose_queries
 
 
 def train_args(cfg: Config) -> list[str]:

@@ -28,6 +28,7 @@ class Task:
     task: ClassVar[str]  # its name on the command line
     contenders: ClassVar[dict[str, Callable]]  # in the order in which they run
     columns: ClassVar[tuple[str, ...]]  # heads of the table
+    rounds: ClassVar[int] = 1  # times that all contenders run, in turn
     threads: ClassVar[int | None] = None  # that torch computes with; None: as many as OMP_NUM_THREADS says
     unsaved: ClassVar[tuple[str, ...]] = ("skip", "save", "results")  # options that do not describe a measurement
 
@@ -48,6 +49,10 @@ class Task:
     def describe(self) -> str:
         """What is measured, to be printed above the table."""
         raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """What describes a measurement beside the options."""
+        return {}
 
     def versions(self) -> dict[str, str]:
         """Of libraries that matter here and that not every result is stored with."""

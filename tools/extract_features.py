@@ -50,7 +50,7 @@ def main() -> None:
         raise UserError(f"--part {cfg.part}: {fewest} images cannot be cut into {parts} parts; take {fewest} at most")
     for array, loader in (("qf", test.query), ("gf", test.gallery)):
         path = directory / part_name(array, part, parts)
-        write_features(path, test.model, loader.part(part - 1, parts), test.device, cfg.flip, cfg.channels_last)
+        write_features(cfg, path, test.model, loader.part(part - 1, parts), test.device, cfg.flip)
         if parts == 1:
             remove_parts(directory, array)
     ids = (test.query.pids, test.gallery.pids, test.query.camids, test.gallery.camids)

@@ -31,6 +31,9 @@ BENCHMARK_COLUMNS = (
     "above features MB", "mAP",
 )  # fmt: skip
 DATA_COLUMNS = ("contender", "images/s a core", "× classic", "CPU ms/image", "seconds", "peak MB")
+SPEED_COLUMNS = (
+    "contender", "images/s", "× classic", "% of matmul", "% waiting for data", "CPU ms/image", "peak MB", "mAP",
+)  # fmt: skip
 USUAL = ("market1501", "demo")  # test sets that a row does not name
 HEAD = "| experiment | protocol | published mAP / R1 | measured mAP / R1 | mINP | seeds | hardware | training |"
 
@@ -135,8 +138,8 @@ def read_benchmarks(directory: Path) -> list[dict]:
 
 
 def benchmark_table(benchmarks: list[dict]) -> str:
-    """The tables in Markdown, a line for each contender of each benchmark, with the hardware: scoring, then data."""
-    tables: dict[tuple[str, ...], list[str]] = {BENCHMARK_COLUMNS: [], DATA_COLUMNS: []}
+    """The tables in Markdown, a line for each contender of each benchmark, with the hardware: scoring, data, speed."""
+    tables: dict[tuple[str, ...], list[str]] = {BENCHMARK_COLUMNS: [], DATA_COLUMNS: [], SPEED_COLUMNS: []}
     for result in benchmarks:
         columns, title, rows = lines_of(result)
         tables[columns] += [f"| {' | '.join((title, *row, result['hardware']))} |" for row in rows]
@@ -153,6 +156,9 @@ def lines_of(result: dict) -> tuple[tuple[str, ...], str, list[tuple[str, ...]]]
     if result["task"] == "data":
         title = f"data, {result['dataset']}, {result['height']} × {result['width']}, batches of {result['batch_size']}"
         return DATA_COLUMNS, title, data_rows(result)
+    if result["task"] in ("train", "extract"):
+        title = f"{result['task']}, {result['backbone']}, {result['dataset']}, {result['height']} × {result['width']}"
+        return SPEED_COLUMNS, f"{title}, batches of {result['batch_size']}", speed_rows(result)
     title = ", ".join(str(result[key]) for key in ("task", "size", "features", "metric"))
     title += f", {result['width']} wide" if result["width"] != 2048 else ""
     return BENCHMARK_COLUMNS, title, benchmark_rows(result)
@@ -186,6 +192,28 @@ def data_rows(result: dict) -> list[tuple[str, ...]]:
         one = each[row["contender"]]
         speed = (_short(1 / one), _short(each["classic"] / one) if "classic" in each else "", _short(1000 * one))
         rows.append((row["contender"], *speed, _short(row["seconds"]), f"{row['peak_mb']:,.0f}"))
+    return rows
+
+
+def speed_rows(result: dict) -> list[tuple[str, ...]]:
+    """The cells under SPEED_COLUMNS of every contender of one benchmark."""
+    speeds = {row["contender"]: row["images"] / row["seconds"] for row in result["rows"] if "seconds" in row}
+
+    def times(name: str, other: str, factor: float = 1.0) -> str:
+        return _short(factor * speeds[name] / speeds[other]) if other in speeds else ""
+
+    rows = []
+    for row in result["rows"]:
+        name = row["contender"]
+        if name not in speeds:
+            rows.append((name, f"not run: {row['not_run']}", *[""] * (len(SPEED_COLUMNS) - 2)))
+            continue
+        cells = (name, _short(speeds[name]), times(name, "classic"), times(name, "matmul", 100))
+        used = ("", "", "")
+        if "waited" in row:
+            waited, cpu = 100 * row["waited"] / row["seconds"], 1000 * row["cpu_seconds"] / row["images"]
+            used = (_short(waited), _short(cpu), f"{row['peak_mb']:,.0f}")
+        rows.append((*cells, *used, f"{100 * row['scores']['mAP']:.2f}" if "scores" in row else ""))
     return rows
 
 

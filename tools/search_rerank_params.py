@@ -136,7 +136,7 @@ def from_checkpoint(cfg: SearchConfig, stored: Stored, device: torch.device) -> 
     if cfg.channels_last:
         model = model.to(memory_format=torch.channels_last)
     query, gallery = (TestLoader(cfg, x, name) for x, name in zip(splits, ("query", "gallery"), strict=True))
-    features = [extract_features(model, x, device, cfg.flip, cfg.channels_last)[cfg.flip] for x in (query, gallery)]
+    features = [extract_features(cfg, model, x, device, cfg.flip)[cfg.flip] for x in (query, gallery)]
     ids = [query.pids, gallery.pids, query.camids, gallery.camids]
     note = dataset.test_note if cfg.split == "test" else ""
     note = full_note(state.get("train_note", ""), left_out(left_out(note, query.images), gallery.images))

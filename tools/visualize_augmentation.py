@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
 from config.cli import parse_train
-from datasets.augment import MEAN, OFF, STD, TRANSFORMS, Draws, augment
+from datasets.augment import OFF, TRANSFORMS, Draws, augment, to_pixels
 from datasets.loaders import TrainLoader
 from datasets.make import make_dataset, short_name
 from utils.errors import run
@@ -41,8 +41,7 @@ class AugmentationConfig(Config):
 
 def pictures(images: torch.Tensor, cfg: Config, draws: Draws) -> np.ndarray:
     """(B, H, W, 3) uint8 of what the network gets for `images` (B, H, W, 3) uint8."""
-    floats = augment(images, cfg, draws).permute(0, 2, 3, 1)
-    return ((floats * torch.tensor(STD) + torch.tensor(MEAN)) * 255).round().clamp(0, 255).byte().numpy()
+    return to_pixels(augment(images, cfg, draws))
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -11,10 +12,13 @@ from typing import Any
 import numpy as np
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+def write_atomically(
+    path: str | Path, write: Callable[[Path], None], before_rename: Callable[[], None] | None = None
+) -> None:
     """`write` fills a temporary file beside `path`, which is flushed to disk and then renamed to it.
 
-    Whatever stops the program before the rename leaves the old file as it was.
+    Whatever stops the program before the rename leaves the old file as it was. `before_rename` is called once the new
+    one is whole and on the disk. Raises OSError.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -22,10 +26,27 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     try:
         write(temporary)
         with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # a full network disk says so only here
+        if before_rename:
+            before_rename()
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk names none
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a directory that is gone; the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+    flush_names(path.parent)
+
+
+def flush_names(directory: Path) -> None:
+    """Have the system put a directory's changes of names on the disk, so that they outlive a power cut."""
+    with contextlib.suppress(OSError):  # some file systems do that of themselves, and refuse
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -18,12 +18,15 @@ class _TqdmHandler(logging.Handler):
         tqdm.write(self.format(record).encode(errors="backslashreplace").decode())  # names may be no UTF-8
 
 
-def setup_logging(file: str | Path | None = None) -> logging.Logger:
-    """Log to the screen, and append to `file` if given. Python's warnings go the same way, without source line."""
+def setup_logging(file: str | Path | None = None, quiet: bool = False) -> logging.Logger:
+    """Log to the screen, and append to `file` if given; if `quiet`, only what is worse than a warning.
+
+    Python's warnings go the same way, without source line.
+    """
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.ERROR if quiet else logging.INFO)
     log.propagate = False
     screen = _TqdmHandler()
     screen.setFormatter(logging.Formatter("%(message)s"))

@@ -24,12 +24,15 @@ class Tile:
     colour: str
 
 
-def draw_rows(path: str | Path, rows: Sequence[tuple[str, Sequence[Tile]]], columns: Sequence[str]) -> None:
-    """Write a PNG with one row of framed tiles a query: rows are (title, tiles), columns the words at the top."""
+def draw_rows(path: str | Path, rows: Sequence[tuple[str, Sequence[Tile]]], columns: Sequence[str]) -> np.ndarray:
+    """Write a PNG with one row of framed tiles a query: rows are (title, tiles), columns the words at the top.
+
+    Gives its pixels too, (H, W, 3) uint8 RGB.
+    """
     # inches a tile (a 1:2 picture and two lines of words), and above all
     wide, tall, head = 1.0, 2.62, 0.29 + 0.16 * max(name.count("\n") + 1 for name in columns)
     figure = Figure(figsize=(wide * 1.12 * len(columns) + 0.3, tall * len(rows) + head), dpi=110)
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     height = figure.get_figheight()
     figure.subplots_adjust(
@@ -46,6 +49,7 @@ def draw_rows(path: str | Path, rows: Sequence[tuple[str, Sequence[Tile]]], colu
     for axis, name in zip(axes[0], columns, strict=True):
         axis.text(0.5, 1.11, name, transform=axis.transAxes, fontsize=9, ha="center", va="bottom", weight="bold")
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
+    return np.asarray(canvas.buffer_rgba())[:, :, :3]
 
 
 def _draw_tile(axis, tile: Tile) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+import numpy as np
 import torch
 
 from config import Config
@@ -66,6 +67,12 @@ def augment(images: torch.Tensor, cfg: Config, draws: Draws) -> torch.Tensor:
     if cfg.erase_prob > 0 and cfg.erase_fill == "mean":
         erase_(floats.permute(0, 2, 3, 1), cfg.erase_prob, cfg.erase_fill, draws)
     return floats
+
+
+def to_pixels(images: torch.Tensor) -> np.ndarray:
+    """What `normalise` undid: (B, 3, H, W) float32 to (B, H, W, 3) uint8 RGB."""
+    floats = images.permute(0, 2, 3, 1).cpu().float()
+    return ((floats * torch.tensor(STD) + torch.tensor(MEAN)) * 255).round().clamp(0, 255).byte().numpy()
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,60 @@
+"""Ranked lists of a test: which queries, and their nearest gallery images, as rows of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from config import Config
+from datasets.images import read_image
+from datasets.loaders import TestLoader
+from processor.evaluate import Inference
+from utils.visualize import QUERY, RIGHT, WRONG, Tile, draw_rows
+
+TOP = 10  # ranks drawn while a run goes on
+
+
+def choose_queries(ap: np.ndarray, sort: str, num: int, seed: int) -> np.ndarray:
+    """Indices of `num` queries that have a match (a NaN in `ap` says that one has none)."""
+    valid = np.flatnonzero(~np.isnan(ap))
+    if sort == "random":
+        return np.sort(np.random.default_rng(seed).permutation(valid)[:num])
+    order = valid[np.argsort(ap[valid], kind="stable")]
+    return order[:num] if sort == "worst" else np.flip(order)[:num].copy()
+
+
+def ranked_row(
+    query: TestLoader, gallery: TestLoader, index: int, distance: np.ndarray, ap: float, top: int
+) -> tuple[str, list[Tile]]:
+    """Title and tiles of one query: itself, then the nearest gallery images that the protocol lets count."""
+    pid, camid = query.pids[index], query.camids[index]
+    ignored = (gallery.pids == pid) & (gallery.camids == camid)
+    order = np.argsort(distance, kind="stable")
+    order = order[~ignored[order]][:top]
+    tiles = [Tile(read_image(query.samples[index].path, 256, 128), f"pid {pid}\ncam {camid}", QUERY)]
+    for g in order:
+        who = f"pid {gallery.pids[g]}" if gallery.pids[g] else "distractor"
+        colour = RIGHT if gallery.pids[g] == pid else WRONG
+        caption = f"{who}\ncam {gallery.camids[g]} · {distance[g]:.3f}"
+        tiles.append(Tile(read_image(gallery.samples[g].path, 256, 128), caption, colour))
+    matches = int(((gallery.pids == pid) & ~ignored).sum())
+    return f"AP {100 * ap:.1f} %, {matches} {'match' if matches == 1 else 'matches'} in the gallery", tiles
+
+
+def ranked_rows(
+    cfg: Config, inference: Inference, query: TestLoader, gallery: TestLoader, chosen: np.ndarray, top: int
+) -> tuple[list[tuple[str, list[Tile]]], list[str]]:
+    """Rows of the chosen queries, by the last of the scores, and the words above their columns."""
+    ap = list(inference.scores.values())[-1].ap
+    distances = inference.distance(cfg, chosen).cpu().numpy()
+    rows = [ranked_row(query, gallery, i, d, ap[i], top) for i, d in zip(chosen, distances, strict=True)]
+    return rows, ["query", *(f"rank {k}" for k in range(1, top + 1))]
+
+
+def draw_some(cfg: Config, inference: Inference, query: TestLoader, gallery: TestLoader, path: Path) -> np.ndarray:
+    """A picture of as many queries as the settings say, the same ones at every test; gives its pixels (H, W, 3) too."""
+    scores = list(inference.scores.values())[-1]
+    chosen = choose_queries(scores.ap, "random", cfg.ranked_lists, cfg.seed)
+    rows, columns = ranked_rows(cfg, inference, query, gallery, chosen, TOP)
+    return draw_rows(path, rows, columns)

@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import random
+import resource
+import signal
+import zipfile
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from processor.checkpoint import (
+    find_checkpoint,
+    kept,
+    newest_run,
+    newest_valid,
+    read_checkpoint,
+    save_checkpoint,
+)
+from processor.run import taken
+from tools.chaos import flat, kill_at_rename
+from utils.errors import UserError
+
+
+def state(number: int = 0) -> dict:
+    """A checkpoint of some two kilobytes."""
+    generator = torch.Generator().manual_seed(number)
+    weights = {"w": torch.randn(5, generator=generator), "steps": torch.tensor(number)}
+    plain = {"labels": {7: 0, 9: 1}, "epoch": number, "sums": {"id": (0.5, 2)}, "history": [{"epoch": 1, "id": 0.25}]}
+    return {"model": weights, "config": {"seed": 0, "name": "é", "steps": (40.0, 70.0)}, **plain}
+
+
+def same(a: dict, b: dict) -> bool:
+    return list(flat(a, "")) == list(flat(b, ""))
+
+
+def refused(path: Path, *words: str) -> str:
+    """The sentence with which a file is refused: it names the file, and what to do about it."""
+    with pytest.raises(UserError) as error:
+        read_checkpoint(path)
+    sentence = str(error.value)
+    assert str(path) in sentence and "\n" not in sentence
+    assert "name another, or train one" in sentence or "the one before it is" in sentence
+    assert all(word in sentence for word in words), sentence
+    return sentence
+
+
+def test_a_checkpoint_comes_back_as_it_was_and_leaves_nothing_else(tmp_path):
+    save_checkpoint(tmp_path / "new" / "last.pth", state())
+    assert same(read_checkpoint(tmp_path / "new" / "last.pth"), state())
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["last.pth"]
+
+
+# ---- damaged files
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    save_checkpoint(tmp_path / "last.pth", state())
+    return tmp_path / "last.pth"
+
+
+def test_a_checkpoint_cut_off_anywhere_is_refused(saved):
+    whole = saved.read_bytes()
+    for length in (*range(0, len(whole), 37), *range(len(whole) - 30, len(whole))):
+        saved.write_bytes(whole[:length])
+        refused(saved)
+
+
+def test_no_flipped_bit_gives_other_values_whether_in_tensors_the_pickle_headers_or_the_directory(saved):
+    whole = saved.read_bytes()
+    inside = set()
+    with zipfile.ZipFile(saved) as archive:
+        directory = archive.start_dir
+        for part in archive.infolist():
+            name, more = (int.from_bytes(whole[part.header_offset + i :][:2], "little") for i in (26, 28))
+            start = part.header_offset + 30 + name + more
+            inside |= set(range(start, start + part.file_size))
+            assert zlib.crc32(whole[start : start + part.file_size]) == part.CRC
+    counts = {"inside": 0, "directory": 0}
+    for place in range(0, len(whole), 2):
+        bit = place // 2 % 8
+        saved.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        try:
+            values = read_checkpoint(saved)
+            assert place not in inside and same(values, state()), (place, bit)
+        except UserError:
+            counts["inside"] += place in inside
+            counts["directory"] += place >= directory
+    assert counts["inside"] == len([p for p in inside if p % 2 == 0]) > 400 and counts["directory"] > 150
+
+
+def test_a_tensor_whose_entry_says_directory_is_refused_as_torch_would_fill_it_with_chance(saved):
+    whole = bytearray(saved.read_bytes())
+    with zipfile.ZipFile(saved) as archive:
+        place = archive.start_dir
+        while whole[place : place + 4] == b"PK\1\2":
+            whole[place + 38] ^= 0x10  # the bit for a directory in the external attributes
+            name, more, comment = (int.from_bytes(whole[place + i : place + i + 2], "little") for i in (28, 30, 32))
+            place += 46 + name + more + comment
+    saved.write_bytes(whole)
+    assert zipfile.ZipFile(saved).testzip() is None  # zipfile sees nothing
+    refused(saved, "is damaged or no checkpoint")
+
+
+def test_a_burst_of_wrong_bytes_never_gives_other_values_or_another_error(saved):
+    whole, rng = saved.read_bytes(), random.Random(0)
+    counts = [0, 0]
+    for _ in range(600):
+        place, length = rng.randrange(len(whole)), rng.choice([1, 2, 4, 16, 64, 512])
+        burst = rng.choice([bytes(length), b"\xff" * length, rng.randbytes(length), b""])
+        saved.write_bytes(whole[:place] + burst + whole[place + length :])
+        try:
+            assert same(read_checkpoint(saved), state())
+            counts[0] += 1
+        except UserError:
+            counts[1] += 1
+    assert counts[1] > 400
+
+
+class Trap:
+    """What would make a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_checkpoint_that_would_run_code_does_not_run_it(tmp_path):
+    path, sprung = tmp_path / "last.pth", tmp_path / "sprung"
+    torch.save(state() | {"epoch": Trap(sprung)}, path)
+    refused(path, "would run code")
+    with open(path, "wb") as file:
+        torch.save(state() | {"epoch": Trap(sprung)}, file, _use_new_zipfile_serialization=False)
+    refused(path)
+    path.write_bytes(pickle.dumps(Trap(sprung)))
+    refused(path)
+    assert not sprung.exists()
+    pickle.loads(path.read_bytes())
+    assert sprung.exists()  # the trap is one
+
+
+def write_foreign(path: Path, kind: str) -> None:
+    if kind == "image":
+        path.write_bytes(cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes())
+    elif kind == "text":
+        path.write_text("epoch 1/3  loss 4.156\n")
+    elif kind == "arrays":
+        with open(path, "wb") as file:
+            np.savez(file, qf=np.zeros((2, 3)))
+    elif kind == "script":
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(path))
+    elif kind == "weights":
+        torch.save(torch.nn.Linear(2, 2).state_dict(), path)
+    elif kind == "another program's":
+        torch.save({"state_dict": {"w": torch.ones(2)}, "epoch": 3, "labels": [1, 2], "model": "resnet50"}, path)
+    elif kind == "a list":
+        torch.save([state()], path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.touch()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [
+        ("empty", "damaged or no checkpoint"),
+        ("directory", "is a directory"),
+        ("image", "no checkpoint"),
+        ("text", "no checkpoint"),
+        ("arrays", "no checkpoint"),
+        ("script", "damaged"),
+        ("weights", "no checkpoint of PlainReID (a file of backbone weights"),
+        ("another program's", "no checkpoint of PlainReID"),
+        ("a list", "no checkpoint of PlainReID"),
+    ],
+)
+def test_a_foreign_file_is_refused_and_the_one_before_is_used(tmp_path, kind, word):
+    path = tmp_path / "last.pth"
+    write_foreign(path, kind)
+    refused(path, word, "name another")
+    save_checkpoint(tmp_path / "other.pth", state(3))
+    (tmp_path / "other.pth").rename(tmp_path / "last.1.pth")
+    refused(path, word, f"the one before it is {tmp_path / 'last.1.pth'}")
+    found, values = newest_valid(path)
+    assert found.name == "last.1.pth" and same(values, state(3))
+
+
+def test_a_name_that_is_not_there_is_refused(tmp_path):
+    refused(tmp_path / "none" / "last.pth", "there is no checkpoint")
+    with pytest.raises(UserError, match=r"there is no checkpoint .*none/last.pth; start anew"):
+        newest_valid(tmp_path / "none" / "last.pth")
+
+
+def test_where_none_can_be_read_the_sentence_is_the_newest_ones(tmp_path, caplog):
+    for number in range(3):
+        save_checkpoint(tmp_path / "last.pth", state(number), keep=3)
+    for path in kept(tmp_path / "last.pth"):
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError) as error:
+        newest_valid(tmp_path / "last.pth")
+    sentence = str(error.value)
+    assert f"{tmp_path}/last.pth is damaged" in sentence and "last.1.pth" not in sentence
+    assert sentence.endswith("; nor can the 2 before it be used; start anew, without --resume")
+
+
+# ---- rotation
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_exactly_so_many_are_kept_the_newest_first(tmp_path, keep):
+    path = tmp_path / "last.pth"
+    for number in range(5):
+        save_checkpoint(path, state(number), keep)
+        names = ["last.pth", "last.1.pth", "last.2.pth"][: min(keep, number + 1)]
+        assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names) and [p.name for p in kept(path)] == names
+        assert [read_checkpoint(p)["epoch"] for p in kept(path)] == list(range(number, number - len(names), -1))
+
+
+def test_more_are_kept_and_fewer_once_the_setting_says_so(tmp_path):
+    path = tmp_path / "last.pth"
+    for number, keep, epochs in ((0, 1, [0]), (1, 3, [1, 0]), (2, 3, [2, 1, 0]), (3, 4, [3, 2, 1, 0]), (4, 2, [4, 3])):
+        save_checkpoint(path, state(number), keep)
+        assert [read_checkpoint(p)["epoch"] for p in kept(path)] == epochs
+    save_checkpoint(path, state(5), 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pth"]
+
+
+def test_the_order_is_that_of_the_numbers_not_of_the_files_times_and_only_of_our_files(tmp_path):
+    path = tmp_path / "last.pth"
+    for number in range(12):
+        save_checkpoint(path, state(number), 12)
+    for age, p in enumerate(reversed(kept(path))):
+        os.utime(p, (1e9 - age, 1e9 - age))
+    for name in ("last.old.pth", "last.01.pth", "last.pth.bak", "blast.1.pth", "last.1.pth.tmp", "lastX1.pth"):
+        (tmp_path / name).touch()
+    assert [p.name for p in kept(path)] == ["last.pth", *(f"last.{n}.pth" for n in range(1, 12))]
+    assert newest_valid(path)[1]["epoch"] == 11
+
+
+def killed(work) -> bool:
+    """Whether SIGKILL ended the process that did this."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_a_kill_before_any_rename_of_a_write_loses_nothing(tmp_path, keep):
+    def saves(path: Path, nth: int) -> None:
+        kill_at_rename(nth, signal.SIGKILL)
+        for number in range(6, 8):
+            save_checkpoint(path, state(number), keep)
+
+    for nth in range(1, 99):
+        path = tmp_path / f"run{nth}" / "last.pth"
+        for number in range(6):
+            save_checkpoint(path, state(number), keep)
+        struck = killed(lambda: saves(path, nth))  # noqa: B023
+        done = (nth - 1) // keep  # writes that were whole before
+        assert taken(path.parent)
+        found, values = newest_valid(path)
+        assert same(values, state(5 + min(done, 2)))
+        assert find_checkpoint(f"run{nth}", tmp_path) == find_checkpoint(str(path.parent), ".") == found
+        os.utime(found, (2e9 + nth, 2e9 + nth))
+        assert newest_run(tmp_path) == found
+        epochs = [read_checkpoint(p)["epoch"] for p in kept(path)]
+        newest = epochs[0]
+        assert epochs == list(range(newest, newest - len(epochs), -1)) and len(epochs) >= max(keep - 1, 1)
+        save_checkpoint(path, state(newest + 1), keep)  # as the run that goes on does
+        epochs = [read_checkpoint(p)["epoch"] for p in kept(path)]
+        assert epochs == list(range(newest + 1, newest + 1 - keep, -1))
+        if not struck:
+            assert nth == 2 * keep + 1
+            return
+
+
+# ---- a disk that takes no more
+
+
+def left_as_they_were(directory: Path, epochs: list[int]) -> None:
+    assert sorted(p.name for p in directory.glob("*")) == ["last.1.pth", "last.pth"]
+    assert not list(directory.glob(".*"))
+    assert [read_checkpoint(p)["epoch"] for p in kept(directory / "last.pth")] == epochs
+
+
+def test_a_write_that_the_system_cuts_off_leaves_all_as_it_was_and_says_why(tmp_path):
+    """A real limit: writes beyond it fail as on a full disk."""
+    for number in range(2):
+        save_checkpoint(tmp_path / "last.pth", state(number), 2)
+    big = state(2) | {"big": torch.zeros(100_000)}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        with pytest.raises(UserError) as error:
+            save_checkpoint(tmp_path / "last.pth", big, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    words = f"{tmp_path}/last.pth could not be written (File too large); the checkpoints before it are as they were"
+    assert str(error.value).startswith(words) and "--resume" in str(error.value)
+    left_as_they_were(tmp_path, [1, 0])
+
+
+def fails(error: Exception):
+    def call(*_args, **_more):
+        raise error
+
+    return call
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+READ_ONLY = OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+@pytest.mark.parametrize("where", ["torch.save", "utils.files.os.fsync", "utils.files.os.replace"])
+@pytest.mark.parametrize("error", [FULL, READ_ONLY])
+def test_a_refusal_at_any_point_of_the_write_is_one_sentence(tmp_path, monkeypatch, where, error):
+    for number in range(2):
+        save_checkpoint(tmp_path / "last.pth", state(number), 2)
+    with monkeypatch.context() as patch, pytest.raises(UserError) as raised:
+        patch.setattr(where, fails(error))
+        save_checkpoint(tmp_path / "last.pth", state(2), 2)
+    assert f"{tmp_path}/last.pth could not be written ({error.strerror})" in str(raised.value)
+    left_as_they_were(tmp_path, [1, 0])
+
+
+def test_torchs_error_counts_as_a_refusal_only_where_the_system_refused(tmp_path, monkeypatch):
+    def save(value, file) -> None:
+        try:
+            raise FULL
+        except OSError:
+            raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 640 vs 598")  # noqa: B904
+
+    monkeypatch.setattr("torch.save", save)
+    with pytest.raises(UserError, match="No space left on device"):
+        save_checkpoint(tmp_path / "last.pth", state())
+    monkeypatch.setattr("torch.save", fails(RuntimeError("CUDA error: device-side assert triggered")))
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        save_checkpoint(tmp_path / "last.pth", state())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_is_a_file_is_refused_in_a_sentence(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match=r"run/last.pth could not be written \("):
+        save_checkpoint(tmp_path / "run" / "last.pth", state())

@@ -1,0 +1,468 @@
+"""Several processes on one CPU, over gloo, against one process. A process costs seconds until torch is imported, so all
+but those that torchrun starts are forked from a server that has it already, with the variables that torchrun sets."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_tree
+from distributed_worker import (
+    disturbed,
+    enter,
+    exact,
+    exchange,
+    extract,
+    mixed_loss,
+    outcome,
+    problem,
+    program,
+    refusals,
+    together,
+    train_exactly,
+    train_one_log,
+)
+from helpers import ROOT, arguments, save_model
+from torch import nn
+
+from config import Config
+from datasets.loaders import TrainLoader
+from datasets.make import make_dataset
+from model import make_model
+from processor import do_train
+from processor.checkpoint import read_checkpoint
+from processor.distributed import ALONE, Ranks, joined, started_as
+from processor.parallel import synchronised
+from processor.step import move
+from processor.train import prepare
+from solver import set_lr
+from utils.errors import UserError
+
+CPU = torch.device("cpu")
+LIMIT = 100  # seconds that processes may take
+SERVER = multiprocessing.get_context("forkserver")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    """Has imported what the processes need."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]))
+        SERVER.set_forkserver_preload(["distributed_worker"])
+        yield
+
+
+def launch(folder: Path, size: int, work: Callable, *args: object) -> tuple[list[int], list[str]]:
+    """Exit codes of processes that do this work together, and what each said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder.mkdir(parents=True, exist_ok=True)
+    said = [folder / f"said.{rank}" for rank in range(size)]
+    processes = [
+        SERVER.Process(target=enter, args=(rank, size, port, said[rank], work, args), daemon=True)
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    until = time.monotonic() + LIMIT
+    for process in processes:
+        process.join(max(until - time.monotonic(), 0))
+    late = [process for process in processes if process.is_alive()]
+    for process in late:
+        process.kill()
+    texts = [file.read_text() for file in said]
+    assert not late, texts
+    return [process.exitcode for process in processes], texts
+
+
+def launched(folder: Path, size: int, work: Callable, *args: object) -> None:
+    """The same for work that succeeds."""
+    codes, said = launch(folder, size, work, *args)
+    assert codes == [0] * size, "\n".join(said)
+
+
+def settings(base: Path, **changes: object) -> Config:
+    """Settings for the tree at BASE/data: 3 steps an epoch, no test but after the last."""
+    return replace(Config(
+        preset="demo", dataset="demo", data_root=str(base / "data"), log_dir=str(base / "log"), device="cpu",
+        height=32, width=16, pad=2, batch_size=8, images_per_id=2, test_batch_size=16, workers=1,
+        backbone="shufflenet_v2_x0_5", weights=str(base / "backbone.pth"), epochs=7, warmup_epochs=1, steps=(5,),
+        lr=1e-3, eval_first=False, eval_every=100, log_every=4, ranked_lists=0,
+    ), **changes)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A place with a tiny data set, and weights of a backbone whose batch norm has seen its images: with statistics of
+    none, a network in evaluation mode hardly tells images apart."""
+    base = tmp_path_factory.mktemp("several")
+    write_tree(base / "data" / "demo", train_ids=5)
+    cfg = settings(base, batch_size=10, weights="none")
+    torch.manual_seed(0)
+    backbone = make_model(cfg, 5).backbone.train()
+    images, _ = next(TrainLoader(cfg, make_dataset(cfg).train).epoch(0, CPU))
+    for layer in backbone.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.momentum = None
+    with torch.no_grad():
+        backbone(images)
+    torch.save(backbone.state_dict(), base / "backbone.pth")
+    return base
+
+
+# ---- as one process
+
+EVERY_AUGMENTATION = dict.fromkeys(
+    ("cutout_prob", "translate_prob", "rotate_prob", "affine_prob", "jitter_prob", "gray_prob", "lgt_prob"), 0.3
+) | {"autoaugment_prob": 0.3, "erase_fill": "random"}  # fmt: skip
+CASES = {
+    "margin_clipped_averaged": {"head": "arcface", "head_scale": 16.0, "head_margin": 0.3, "clip_grad": 1.0}
+    | {"ema_decay": 0.9, "center_weight": 5e-3, **EVERY_AUGMENTATION},
+    # groups of 2 steps and 1; frozen until after the first step of the second epoch
+    "accumulated_frozen": {"accumulate": 2, "freeze_epochs": 1.5, "optimizer": "sgd", "nesterov": True, "lr": 5e-4}
+    | {"head": "circle", "head_scale": 16.0, "circle_weight": 0.1, "ema_decay": 0.9, "clip_grad": 5.0},
+    "metric_alone": {"id_weight": 0.0, "weight_decay": 0.05, "triplet": "weighted", "multi_similarity_weight": 0.1},
+    "parts_learned": {"branches": "pcb", "height": 96, "head": "cosine_learned", "head_scale": 16.0, "epochs": 2}
+    | {"pooling": "gem", "centroid_weight": 0.5, "cluster_weight": 0.1, "range_weight": 0.1, "sampler": "pk_cameras"},
+    "identity_ungathered": {"gather": False, "triplet_weight": 0.0, "center_weight": 0.0, "sampler": "shuffle"}
+    | {"epochs": 2},
+    "metric_ungathered": {"gather": False, "epochs": 1},
+}
+SAME = sorted(CASES.keys() - {"metric_ungathered"})
+
+
+@pytest.fixture(scope="module")
+def trained(base) -> Path:
+    """Outcomes of two processes."""
+    out = base / "two"
+    cfgs = [settings(base, name=name, **changes) for name, changes in CASES.items()]
+    launched(out, 2, together, (train_exactly, (cfgs, out)), (exchange, (out,)))
+    return out
+
+
+def alone(base: Path, name: str) -> tuple:
+    with exact():
+        return outcome(do_train(settings(base, name=f"{name}_alone", **CASES[name])))
+
+
+def farthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max((a[k].double() - b[k].double()).abs().max().item() for k in a)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_two_processes_train_to_the_weights_of_one(base, trained, name):
+    weights, history, labels = torch.load(trained / f"{name}.0.pt")
+    expected, expected_history, expected_labels = alone(base, name)
+    assert farthest(weights, expected) <= 1e-5 and labels == expected_labels
+    for row, expected_row in zip(history, expected_history, strict=True):
+        assert row.keys() == expected_row.keys()
+        for key in row.keys() - {"scores"}:
+            assert row[key] == pytest.approx(expected_row[key], abs=2e-5, rel=1e-5), key
+        assert row.get("scores") == expected_row.get("scores")
+
+
+def test_ungathered_metric_losses_are_the_mean_of_the_shares_mined_apart(base, trained):
+    _, history, _ = torch.load(trained / "metric_ungathered.0.pt")
+    cfg = settings(base, name="shares", **CASES["metric_ungathered"])
+    with exact():
+        run, loaders = prepare(cfg, "")
+        run.training_mode(False)
+        parts = []
+        for images, labels in loaders.train.epoch(0, CPU):
+            set_lr(cfg, run.optimizers["model"], len(parts) / 6, 3)
+            run.optimizers["model"].zero_grad(), run.optimizers["center"].zero_grad()
+            for half in (slice(4), slice(4, 8)):
+                logits, features = run.model(images[half])
+                loss, told = run.criterion(logits, features, labels[half])
+                run.scaler.backward(loss / 2)
+                parts.append(told["triplet"].item())
+            move(run)
+    assert history[0]["triplet"] == pytest.approx(sum(parts) / 6, rel=1e-5)
+    assert history[0]["triplet"] != pytest.approx(alone(base, "metric_ungathered")[1][0]["triplet"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_all_processes_end_with_the_same_bits_and_only_the_first_writes(base, trained, name):
+    (weights, history, labels), (others, other_history, other_labels) = (
+        torch.load(trained / f"{name}.{rank}.pt") for rank in (0, 1)
+    )
+    assert all(torch.equal(weights[k], others[k]) for k in weights) and weights.keys() == others.keys()
+    assert (history, labels) == (other_history, other_labels)
+    assert (base / "log" / name / "last.pth").is_file() and not (base / "log.1").exists()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("sampler", ["pk", "weighted"])
+def test_the_shares_of_a_batch_are_the_batch_of_one_process_pixel_for_pixel(base, size, sampler):
+    cfg = settings(base, sampler=sampler, **EVERY_AUGMENTATION)
+    samples = make_dataset(cfg).train
+    whole = TrainLoader(cfg, samples)
+    shares = [TrainLoader(cfg, samples, rank, size).epoch(3, CPU) for rank in range(size)]
+    for (images, labels), *parts in zip(whole.epoch(3, CPU), *shares, strict=True):
+        assert torch.equal(torch.cat([part[0] for part in parts]), images)
+        assert torch.equal(torch.cat([part[1] for part in parts]), labels)
+
+
+def test_gradients_over_a_gathered_batch_are_those_of_one_process(trained):
+    images, first, second, labels = problem()
+    first.requires_grad_(), second.requires_grad_()
+    mixed_loss((images @ first).tanh() @ second, labels).backward()
+    for rank in (0, 1):
+        found = torch.load(trained / f"exchange.{rank}.pt")["gradients"]
+        assert torch.allclose(found["before"], first.grad, rtol=1e-12, atol=0)
+        assert torch.allclose(found["after"], second.grad, rtol=1e-12, atol=0)
+
+
+def test_what_processes_send_each_other_arrives_in_their_order(trained):
+    for rank in (0, 1):
+        found = torch.load(trained / f"exchange.{rank}.pt")
+        rows, gradient = found["half"]
+        assert rows.dtype == torch.bfloat16 and rows.tolist() == [[0.5] * 3] * 2 + [[1.5] * 3] * 2
+        assert gradient.tolist() == [[2.0] * 3] * 2  # the mean over the processes makes it 1
+        assert found["uneven"].tolist() == [[10.0, 11.0, 12.0]]  # none of the first process, one of the second
+        strided, number, picture = found["copied"]
+        assert strided.tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]] and number == 0 and not picture.any()
+        assert found["mean"].tolist() == [1.0, 0.5]
+
+
+# ---- tests
+
+
+@pytest.fixture(scope="module")
+def tested(base) -> tuple[Path, list[Config]]:
+    """A checkpoint, and settings to test it on 12 and 25 images, and on 2 and 3."""
+    write_tree(base / "few" / "demo", train_ids=2, test_ids=1, cameras=2, images=1)
+    cfgs = [settings(base), replace(settings(base), data_root=str(base / "few"))]
+    return save_model(cfgs[0]), cfgs
+
+
+def test_features_are_those_of_one_process_no_image_twice_however_many_extract_them(base, tested):
+    checkpoint, cfgs = tested
+    with joined(cfgs[0]) as ranks:
+        assert ranks == ALONE
+        (base / "1").mkdir()
+        extract(0, cfgs, checkpoint, base / "1")
+    expected = torch.load(base / "1" / "features.0.pt")
+    assert [len(plain) for plain, _ in expected] == [12, 25, 2, 3]
+    launched(base / "3", 3, together, (extract, (cfgs, checkpoint, base / "3")))
+    for rank in range(3):
+        found = torch.load(base / "3" / f"features.{rank}.pt")
+        for pair, expected_pair in zip(found, expected, strict=True):
+            for rows, expected_rows in zip(pair, expected_pair, strict=True):
+                assert rows.shape == expected_rows.shape and torch.allclose(rows, expected_rows, rtol=1e-4, atol=1e-4)
+
+
+def test_several_processes_write_one_result_with_the_scores_of_one(base, tested):
+    checkpoint, _ = tested
+    results, said = checkpoint.parent / "results", {}
+    words = ("test.py", str(checkpoint), "--flip", "--rerank", "--device", "cpu", "--data-root", str(base / "data"))
+    for size in (1, 2, 3):
+        codes, said = launch(base / f"test{size}", size, program, *words)
+        assert codes == [0] * size, said
+        (file,) = results.iterdir()
+        found = json.loads(file.read_text())
+        file.unlink()
+        if size == 1:
+            expected = found
+        assert list(found["scores"]) == ["plain", "flip", "flip+rerank"] and found["scores"] == expected["scores"]
+        assert "rerank" in said[0] and not any(said[1:])
+
+
+# ---- refusals
+
+
+def test_what_one_process_cannot_do_all_refuse_and_the_first_says_so(base):
+    cfg = settings(base, name="refused", epochs=1)
+    for name in ("renamed", "damaged", "untested"):
+        shutil.copytree(base / "data", base / name)
+    image = next((base / "renamed" / "demo" / "bounding_box_train").glob("0001_c1*"))
+    image.rename(image.with_name("0002" + image.name[4:]))
+    image = next((base / "damaged" / "demo" / "bounding_box_train").glob("0003_c2*"))
+    image.write_bytes(b"no picture")
+    next((base / "untested" / "demo" / "bounding_box_test").glob("0007_c1*")).unlink()
+    others = {
+        "other images": replace(cfg, data_root=str(base / "renamed")),
+        "a bad image": replace(cfg, data_root=str(base / "damaged")),
+        "other test images": replace(cfg, data_root=str(base / "untested")),
+        "other settings": replace(cfg, lr=0.5, seed=7),
+    }
+    attempts = {name: [cfg, other] for name, other in others.items()}
+    attempts["a batch"] = [replace(cfg, batch_size=6)] * 2
+    attempts["no room"] = [replace(cfg, log_dir=str(image))] * 2
+    do_train(replace(cfg, log_dir=str(base / "mine"), eval_every=9))
+    attempts["a log of its own"] = [replace(cfg, log_dir=str(base / "mine"), epochs=2, resume=True)] * 2
+    attempts["nothing"] = [cfg, cfg]
+    launched(base / "refused", 2, together, (refusals, (attempts, base / "refused")))
+    first, second = (json.loads((base / "refused" / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first.pop("nothing") == second.pop("nothing") == "trained"
+    words = {
+        "other images": "do not agree on the training images;",
+        "a bad image": "process 1: 1 of 30 train images cannot be used",
+        "other test images": "do not agree on the test images;",
+        "other settings": "do not agree on --seed, --lr;",
+        "a batch": "batch_size 6 does not split into identities of 2 images over 2 process(es)",
+        "no room": "choose a place with --log-dir",
+        "a log of its own": "--log-dir must be one that all machines share",
+    }
+    assert first.keys() == second.keys() == words.keys() and not any(second.values())
+    for name, sentence in first.items():
+        assert words[name] in sentence and "\n" not in sentence, name
+
+
+def test_a_process_that_fails_later_ends_all_with_its_sentence_and_no_traceback(base):
+    cfg = settings(base, name="failed")
+    codes, said = launch(base / "failed", 2, disturbed, cfg, 1, 5, 0)
+    assert codes == [2, 2] and "error: a file has gone\n" in said[1]
+    assert "error: another process has ended" in said[0] and "Traceback" not in said[0] + said[1]
+
+
+@pytest.mark.parametrize(
+    ("environ", "changes", "words"),
+    [
+        ({}, {}, "RANK and MASTER_ADDR and MASTER_PORT is not set"),
+        ({"RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, {"device": "cuda:1"}, "--device cuda:1 is one GPU"),
+        ({"RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, {"backend": "nccl"}, "--backend nccl needs a GPU"),
+        ({"RANK": "zero", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, {}, "the 2 processes could not meet at x:1"),
+    ],
+)
+def test_processes_that_cannot_meet_say_why(base, monkeypatch, environ, changes, words):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(UserError, match=words),
+        joined(settings(base, **changes), environ | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}),
+    ):
+        pass
+
+
+def test_the_command_that_repeats_a_run_starts_as_many_processes():
+    command = "python train.py demo --name 'python x'"
+    assert started_as(ALONE, command, {}) == command
+    two, four = (started_as(Ranks(0, n), command, {"LOCAL_WORLD_SIZE": "2"}) for n in (2, 4))
+    assert two == "torchrun --nproc-per-node=2 train.py demo --name 'python x'"
+    assert four == "torchrun --nnodes=2 --nproc-per-node=2 train.py demo --name 'python x'"
+
+
+# ---- stopped, and gone on with
+
+
+def same_files(a: Path, b: Path) -> None:
+    """Weights, moments and random numbers of two runs."""
+    states = [read_checkpoint(path / "last.pth") for path in (a, b)]
+    parts = states[0].keys() & {"model", "training_model", "criterion", "optimizers", "rng"}
+    a, b = (flat({name: state[name] for name in parts}) for state in states)
+    assert states[0].keys() == states[1].keys() and a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different, different[:5]
+
+
+def flat(state: object, name: str = "") -> dict[str, torch.Tensor]:
+    """The tensors and numbers in nested dicts and lists."""
+    if isinstance(state, (dict, list, tuple)):
+        pairs = state.items() if isinstance(state, dict) else enumerate(state)
+        return {k: v for key, value in pairs for k, v in flat(value, f"{name}.{key}").items()}
+    return {name: torch.as_tensor(state)} if isinstance(state, (torch.Tensor, int, float)) else {}
+
+
+def test_a_signal_to_one_process_stops_both_and_resumed_they_end_with_the_same_bits(base):
+    # the backbone draws random numbers of each process's own
+    changes = {"backbone": "efficientnet_b0", "weights": "none", "log_dir": str(base / "signals"), "ema_decay": 0.9}
+    cfg = settings(base, epochs=2, log_every=1, name="whole", **changes)
+    jobs = [cfg]
+    for number, whom, step, place in (
+        (signal.SIGUSR1, 1, 2, "1 after step 2"),
+        (signal.SIGTERM, 0, 4, "2 after step 1"),
+    ):
+        cfg = replace(cfg, name=number.name)
+        codes, said = launch(base / "signals", 2, disturbed, cfg, whom, step, number)
+        assert codes == [128 + number] * 2, said
+        assert said[0].endswith(f"\nstopped in epoch {place}; go on with --resume\n") and not said[1]
+        jobs.append(replace(cfg, resume=True))
+    shutil.copytree(base / "signals" / "SIGTERM", base / "signals" / "alone" / "SIGTERM")
+    launched(base / "signals", 2, together, (train_one_log, (jobs,)))
+    for cfg in jobs[1:]:
+        same_files(base / "signals" / "whole", base / "signals" / cfg.name)
+    run = do_train(replace(jobs[-1], log_dir=str(base / "signals" / "alone")))
+    said = (run.directory / "train.log").read_text()
+    assert len(run.history) == 2 and "resumed with 1 processes, not 2 as before" in said
+
+
+def test_torchrun_that_is_told_to_stop_has_all_save_and_go_on(base):
+    cfg = settings(base, name="stopped", epochs=10_000)
+    words = [*arguments(cfg), "--no-eval-first"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py", *words],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    until, lines = time.monotonic() + LIMIT, base / "log" / "stopped" / "metrics.jsonl"
+    while not (lines.exists() and '"epoch": 2,' in lines.read_text()):
+        assert time.monotonic() < until and process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.terminate()
+    said, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 1 and said.count("go on with --resume") == 1, said
+    state = read_checkpoint(base / "log" / "stopped" / "last.pth")
+    assert "--nproc-per-node=2 train.py" in state["command"]
+    cfg = replace(cfg, epochs=state["epoch"] + 1)
+    jobs = [replace(cfg, name="not_stopped"), replace(cfg, resume=True)]
+    launched(base / "stopped", 2, together, (train_one_log, (jobs,)))
+    same_files(base / "log" / "not_stopped", base / "log" / "stopped")
+
+
+# ---- batch norm over the images of all processes
+
+FAMILIES = ("resnet18", "resnet50_ibn_a", "resnet18_ibn_b", "osnet_x0_25", "mobilenet_v2", "shufflenet_v2_x0_5")
+FAMILIES += ("convnext_tiny", "efficientnet_b0", "regnet_y_400mf", "timm/efficientnet_b0", "timm/resnetv2_50")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "branches"), [(name, "one") for name in FAMILIES] + [("resnet18_ibn_b", "pcb"), ("osnet_x0_25", "pcb")]
+)
+def test_synchronised_models_compute_and_store_what_plain_ones_do(backbone, branches):
+    cfg = Config(backbone=backbone, branches=branches, weights="none", height=96, width=32, embedding_dim=16)
+    torch.manual_seed(0)
+    plain = make_model(cfg, 5)
+    images = torch.randn(3, 3, 96, 32)
+    with torch.no_grad():
+        plain(images)  # statistics that are not those of the start
+        expected = plain.eval()(images)
+        names = {n for n, m in plain.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+        state, moved = plain.state_dict(), {n for n, p in plain.named_parameters() if p.requires_grad}
+        model, warning = synchronised(cfg, Ranks(0, 2), plain, torch.device("cuda"))
+        assert {n for n, m in model.named_modules() if isinstance(m, nn.SyncBatchNorm)} == names and not warning
+        assert not [m for m in model.modules() if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d)]
+        assert torch.equal(model.eval()(images), expected)
+        after = model.state_dict()
+        assert list(after) == list(state) and all(torch.equal(after[k], state[k]) for k in state)
+        assert {n for n, p in model.named_parameters() if p.requires_grad} == moved
+        fresh = make_model(cfg, 5)
+        fresh.load_state_dict(after)
+        assert torch.equal(fresh.eval()(images), expected)
+
+
+def test_batch_norm_stays_as_it_is_alone_on_cpus_and_where_it_is_not_wanted():
+    cfg = Config(backbone="resnet18", weights="none")
+    model = make_model(cfg, 5)
+    cuda = torch.device("cuda")
+    for changed, ranks, device, warns in (
+        (cfg, ALONE, cuda, False),
+        (cfg, Ranks(0, 2), CPU, True),
+        (replace(cfg, sync_bn=False), Ranks(0, 2), cuda, False),
+    ):
+        same, warning = synchronised(changed, ranks, model, device)
+        assert same is model and ("no SyncBatchNorm on CPUs" in warning) == warns
+        assert not any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())

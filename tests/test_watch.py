@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import sys
+from contextlib import redirect_stderr
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import write_tree
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+
+import processor.train
+import processor.watch
+from config import Config
+from datasets.augment import to_pixels
+from processor import do_train
+from processor.checkpoint import read_checkpoint
+from processor.run import Run
+from processor.watch import Progress, Watchers, tile
+from utils.errors import UserError
+
+
+@pytest.fixture
+def quick(tiny) -> Config:
+    return replace(tiny, epochs=3, eval_every=2, width_multiplier=0.25, log_every=1)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Run, list[torch.Tensor]]:
+    """A run of three epochs and three tests that draws ranked lists, and its batches."""
+    base = tmp_path_factory.mktemp("whole")
+    write_tree(base / "data" / "demo")
+    cfg = Config(
+        preset="demo", dataset="demo", data_root=str(base / "data"), log_dir=str(base / "log"), device="cpu", height=32,
+        width=16, pad=2, batch_size=12, images_per_id=2, workers=2, backbone="mobilenet_v2", width_multiplier=0.25,
+        weights="none", epochs=3, warmup_epochs=1, steps=(2,), eval_every=2, ranked_lists=2,
+    )  # fmt: skip
+    batches, real = [], processor.train.train_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processor.train, "train_step", lambda run, x, *more: batches.append(x) or real(run, x, *more))
+        return do_train(cfg), batches
+
+
+def events(directory: Path) -> EventAccumulator:
+    found = EventAccumulator(str(directory / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
+    return found.Reload()
+
+
+def scalars(found: EventAccumulator, tag: str) -> dict[int, float]:
+    return {event.step: event.value for event in found.Scalars(tag)}
+
+
+# ---- TensorBoard and metrics.jsonl
+
+
+def test_tensorboard_has_every_number_of_the_history_at_its_epoch(whole):
+    run, _ = whole
+    found = events(run.directory)
+    tags = set(found.Tags()["scalars"])
+    names = {"loss", "id", "triplet", "center", "accuracy", "lr", "images_per_second", "data_wait"}
+    assert tags == {f"train/{n}" for n in names} | {f"test_plain/{n}" for n in ("mAP", "mINP", "rank1")}
+    for name in names:
+        assert scalars(found, f"train/{name}") == pytest.approx({h["epoch"]: h[name] for h in run.history[1:]}), name
+    for name in ("mAP", "mINP", "rank1"):
+        told = {h["epoch"]: h["scores"]["plain"][name] for h in run.history if "scores" in h}
+        assert scalars(found, f"test_plain/{name}") == pytest.approx(told) and list(told) == [0, 2, 3]
+
+
+def decoded(found: EventAccumulator, tag: str) -> dict[int, np.ndarray]:
+    images = {e.step: cv2.imdecode(np.frombuffer(e.encoded_image_string, np.uint8), 1) for e in found.Images(tag)}
+    return {step: pixels[..., ::-1] for step, pixels in images.items()}
+
+
+def test_tensorboard_shows_the_first_batch_as_the_network_sees_it(whole):
+    run, batches = whole
+    pictures = decoded(events(run.directory), "train_batch")
+    assert list(pictures) == [0]
+    sheet, pixels = pictures[0], to_pixels(batches[0])
+    assert sheet.shape == (64, 128, 3)  # eight a row, the second row half empty
+    for i in range(12):
+        y, x = i // 8 * 32, i % 8 * 16
+        assert np.array_equal(sheet[y : y + 32, x : x + 16], pixels[i])
+    assert not sheet[32:, 64:].any()
+
+
+def test_ranked_lists_are_drawn_at_each_test_and_none_if_the_setting_is_0(whole, quick):
+    run, _ = whole
+    lists = decoded(events(run.directory), "ranked_lists")
+    assert list(lists) == [0, 2, 3]
+    assert np.array_equal(lists[3], cv2.imread(str(run.directory / "ranked_lists.png"))[..., ::-1])
+    assert not np.array_equal(lists[0], lists[3])
+    none = do_train(replace(quick, epochs=1))
+    assert events(none.directory).Tags()["images"] == ["train_batch"]
+    assert not (none.directory / "ranked_lists.png").exists()
+
+
+def test_metrics_jsonl_has_the_history_a_line_an_epoch_after_each_epoch(quick, monkeypatch):
+    path, seen, real = Path(quick.log_dir) / "demo" / "metrics.jsonl", [], processor.train.train_step
+
+    def step(*args):
+        seen.append(len(path.read_text().splitlines()))
+        return real(*args)
+
+    monkeypatch.setattr(processor.train, "train_step", step)
+    run = do_train(quick)
+    assert seen == [1] * 4 + [2] * 4 + [3] * 4  # the test before the first is a line, too
+    lines = path.read_text().splitlines()
+    assert [json.loads(line) for line in lines] == run.history == read_checkpoint(run.directory / "last.pth")["history"]
+    assert all(json.dumps(json.loads(line), allow_nan=False) for line in lines)
+
+
+def killed(monkeypatch, what: str, nth: int):
+    """The program dies before the nth call of a method of Watchers."""
+    real, calls = getattr(Watchers, what), []
+
+    def method(*args):
+        calls.append(0)
+        if len(calls) == nth:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(Watchers, what, method)
+
+
+@pytest.mark.parametrize(("what", "nth"), [("trained", 2), ("trained", 3), ("tested", 2), ("tested", 3)])
+def test_what_a_kill_kept_from_tensorboard_is_told_by_the_run_that_goes_on(quick, monkeypatch, what, nth):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        killed(patch, what, nth)
+        do_train(quick)
+    run = do_train(replace(quick, resume=True))
+    found = events(run.directory)
+    assert scalars(found, "train/loss") == pytest.approx({h["epoch"]: h["loss"] for h in run.history[1:]})
+    assert list(scalars(found, "test_plain/mAP")) == [0, 2, 3]
+    assert list(decoded(found, "train_batch")) == [0]
+
+
+def test_events_of_what_was_lost_are_taken_back(quick, tmp_path):
+    first = Watchers(quick, tmp_path)
+    for epoch in (1, 2, 3):
+        first.trained({"epoch": epoch, "loss": 10.0 + epoch})
+    first.close()
+    second = Watchers(quick, tmp_path, 1, [{"epoch": 1, "loss": 11.0}])  # the last checkpoint is of the second epoch
+    second.trained({"epoch": 2, "loss": 22.0})
+    second.close()
+    assert scalars(events(tmp_path), "train/loss") == {1: 11.0, 2: 22.0}
+
+
+def test_a_disk_that_takes_no_events_ends_them_not_the_run(quick, monkeypatch, capsys):
+    def full(*_args, **_more):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    run = do_train(quick)
+    assert run.epoch == 3
+    warning = "warning: TensorBoard's events cannot be written (No space left on device); the run goes on without them"
+    assert capsys.readouterr().out.count(warning) == 1
+
+
+# ---- Weights & Biases
+
+
+def test_wandb_offline_gets_every_number_and_goes_on_under_its_name(quick, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logged, real = [], wandb.init
+
+    def init(**settings):
+        run = real(**settings)
+        logged.append(settings)
+        log = run.log
+        run.log = lambda values: logged.append(values) or log(values)
+        return run
+
+    monkeypatch.setattr(wandb, "init", init)
+    cfg = replace(quick, wandb="project", epochs=1, eval_first=False, ranked_lists=1)
+    run = do_train(cfg)
+    assert list((run.directory / "wandb").glob("offline-run-*-demo-0/*.wandb"))
+    settings, *values = logged
+    assert settings["project"] == "project" and settings["id"] == "demo-0" and settings["config"] == cfg.to_dict()
+    assert settings["resume"] is None and wandb.run is None  # finished
+    together = {k: v for entry in values for k, v in entry.items()}
+    assert together["train/loss"] == run.history[0]["loss"] and together["epoch"] == 1
+    assert together["test_plain/mAP"] == run.history[0]["scores"]["plain"]["mAP"]
+    assert isinstance(together["train_batch"], wandb.Image) and isinstance(together["ranked_lists"], wandb.Image)
+    logged.clear()
+    do_train(replace(cfg, resume=True))
+    assert logged[0]["id"] == "demo-0" and logged[0]["resume"] == "allow"
+
+
+def test_wandb_is_refused_in_a_sentence_where_it_is_missing(quick, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="--wandb needs the package wandb: pip install wandb"):
+        do_train(replace(quick, wandb="project"))
+
+
+def test_wandb_is_refused_in_a_sentence_where_nobody_is_logged_in(quick, monkeypatch, tmp_path):
+    wandb = pytest.importorskip("wandb")
+
+    def init(**_settings):
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "init", init)
+    sentence = (
+        r"--wandb project cannot start \(No API key configured. Use `wandb login` to log in.\); or set WANDB_MODE"
+    )
+    with pytest.raises(UserError, match=sentence):
+        do_train(replace(quick, wandb="project"))
+
+
+# ---- the bar
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test sets."""
+    now = [100.0]
+    monkeypatch.setattr(processor.watch.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_the_share_of_waiting_is_that_of_the_time_that_batches_took_to_come(clock):
+    progress = Progress("epoch", 4, 8, 0, shown=False)
+
+    def batches():
+        for number in range(4):
+            clock[0] += 1.0  # a batch takes a second to come
+            yield number
+
+    for _ in progress.waiting(batches()):
+        clock[0] += 3.0  # and three to train on
+        progress.step()
+    assert progress.waited == 4.0 and progress.data_share == 0.25
+    assert progress.speed == 4 * 8 / 16.0
+    progress.close()
+
+
+def test_seconds_are_counted_from_the_last_checkpoint_and_speed_from_the_start(clock):
+    progress = Progress("epoch", 4, 8, 1, shown=False)
+    clock[0] += 5
+    progress.step()
+    assert progress.since_saved == 5 and progress.lap() == 5 and progress.since_saved == 0
+    clock[0] += 3
+    progress.step()
+    assert progress.lap() == 3 and progress.speed == 2 * 8 / 8
+    progress.close()
+
+
+def test_the_bar_shows_images_rate_losses_learning_rate_and_waiting(clock, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
+    out = io.StringIO()
+    monkeypatch.setattr(processor.watch, "tqdm", lambda **more: tqdm_to(out, more))
+    progress = Progress("epoch 2/3", 4, 8, 1, shown=True)
+    for _ in progress.waiting(iter([0])):
+        clock[0] += 2.0
+        progress.step()
+    progress.tell({"loss": 3.14159, "id": 1.5}, 3.5e-4)
+    progress.bar.refresh()
+    shown = out.getvalue().split("\r")[-1]
+    for word in ("epoch 2/3", "16/32", "img/s", "loss 3.142", "id 1.500", "lr 3.5e-04", "data 0 %", "3.0 GB"):
+        assert word in shown, shown
+    progress.close()
+
+
+def tqdm_to(out: io.StringIO, more: dict):
+    from tqdm import tqdm
+
+    return tqdm(file=out, ncols=200, **more | {"disable": False})
+
+
+def test_without_a_terminal_and_in_other_processes_there_is_no_bar():
+    with redirect_stderr(io.StringIO()) as out:
+        for shown in (True, False):
+            progress = Progress("epoch", 4, 8, 0, shown=shown)
+            progress.step()
+            progress.tell({"loss": 1.0}, 0.1)
+            progress.close()
+    assert out.getvalue() == ""
+
+
+def test_tiles_lie_in_rows_and_the_last_is_filled_with_black():
+    pictures = np.arange(1, 11, dtype=np.uint8)[:, None, None, None] * np.ones((10, 2, 3, 3), np.uint8)
+    sheet = tile(pictures, columns=4)
+    assert sheet.shape == (6, 12, 3)
+    assert sheet[::2, ::3, 0].tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 0, 0]]
+    assert tile(pictures[:3], columns=4).shape == (2, 12, 3)
