@@ -1,8 +1,8 @@
-"""Measure speed and memory against the usual ways: `python tools/benchmark.py eval|rerank|data [--save]`.
+"""Measure speed and memory against the usual ways: `python tools/benchmark.py eval|rerank|data|search [--save]`.
 
-`eval` and `rerank` score made features, `data` turns image files into training batches. Every contender has a process
-of its own, so that its peak memory is its own, and the same data as the others. OMP_NUM_THREADS says how many threads
-each has; for `data` it is always one.
+`eval` and `rerank` score made features, `data` turns image files into training batches, `search` finds the nearest of a
+million vectors. Every contender has a process of its own, so that its peak memory is its own, and the same data as the
+others. OMP_NUM_THREADS says how many threads each has; for `data` it is always one.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from utils.files import write_json
 
 # Imported by name when needed, as what the other tasks import is not to be in a contender's memory.
 TASKS = {"eval": "benchmark_scoring.Eval", "rerank": "benchmark_scoring.Rerank", "data": "benchmark_data.InputPath"}
+TASKS |= {"search": "benchmark_search.Search"}
 
 
 def task_class(name: str) -> type[Task]:

@@ -30,6 +30,9 @@ BENCHMARK_COLUMNS = (
     "above features MB", "mAP",
 )  # fmt: skip
 DATA_COLUMNS = ("contender", "images/s a core", "× classic", "CPU ms/image", "seconds", "peak MB")
+SEARCH_COLUMNS = (
+    "contender", "queries/s", "ms for one alone", "recall@10", "build seconds", "peak MB", "above vectors MB",
+)  # fmt: skip
 HEAD = "| experiment | protocol | published mAP / R1 | measured mAP / R1 | mINP | seeds | hardware | training |"
 
 
@@ -121,8 +124,8 @@ def read_benchmarks(directory: Path) -> list[dict]:
 
 
 def benchmark_table(benchmarks: list[dict]) -> str:
-    """The tables in Markdown, a line for each contender of each benchmark, with the hardware: scoring, then data."""
-    tables: dict[tuple[str, ...], list[str]] = {BENCHMARK_COLUMNS: [], DATA_COLUMNS: []}
+    """The tables in Markdown, a line for each contender of each benchmark, with the hardware: scoring, data, search."""
+    tables: dict[tuple[str, ...], list[str]] = {BENCHMARK_COLUMNS: [], DATA_COLUMNS: [], SEARCH_COLUMNS: []}
     for result in benchmarks:
         columns, title, rows = lines_of(result)
         tables[columns] += [f"| {' | '.join((title, *row, result['hardware']))} |" for row in rows]
@@ -139,6 +142,9 @@ def lines_of(result: dict) -> tuple[tuple[str, ...], str, list[tuple[str, ...]]]
     if result["task"] == "data":
         title = f"data, {result['dataset']}, {result['height']} × {result['width']}, batches of {result['batch_size']}"
         return DATA_COLUMNS, title, data_rows(result)
+    if result["task"] == "search":
+        title = f"search, {result['size']} × {result['width']}, varying in {result['inner']}"
+        return SEARCH_COLUMNS, title, search_rows(result)
     title = ", ".join(str(result[key]) for key in ("task", "size", "features", "metric"))
     title += f", {result['width']} wide" if result["width"] != 2048 else ""
     return BENCHMARK_COLUMNS, title, benchmark_rows(result)
@@ -172,6 +178,20 @@ def data_rows(result: dict) -> list[tuple[str, ...]]:
         one = each[row["contender"]]
         speed = (_short(1 / one), _short(each["classic"] / one) if "classic" in each else "", _short(1000 * one))
         rows.append((row["contender"], *speed, _short(row["seconds"]), f"{row['peak_mb']:,.0f}"))
+    return rows
+
+
+def search_rows(result: dict) -> list[tuple[str, ...]]:
+    """The cells under SEARCH_COLUMNS of every contender of one benchmark."""
+    rows = []
+    for row in result["rows"]:
+        if "seconds" not in row:
+            rows.append((row["contender"], f"not run: {row['not_run']}", *[""] * (len(SEARCH_COLUMNS) - 2)))
+            continue
+        speed = (_short(row["queries"] / row["seconds"]), _short(1000 * row["alone_seconds"]))
+        built = _short(row["build_seconds"]) if row["contender"] != "exact" else ""
+        memory = (f"{row['peak_mb']:,.0f}", f"{row['above_mb']:,.0f}")
+        rows.append((row["contender"], *speed, f"{row['recall']:.4f}", built, *memory))
     return rows
 
 
