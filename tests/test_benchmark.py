@@ -16,7 +16,7 @@ import pytest
 import reference
 import torch
 
-from tools import baselines, benchmark, benchmark_scoring, made_data, results_table
+from tools import baselines, benchmark, benchmark_scoring, benchmark_tables, made_data, results_table
 from utils.errors import UserError
 
 PROGRAM = Path(__file__).resolve().parents[1] / "tools" / "benchmark.py"
@@ -145,8 +145,8 @@ def test_a_whole_run_is_shown_saved_and_read_into_the_table(monkeypatch, capsys,
     )
     assert result["threads"] == torch.get_num_threads() and "--repeats 2" in result["command"]
     assert {"hardware", "commit", "torch", "numpy", "python"} <= set(result)
-    (read,) = results_table.read_benchmarks(tmp_path)
-    assert "| eval, tiny, clustered, cosine, 64 wide | ours |" in results_table.benchmark_table([read])
+    (read,) = benchmark_tables.read_benchmarks(tmp_path)
+    assert "| eval, tiny, clustered, cosine, 64 wide | ours |" in benchmark_tables.benchmark_table([read])
     assert results_table.read_results(tmp_path) == {}
 
 
@@ -176,8 +176,8 @@ def test_numpy_is_not_run_where_memory_does_not_suffice(monkeypatch, capsys, tmp
     run(monkeypatch, "rerank", "--size", "msmt17", "--save", "--results", tmp_path)
     shown = capsys.readouterr().out
     assert ran == ["matmul", "ours"] and "needs 133 GB" in shown and "not compared" in shown
-    (read,) = results_table.read_benchmarks(tmp_path)
-    assert "| numpy | not run: needs 133 GB |" in results_table.benchmark_table([read])
+    (read,) = benchmark_tables.read_benchmarks(tmp_path)
+    assert "| numpy | not run: needs 133 GB |" in benchmark_tables.benchmark_table([read])
     monkeypatch.setattr(benchmark_scoring, "from_proc", lambda file, field: 134 * 2**10)
     run(monkeypatch, "rerank", "--size", "msmt17")  # published would need more
     assert ran[2:] == ["matmul", "ours", "numpy"]

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from datasets import cache, loaders
 from datasets.augment import OFF, normalise
-from tools import baseline_data, benchmark, benchmark_data, results_table
+from tools import baseline_data, benchmark, benchmark_data, benchmark_tables, results_table
 from tools.benchmark_data import InputPath, augmented
 from utils.errors import UserError
 
@@ -187,10 +187,10 @@ def test_a_whole_run_is_shown_saved_and_read_into_a_table_below_the_other(monkey
     assert 0 < result["differences"]["mean"] <= result["differences"]["worst image"] < 0.1
     assert {"hardware", "commit", "torch", "torchvision", "pillow", "opencv", "images", "repeats"} <= set(result)
     assert "data_root" not in result and not list(tree.glob(".cache"))
-    (read,) = results_table.read_benchmarks(file.parent)
+    (read,) = benchmark_tables.read_benchmarks(file.parent)
     scoring = {"task": "eval", "size": "market", "features": "random", "metric": "cosine", "width": 2048}
     scoring |= {"hardware": "a core", "rows": [{"contender": "ours", "not_run": "no time"}]}
-    above, below = results_table.benchmark_table([read, scoring]).split("\n\n")
+    above, below = benchmark_tables.benchmark_table([read, scoring]).split("\n\n")
     assert "| eval, market, random, cosine | ours | not run: no time |" in above and "data" not in above
     assert "| data, demo, 32 × 16, batches of 8 | streamed |" in below and "eval" not in below
     for table in (above, below):
@@ -203,11 +203,11 @@ def test_cells_of_the_table():
         {"contender": "classic", "images": 4000, "seconds": 6.5, "cpu_seconds": 8.0, "peak_mb": 1234.4},
         {"contender": "jpeg", "images": 4000, "seconds": 3.0, "cpu_seconds": 2.5, "peak_mb": 900.0},
     ]
-    assert results_table.data_rows({"rows": rows}) == [
+    assert benchmark_tables.data_rows({"rows": rows}) == [
         ("classic", "500", "1", "2", "6.5", "1,234"),
         ("jpeg", "1,600", "3.2", "0.625", "3", "900"),
     ]
-    assert results_table.data_rows({"rows": rows[1:]}) == [("jpeg", "1,600", "", "0.625", "3", "900")]
+    assert benchmark_tables.data_rows({"rows": rows[1:]}) == [("jpeg", "1,600", "", "0.625", "3", "900")]
 
 
 @pytest.mark.parametrize("wrong", ["channels", "sides"])

@@ -17,7 +17,7 @@ from helpers import program, refused
 from config import Config
 from processor import do_train
 from processor.ranked_lists import choose_queries
-from tools import results_table
+from tools import benchmark_tables, results_table
 
 
 def train_args(cfg: Config) -> list[str]:
@@ -188,6 +188,7 @@ def results(tmp_path):
 
 def fill_table(directory: Path, *more: object) -> subprocess.CompletedProcess:
     where = ["--results", directory / "results", "--readme", directory / "README.md"]
+    where += ["--benchmarks", directory / "README.md"]
     return program("tools/results_table.py", *where, *more)
 
 
@@ -276,7 +277,7 @@ def test_benchmarks_have_a_table_of_their_own(results):
 def test_faster_than_numpy_is_numpy_s_time_divided_by_the_contender_s():
     rows = [row | {"seconds": s, "cpu_seconds": s} for row, s in zip(MEASURED["rows"][:2], (4.0, 1.0), strict=True)]
     numpy_row = rows[1] | {"contender": "numpy", "seconds": 1234.4}
-    cells = results_table.benchmark_rows({"rows": [*rows, numpy_row]})
+    cells = benchmark_tables.benchmark_rows({"rows": [*rows, numpy_row]})
     assert [row[3] for row in cells] == ["1", "0.25", "309"]
     assert [row[4] for row in cells] == ["309", "1,234", "1"]
 

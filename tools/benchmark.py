@@ -1,9 +1,9 @@
 """Measure speed and memory against the usual ways: `python tools/benchmark.py TASK [--save]`.
 
-`eval` and `rerank` score made features, `data` turns image files into training batches, `train` trains on them, and
-`extract` has a trained model make features of the test images. Every contender has a process of its own, so that its
-peak memory is its own, and the same data as the others. OMP_NUM_THREADS says how many threads each has; for `data` it
-is always one.
+`eval` and `rerank` score made features, `data` turns image files into training batches, `train` trains on them,
+`extract` has a trained model make features of the test images, and `search` finds the nearest of a million vectors.
+Every contender has a process of its own, so that its peak memory is its own, and the same data as the others.
+OMP_NUM_THREADS says how many threads each has; for `data` it is always one.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from utils.files import write_json
 # Imported by name when needed, as what the other tasks import is not to be in a contender's memory.
 TASKS = {"eval": "benchmark_scoring.Eval", "rerank": "benchmark_scoring.Rerank", "data": "benchmark_data.InputPath"}
 TASKS |= {"train": "benchmark_train.Train", "extract": "benchmark_extract.Extract"}
+TASKS |= {"search": "benchmark_search.Search"}
 
 
 def task_class(name: str) -> type[Task]:
@@ -108,7 +109,7 @@ def compete(task: Task) -> None:
     if task.save:
         path = Path(task.results) / task.file_name()
         write_json(path, result)
-        print(f"{path} written; python tools/results_table.py puts it into the README")
+        print(f"{path} written; python tools/results_table.py puts it into docs/benchmarks.md")
 
 
 def as_text(table: list[tuple[str, ...]]) -> str:

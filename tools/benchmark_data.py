@@ -26,8 +26,8 @@ from datasets.loaders import TrainLoader
 from datasets.make import find_dataset
 from datasets.sampler import PKSampler
 from tools import baseline_data
+from tools.benchmark_tables import DATA_COLUMNS, data_rows
 from tools.benchmark_task import Task, timed
-from tools.results_table import DATA_COLUMNS, data_rows
 from utils.errors import UserError
 
 CPU = torch.device("cpu")

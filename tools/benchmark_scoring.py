@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from tools import baselines
+from tools.benchmark_tables import BENCHMARK_COLUMNS, benchmark_rows
 from tools.benchmark_task import Task, from_proc, timed
 from tools.made_data import SIZES, Ids, make_data
-from tools.results_table import BENCHMARK_COLUMNS, benchmark_rows
 from utils.errors import UserError
 from utils.metrics import evaluate, evaluate_distance
 from utils.rerank import k_reciprocal

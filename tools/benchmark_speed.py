@@ -15,9 +15,9 @@ import torch
 import torchvision
 
 from config import Config
+from tools.benchmark_tables import SPEED_COLUMNS, speed_rows
 from tools.benchmark_task import Task
 from tools.model_summary import count
-from tools.results_table import SPEED_COLUMNS, speed_rows
 from utils.errors import UserError
 
 # Rows and columns of the product, and how often it is made at a time.

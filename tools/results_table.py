@@ -1,5 +1,7 @@
-"""Write the README's tables: `python tools/results_table.py`. Results come from results/published.json and the runs in
-results/*.json, speed and memory from results/benchmark_*.json, which `tools/benchmark.py --save` writes.
+"""Write the README's table of results and docs/benchmarks.md's of speed and memory: `python tools/results_table.py`.
+
+Results come from results/published.json and the runs in results/*.json, speed and memory from
+results/benchmark_*.json, which `tools/benchmark.py --save` writes.
 
 `--add FILE --name EXPERIMENT` first copies a result (RUN/results/train.json or test_*.json) to results/. Runs of one
 experiment with other seeds are files NAME-s1.json, NAME-s2.json, ...; the table then shows mean ± standard deviation.
@@ -19,6 +21,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools.benchmark_tables import benchmark_table, read_benchmarks
 from utils.errors import UserError, run
 from utils.files import write_atomically, write_json
 
@@ -26,14 +29,6 @@ ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results: written by tools/results_table.py -->", "<!-- end of results -->"
 BENCHMARK_START = "<!-- speed and memory: written by tools/results_table.py -->"
 BENCHMARK_END = "<!-- end of speed and memory -->"
-BENCHMARK_COLUMNS = (
-    "contender", "seconds", "CPU seconds", "× matmul", "faster than numpy", "faster than published", "peak MB",
-    "above features MB", "mAP",
-)  # fmt: skip
-DATA_COLUMNS = ("contender", "images/s a core", "× classic", "CPU ms/image", "seconds", "peak MB")
-SPEED_COLUMNS = (
-    "contender", "images/s", "× classic", "% of matmul", "% waiting for data", "CPU ms/image", "peak MB", "mAP",
-)  # fmt: skip
 USUAL = ("market1501", "demo")  # test sets that a row does not name
 HEAD = "| experiment | protocol | published mAP / R1 | measured mAP / R1 | mINP | seeds | hardware | training |"
 
@@ -44,7 +39,8 @@ class Options:
     name: str = ""  # experiment that it belongs to
     remark: str = ""  # what a reader of the result must know and its settings do not say
     results: str = str(ROOT / "results")  # directory of the results
-    readme: str = str(ROOT / "README.md")  # file whose tables are rewritten
+    readme: str = str(ROOT / "README.md")  # file whose table of results is rewritten
+    benchmarks: str = str(ROOT / "docs" / "benchmarks.md")  # file whose tables of speed and memory are rewritten
     check: bool = False  # write nothing; fail if a table is not up to date
 
 
@@ -122,106 +118,6 @@ def _mean(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f}{spread}"
 
 
-def read_benchmarks(directory: Path) -> list[dict]:
-    """What `tools/benchmark.py --save` left there, by file name."""
-    found = []
-    for path in sorted(directory.glob("benchmark_*.json")):
-        try:
-            result = json.loads(path.read_text())
-            lines_of(result)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} is no result of tools/benchmark.py ({error!r}); run that again or remove it"
-            ) from error
-        found.append(result)
-    return found
-
-
-def benchmark_table(benchmarks: list[dict]) -> str:
-    """The tables in Markdown, a line for each contender of each benchmark, with the hardware: scoring, data, speed."""
-    tables: dict[tuple[str, ...], list[str]] = {BENCHMARK_COLUMNS: [], DATA_COLUMNS: [], SPEED_COLUMNS: []}
-    for result in benchmarks:
-        columns, title, rows = lines_of(result)
-        tables[columns] += [f"| {' | '.join((title, *row, result['hardware']))} |" for row in rows]
-    texts = []
-    for columns, lines in tables.items():
-        head = f"| benchmark | {' | '.join(columns)} | hardware |"
-        if lines:
-            texts.append("\n".join((head, re.sub(r"[^|]+", "---", head), *lines)))
-    return "\n\n".join(texts) or "Not measured yet."
-
-
-def lines_of(result: dict) -> tuple[tuple[str, ...], str, list[tuple[str, ...]]]:
-    """Of one benchmark: the columns of the table that it belongs into, its title there, and its rows."""
-    if result["task"] == "data":
-        title = f"data, {result['dataset']}, {result['height']} × {result['width']}, batches of {result['batch_size']}"
-        return DATA_COLUMNS, title, data_rows(result)
-    if result["task"] in ("train", "extract"):
-        title = f"{result['task']}, {result['backbone']}, {result['dataset']}, {result['height']} × {result['width']}"
-        return SPEED_COLUMNS, f"{title}, batches of {result['batch_size']}", speed_rows(result)
-    title = ", ".join(str(result[key]) for key in ("task", "size", "features", "metric"))
-    title += f", {result['width']} wide" if result["width"] != 2048 else ""
-    return BENCHMARK_COLUMNS, title, benchmark_rows(result)
-
-
-def benchmark_rows(result: dict) -> list[tuple[str, ...]]:
-    """The cells under BENCHMARK_COLUMNS of every contender of one benchmark."""
-    seconds = {row["contender"]: row["seconds"] for row in result["rows"] if "seconds" in row}
-
-    def ratio(over: str, under: str) -> str:
-        return _short(seconds[over] / seconds[under]) if over in seconds and under in seconds else ""
-
-    rows = []
-    for row in result["rows"]:
-        name = row["contender"]
-        if name not in seconds:
-            rows.append((name, f"not run: {row['not_run']}", *[""] * (len(BENCHMARK_COLUMNS) - 2)))
-            continue
-        times = (_short(row["seconds"]), _short(row["cpu_seconds"]), ratio(name, "matmul"))
-        times += (ratio("numpy", name), ratio("published", name))
-        memory = (f"{row['peak_mb']:,.0f}", f"{row['above_mb']:,.0f}")
-        rows.append((name, *times, *memory, f"{100 * row['scores']['mAP']:.2f}" if row["scores"] else ""))
-    return rows
-
-
-def data_rows(result: dict) -> list[tuple[str, ...]]:
-    """The cells under DATA_COLUMNS of every contender of one benchmark."""
-    each = {row["contender"]: row["cpu_seconds"] / row["images"] for row in result["rows"]}
-    rows = []
-    for row in result["rows"]:
-        one = each[row["contender"]]
-        speed = (_short(1 / one), _short(each["classic"] / one) if "classic" in each else "", _short(1000 * one))
-        rows.append((row["contender"], *speed, _short(row["seconds"]), f"{row['peak_mb']:,.0f}"))
-    return rows
-
-
-def speed_rows(result: dict) -> list[tuple[str, ...]]:
-    """The cells under SPEED_COLUMNS of every contender of one benchmark."""
-    speeds = {row["contender"]: row["images"] / row["seconds"] for row in result["rows"] if "seconds" in row}
-
-    def times(name: str, other: str, factor: float = 1.0) -> str:
-        return _short(factor * speeds[name] / speeds[other]) if other in speeds else ""
-
-    rows = []
-    for row in result["rows"]:
-        name = row["contender"]
-        if name not in speeds:
-            rows.append((name, f"not run: {row['not_run']}", *[""] * (len(SPEED_COLUMNS) - 2)))
-            continue
-        cells = (name, _short(speeds[name]), times(name, "classic"), times(name, "matmul", 100))
-        used = ("", "", "")
-        if "waited" in row:
-            waited, cpu = 100 * row["waited"] / row["seconds"], 1000 * row["cpu_seconds"] / row["images"]
-            used = (_short(waited), _short(cpu), f"{row['peak_mb']:,.0f}")
-        rows.append((*cells, *used, f"{100 * row['scores']['mAP']:.2f}" if "scores" in row else ""))
-    return rows
-
-
-def _short(value: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def replaced(text: str, start: str, end: str, content: str, readme: Path) -> str:
     """`text` with `content` between its lines `start` and `end`."""
     if start not in text or end not in text.split(start, 1)[1]:
@@ -230,21 +126,26 @@ def replaced(text: str, start: str, end: str, content: str, readme: Path) -> str
     return f"{head}{start}\n{content}\n{end}{rest.split(end, 1)[1]}"
 
 
+def update(file: Path, start: str, end: str, content: str, check: bool) -> None:
+    """Put `content` between these lines of a file. With `check`, raises UserError where that would change it."""
+    before = file.read_text()
+    after = replaced(before, start, end, content, file)
+    if check and after != before:
+        raise UserError(f"a table in {file} is not what results/ says; run python tools/results_table.py")
+    if not check:
+        write_atomically(file, lambda temporary: temporary.write_text(after))
+        print(f"{file} updated")
+
+
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    directory, readme = Path(options.results), Path(options.readme)
+    directory = Path(options.results)
     if options.add:
         add_result(options.add, options.name, options.remark, directory)
     published = json.loads((directory / "published.json").read_text())["rows"]
-    before = readme.read_text()
-    after = replaced(before, START, END, table(read_results(directory), published), readme)
-    after = replaced(after, BENCHMARK_START, BENCHMARK_END, benchmark_table(read_benchmarks(directory)), readme)
-    if options.check:
-        if after != before:
-            raise UserError(f"a table in {readme} is not what results/ says; run python tools/results_table.py")
-        return
-    write_atomically(readme, lambda temporary: temporary.write_text(after))
-    print(f"{readme} updated")
+    results, speeds = table(read_results(directory), published), benchmark_table(read_benchmarks(directory))
+    update(Path(options.readme), START, END, results, options.check)
+    update(Path(options.benchmarks), BENCHMARK_START, BENCHMARK_END, speeds, options.check)
 
 
 if __name__ == "__main__":

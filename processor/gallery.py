@@ -1,0 +1,163 @@
+"""Features of pictures in one file: what `tools/extract_features.py FOLDER` writes and `tools/search.py` searches.
+
+The file is an .npz, whatever its name ends with: `features` (N, D) float32 of length 1; `paths` (N,) of the pictures,
+relative to about["root"]; `ids` (N,), ascending and never used twice; `sizes` and `changed` (N,) of the files, by which
+changed pictures are known; and `about`, JSON: the model, its preprocessing, and what was found out about it.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import secrets
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from datasets.folder import File
+from processor.extractor import FeatureExtractor
+from utils.engines import read_engine, search_engine, write_engine
+from utils.errors import UserError
+from utils.files import write_atomically
+from utils.nearest import nearest
+
+FORMAT = "PlainReID features 1"
+NEEDED = {"model", "checkpoint", "flip", "half", "root", "next_id"}
+# What NumPy, zipfile and json raise for files that are not what they should be.
+DAMAGED = (OSError, ValueError, LookupError, EOFError, AttributeError, TypeError, NotImplementedError, MemoryError)
+DAMAGED += (zipfile.BadZipFile, zlib.error)
+
+
+@dataclass
+class Gallery:
+    features: np.ndarray  # (N, D) float32
+    files: list[File]  # N, relative to about["root"]
+    ids: np.ndarray  # (N,) int64
+    about: dict[str, Any]  # plain values
+    engine: Any = None  # of FAISS, over the same rows
+
+    def search(self, query: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Similarities (Q, K) of the k nearest, and their rows; K is at most N. An engine that has found less gives
+        rows of -1 at the end."""
+        if self.engine is not None:
+            return search_engine(self.engine, query.numpy(), k, self.ids)
+        return tuple(x.numpy() for x in nearest(query, torch.from_numpy(self.features), k))
+
+
+def new_about(extractor: FeatureExtractor, root: Path) -> dict[str, Any]:
+    """What a file of features of that model says of itself."""
+    cfg = extractor.cfg
+    about = {"format": FORMAT, "model": extractor.fingerprint, "checkpoint": str(extractor.checkpoint.absolute())}
+    about |= {"backbone": cfg.backbone, "trained_on": cfg.dataset, "height": cfg.height, "width": cfg.width}
+    return about | {"flip": extractor.flip, "half": extractor.half, "root": str(root), "next_id": 0}
+
+
+def read_gallery(path: str | Path, engine: bool = False) -> Gallery:
+    """What `write_gallery` wrote, with `engine` also the FAISS index that lies beside it, where there is one.
+
+    Raises UserError for a file that is missing, damaged or another. Nothing in it is run as code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no index {path}; make one with python tools/search.py index FOLDER --output {path}")
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("no .npz")
+        with np.load(path, allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            if about["format"] != FORMAT or not about.keys() >= NEEDED:
+                raise ValueError(f"its format is {about['format']!r}")
+            features, ids = stored["features"], stored["ids"]
+            names = (stored[name].tolist() for name in ("paths", "sizes", "changed"))
+            files = [File(*file) for file in zip(*names, strict=True)]
+        if features.shape[:1] != ids.shape or len(ids) != len(files) or features.dtype != np.float32:
+            raise ValueError(f"{features.dtype} features {features.shape} do not fit {len(files)} pictures")
+        if features.ndim != 2 or ids.dtype != np.int64 or (np.diff(ids) <= 0).any():
+            raise ValueError("its rows are not numbered as they should be")
+    except DAMAGED as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} is no file of features, or damaged ({reason}); make it anew or name another"
+        ) from error
+    gallery = Gallery(features, files, ids, about)
+    if engine and "engine" in about:
+        beside = path.with_name(Path(about["engine"]["file"]).name)
+        if not beside.is_file():
+            raise UserError(f"{beside} is missing beside {path}; ask with --exact, or index again")
+        gallery.engine = read_engine(beside, features.shape[1])
+    return gallery
+
+
+def write_gallery(path: str | Path, gallery: Gallery) -> None:
+    """Write the file atomically. An engine is written first, under a name of its own, by which the file calls it: a
+    stop at any moment leaves the old two or the new two. Engines that are no longer called are removed."""
+    path = Path(path)
+    about = dict(gallery.about)
+    if gallery.engine is not None:
+        beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.faiss")
+        about["engine"] = about["engine"] | {"file": beside.name}
+        write_engine(beside, gallery.engine)
+    paths, sizes, changed = zip(*gallery.files, strict=True) if gallery.files else ((), (), ())
+    arrays = {"features": gallery.features, "ids": gallery.ids, "paths": np.array(paths, str)}
+    arrays |= {"sizes": np.array(sizes, np.int64), "changed": np.array(changed, np.int64)}
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            np.savez(file, **arrays, about=np.array(json.dumps(about)))
+
+    write_atomically(path, write)
+    for old in path.parent.glob(f"{glob.escape(path.name)}.????????.faiss"):
+        if old.name != about.get("engine", {}).get("file"):
+            old.unlink()
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """One program at a time changes a file of features. Raises UserError where another does."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
+        probe.touch()  # raises OSError where nothing can be written at all
+        probe.unlink()
+        raise UserError(f"another program is writing {path}; wait for it to end") from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def check_model(path: str | Path, gallery: Gallery, extractor: FeatureExtractor) -> None:
+    """Raises UserError where the features in the file at `path` are another model's."""
+    stored = gallery.about["model"]
+    if stored != extractor.fingerprint:
+        raise UserError(
+            f"{path} was made by another model (weights {stored}, from {gallery.about['checkpoint']}) than "
+            f"{extractor.checkpoint} (weights {extractor.fingerprint}), and features of two models cannot be compared"
+        )
+
+
+def extractor_of(path: str | Path, gallery: Gallery, checkpoint: str = "", **how: Any) -> FeatureExtractor:
+    """The model that made the features in the file at `path`, from the checkpoint that did, or from `checkpoint`.
+
+    how: as FeatureExtractor takes it. Raises UserError where the checkpoint is gone, or is another model's by now.
+    """
+    made_by = gallery.about["checkpoint"]
+    if not checkpoint and not Path(made_by).is_file():
+        raise UserError(f"{path} was made by {made_by}, which is gone; say with --checkpoint where it is now")
+    extractor = FeatureExtractor(checkpoint or made_by, flip=gallery.about["flip"], **how)
+    check_model(path, gallery, extractor)
+    return extractor

@@ -1,0 +1,209 @@
+"""Curves of runs: what is read from metrics.jsonl, what is drawn of it, and the tool."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+from helpers import ROOT, program, refused
+from matplotlib.figure import Figure
+
+from config import Config
+from processor import do_train
+from utils.errors import UserError
+from utils.plots import line, plain, plot_curves, read_history
+
+
+def entry(epoch: int, mAP: float | None = None, **more) -> dict:
+    values = {"epoch": epoch}
+    if epoch:
+        values |= {"loss": 6.0 / epoch, "id": 4.0 / epoch, "triplet": 2.0 / epoch, "accuracy": 0.1 * epoch}
+        values |= {"lr": 10.0**-epoch, "images_per_second": 100.0 + epoch}
+    if mAP is not None:
+        values["scores"] = {"plain": {"mAP": mAP, "rank1": mAP + 10, "valid_queries": 5}}
+    return values | more
+
+
+def write_run(directory: Path, entries: list[dict], epochs: int = 3, tail: str = "") -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries) + tail)
+    (directory / "config.json").write_text(json.dumps({"epochs": epochs}))
+    return directory
+
+
+THREE = [entry(0, 2.0), entry(1), entry(2, 40.0), entry(3, 50.0)]
+
+
+@pytest.fixture
+def figures(monkeypatch) -> list[Figure]:
+    """All figures that are written, to look into."""
+    kept: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (kept.append(self), save(self, *a, **k)))
+    return kept
+
+
+def panel(figure: Figure, title: str):
+    return next(axis for axis in figure.axes if axis.get_title() == title)
+
+
+def drawn(figure: Figure, title: str) -> list[list[tuple]]:
+    return [list(zip(*line.get_data(), strict=True)) for line in panel(figure, title).get_lines()]
+
+
+# ---- reading
+
+
+def test_the_history_is_what_was_written_and_of_an_epoch_that_is_there_twice_the_later_line(tmp_path):
+    run = write_run(tmp_path / "a", [*THREE, entry(2, 45.0)])
+    history, problem = read_history(run)
+    assert history == [*THREE[:2], entry(2, 45.0), THREE[3]] and problem == ""
+
+
+@pytest.mark.parametrize(
+    "tail", ['{"epoch": 4, "loss": 1.', "\0\0\0", "[1]\n", '{"loss": 1}\n', '{"epoch": null}\n', "\xff\n"]
+)
+def test_a_damaged_last_line_is_left_out_with_a_sentence(tmp_path, tail):
+    run = write_run(tmp_path / "a", THREE, tail=tail)
+    history, problem = read_history(run)
+    assert history == THREE and str(run / "metrics.jsonl") in problem and "last line" in problem
+
+
+def test_a_damaged_line_further_up_no_epoch_and_no_file_are_refused(tmp_path):
+    run = write_run(tmp_path / "a", THREE)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join([lines[0], lines[1][:9], *lines[2:]]))
+    with pytest.raises(UserError, match="line 2"):
+        read_history(run)
+    for text in ("", "\n\n", '{"epoch": 1, "lo'):
+        (run / "metrics.jsonl").write_text(text)
+        with pytest.raises(UserError, match="no epoch yet"):
+            read_history(run)
+    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be read"):
+        read_history(tmp_path / "nowhere")
+
+
+def test_values_that_are_missing_or_not_finite_are_left_out_of_a_line():
+    entries = [
+        entry(0, 2.0),
+        entry(1, loss=math.nan),
+        entry(2, loss="much"),
+        entry(3, 50.0),
+        {"epoch": 4, "scores": {}},
+    ]
+    assert line(entries, "loss") == ([3], [2.0])
+    assert line(entries, "mAP") == ([0, 3], [2.0, 50.0])
+    assert line(entries, "rank1") == ([0, 3], [12.0, 60.0])
+    assert line(entries, "mAP", "flip") == ([], [])
+
+
+def test_plain_words_are_shown_letter_by_letter():
+    assert plain("a") == "a" and plain("5 $ and $x") == r"5 \$ and \$x"
+    assert plain("_hidden") == " _hidden" and plain("caf\udce9") == r"caf\udce9"
+
+
+# ---- drawing
+
+
+def test_one_run_is_drawn_with_the_parts_of_its_loss_and_all_its_scores(tmp_path, figures):
+    last = entry(3, 50.0)
+    last["scores"]["flip"] = {"mAP": 55.0, "rank1": 66.0}
+    plot_curves({"demo": [*THREE[:3], last]}, tmp_path / "c.png")
+    assert cv2.imread(str(tmp_path / "c.png")) is not None
+    (figure,) = figures
+    assert drawn(figure, "loss")[0] == [(1, 6.0), (2, 3.0), (3, 2.0)]
+    assert {tuple(points[0]) for points in drawn(figure, "loss")} == {(1, 6.0), (1, 4.0), (1, 2.0)}
+    assert drawn(figure, "mAP (%)") == [[(0, 2.0), (2, 40.0), (3, 50.0)], [(3, 55.0)]]
+    assert drawn(figure, "Rank-1 (%)") == [[(0, 12.0), (2, 50.0), (3, 60.0)], [(3, 66.0)]]
+    assert drawn(figure, "training speed (images/s)") == [[(1, 101.0), (2, 102.0), (3, 103.0)]]
+    assert panel(figure, "learning rate").get_yscale() == "log"
+    words = [text.get_text() for text in panel(figure, "loss").get_legend().get_texts()]
+    assert sorted(words) == ["id", "sum", "triplet"]
+
+
+def test_several_runs_differ_in_colour_or_line_and_share_a_legend(tmp_path, figures):
+    runs = {f"run $number$ {n} {'x' * 60}": [entry(0, 1.0 + n), entry(1, 2.0 + n)] for n in range(23)}
+    plot_curves(runs, tmp_path / "c.png")
+    (figure,) = figures
+    lines = panel(figure, "mAP (%)").get_lines()
+    assert [line.get_ydata()[0] for line in lines] == [1.0 + n for n in range(23)]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 23
+    assert len(figure.legends[0].get_texts()) == 23 and len(drawn(figure, "loss")) == 23
+    assert_nothing_cut(figure)
+
+
+@pytest.mark.parametrize("entries", [[entry(0, 2.0)], [entry(1)], [entry(1, lr=0.0)], THREE, [{"epoch": 1}]])
+def test_runs_that_have_hardly_begun_have_empty_panels_that_say_so(tmp_path, figures, entries):
+    plot_curves({"demo (0 of 120 epochs)": entries}, tmp_path / "c.png")
+    (figure,) = figures
+    assert len(figure.axes) == 6
+    for axis in figure.axes:
+        points = sum(len(line.get_xdata()) for line in axis.get_lines())
+        assert [text.get_text() for text in axis.texts] == ([] if points else ["nothing yet"])
+        assert points == 0 or all(line.get_marker() == "o" and line.get_markersize() > 0 for line in axis.get_lines())
+    assert_nothing_cut(figure)
+
+
+def assert_nothing_cut(figure: Figure) -> None:
+    """All words and axes lie inside of the picture, and the legend below the panels."""
+    box = figure.get_tightbbox(figure.canvas.get_renderer())
+    assert box.x0 >= 0 and box.y0 >= 0
+    assert box.x1 <= figure.get_figwidth() and box.y1 <= figure.get_figheight()
+    legend = figure.legends[0].get_window_extent()
+    assert legend.y1 <= min(axis.get_tightbbox().y0 for axis in figure.axes)
+
+
+def test_importing_the_curves_imports_no_matplotlib_and_no_torch():
+    words = "import sys, utils.plots; sys.exit('matplotlib' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", words], cwd=ROOT, check=False).returncode == 0
+
+
+# ---- the tool
+
+
+def test_the_newest_run_is_drawn_into_its_directory_and_one_that_goes_on_says_how_far_it_is(tmp_path, figures):
+    old, new = write_run(tmp_path / "old", THREE), write_run(tmp_path / "new", THREE[:3], epochs=120)
+    os.utime(old / "metrics.jsonl", (1, 1))
+    shown = program("tools/curves.py", "--log-dir", tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert f"curves of new (2 of 120 epochs) written to {new / 'curves.png'}" in shown.stdout
+    assert (new / "curves.png").is_file() and not (old / "curves.png").exists()
+
+
+def test_runs_are_named_by_name_directory_or_file_and_each_is_drawn_once(tmp_path, figures):
+    for name in ("a", "b"):
+        write_run(tmp_path / "log" / name, THREE)
+    other = write_run(tmp_path / "elsewhere" / "a", THREE[:2], tail='{"epo')
+    words = ["a", tmp_path / "log" / "b", tmp_path / "log" / "b" / "metrics.jsonl", other]
+    shown = program("tools/curves.py", *words, "--log-dir", tmp_path / "log")
+    assert shown.returncode == 0, shown.stderr
+    assert "last line is damaged" in shown.stdout
+    names = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert len(names) == 3 and names[1] == "b" and "(1 of 3 epochs)" in names[2]
+    assert names[0] != names[2], "two runs of one name are told apart by their paths"
+    assert (tmp_path / "log" / "curves.png").is_file()
+
+
+def test_a_run_of_this_program_is_drawn(tiny: Config, figures):
+    do_train(tiny)
+    shown = program("tools/curves.py", "--log-dir", tiny.log_dir)
+    assert shown.returncode == 0, shown.stderr
+    assert "curves of demo written" in shown.stdout
+    for title in ("loss", "accuracy on training batches", "learning rate", "training speed (images/s)"):
+        assert [x for x, _ in drawn(figures[0], title)[0]] == [1, 2, 3]
+    assert [x for x, _ in drawn(figures[0], "mAP (%)")[0]] == [0, 2, 3]
+
+
+def test_bad_input_of_the_curves_gets_a_sentence(tmp_path):
+    refused(program("tools/curves.py", "--log-dir", tmp_path), "train.py", tmp_path)
+    write_run(tmp_path / "demo", THREE)
+    refused(program("tools/curves.py", "dmo", "--log-dir", tmp_path), "dmo", "did you mean demo")
+    refused(program("tools/curves.py", tmp_path, "--log-dir", tmp_path), tmp_path)
+    write_run(tmp_path / "demo", [])
+    refused(program("tools/curves.py", "--log-dir", tmp_path), "no epoch yet")
