@@ -75,7 +75,7 @@ def of_test(tiny: Config, checkpoint: Path, split: int, flip: bool = False) -> t
     if cfg.channels_last:
         model = model.to(memory_format=torch.channels_last)
     loader = make_test_loaders(replace(tiny, batch_size=8), make_dataset(tiny))[1 + split]
-    plain, flipped = extract_features(model, loader, CPU, flip, cfg.channels_last)
+    plain, flipped = extract_features(cfg, model, loader, CPU, flip)
     return [s.path for s in loader.samples], flipped if flip else plain
 
 

@@ -63,7 +63,7 @@ def scored(people: People, cfg: Config) -> tuple[Scores, float]:
     """The model's scores, and the share of pairs (one of a person, one of two) of which the former is the nearer."""
     torch.manual_seed(0)
     model = make_model(cfg, num_classes=2)
-    query, gallery = (extract_features(model, x, torch.device("cpu"))[0] for x in (people.query, people.gallery))
+    query, gallery = (extract_features(cfg, model, x, torch.device("cpu"))[0] for x in (people.query, people.gallery))
     (q, qc), (g, gc) = ((x.pids, x.camids) for x in (people.query, people.gallery))
     other_camera = qc[:, None] != gc
     distance, same = pairwise_distance(query, gallery).numpy(), q[:, None] == g

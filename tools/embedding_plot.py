@@ -103,7 +103,7 @@ def main() -> None:
     pids = np.random.default_rng(cfg.seed).permutation(every)[: cfg.ids]
     loaders = {name: chosen_images(getattr(test, name), pids) for name in ("query", "gallery")}
     loaders = {name: loader for name, loader in loaders.items() if loader.samples}
-    features = [extract_features(test.model, x, test.device, cfg.flip, cfg.channels_last) for x in loaders.values()]
+    features = [extract_features(test.cfg, test.model, x, test.device, cfg.flip) for x in loaders.values()]
     rows = torch.cat([pair[1] if cfg.flip else pair[0] for pair in features])
     if not torch.isfinite(rows).all():
         raise UserError("the features are not finite, so there is nothing to draw; the model has diverged")

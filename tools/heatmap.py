@@ -26,8 +26,8 @@ from model import make_model
 from processor.checkpoint import rebuild_model
 from processor.environment import pick_device
 from processor.evaluate import do_inference
+from processor.ranked_lists import choose_queries
 from processor.test import Prepared, Stored, parse_test, prepare_test
-from tools.get_vis_result import choose_queries
 from tools.heatmap_columns import Looker, Shown, columns
 from utils.errors import UserError, run
 from utils.heatmap import draw_heat_rows

@@ -16,10 +16,10 @@ from datasets.base import ReIDDataset, Sample
 from datasets.check import MOST_CAMERAS
 from datasets.make import make_test_set
 from processor.evaluate import Inference, score_values, scores_note
+from processor.ranked_lists import choose_queries
 from processor.report_data import Ranked, camera_scores, camera_table, plain, ranked_lists, rounded, training_curves
 from processor.report_images import heat_maps, thumbnails
 from processor.test import Prepared
-from tools.get_vis_result import choose_queries
 
 
 def gather(
