@@ -1,7 +1,8 @@
 """Several processes that train one model, started by `torchrun`: each has its share of every batch and of the test.
 
-They end up with the weights that one process would have. `batch_size` is that of all together, so nothing else of the
-settings changes with their number; who raises it usually raises the learning rate in proportion (Goyal et al. 2017).
+They end up with the weights that one process would have, but for what each draws by itself (dropout, stochastic depth)
+and batch norm that is not synchronised. `batch_size` is that of all together, so nothing else of the settings changes
+with their number; who raises it usually raises the learning rate in proportion (Goyal et al. 2017).
 """
 
 from __future__ import annotations

@@ -186,8 +186,8 @@ class StopSignals:
     """Ctrl-C, SIGTERM and SIGUSR1 (a cluster's warning), held back while a step is under way so that its state can be
     saved.
 
-    Inside `with`, a signal raises Stopped at once, except in a `held` block: there `requested` tells, and only a
-    second one raises.
+    A signal ends the `with` block at once, and that raises Stopped; except in a `held` block: there `requested` tells,
+    and only a second one does so.
     """
 
     def __init__(self):
@@ -198,13 +198,16 @@ class StopSignals:
         self.before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
         return self
 
-    def __exit__(self, *_exc) -> None:
+    def __exit__(self, _kind, error: BaseException | None, _traceback) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if isinstance(error, KeyboardInterrupt) and self.requested:
+            sentence = "stopped; --resume goes on from the last checkpoint, if there is one"
+            raise Stopped(sentence, 128 + self.requested) from None
 
     @contextlib.contextmanager
     def held(self):
-        """Signals wait for `check` inside this block."""
+        """Signals wait until `requested` is looked at inside this block."""
         self.hold = True
         try:
             yield
@@ -212,12 +215,7 @@ class StopSignals:
             self.hold = False
 
     def _handle(self, number: int, _frame) -> None:
-        if self.hold and not self.requested:
-            self.requested = number
-        else:
-            raise Stopped("stopped; --resume goes on from the last checkpoint, if there is one", 128 + number)
-
-    def check(self, message: str) -> None:
-        """Raise Stopped if a signal came."""
-        if self.requested:
-            raise Stopped(message, 128 + self.requested)
+        at_once = self.requested or not self.hold
+        self.requested = number
+        if at_once:
+            raise KeyboardInterrupt  # no Exception, which torch's load_state_dict takes for a mistake in the weights

@@ -71,6 +71,7 @@ def prepare(
 
     What must be closed at the run's end, however it ends, is left with `at_end`.
     """
+    setup_logging(quiet=not ranks.first)
     same_settings(ranks, cfg)
     with together(ranks, first_alone=True):
         device = pick_device(cfg.device)
@@ -102,14 +103,7 @@ def prepare(
     scaler = Scaler(device, precision)
     run = Run(cfg, directory, device, model, criterion, optimizers, loaders.labels, scaler, precision, **about)
     run.average = make_average(cfg, model)
-    log.info("run %s, seed %d: %s", directory, cfg.seed, ", ".join(f"{k} {v}" for k, v in run.environment.items()))
-    log.info("command: %s", command or "(called from Python)")
-    log.info("%s; %s", f"{ranks.size} processes" if ranks.size > 1 else "one process", chosen)
-    log.info("%s\n%s", dataset.name, dataset.describe())
-    if note:
-        log.info("note: %s", note)
-    for sentence in filter(None, (*beyond_the_end(cfg, len(loaders.train)), unsynchronised)):
-        log.warning("warning: %s", sentence)
+    introduce(run, loaders, chosen, unsynchronised)
     seed_all(cfg.seed + ranks.rank)  # what is drawn in training, such as dropout, differs by process
     with together(ranks, first_alone=True):  # it may rename damaged ones
         if cfg.resume and taken(directory):
@@ -122,6 +116,19 @@ def prepare(
             at_end.callback(run.watchers.close)
         write_json(directory / "config.json", cfg.to_dict())
     return run, loaders
+
+
+def introduce(run: Run, loaders: Loaders, chosen: str, unsynchronised: str) -> None:
+    """What is trained, on what, where and how; and what may be meant otherwise."""
+    cfg, dataset, size = run.cfg, loaders.dataset, run.ranks.size
+    log.info("run %s, seed %d: %s", run.directory, cfg.seed, ", ".join(f"{k} {v}" for k, v in run.environment.items()))
+    log.info("command: %s", run.command or "(called from Python)")
+    log.info("%s; %s", f"{size} processes" if size > 1 else "one process", chosen)
+    log.info("%s\n%s", dataset.name, dataset.describe())
+    if run.note:
+        log.info("note: %s", run.note)
+    for sentence in filter(None, (*beyond_the_end(cfg, len(loaders.train)), unsynchronised)):
+        log.warning("warning: %s", sentence)
 
 
 def train_one_epoch(run: Run, loaders: Loaders, signals: StopSignals) -> None:
@@ -191,6 +198,7 @@ def stop_together(run: Run, signals: StopSignals) -> None:
 
 def stop(ranks: Ranks, sentence: str, number: int) -> None:
     """Raise Stopped, but leave the word to the first of several processes; to be called in all of them."""
+    of_all(ranks, None)  # the first is still writing; when another left, torchrun or srun would end it
     raise Stopped(sentence, 128 + number) if ranks.first else SystemExit(128 + number)
 
 

@@ -47,7 +47,7 @@ def enter(rank: int, size: int, port: int, said: Path, work: Callable, args: tup
     """Be one of `size` processes as torchrun or srun would start it, with all that it says in the file `said`."""
     os.environ |= {"RANK": f"{rank}", "WORLD_SIZE": f"{size}", "LOCAL_RANK": f"{rank}", "LOCAL_WORLD_SIZE": f"{size}"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
-    file = os.open(said, os.O_CREAT | os.O_WRONLY, 0o644)
+    file = os.open(said, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o644)
     os.dup2(file, 1), os.dup2(file, 2)
     os.chdir(ROOT)
     torch.set_num_threads(1)
@@ -215,7 +215,11 @@ def disturbed(rank: int, cfg: Config, whom: int, step: int, number: int) -> None
         return real(*args)
 
     processor.train.set_lr = set_lr_and_disturb
-    do_train(cfg)
+    try:
+        do_train(cfg)
+    except SystemExit:
+        assert (Path(cfg.log_dir) / cfg.name / "last.pth").exists(), "left before the first had saved"
+        raise
 
 
 def train_steps(cfg: Config, ranks: Ranks, count: int) -> tuple[Run, dict[str, torch.Tensor], list[float]]:

@@ -16,7 +16,9 @@ from helpers import arguments, program, refused
 import processor.train
 from processor import do_train
 from processor.checkpoint import read_checkpoint
+from processor.run import StopSignals
 from tools.chaos import TIMES, differences
+from utils.errors import Stopped
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -91,6 +93,27 @@ def test_a_stopped_run_says_how_to_go_on_and_exits_with_128_and_the_signals_numb
     assert shown.returncode == code
     assert shown.stderr.splitlines()[-1] == "stopped in epoch 1 after step 1; go on with --resume"
     assert read_checkpoint(Path(cfg.log_dir) / "demo" / "last.pth")["step"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_gets_past_code_that_catches_every_exception_as_torchs_load_state_dict_does(number):
+    handlers = signal.getsignal(number)
+    with pytest.raises(Stopped) as stop, StopSignals():
+        try:
+            os.kill(os.getpid(), number)
+        except Exception as error:
+            raise RuntimeError("an exception occurred while copying the parameter") from error
+    assert stop.value.exit_code == 128 + number and signal.getsignal(number) is handlers
+
+
+def test_a_signal_waits_for_a_step_to_end_but_a_second_one_does_not():
+    with StopSignals() as signals, signals.held():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert signals.requested == signal.SIGUSR1
+    with pytest.raises(Stopped) as stop, StopSignals() as signals, signals.held():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.value.exit_code == 143
 
 
 def test_a_finished_run_exits_with_0_and_what_the_user_can_mend_with_2(tiny, monkeypatch):

@@ -93,7 +93,7 @@ def test_no_flipped_bit_gives_other_values_whether_in_tensors_the_pickle_headers
         except UserError:
             counts["inside"] += place in inside
             counts["directory"] += place >= directory
-    assert counts["inside"] == len([p for p in inside if p % 2 == 0]) > 400 and counts["directory"] > 150
+    assert counts["inside"] == len([p for p in inside if p % 2 == 0]) > 200 and counts["directory"] > 150
 
 
 def test_a_tensor_whose_entry_says_directory_is_refused_as_torch_would_fill_it_with_chance(saved):

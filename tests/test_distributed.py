@@ -323,11 +323,11 @@ def test_what_one_process_cannot_do_all_refuse_and_the_first_says_so(base):
         assert words[name] in sentence and "\n" not in sentence, name
 
 
-def test_a_process_that_fails_later_ends_all_with_its_sentence_and_no_traceback(base):
-    cfg = settings(base, name="failed")
-    codes, said = launch(base / "failed", 2, disturbed, cfg, 1, 5, 0)
-    assert codes == [2, 2] and "error: a file has gone\n" in said[1]
-    assert "error: another process has ended" in said[0] and "Traceback" not in said[0] + said[1]
+@pytest.mark.parametrize("number", [0, signal.SIGKILL])
+def test_a_process_that_ends_later_ends_all_without_a_traceback(base, number):
+    codes, said = launch(base / "ended", 2, disturbed, settings(base, name=f"ended{number}"), 1, 5, number)
+    assert codes == [2, 2 if number == 0 else -number] and said[1] == "error: a file has gone\n" * (number == 0)
+    assert "error: another process has ended" in said[0] and "Traceback" not in said[0]
 
 
 @pytest.mark.parametrize(
