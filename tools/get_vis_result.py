@@ -43,6 +43,8 @@ def main() -> None:
     cfg, stored = parse_test(None, os.environ, "get_vis_result.py [CKPT]", VisConfig)
     cfg.protocol = "standard" if cfg.protocol == "auto" else cfg.protocol  # one ranked list a query, whatever the set
     tested = do_test(cfg, stored, command=shlex.join(["python", *sys.argv]))
+    if tested is None:
+        return  # one of several processes: the first draws
     ap = list(tested.inference.scores.values())[-1].ap
     directory = Path(cfg.output) if cfg.output else tested.directory / "results" / f"ranked_{cfg.sort}"
     directory.mkdir(parents=True, exist_ok=True)
