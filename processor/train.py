@@ -39,6 +39,7 @@ from solver import beyond_the_end, make_average, make_optimizers, set_lr, update
 from utils.errors import Stopped
 from utils.files import write_json
 from utils.logging import log, setup_logging
+from utils.plots import plot_curves
 
 
 def do_train(cfg: Config, command: str = "") -> Run:
@@ -250,6 +251,8 @@ def test(run: Run, loaders: Loaders, signals: StopSignals) -> None:
         run.save(best=best)
     if run.watchers:
         run.watchers.tested(run.history[-1])
+        if run.epoch:
+            plot_curves({run.directory.name: run.history}, run.directory / "curves.png")
         if cfg.ranked_lists and cfg.protocol in ("standard", "multi_query"):  # others have no one list
             path = run.directory / "ranked_lists.png"
             pixels = draw_some(cfg, inference, loaders.query, loaders.gallery, path)

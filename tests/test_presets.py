@@ -80,7 +80,7 @@ def test_two_steps_of_every_preset_have_finite_losses_and_move_its_weights(
     before = {key: weight.clone() for key, weight in run.model.named_parameters()}
     with StopSignals() as signals:
         train_one_epoch(run, loaders, signals)  # raises when a loss is not finite
-    run.board.close()
+    run.watchers.close()
     weights = {"id": cfg.id_weight, "triplet": cfg.triplet_weight, "center": cfg.center_weight}
     assert {loss for loss in weights if loss in run.history[0]} == {loss for loss, weight in weights.items() if weight}
     moved = {part(key) for key, weight in run.model.named_parameters() if not torch.equal(weight, before[key])}

@@ -45,6 +45,7 @@ def test_a_run_leaves_everything_in_its_directory(tiny):
     assert left == {
         ".lock",
         "best.pth",
+        "curves.png",
         "last.pth",
         "last.1.pth",
         "config.json",

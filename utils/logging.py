@@ -28,6 +28,7 @@ def setup_logging(file: str | Path | None = None, quiet: bool = False) -> loggin
         handler.close()
     log.setLevel(logging.ERROR if quiet else logging.INFO)
     log.propagate = False
+    logging.raiseExceptions = False  # a full disk is told of once, where the run is saved
     screen = _TqdmHandler()
     screen.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(screen)
