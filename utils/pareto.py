@@ -28,5 +28,9 @@ def kendall(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's rank correlation of two lists (N,) without ties."""
-    return float(np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1])
+    """Spearman's rank correlation of two lists (N,): Pearson's of their ranks, equal numbers sharing theirs. NaN where
+    one of the lists holds nothing but equal numbers."""
+    ranks = [np.sign(np.subtract.outer(x, x)).sum(1) for x in (a, b)]
+    if not all(np.any(r) for r in ranks):
+        return float("nan")
+    return float(np.corrcoef(*ranks)[0, 1])

@@ -22,6 +22,7 @@ from model.backbones.regnet import REGNETS
 from model.backbones.resnet import RESNETS
 from model.backbones.searchable import searched
 from model.backbones.shufflenet import SHUFFLENETS
+from model.backbones.space import read_spec
 from model.backbones.supernet import supernet
 from model.backbones.timm_backbone import timm_backbone
 from model.backbones.vit import TRANSFORMERS
@@ -51,7 +52,7 @@ def find_backbone(name: str) -> Callable[[Config], nn.Module]:
     if name == "supernet":
         return supernet
     if name.startswith("searched:"):
-        return partial(searched, name.removeprefix("searched:"))
+        return partial(searched, read_spec(name.removeprefix("searched:")))
     if name.startswith("timm/"):
         return partial(timm_backbone, name.removeprefix("timm/"))
     hint = (

@@ -1,17 +1,21 @@
-"""Networks of the search space, built as they are: `--backbone searched:FILE.json`."""
+"""Networks of the search space, built as they are: `--backbone searched:FILE.json`. Inverted residuals (Sandler et al.,
+MobileNetV2, CVPR 2018) with squeeze-and-excitation (Hu et al., CVPR 2018) where the specification says so."""
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torchvision.ops import SqueezeExcitation
 
 from config import Config
-from model.backbones.space import HEAD, STEM, Block, Spec, blocks, read_spec, squeezed
+from model.backbones.space import HEAD, STEM, Block, Spec, blocks, multiply_adds, read_spec, squeezed
 from model.backbones.stages import Staged
 from utils.errors import UserError
+from utils.logging import log
 
 
 def convolution(
@@ -75,13 +79,24 @@ class Searched(Staged):
                 nn.init.zeros_(conv.bias)
 
 
-def searched(path: str, cfg: Config) -> Searched:
-    """The network whose specification is in the file. Raises UserError for a file that holds none, and for settings
-    that are not the specification's."""
-    spec = read_spec(path)
-    if (cfg.height, cfg.width, cfg.last_stride) != (spec.height, spec.width, spec.last_stride):
-        raise UserError(
-            f"{path} is a network for --height {spec.height} --width {spec.width} --last-stride {spec.last_stride}; "
-            "give these with it"
-        )
+def searched(spec: Spec, cfg: Config) -> Searched:
+    """The network of a specification. It takes images of any size; a warning says what it costs at one that it was not
+    found for. Raises UserError for another last stride than its own."""
+    called = "the searched network" if "{" in cfg.backbone else cfg.backbone
+    if cfg.last_stride != spec.last_stride:
+        raise UserError(f"{called} has last stride {spec.last_stride}; give --last-stride {spec.last_stride} with it")
+    if (cfg.height, cfg.width) != (spec.height, spec.width):
+        here = multiply_adds(replace(spec, height=cfg.height, width=cfg.width)) / 1e6
+        log.warning(
+            "warning: %s was found for images of %d x %d, where it has %.1f M multiply-adds; at %d x %d it has %.1f M",
+            called, spec.height, spec.width, multiply_adds(spec) / 1e6, cfg.height, cfg.width, here,
+        )  # fmt: skip
     return Searched(spec)
+
+
+def self_contained(backbone: str) -> str:
+    """The name of a backbone with the specification itself in place of its file, which checkpoints then do not need."""
+    if not backbone.startswith("searched:"):
+        return backbone
+    spec = read_spec(backbone.removeprefix("searched:"))
+    return "searched:" + json.dumps(spec.to_dict(), separators=(",", ":"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +18,10 @@ STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of each stage's first block, after a stem of 
 KERNELS, EXPANSIONS = (3, 5, 7), (3, 4, 6)
 WIDTHS = ((8, 16, 24), (16, 24, 32), (24, 32, 40), (48, 64, 80), (64, 96, 112), (112, 160, 200), (192, 320, 400))
 DEPTHS = ((1,), (1, 2, 3), (2, 3, 4), (2, 3, 4, 5), (2, 3, 4), (2, 3, 4), (1, 2))
-SHARES = (1.0, 0.875, 0.75, 0.625)  # of the input's height and width
+SHARES = (0.875, 0.75, 0.625)  # of the input's height and width, beside the whole
+# The most that a specification may ask for, far beyond the space; what is more is taken for a mistake.
+MOST = {"height": 4096, "width": 4096, "last_stride": 2, "depth": 32, "expansion": 16, "kernel": 31}
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -114,9 +117,10 @@ class Space:
     """All networks for images of up to `height` × `width` pixels."""
 
     def __init__(self, height: int, width: int):
-        self.sizes = sorted({(round(height * s / 8) * 8, round(width * s / 8) * 8) for s in SHARES}, reverse=True)
-        if min(self.sizes[-1]) < 16:
+        if min(height, width) < 32:
             raise UserError(f"images of {height} x {width} are too small to search networks for; give 32 x 32 or more")
+        smaller = {(round(height * s / 8) * 8, round(width * s / 8) * 8) for s in SHARES}
+        self.sizes = sorted({(height, width)} | smaller, reverse=True)
 
     def genes(self) -> list[tuple[str, ...]]:
         """What can be chosen: ("size",), ("last_stride",), and (stage, field) for each stage and field."""
@@ -174,47 +178,39 @@ def pick(choices: tuple, rng: np.random.Generator):
     return choices[rng.integers(len(choices))]
 
 
-def read_spec(path: str | Path) -> Spec:
-    """A network from JSON, as `write_json(path, spec.to_dict())` leaves it; other entries are ignored.
+def read_spec(source: str | Path) -> Spec:
+    """A network from a file of JSON, or from JSON itself, as `Spec.to_dict` gives it; other entries are ignored.
 
-    Raises UserError for a file that is none.
+    Relative names are looked for in the working directory, then in this repository. Raises UserError for what is none.
     """
+    inline = str(source).lstrip().startswith("{")
     try:
-        values = json.loads(Path(path).read_text())
-        stages = tuple(Stage(**stage) for stage in values["stages"])
-        spec = Spec(*(int(values[name]) for name in ("height", "width", "last_stride")), stages)
-        if len(stages) != len(STRIDES) or spec.last_stride not in (1, 2):
-            raise ValueError(f"it has {len(stages)} stages and last_stride {spec.last_stride}")
-        if min(number for stage in stages for number in (stage.depth, stage.width, stage.expansion)) < 1:
-            raise ValueError("a depth, width or expansion is below 1")
-        if any(stage.kernel % 2 == 0 for stage in stages):
-            raise ValueError("a kernel is even")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        path = Path(source)
+        text = str(source) if inline else (path if path.exists() else ROOT / path).read_text(encoding="utf-8")
+        values = json.loads(text)
+        stages = values["stages"] if isinstance(values, dict) and isinstance(values.get("stages"), list) else []
+        if len(stages) != len(STRIDES) or not all(isinstance(stage, dict) for stage in stages):
+            raise ValueError(f"it needs a list of {len(STRIDES)} stages")
+        made = tuple(Stage(**{f.name: checked(stage, f.name) for f in fields(Stage)}) for stage in stages)
+        return Spec(*(checked(values, name) for name in ("height", "width", "last_stride")), made)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{path} is no specification of a searched network ({error}); tools/search_backbone.py writes them"
+            f"{'this text' if inline else source} is no specification of a searched network ({reason}); "
+            "tools/search_backbone.py writes them"
         ) from error
-    return spec
 
 
-def all_blocks(space: Space) -> Iterator[Block]:
-    """Every block that a network of the space may have, once."""
-    seen = set()
-    for size, last_stride in itertools.product(space.sizes, (1, 2)):
-        rows, columns = (-(-x // 2) for x in size)
-        before = (STEM,)
-        for stage in range(len(STRIDES)):
-            stride = last_stride if stage == 5 else STRIDES[stage]
-            small = (-(-rows // stride), -(-columns // stride))
-            inside = list(itertools.product(space.choices((str(stage), "expansion")), KERNELS, (False, True)))
-            for c_out in WIDTHS[stage]:
-                for e, k, se in inside:
-                    seen.update(Block(stage, c, c_out, e, k, se, stride, rows, columns) for c in before)
-                    if max(DEPTHS[stage]) > 1:
-                        seen.add(Block(stage, c_out, c_out, e, k, se, 1, *small))
-            before, (rows, columns) = WIDTHS[stage], small
-    yield from sorted(seen, key=lambda b: tuple(asdict(b).values()))
-
-
-def resized(spec: Spec, height: int, width: int) -> Spec:
-    """The same network for other images."""
-    return replace(spec, height=height, width=width)
+def checked(values: dict[str, Any], name: str) -> int | bool:
+    """An entry of a specification. Raises ValueError where it is absent or cannot be."""
+    if name not in values:
+        raise ValueError(f"{name} is missing")
+    value = values[name]
+    if name == "se":
+        if not isinstance(value, bool):
+            raise ValueError(f"se is {value!r:.40}, neither true nor false")
+    elif type(value) is not int or not 1 <= value <= MOST[name]:
+        raise ValueError(f"{name} is {value!r:.40}, no whole number from 1 to {MOST[name]}")
+    elif name == "kernel" and value % 2 == 0:
+        raise ValueError(f"kernel {value} is even")
+    return value

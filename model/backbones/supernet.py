@@ -66,7 +66,9 @@ class Supernet(nn.Module):
     """Every step of training runs another network, in turns the largest, the smallest and two random ones; a test runs
     `chosen`, the largest unless somebody chooses. Images are resized to those that the network takes.
 
-    Which networks come follows from the seed and from how many steps there were, which the checkpoint holds.
+    Which networks come follows from the seed and from how many steps there were, which the checkpoint holds. Statistics
+    of batch norm are the largest network's; those of the neck behind are of all, so every part, the largest too, wants
+    its own (`processor.scorer.recalibrate`) before a score of it means much.
     """
 
     imagenet = NoWeights()
@@ -121,7 +123,7 @@ class Supernet(nn.Module):
 
     def extract(self, spec: Spec) -> Searched:
         """The network of a specification with a copy of its part of the weights and statistics."""
-        net = Searched(spec)
+        net = Searched(spec).to(self.stem.weight)  # its device and numbers
         rows = [self.stages[n][place] for n, stage in enumerate(spec.stages) for place in range(stage.depth)]
         plain = [block for n in range(len(spec.stages)) for block in getattr(net, f"stage{n + 1}")]
         with torch.no_grad():
