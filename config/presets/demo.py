@@ -21,4 +21,22 @@ PRESETS = {
         flip=True,
         rerank=True,
     ),
+    # To search light networks on, within half an hour; small batches, as these networks need many steps from scratch.
+    "demo_light": Config(
+        dataset="demo",
+        height=96,
+        width=48,
+        pad=4,
+        backbone="mobilenet_v2",
+        weights="none",
+        last_stride=2,
+        batch_size=32,
+        erase_prob=0.2,
+        center_weight=0.0,
+        lr=1e-3,
+        epochs=24,
+        warmup_epochs=1.0,
+        steps=(16.0, 21.0),
+        eval_every=8,
+    ),
 }

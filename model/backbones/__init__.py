@@ -20,7 +20,10 @@ from model.backbones.mobilenet import MOBILENETS
 from model.backbones.osnet import OSNETS
 from model.backbones.regnet import REGNETS
 from model.backbones.resnet import RESNETS
+from model.backbones.searchable import searched
 from model.backbones.shufflenet import SHUFFLENETS
+from model.backbones.space import read_spec
+from model.backbones.supernet import supernet
 from model.backbones.timm_backbone import timm_backbone
 from model.backbones.vit import TRANSFORMERS
 from utils.errors import UserError, did_you_mean
@@ -42,10 +45,18 @@ BACKBONES: dict[str, Callable[[Config], nn.Module]] = {
 
 
 def find_backbone(name: str) -> Callable[[Config], nn.Module]:
-    """The backbone of that name, which may be `timm/` and a name there. Raises UserError for a name that is none."""
+    """The backbone of that name, `timm/` and a name there, `searched:` and a file, or `supernet`, which trains all that
+    the search chooses from. Raises UserError for a name that is none."""
     if name in BACKBONES:
         return BACKBONES[name]
+    if name == "supernet":
+        return supernet
+    if name.startswith("searched:"):
+        return partial(searched, read_spec(name.removeprefix("searched:")))
     if name.startswith("timm/"):
         return partial(timm_backbone, name.removeprefix("timm/"))
-    hint = did_you_mean(name, BACKBONES, cutoff=0.4) or f"the names are {', '.join(BACKBONES)}, and timm/NAME"
+    hint = (
+        did_you_mean(name, BACKBONES, cutoff=0.4)
+        or f"the names are {', '.join(BACKBONES)}, timm/NAME and searched:FILE.json"
+    )
     raise UserError(f"no backbone is called {name}; {hint}")

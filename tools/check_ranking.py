@@ -1,0 +1,107 @@
+"""How well a supernet ranks networks: `tools/check_ranking.py [PRESET] [--ranking 12]`, with the search's settings.
+
+Networks drawn by chance within the budget are scored with the shared weights, then each is trained by itself with the
+preset's schedule and scored on the same held-out identities. Kendall's rank correlation says how well the one foretells
+the other, and, beside it, how well the number of multiply-adds alone does. Stopped, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from config.cli import parse_train
+from processor.scorer import without_test
+from processor.search import Candidate
+from tools.search_report import short
+from tools.search_settings import SearchConfig, plain
+from tools.search_steps import Search, alone, minutes, open_search, typed
+from utils.errors import run
+from utils.files import write_atomically, write_json
+from utils.logging import log, setup_logging
+from utils.pareto import kendall
+
+
+@dataclass
+class RankingConfig(SearchConfig):
+    ranking: int = 12  # networks that are drawn and trained
+
+    def _bad_ranges(self):
+        yield from super()._bad_ranges()
+        if self.ranking < 3:
+            yield f"--ranking must be at least 3, not {self.ranking}"
+
+
+def train_all(search: Search, cfg: RankingConfig, drawn: Sequence[Candidate]) -> list[float]:
+    """Score of each network when trained by itself, in per cent, on the people that the supernet's scores are of."""
+    one, scores, seconds, done = without_test(plain(cfg), search.directory), [], 0.0, 0.0
+    total = sum(c.costs[0] for c in drawn)
+    for candidate in drawn:
+        result = alone(one, search.directory, f"ranking-{short(candidate.spec)}", candidate.spec)
+        setup_logging(search.directory / "ranking.log")
+        scores.append(result["scores"]["plain"]["mAP"])
+        seconds, done = seconds + result["train_seconds"], done + candidate.costs[0]
+        log.info(
+            "%d of %d, %.1f M multiply-adds: mAP %.2f with shared weights, %.2f by itself; left about %s",
+            len(scores), len(drawn), candidate.costs[0] / 1e6, candidate.mAP, scores[-1],
+            minutes(seconds / done * (total - done)),
+        )  # fmt: skip
+    return scores
+
+
+def interval(a: Sequence[float], b: Sequence[float], draws: int = 2000) -> list[float]:
+    """The 5th and 95th percentile of Kendall's correlation when networks are drawn with replacement (bootstrap)."""
+    rng, pairs = np.random.default_rng(0), np.array([a, b])
+    found = [kendall(*pairs[:, rng.integers(len(a), size=len(a))]) for _ in range(draws)]
+    return np.nanpercentile(found, [5, 95]).tolist()
+
+
+def draw_pairs(path: Path, rows: Sequence[dict]) -> None:
+    """Score by itself against score with shared weights, a point a network."""
+    figure = Figure(figsize=(6.0, 5.0), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    x, y, cost = ([row[key] for row in rows] for key in ("shared", "alone", "multiply_adds"))
+    points = axis.scatter(x, y, c=np.array(cost) / 1e6)
+    figure.colorbar(points, label="M multiply-adds")
+    axis.set_xlabel("mAP in % with the shared weights")
+    axis.set_ylabel("mAP in % when trained by itself")
+    axis.grid(alpha=0.3)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
+
+
+def main() -> None:
+    cfg = parse_train(None, os.environ, RankingConfig, "tools/check_ranking.py")
+    search = open_search(cfg)
+    setup_logging(search.directory / "ranking.log")
+    drawn = search.run(cfg.ranking, cfg.ranking)
+    drawn.sort(key=lambda c: short(c.spec))  # in no order that has to do with the score, so that estimates are fair
+    scores = train_all(search, cfg, drawn)
+    rows = [
+        {"multiply_adds": c.costs[0], "shared": c.mAP, "alone": score, "spec": c.spec.to_dict()}
+        for c, score in zip(drawn, scores, strict=True)
+    ]
+    shared, cost = [c.mAP for c in drawn], [c.costs[0] for c in drawn]
+    result = {"kendall": kendall(shared, scores), "kendall_90": interval(shared, scores)}
+    result |= {"kendall_of_multiply_adds": kendall(cost, scores), "kendall_of_multiply_adds_90": interval(cost, scores)}
+    write_json(search.directory / "ranking.json", {"command": typed(), **result, "rows": rows})
+    draw_pairs(search.directory / "ranking.png", rows)
+    log.info(
+        "Kendall's correlation over %d networks, with 90 %% of bootstraps: %.2f (%.2f to %.2f) for shared weights, "
+        "%.2f (%.2f to %.2f) for multiply-adds alone; everything is in %s",
+        len(drawn), result["kendall"], *result["kendall_90"], result["kendall_of_multiply_adds"],
+        *result["kendall_of_multiply_adds_90"], search.directory,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main)

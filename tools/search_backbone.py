@@ -1,0 +1,95 @@
+"""Search the best backbone for a budget: `tools/search_backbone.py [PRESET] [--max-flops 210M] [--max-latency 5]`.
+
+Trains a supernet that holds all networks of the space (`model/backbones/space.py`), scores parts of it on training
+identities that it has not seen, breeds the better ones, and writes the best as a specification that `train.py
+--backbone searched:FILE.json` trains like any other. With `--retrain n` it does so itself, with n seeds, beside
+MobileNetV2 1.0 and other backbones, all with the preset's schedule. Each step goes on where it was stopped; the same
+settings give the same result. No test image is looked at before the retraining. `docs/light_models.md` says more.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from config import PRESETS
+from config.cli import parse_train
+from config.config import dashed
+from model.backbones.space import Spec, read_spec
+from tools.search_report import comparison, report, short
+from tools.search_settings import SearchConfig, plain
+from tools.search_steps import Search, alone, last_stride, open_search
+from utils.errors import run
+from utils.logging import log, setup_logging
+
+
+@dataclass
+class RetrainConfig(SearchConfig):
+    against_random: bool = False  # also search by chance alone, as many networks, and retrain the best of these too
+    retrain: int = 0  # seeds with which the winner and its references are trained and tested; 0: only say how
+    references: tuple[str, ...] = ("mobilenet_v2",)  # backbones that are retrained beside the winner
+
+    def _bad_ranges(self):
+        yield from super()._bad_ranges()
+        if self.retrain < 0:
+            yield f"--retrain must be 0 or more, not {self.retrain}"
+
+
+def retrain(search: Search, cfg: RetrainConfig, found: dict[str, Spec]) -> dict[str, list[dict]]:
+    """Train what was found, and the references, with each seed; gives their results by name. The name of a run says
+    which network it is, so that none is trained twice."""
+    results: dict[str, list[dict]] = {}
+    for seed in range(cfg.retrain):
+        one = plain(cfg, holdout_ids=0, seed=seed)
+        for name, spec in found.items():
+            results.setdefault(name, []).append(alone(one, search.directory, f"{short(spec)}-s{seed}", spec))
+        for name in cfg.references:
+            changes = {"backbone": name, "last_stride": last_stride(name)}
+            results.setdefault(name, []).append(alone(one, search.directory, f"{name}-s{seed}", **changes))
+    return results
+
+
+def command_for(cfg: SearchConfig, file: Path) -> str:
+    """The line that trains a searched network as `retrain` does."""
+    spec, default = read_spec(file), PRESETS[cfg.preset]
+    changes = {"backbone": f"searched:{file}", "weights": "none", "holdout_ids": 0, "name": ""}
+    changes |= {"height": spec.height, "width": spec.width, "last_stride": spec.last_stride}
+    words = ["python", "train.py", cfg.preset]
+    for name, value in vars(plain(cfg, **changes)).items():
+        if value == getattr(default, name):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{dashed(name)}")
+        else:
+            words += [f"--{dashed(name)}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return shlex.join(words)
+
+
+def main() -> None:
+    cfg = parse_train(None, os.environ, RetrainConfig, "tools/search_backbone.py")
+    search = open_search(cfg)
+    setup_logging(search.directory / "search.log")
+    found = search.run(cfg.candidates, cfg.at_random)
+    table, winner = report(search, found)
+    log.info("%s", table)
+    best = {"winner": read_spec(winner)}
+    log.info("the last is the winner: %s", winner)
+    log.info("train it with: %s", command_for(cfg, winner))
+    if cfg.against_random:
+        drawn = search.run(cfg.candidates, cfg.candidates)[0]
+        best["best of random"] = drawn.spec
+        log.info("best of as many drawn by chance: mAP %.2f, %.1f M", drawn.mAP, drawn.costs[0] / 1e6)
+    if cfg.retrain:
+        results = retrain(search, cfg, best)
+        setup_logging(search.directory / "search.log")
+        log.info("%s", comparison(search, results))
+    log.info("everything is in %s", search.directory)
+
+
+if __name__ == "__main__":
+    run(main)

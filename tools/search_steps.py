@@ -1,0 +1,116 @@
+"""Steps of the search for a backbone: trainings that go on where they were stopped, the supernet with its limits."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from config import Config
+from config.config import dashed
+from model.backbones.searchable import self_contained
+from model.backbones.space import Space, Spec, mobilenet_v2, multiply_adds
+from processor.checkpoint import LAST, load_model
+from processor.environment import describe_environment, pick_device
+from processor.latency_table import LatencyTable
+from processor.run import FREE
+from processor.scorer import Scorer, without_test
+from processor.search import Candidate, Evolution, Scores
+from processor.train import do_train
+from tools.search_settings import SearchConfig, flops, plain
+from utils.errors import UserError
+from utils.logging import log
+
+
+@dataclass
+class Search:
+    """A trained supernet, and what its networks are chosen by. limits: as `Evolution` takes them."""
+
+    cfg: SearchConfig
+    directory: Path
+    score: Scores
+    table: LatencyTable | None
+    limits: list
+
+    def run(self, count: int, at_random: int) -> list[Candidate]:
+        """Score `count` networks, of which `at_random` are drawn and the others bred. The log says ten times on the way
+        how far it is, and how long the rest takes if none of it is known from before."""
+        evolution = Evolution(Space(self.cfg.height, self.cfg.width), self.limits, self.score, self.cfg.seed)
+        started, known = time.monotonic(), len(self.score.known)
+
+        def tell(_: Candidate) -> None:
+            done, fresh = len(evolution.found), len(self.score.known) - known
+            if done % max(count // 10, 1) == 0:
+                best = max(evolution.found.values(), key=lambda c: c.mAP)
+                left = f", left {minutes((time.monotonic() - started) / fresh * (count - done))}" if fresh else ""
+                log.info("%d of %d networks, best mAP %.2f with %.1f M multiply-adds%s",
+                         done, count, best.mAP, best.costs[0] / 1e6, left)  # fmt: skip
+
+        return evolution.run(count, at_random, tell)
+
+
+def minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes"
+
+
+def train_once(cfg: Config) -> dict:
+    """The result of the run of these settings, trained to its end unless it already is.
+
+    Raises UserError where a run of that name had other settings.
+    """
+    directory = Path(cfg.log_dir) / cfg.name
+    if (directory / "config.json").exists():
+        before = Config.from_dict(json.loads((directory / "config.json").read_text()))
+        changed = [n for n in vars(before) if n not in FREE and getattr(before, n) != getattr(cfg, n)]
+        if changed:
+            raise UserError(
+                f"{directory} was trained with another --{dashed(changed[0])} ({getattr(before, changed[0])}, not "
+                f"{getattr(cfg, changed[0])}); give another --name, or delete it"
+            )
+    result = directory / "results" / "train.json"
+    if not result.exists():
+        do_train(replace(cfg, resume=True), command=typed())
+    return json.loads(result.read_text())
+
+
+def typed() -> str:
+    """The command that was typed."""
+    return shlex.join(["python", *sys.argv])
+
+
+def alone(cfg: Config, directory: Path, name: str, spec: Spec | None = None, **changes) -> dict:
+    """The result of one network trained by itself, from scratch; of a specification, or as the changes say."""
+    if spec:
+        text = self_contained("searched:" + json.dumps(spec.to_dict()))
+        changes |= {"backbone": text, "height": spec.height, "width": spec.width, "last_stride": spec.last_stride}
+    once = {"log_dir": str(directory), "name": name, "eval_first": False, "eval_every": cfg.epochs}
+    return train_once(replace(cfg, weights="none", **once, **changes).check())
+
+
+def open_search(cfg: SearchConfig) -> Search:
+    """Train the supernet unless that is done, and make ready what scores and measures its networks."""
+    cfg.holdout_ids = cfg.holdout_ids or 20
+    directory, device = Path(cfg.log_dir) / (cfg.name or f"search_{cfg.preset}"), pick_device(cfg.device)
+    epochs = cfg.supernet_epochs or 2 * cfg.epochs
+    steps = tuple(step * epochs / cfg.epochs for step in cfg.steps)
+    supernet = plain(cfg, last_stride=1, flip=False, rerank=False, epochs=epochs, steps=steps)
+    supernet = without_test(supernet, directory)
+    alone(supernet, directory, "supernet", backbone="supernet")
+    model, trained = load_model(directory / "supernet" / LAST, device)
+    trained = replace(trained, data_root=cfg.data_root, workers=cfg.workers)
+    most = flops(cfg.max_flops) if cfg.max_flops else multiply_adds(mobilenet_v2(cfg.height, cfg.width))
+    limits, table = [(multiply_adds, most)], None
+    if cfg.max_latency:
+        hardware = describe_environment(device)["hardware"]
+        table = LatencyTable(directory / "latency.json", device, hardware, cfg.latency_batch)
+        limits.append((table.of, cfg.max_latency / 1e3))
+    score = Scores(directory / "supernet" / "candidates.jsonl", Scorer(trained, model, device))
+    return Search(cfg, directory, score, table, limits)
+
+
+def last_stride(backbone: str) -> int:
+    """That of its authors: OSNet has no other than 1."""
+    return 1 if backbone.startswith("osnet") else 2
