@@ -66,7 +66,7 @@ class Scorer:
         """mAP in per cent."""
         self.model.backbone.chosen = spec
         recalibrate(self.model, self.batches)
-        query, gallery = (extract_features(self.model, x, self.device)[0] for x in (self.query, self.gallery))
+        query, gallery = (extract_features(self.cfg, self.model, x, self.device)[0] for x in (self.query, self.gallery))
         ids = (self.query.pids, self.gallery.pids, self.query.camids, self.gallery.camids)
         return 100 * evaluate(query, gallery, *ids, metric=self.cfg.metric).mAP
 
