@@ -63,7 +63,7 @@ class ExportConfig(Config):
             yield f"--output {self.output} is a directory; name a file"
 
     @property
-    def precision(self) -> str:
+    def numbers(self) -> str:
         return "half" if self.half else "int8" if self.int8 else "float32"
 
 
@@ -81,7 +81,7 @@ def metadata(cfg: ExportConfig, test: Prepared, name: str, environment: dict[str
         "embedding_dim": test.model.embedding_dim,
         "normalised": cfg.normalise,
         "metric": cfg.metric,
-        "precision": cfg.precision,
+        "precision": cfg.numbers,
         "checkpoint": name,
         "epoch": test.state["epoch"],
         "backbone": cfg.backbone,
@@ -118,8 +118,8 @@ def pt2_file(cfg: ExportConfig, test: Prepared, name: str, about: dict[str, str]
 def measure(cfg: ExportConfig, test: Prepared, run: Run) -> dict:
     """All that is found of a file. Raises UserError where its embeddings are not those of PyTorch."""
     found = {"check": compare(test, run, cfg.preprocessing)}
-    refuse_unlike(found["check"], cfg.precision)
-    if cfg.precision != "float32":
+    refuse_unlike(found["check"], cfg.numbers)
+    if cfg.numbers != "float32":
         found["scores"] = score_both(test, run, cfg.preprocessing)
         found["note"] = scores_note(cfg, test.note)
         before, after = found["scores"].values()
@@ -132,7 +132,7 @@ def tell(cfg: ExportConfig, path: Path, record: dict) -> None:
     check = record["check"]
     log.info(
         "%s: %s, %.1f MB (PyTorch's weights in float32: %.1f MB)\n  takes %s\n  gives (batch, %s) float32%s",
-        path, cfg.precision, record["bytes"] / 1e6, record["pytorch_bytes"] / 1e6, record["metadata"]["input"],
+        path, cfg.numbers, record["bytes"] / 1e6, record["pytorch_bytes"] / 1e6, record["metadata"]["input"],
         record["metadata"]["embedding_dim"], ", of length 1" if cfg.normalise else "",
     )  # fmt: skip
     log.info("lowest cosine to PyTorch's embeddings, of %d test images: %.6f", check["crops"], check["lowest_cosine"])
