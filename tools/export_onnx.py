@@ -95,13 +95,13 @@ def onnx_file(cfg: ExportConfig, test: Prepared, name: str, about: dict[str, str
     """The bytes of an ONNX file. Raises UserError where the model, before it is put on 8 bits, is not PyTorch's."""
     inner = "preprocessed" if cfg.preprocessing else INPUT
     embed = Embed(test.model, cfg.normalise, cfg.half)
-    model = to_onnx(trace(embed, torch.zeros(2, 3, cfg.height, cfg.width), 1, name), name, inner)
+    model = to_onnx(embed, torch.zeros(2, 3, cfg.height, cfg.width), 1, name, inner)
     if cfg.int8:
         refuse_unlike(compare(test, OnnxRunner(model.SerializeToString()), preprocessing=False), "float32")
         model = quantise(model, calibration_crops(cfg))
     if cfg.preprocessing:
-        before = trace(Preprocess(cfg.height, cfg.width), SOME_PICTURES, 3, "the preprocessing")
-        model = put_before(to_onnx(before, "the preprocessing", INPUT, "pictures"), model)
+        before = Preprocess(cfg.height, cfg.width)
+        model = put_before(to_onnx(before, SOME_PICTURES, 3, "the preprocessing", INPUT, "pictures"), model)
     return finish(model, about)
 
 
