@@ -15,7 +15,7 @@ class File(NamedTuple):
 
     path: str  # relative to the folder, with / between
     size: int  # bytes
-    changed: int  # nanoseconds since 1970
+    changed: int  # nanoseconds from 1970 to its last change of any kind: a file renamed to another keeps its mtime
 
 
 def find_pictures(folder: str | Path) -> tuple[list[str], int]:
@@ -53,4 +53,9 @@ def state_of(path: str | Path, name: str) -> File:
         about = os.stat(path)
     except OSError:
         return File(name, 0, 0)
-    return File(name, about.st_size, about.st_mtime_ns)
+    return File(name, about.st_size, max(about.st_mtime_ns, about.st_ctime_ns))
+
+
+def place_of(root: str | Path, path: str) -> Path:
+    """Where a path that os.path.relpath gave leads, also one with .. in it where `root` is a link, or gone."""
+    return Path(os.path.normpath(os.path.join(root, path)))

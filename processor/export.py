@@ -7,6 +7,7 @@ import io
 import json
 import tempfile
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from processor.export_run import INPUT, METADATA, OUTPUT, first_line, load_packa
 from utils.errors import UserError
 
 ONNX_BYTES = 2**31  # that one protobuf can hold
-ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+fused_attention = F.scaled_dot_product_attention
 
 # What runs on 8 bits. The first convolutions do not: they are a small share of the work, and with them a MobileNetV2
 # lost 3 points of mAP on a hundred people of Market-1501 (64.5 to 61.4; without them 64.4).
@@ -75,16 +76,17 @@ def trace(module: nn.Module, inputs: torch.Tensor, dynamic: int, name: str) -> t
 
 
 def to_onnx(
-    program: torch.export.ExportedProgram, name: str, input_name: str = INPUT, output_name: str = OUTPUT
+    module: nn.Module, inputs: torch.Tensor, dynamic: int, name: str, input_name: str = INPUT, output_name: str = OUTPUT
 ) -> Any:
-    """A traced module as an onnx.ModelProto, its input and output named so. Raises UserError where that cannot be."""
-    if sum(t.nbytes for t in program.state_dict.values()) >= ONNX_BYTES:
+    """A module as an onnx.ModelProto, its input and output named so; the others are as in `trace`. Raises UserError,
+    naming `name`, where that cannot be."""
+    if sum(t.nbytes for t in module.state_dict().values()) >= ONNX_BYTES:
         raise UserError(f"{name} is beyond the 2 GB of an ONNX file; give --half, or --format export")
+    with patch.object(F, "scaled_dot_product_attention", attention):
+        program = trace(module, inputs, dynamic, name)
     names = {"input_names": [input_name], "output_names": [output_name]}
     try:
         with quiet(), torch.no_grad():
-            if any(node.target is ATTENTION for node in program.graph.nodes):
-                program = program.run_decompositions({ATTENTION: attention})
             return torch.onnx.export(program, (), dynamo=True, verbose=False, **names).model_proto
     except Exception as error:  # ConversionError and its like, which are of private modules
         raise UserError(
@@ -93,11 +95,11 @@ def to_onnx(
         ) from error
 
 
-def attention(query, key, value, mask=None, dropout=0.0, causal=False, scale=None, **others) -> torch.Tensor:
-    """scaled_dot_product_attention, spelled out where it has no mask: PyTorch writes it as ONNX for tensors of four
+def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **others) -> torch.Tensor:
+    """F.scaled_dot_product_attention, spelled out where it has no mask: PyTorch writes it as ONNX for tensors of four
     dimensions only, and onnxruntime (1.31) ends with a segmentation fault on what that is in float16."""
-    if mask is not None or causal:
-        return NotImplemented
+    if attn_mask is not None or is_causal or dropout_p or others:
+        return fused_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return (scale * query @ key.transpose(-2, -1)).softmax(-1) @ value
 

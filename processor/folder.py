@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.folder import File, find_pictures, state_of
+from datasets.folder import File, find_pictures, place_of, state_of
 from processor.extractor import FeatureExtractor
 from utils.errors import Stopped, UserError
 from utils.files import write_json, write_rows
@@ -57,7 +57,7 @@ def compute(extractor: FeatureExtractor, root: Path, files: Sequence[File], rows
     waiting: list[tuple[list[File], torch.Tensor]] = []
     bad: dict[int, str] = {}
     try:
-        for places, features in extractor.batches([root / file.path for file in missing], bad):
+        for places, features in extractor.batches([place_of(root, file.path) for file in missing], bad):
             waiting.append(([missing[place] for place in places], features))
             if sum(len(some) for some, _ in waiting) >= PART:
                 _keep(parts, recipe, waiting, rows)

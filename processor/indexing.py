@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from datasets.folder import File
 from processor.extractor import FeatureExtractor
 from processor.folder import compute, files_of, gather, parts_of, rows_of
-from processor.gallery import Gallery, check_model, new_about, read_gallery, write_gallery, writing
+from processor.gallery import ARRAYS, Gallery, arrays_of, check_model, new_about, read_gallery, write_gallery, writing
 from utils.engines import build_engine, load_faiss, remove_from_engine
 from utils.errors import UserError
 from utils.logging import log
@@ -38,11 +39,12 @@ def index(
         if before and all(before.about[name] == about[name] for name in ("model", "flip", "half")):
             about |= {name: before.about[name] for name in ("threshold",) if name in before.about}
             if before.about["root"] == about["root"]:
-                rows = rows_of(before.features, before.files)
+                rows = rows_of(before.features, before.files())
         files = files_of(root, places)
         computed = compute(extractor, root, files, rows, parts)
         files = [file for file in files if file in rows]
-        gallery = Gallery(gather(rows, files, parts), files, np.arange(len(files)), about | {"next_id": len(files)})
+        about["next_id"] = len(files)
+        gallery = Gallery(gather(rows, files, parts), *arrays_of(files), np.arange(len(files)), about)
         with_engine(gallery, engine)
         write_gallery(output, gallery)
     log.info("pictures in %s: %d, of which computed now: %d", output, len(files), computed)
@@ -69,28 +71,32 @@ def add(extractor: FeatureExtractor, places: Sequence[str | Path], path: str | P
         before = read_gallery(path, engine=True)
         check_model(path, before, extractor)
         root = Path(before.about["root"])
-        files, rows = files_of(root, places), rows_of(before.features, before.files)
+        before_files = before.files()
+        files, rows = files_of(root, places), rows_of(before.features, before_files)
         compute(extractor, root, files, rows, parts)
-        there = set(before.files)
+        there = set(before_files)
         new = [file for file in files if file in rows and file not in there]
+        paths = {file.path for file in new}
+        old = [row for row, file in enumerate(before_files) if file.path in paths]
+        gallery = without(before, old)
         if new:
-            paths = {file.path for file in new}
-            old = [row for row, file in enumerate(before.files) if file.path in paths]
-            gallery = without(before, old)
-            first = before.about["next_id"]
-            ids = np.arange(first, first + len(new))
-            features = gather(rows, new, parts)
-            gallery.features = np.concatenate([gallery.features, features])
-            gallery.files, gallery.ids = gallery.files + new, np.concatenate([gallery.ids, ids])
-            gallery.about["next_id"] = first + len(new)
-            if gallery.engine is not None:
-                gallery.engine.add_with_ids(np.ascontiguousarray(features), ids)
+            extend(gallery, gather(rows, new, parts), new)
             write_gallery(path, gallery)
-        else:
-            gallery, old = before, []
-    counts = (len(new) - len(old), len(old), sum(file in there for file in files), path, len(gallery.files))
+    counts = (len(new) - len(old), len(old), sum(file in there for file in files), path, len(gallery))
     log.info("added: %d, replaced: %d, there already: %d; pictures in %s: %d", *counts)
     return gallery
+
+
+def extend(gallery: Gallery, features: np.ndarray, files: Sequence[File]) -> None:
+    """Put rows at the end, into the engine too."""
+    first = gallery.about["next_id"]
+    ids = np.arange(first, first + len(files))
+    more = (features, *arrays_of(files), ids)
+    for name, rows in zip(ARRAYS, more, strict=True):
+        setattr(gallery, name, np.concatenate([getattr(gallery, name), rows]))
+    gallery.about["next_id"] = first + len(files)
+    if gallery.engine is not None:
+        gallery.engine.add_with_ids(np.ascontiguousarray(features), ids)
 
 
 def remove(names: Sequence[str], path: str | Path) -> Gallery:
@@ -104,33 +110,35 @@ def remove(names: Sequence[str], path: str | Path) -> Gallery:
     with writing(path):
         before = read_gallery(path, engine=True)
         rows: set[int] = set()
+        paths = before.paths.tolist()
         for name in names:
-            found = rows_named(before.files, Path(before.about["root"]), name)
+            found = rows_named(paths, Path(before.about["root"]), name)
             if not found:
                 raise UserError(f"{path} holds no picture called {name}, and none in a folder of that name")
             rows.update(found)
         gallery = without(before, sorted(rows))
         write_gallery(path, gallery)
-    log.info("removed: %d; pictures in %s: %d", len(rows), path, len(gallery.files))
+    log.info("removed: %d; pictures in %s: %d", len(rows), path, len(gallery))
     return gallery
 
 
-def rows_named(files: Sequence[File], root: Path, name: str) -> list[int]:
+def rows_named(paths: Sequence[str], root: Path, name: str) -> list[int]:
     """Rows of a picture, or of the pictures in a folder: by its path in the file, else by its place on the disk."""
     for tried in (os.path.normpath(name), os.path.relpath(os.path.abspath(name), root)):
-        found = [row for row, f in enumerate(files) if f.path == tried or f.path.startswith(f"{tried}/")]
+        found = [row for row, path in enumerate(paths) if path == tried or path.startswith(f"{tried}/")]
         if found:
             return found
-    return list(range(len(files))) if tried == "." else []
+    return list(range(len(paths))) if tried == "." else []
 
 
 def without(gallery: Gallery, rows: Sequence[int]) -> Gallery:
     """The same less these rows; its engine is changed in place."""
-    kept = np.setdiff1d(np.arange(len(gallery.files)), rows)
-    if gallery.engine is not None and len(rows):
+    if not rows:
+        return replace(gallery, about=dict(gallery.about))
+    kept = np.setdiff1d(np.arange(len(gallery)), rows)
+    if gallery.engine is not None:
         remove_from_engine(gallery.engine, gallery.ids[list(rows)])
-    files = [gallery.files[row] for row in kept]
-    return Gallery(gallery.features[kept], files, gallery.ids[kept], dict(gallery.about), gallery.engine)
+    return Gallery(*(getattr(gallery, name)[kept] for name in ARRAYS), dict(gallery.about), gallery.engine)
 
 
 def common_folder(places: Sequence[str | Path]) -> Path:

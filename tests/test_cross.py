@@ -17,7 +17,8 @@ from model import BACKBONES
 from model.heads import HEADS
 from model.pooling import POOLING
 from processor.run import Run
-from processor.train import prepare, train_step
+from processor.step import train_step
+from processor.train import prepare
 
 STEPS = 80  # most need fewer than ten
 FAMILIES = [
@@ -53,7 +54,7 @@ def start(data_root: Path, log_dir: Path, backbone: str, pooling: str, head: str
         label_smoothing=0.0, center_weight=0.0, lr=3e-4,
     ).check()  # fmt: skip
     run, loaders = prepare(cfg, command="")
-    run.model.train()
+    run.training_mode(frozen=False)
     return run, next(loaders.train.epoch(0, run.device))
 
 

@@ -191,13 +191,13 @@ def test_runs_are_named_by_name_directory_or_file_and_each_is_drawn_once(tmp_pat
 
 
 def test_a_run_of_this_program_is_drawn(tiny: Config, figures):
-    do_train(tiny)
+    do_train(tiny)  # which draws its own after each test
     shown = program("tools/curves.py", "--log-dir", tiny.log_dir)
     assert shown.returncode == 0, shown.stderr
     assert "curves of demo written" in shown.stdout
     for title in ("loss", "accuracy on training batches", "learning rate", "training speed (images/s)"):
-        assert [x for x, _ in drawn(figures[0], title)[0]] == [1, 2, 3]
-    assert [x for x, _ in drawn(figures[0], "mAP (%)")[0]] == [0, 2, 3]
+        assert [x for x, _ in drawn(figures[-1], title)[0]] == [1, 2, 3]
+    assert [x for x, _ in drawn(figures[-1], "mAP (%)")[0]] == [0, 2, 3]
 
 
 def test_bad_input_of_the_curves_gets_a_sentence(tmp_path):

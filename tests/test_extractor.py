@@ -64,7 +64,8 @@ def crops(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(rng.integers(0, 256, (20 + 9 * number, 12 + 3 * number, 3), dtype=np.uint8))
         image.save(path)
-    for name in ("notes.txt", "anna/Thumbs.db", "no_ending", ".hidden.png"):
+    (tmp_path / "crops" / ".cache").mkdir()
+    for name in ("notes.txt", "anna/Thumbs.db", "no_ending", ".hidden.png", ".cache/x.png"):
         (tmp_path / "crops" / name).write_bytes(b"not a picture")
     return tmp_path / "crops"
 
@@ -335,7 +336,7 @@ def test_flip_and_half_are_as_the_extractors(tiny, checkpoint, crops):
 def test_without_output_the_file_is_in_the_runs_directory(tiny, checkpoint, crops):
     shown = program(EXTRACT, crops, "--log-dir", tiny.log_dir)
     assert shown.returncode == 0 and str(checkpoint.parent / "features_crops.npz") in shown.stdout
-    assert len(read_gallery(checkpoint.parent / "features_crops.npz").files) == 7
+    assert len(read_gallery(checkpoint.parent / "features_crops.npz")) == 7
 
 
 def counted(monkeypatch, stop_after: int | None = None) -> list[int]:
@@ -365,7 +366,7 @@ def test_what_was_computed_before_a_ctrl_c_is_not_computed_again(tiny, checkpoin
     again = run(crops, tiny, "--batch-size", 1)
     assert again.returncode == 0 and sum(sizes) == 3 and "4 of 7 pictures have their features already" in again.stdout
     found = read_gallery(crops.parent / "feats.npz")
-    assert [f.path for f in found.files] == find_pictures(crops)[0]
+    assert found.paths.tolist() == find_pictures(crops)[0]
     np.testing.assert_array_equal(np.delete(found.features, 1, 0), np.delete(expected, 1, 0))
     np.testing.assert_array_equal(found.features[1], found.features[3])
     assert sorted(p.name for p in crops.parent.glob(".*")) == []
@@ -412,8 +413,8 @@ def test_a_second_run_computes_what_is_new_or_changed(tiny, checkpoint, crops, m
     (crops / "b.png").unlink()
     sizes = counted(monkeypatch)
     assert run(crops, tiny).returncode == 0
-    assert sum(sizes) == 2 and read_gallery(crops.parent / "feats.npz").files[0].path == "0.png"
-    assert len(read_gallery(crops.parent / "feats.npz").files) == 7
+    assert sum(sizes) == 2 and read_gallery(crops.parent / "feats.npz").paths[0] == "0.png"
+    assert len(read_gallery(crops.parent / "feats.npz")) == 7
     assert run(crops, tiny, "--flip").returncode == 0 and sum(sizes) == 9
 
 
@@ -470,7 +471,7 @@ def test_a_word_that_means_a_folder_and_a_run_is_asked_back(tiny, checkpoint, cr
     crops.rename("demo")
     refused(program(EXTRACT, "demo"), "demo is a folder, and a run in log/ too; say ./demo or log/demo")
     assert program(EXTRACT, "./demo", "--output", "x.npz").returncode == 0
-    assert len(read_gallery("x.npz").files) == 7
+    assert len(read_gallery("x.npz")) == 7
 
 
 def test_two_programs_do_not_write_one_file(tiny, checkpoint, crops):

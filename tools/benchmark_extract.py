@@ -93,7 +93,7 @@ class Extract(Speed):
 
     def check(self) -> None:
         super().check()
-        self.check_at_least_1("batch_size", "steps")
+        self.check_at_least_1("batch_size")
         cfg = self.config().check()
         self.found(lambda: make_test_set(cfg))
 

@@ -37,7 +37,14 @@ class Speed(Task):
     columns: ClassVar[tuple[str, ...]] = SPEED_COLUMNS
     table = staticmethod(speed_rows)
     unsaved: ClassVar[tuple[str, ...]] = (*Task.unsaved, "data_root")
+    warmup: ClassVar[int]
     products: ClassVar[int]  # with the weights that an image takes
+
+    def check(self) -> None:
+        super().check()
+        self.check_at_least_1("workers", "rounds", "steps")
+        if self.warmup < 0:
+            raise UserError(f"--warmup must be at least 0, not {self.warmup}")
 
     def versions(self) -> dict[str, str]:
         return {"torchvision": str(torchvision.__version__)}
@@ -66,17 +73,18 @@ def matmul_teraflops(device: torch.device) -> dict[str, float]:
     of a few; TF32 on GPUs only."""
     side, times = MATMUL[device.type]
     speeds = {}
-    before = torch.backends.cuda.matmul.fp32_precision
+    products = torch.backends.cuda.matmul
+    before = products.allow_tf32
     for name, dtype in {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}.items():
         if name == "tf32" and device.type != "cuda":
             continue
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if name == "tf32" else "ieee"
+        products.allow_tf32 = name == "tf32"
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
         seconds = []
         for _ in range(1 + MATMUL_REPEATS):
             seconds.append(seconds_of(lambda a=a, b=b: [torch.mm(a, b) for _ in range(times)], device))
         speeds[name] = 2e-12 * times * side**3 / min(seconds[1:])
-    torch.backends.cuda.matmul.fp32_precision = before
+    products.allow_tf32 = before
     return speeds
 
 

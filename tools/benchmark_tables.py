@@ -106,8 +106,7 @@ def speed_rows(result: dict) -> list[tuple[str, ...]]:
         return _short(factor * speeds[name] / speeds[other]) if other in speeds else ""
 
     rows = []
-    for row in result["rows"]:
-        name = row["contender"]
+    for name, row in {row["contender"]: row for row in result["rows"]}.items():
         if name not in speeds:
             rows.append((name, f"not run: {row['not_run']}", *[""] * (len(SPEED_COLUMNS) - 2)))
             continue

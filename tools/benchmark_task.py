@@ -44,7 +44,7 @@ class Task:
         """Raises UserError where one of these options is smaller."""
         for name in names:
             if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
 
     def describe(self) -> str:
         """What is measured, to be printed above the table."""

@@ -21,7 +21,7 @@ from datasets.base import label_map
 from datasets.loaders import TrainLoader
 from datasets.make import make_dataset
 from datasets.sampler import PKSampler
-from model import make_model
+from model import find_backbone, make_model
 from processor.environment import pick_device
 from processor.numerics import autocast, settle_precision
 from processor.run import Run, StopSignals
@@ -31,7 +31,7 @@ from tools.benchmark_speed import Speed, Stopwatch
 from tools.benchmark_task import memory
 from utils.errors import UserError
 
-TOLERANCE = 0.02  # of the first batch's loss; half precision and other decoders change it by about 0.1 %
+TOLERANCE = 0.1  # of the first batch's loss, as a share; bf16 changes it by 3 % at 32 × 16, by 0.6 % at 128 × 64
 
 
 def classic(cfg: Config, device: torch.device, watch: Stopwatch, steps: int) -> float:
@@ -128,9 +128,8 @@ class Train(Speed):
 
     def check(self) -> None:
         super().check()
-        self.check_at_least_1("steps", "passes")
-        if self.warmup < 0:
-            raise UserError(f"--warmup must be at least 0, not {self.warmup}")
+        self.check_at_least_1("passes")
+        find_backbone(self.backbone)
         cfg = self.config(Path()).check()
         samples = self.found(lambda: make_dataset(cfg)).train
         PKSampler([s.pid for s in samples], cfg.batch_size, cfg.images_per_id)

@@ -63,7 +63,7 @@ class ExportConfig(Config):
             yield f"--output {self.output} is a directory; name a file"
 
     @property
-    def precision(self) -> str:
+    def numbers(self) -> str:
         return "half" if self.half else "int8" if self.int8 else "float32"
 
 
@@ -81,7 +81,7 @@ def metadata(cfg: ExportConfig, test: Prepared, name: str, environment: dict[str
         "embedding_dim": test.model.embedding_dim,
         "normalised": cfg.normalise,
         "metric": cfg.metric,
-        "precision": cfg.precision,
+        "precision": cfg.numbers,
         "checkpoint": name,
         "epoch": test.state["epoch"],
         "backbone": cfg.backbone,
@@ -95,13 +95,13 @@ def onnx_file(cfg: ExportConfig, test: Prepared, name: str, about: dict[str, str
     """The bytes of an ONNX file. Raises UserError where the model, before it is put on 8 bits, is not PyTorch's."""
     inner = "preprocessed" if cfg.preprocessing else INPUT
     embed = Embed(test.model, cfg.normalise, cfg.half)
-    model = to_onnx(trace(embed, torch.zeros(2, 3, cfg.height, cfg.width), 1, name), name, inner)
+    model = to_onnx(embed, torch.zeros(2, 3, cfg.height, cfg.width), 1, name, inner)
     if cfg.int8:
         refuse_unlike(compare(test, OnnxRunner(model.SerializeToString()), preprocessing=False), "float32")
         model = quantise(model, calibration_crops(cfg))
     if cfg.preprocessing:
-        before = trace(Preprocess(cfg.height, cfg.width), SOME_PICTURES, 3, "the preprocessing")
-        model = put_before(to_onnx(before, "the preprocessing", INPUT, "pictures"), model)
+        before = Preprocess(cfg.height, cfg.width)
+        model = put_before(to_onnx(before, SOME_PICTURES, 3, "the preprocessing", INPUT, "pictures"), model)
     return finish(model, about)
 
 
@@ -118,8 +118,8 @@ def pt2_file(cfg: ExportConfig, test: Prepared, name: str, about: dict[str, str]
 def measure(cfg: ExportConfig, test: Prepared, run: Run) -> dict:
     """All that is found of a file. Raises UserError where its embeddings are not those of PyTorch."""
     found = {"check": compare(test, run, cfg.preprocessing)}
-    refuse_unlike(found["check"], cfg.precision)
-    if cfg.precision != "float32":
+    refuse_unlike(found["check"], cfg.numbers)
+    if cfg.numbers != "float32":
         found["scores"] = score_both(test, run, cfg.preprocessing)
         found["note"] = scores_note(cfg, test.note)
         before, after = found["scores"].values()
@@ -132,7 +132,7 @@ def tell(cfg: ExportConfig, path: Path, record: dict) -> None:
     check = record["check"]
     log.info(
         "%s: %s, %.1f MB (PyTorch's weights in float32: %.1f MB)\n  takes %s\n  gives (batch, %s) float32%s",
-        path, cfg.precision, record["bytes"] / 1e6, record["pytorch_bytes"] / 1e6, record["metadata"]["input"],
+        path, cfg.numbers, record["bytes"] / 1e6, record["pytorch_bytes"] / 1e6, record["metadata"]["input"],
         record["metadata"]["embedding_dim"], ", of length 1" if cfg.normalise else "",
     )  # fmt: skip
     log.info("lowest cosine to PyTorch's embeddings, of %d test images: %.6f", check["crops"], check["lowest_cosine"])

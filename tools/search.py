@@ -20,10 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
 from datasets.base import ReIDDataset
+from datasets.folder import place_of
 from datasets.make import make_test_set, place, refuse_another_split, train_names
 from processor import FeatureExtractor
 from processor.checkpoint import find_checkpoint
-from processor.gallery import Gallery, extractor_of, read_gallery, write_gallery, writing
+from processor.gallery import Gallery, check_model, extractor_of, read_gallery, write_gallery, writing
 from processor.indexing import add, index, remove
 from tools.search_answer import MOST_DRAWN, Hit, draw_answer, hit_table, threshold_table
 from utils.errors import UserError, run
@@ -66,9 +67,9 @@ class Index(Options):
 
     def run(self) -> None:
         extractor = FeatureExtractor(self.checkpoint, **self.how(), half=self.half, flip=self.flip)
-        places = (
-            [self.folder] if self.folder else [s.path for s in test_split(extractor.cfg, "", self.data_root).gallery]
-        )
+        places = [self.folder]
+        if not self.folder:
+            places = [s.path for s in test_split(extractor.cfg, "", self.data_root).gallery]
         index(extractor, places, self.output or extractor.checkpoint.parent / "gallery.idx", self.engine)
 
 
@@ -118,12 +119,15 @@ class Ask(Options):
             raise UserError(f"--top must be at least 1, not {self.top}")
         file = self.file(self.index)
         gallery = read_gallery(file, engine=not self.exact)
-        if not gallery.files:
+        if not len(gallery):
             raise UserError(f"{file} is empty; add pictures with python tools/search.py add FOLDER --index {file}")
         extractor = extractor_of(file, gallery, self.checkpoint, **self.how())
         pictures = self.pictures or [test_split(extractor.cfg, "", self.data_root).query[0].path]
         query = F.normalize(extractor(list(pictures)).mean(0, keepdim=True))
-        hits, words = find(gallery, query, self.top, self.threshold)
+        try:
+            hits, words = find(gallery, query, self.top, self.threshold)
+        except ValueError as error:
+            raise UserError(f"{file} cannot be searched: {error}") from error
         asked = pictures[0] if len(pictures) == 1 else f"{len(pictures)} pictures, averaged"
         log.info("%s: %s\n%s", asked, words, hit_table(hits))
         output = Path(self.output) if self.output else file.with_name(f"answer_{Path(pictures[0]).stem}.png")
@@ -135,7 +139,7 @@ def find(gallery: Gallery, query, top: int, threshold: float | None) -> tuple[li
     """The hits of a query (1, D), and what is to be known of them."""
     similarity, rows = (x[0].tolist() for x in gallery.search(query, top))
     stored = gallery.about.get("threshold")
-    words = f"{min(top, len(gallery.files)):,} of {len(gallery.files):,} pictures, the most similar first"
+    words = f"{min(top, len(gallery)):,} of {len(gallery):,} pictures, the most similar first"
     if threshold is not None:
         words += f"; same person from {threshold:.3f} on, as asked for"
     elif stored:
@@ -143,13 +147,15 @@ def find(gallery: Gallery, query, top: int, threshold: float | None) -> tuple[li
         words += f"; same person from {threshold:.3f} on ({stored['rule']} on {stored['dataset']})"
     else:
         words += "; python tools/search.py threshold tells from where on it is the same person"
-    root = Path(gallery.about["root"])
-    found = [(gallery.files[row].path, s) for row, s in zip(rows, similarity, strict=True) if row >= 0]
+    root = gallery.about["root"]
+    found = [(str(gallery.paths[row]), s) for row, s in zip(rows, similarity, strict=True) if row >= 0]
     if not found:
         raise UserError(f"{gallery.about['engine']['kind']} found nothing; ask with --exact")
-    if len(found) < min(top, len(gallery.files)):
+    if len(found) < min(top, len(gallery)):
         words += f"; {gallery.about['engine']['kind']} found only {len(found)}"
-    return [Hit(root / path, path, s, None if threshold is None else s >= threshold) for path, s in found], words
+    return [
+        Hit(place_of(root, path), path, s, None if threshold is None else s >= threshold) for path, s in found
+    ], words
 
 
 @dataclass
@@ -170,10 +176,9 @@ class Threshold(Options):
         file = self.file(self.index)
         extractor = extractor_of(file, read_gallery(file), self.checkpoint, **self.how())
         split = test_split(extractor.cfg, self.dataset, self.data_root)
-        features = [extractor([s.path for s in samples]) for samples in (split.query, split.gallery)]
-        ids = (
-            [getattr(s, name) for s in samples] for name in ("pid", "camid") for samples in (split.query, split.gallery)
-        )
+        sides = (split.query, split.gallery)
+        features = [extractor([s.path for s in side]) for side in sides]
+        ids = ([getattr(s, name) for s in side] for name in ("pid", "camid") for side in sides)
         try:
             counts = count_pairs(*features, *ids)
         except ValueError as error:
@@ -182,7 +187,8 @@ class Threshold(Options):
         log.info("%s\n%s", split.name, threshold_table(counts, found))
         rule = list(found)[self.store == "fpr"]
         with writing(file):
-            gallery = read_gallery(file)
+            gallery = read_gallery(file)  # again: another program may have written it meanwhile
+            check_model(file, gallery, extractor)
             gallery.about["threshold"] = {"value": found[rule].threshold, "rule": rule, "dataset": split.name}
             write_gallery(file, gallery)
         log.info("%.3f (%s) is stored in %s", found[rule].threshold, rule, file)
