@@ -16,7 +16,7 @@ from model.backbones.space import Space, Spec, mobilenet_v2, multiply_adds
 from processor.checkpoint import LAST, load_model
 from processor.environment import describe_environment, pick_device
 from processor.latency_table import LatencyTable
-from processor.run import FREE
+from processor.resume import FREE
 from processor.scorer import Scorer, without_test
 from processor.search import Candidate, Evolution, Scores
 from processor.train import do_train
