@@ -37,8 +37,8 @@ class PKSampler:
         self.p, rest = divmod(batch_size, images_per_id)
         if rest or self.p % world_size:
             raise UserError(
-                f"batch_size {batch_size} does not split into identities of {images_per_id} images over "
-                f"{world_size} process(es)"
+                f"--batch-size {batch_size} does not split into identities of {images_per_id} images over "
+                f"{world_size} process(es); take a multiple of {images_per_id * world_size}"
             )
         self.seed, self.rank, self.world_size = seed, rank, world_size
         by_pid = np.argsort(pids, kind="stable")
@@ -103,7 +103,9 @@ class ShuffleSampler:
 
     def __init__(self, pids: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
         if batch_size % world_size:
-            raise UserError(f"batch_size {batch_size} does not split over {world_size} process(es)")
+            raise UserError(
+                f"--batch-size {batch_size} does not split over {world_size} processes; take a multiple of {world_size}"
+            )
         if len(pids) < batch_size:
             raise UserError(f"--batch-size {batch_size} is more than the {len(pids)} training images; lower it")
         self.images, self.batch_size, self.seed = len(pids), batch_size, seed

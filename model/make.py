@@ -24,5 +24,5 @@ def make_model(cfg: Config, num_classes: int) -> ReIDModel:
     if report:
         log.info(str(report))
         if "caffe" in cfg.weights and not cfg.stride_in_1x1:
-            log.warning("a file named caffe most likely needs --stride-in-1x1: without, it loads and computes nonsense")
+            log.warning("a caffe file most likely needs --stride-in-1x1: without, it loads, but its features are worse")
     return model

@@ -53,19 +53,22 @@ class Scaler:
         self.together = Together(optimizers)
         self.scaler.unscale_(self.together)
 
-    def step(self, optimizers: list[torch.optim.Optimizer]) -> None:
+    def step(self, optimizers: list[torch.optim.Optimizer]) -> torch.Tensor:
+        """Move the weights. Gives 1 on the device where that was done, and 0 where a gradient was not finite."""
         if self.together is None:
             self.unscale(optimizers)
         self.scaler.step(self.together)
         self.scaler.update(None if self.moves else 1.0)
-        self.together = None
+        moved, self.together = self.together.moved, None
+        return moved
 
     def state_dict(self) -> dict:
-        return self.scaler.state_dict()
+        """The scale, and how long it has been that; nothing where it stays 1."""
+        return self.scaler.state_dict() if self.moves else {}
 
     def load_state_dict(self, state: dict) -> None:
         """Take over the scale of a run that was stopped; nothing of one with another precision."""
-        if self.moves and state.get("scale", 1.0) != 1.0:
+        if self.moves and state:
             self.scaler.load_state_dict(state)
 
 
@@ -76,10 +79,12 @@ class Together:
         self.optimizers = optimizers
         self.param_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         self._step_supports_amp_scaling = all(hasattr(o, "_step_supports_amp_scaling") for o in optimizers)
+        self.moved = torch.zeros(())
 
     def step(self) -> None:
         """A step of each. Fused ones find on the device whether they are to do nothing; without these, the scaler has
         waited for that and does not call."""
+        self.moved = 1 - self.found_inf if self._step_supports_amp_scaling else torch.ones(())
         for optimizer in self.optimizers:
             if self._step_supports_amp_scaling:
                 optimizer.grad_scale, optimizer.found_inf = self.grad_scale, self.found_inf

@@ -22,7 +22,8 @@ def train_step(
 
     images (B, 3, H, W) and labels (B,): this process's share of the batch, which has that `place` in a `group` of so
     many. The identity loss of a group is that of one large batch; metric losses mine, and batch norm counts, within
-    each. Gives the losses as scalars on the device, so that nothing waits for it; `finite` is 0 for a loss that is not.
+    each. Gives the losses as scalars on the device, so that nothing waits for it; `finite` is 0 for a loss that is not,
+    `moved`, of the last of a group, where the gradient was not finite and no weight moved.
     """
     last = place == group - 1
     if place == 0:
@@ -48,7 +49,7 @@ def train_step(
 
 
 def move(run: Run) -> dict[str, torch.Tensor]:
-    """One step of all optimizers with the gradients that there are.
+    """One step of all optimizers with the gradients that there are; `moved` is 0 where one of them was not finite.
 
     Clipping is of the model's gradient alone, by its norm over all weights, which `grad_norm` tells as it was before.
     The centers have an optimizer of their own, at another rate: they neither count nor are scaled.
@@ -60,5 +61,5 @@ def move(run: Run) -> dict[str, torch.Tensor]:
     run.criterion.undo_center_weight()
     if run.cfg.clip_grad > 0:
         told["grad_norm"] = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.cfg.clip_grad)
-    run.scaler.step(optimizers)
+    told["moved"] = run.scaler.step(optimizers)
     return told

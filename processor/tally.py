@@ -15,7 +15,7 @@ from utils.logging import log
 
 
 def add_up(run: Run, recent: list[dict[str, torch.Tensor]], loaders: Loaders) -> None:
-    """Move the losses of the last steps into the run's sums, but for steps whose loss was not finite.
+    """Move the losses of the last steps into the run's sums, but for steps whose loss or gradient was not finite.
 
     Raises UserError when too many of these came in a row.
     """
@@ -23,7 +23,7 @@ def add_up(run: Run, recent: list[dict[str, torch.Tensor]], loaders: Loaders) ->
     values = iter(mean_of_all(run.ranks, values).tolist())  # the one place that waits for the device
     rows = [{name: next(values) for name in parts} for parts in recent]
     recent.clear()
-    good = [row.pop("finite") == 1 for row in rows]
+    good = which_are_good(rows, run.cfg.accumulate)
     for row in itertools.compress(rows, good):
         for name, value in row.items():
             if math.isfinite(value):  # a gradient's length may not be, though the loss is
@@ -32,8 +32,20 @@ def add_up(run: Run, recent: list[dict[str, torch.Tensor]], loaders: Loaders) ->
     count_bad(run, good, loaders)
 
 
+def which_are_good(rows: list[dict[str, float]], accumulate: int) -> list[bool]:
+    """Takes `finite` and `moved` out of the rows of whole groups. Not good is a step whose loss is not finite, and the
+    last of a group that did not move though its losses were finite."""
+    good = [row.pop("finite") == 1 for row in rows]
+    moved = [row.pop("moved", 1.0) == 1 for row in rows]
+    for start in range(0, len(good), accumulate):
+        last = min(start + accumulate, len(good)) - 1
+        if all(good[start : last + 1]):
+            good[last] = moved[last]
+    return good
+
+
 def count_bad(run: Run, good: list[bool], loaders: Loaders) -> None:
-    """Whether the losses of the last steps were finite, added to the number of those in a row that were not.
+    """Whether losses and gradients of the last steps were finite, added to the number of those in a row that were not.
 
     One that is not spoils the gradient of its whole group, so only a group without any ends the row. Raises UserError
     when the row is too long.
@@ -45,14 +57,16 @@ def count_bad(run: Run, good: list[bool], loaders: Loaders) -> None:
             step = run.step - len(good) + start + max(place for place, fine in enumerate(group) if not fine)
             files = "; ".join(of_all(run.ranks, loaders.train.files(run.epoch, step)))
             sentence = (
-                f"the loss was not finite {run.bad} times in a row, the last time in epoch {run.epoch + 1}, step "
-                f"{step + 1}, on {files}; the last good state is in {run.directory}; lower --lr ({run.cfg.lr}) "
-                "or lengthen --warmup-epochs, then go on with --resume"
+                f"the loss or its gradient was not finite {run.bad} times in a row, the last time in epoch "
+                f"{run.epoch + 1}, step {step + 1}, on {files}; the last good state is in {run.directory}; "
+                f"lower --lr ({run.cfg.lr}) or lengthen --warmup-epochs, then go on with --resume"
             )
             settle(run.ranks, UserError(sentence))
     if not all(good):
         count = good.count(False)
-        log.warning("warning: epoch %d: %d steps without effect, as their loss was not finite", run.epoch + 1, count)
+        usual = "; in fp16 the first few usually have none" if run.precision == "fp16" else ""
+        what = "steps without effect, as their loss or gradient was not finite"
+        log.warning("warning: epoch %d: %d %s%s", run.epoch + 1, count, what, usual)
 
 
 def averages(run: Run) -> dict[str, float]:

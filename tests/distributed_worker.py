@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import processor.prepare
 import processor.train
 from config import Config
 from config.cli import parse_train
@@ -70,13 +71,13 @@ def resting_batch_norm() -> Iterator[None]:
 def in_float64() -> Iterator[None]:
     """Models compute in float64: rounding differs with the number of images that are computed at a time, and after some
     steps it is all that one sees."""
-    forward, make = ReIDModel.forward, processor.train.make_model
+    forward, make = ReIDModel.forward, processor.prepare.make_model
     ReIDModel.forward = lambda self, images: forward(self, images.double())
-    processor.train.make_model = lambda *args: make(*args).double()
+    processor.prepare.make_model = lambda *args: make(*args).double()
     try:
         yield
     finally:
-        ReIDModel.forward, processor.train.make_model = forward, make
+        ReIDModel.forward, processor.prepare.make_model = forward, make
 
 
 @contextlib.contextmanager
@@ -129,7 +130,7 @@ def refusals(rank: int, attempts: dict[str, list[Config]], out: Path) -> None:
     None: it exits in silence. Where they go on with a run, only the first finds it."""
     said = {}
     if rank:
-        processor.train.taken = lambda directory: False
+        processor.prepare.taken = lambda directory: False
     for name, cfgs in attempts.items():
         try:
             do_train(cfgs[rank])
@@ -224,7 +225,7 @@ def disturbed(rank: int, cfg: Config, whom: int, step: int, number: int) -> None
 
 def train_steps(cfg: Config, ranks: Ranks, count: int) -> tuple[Run, dict[str, torch.Tensor], list[float]]:
     """A run after so many steps, its weights before them, and its losses."""
-    run, loaders = processor.train.prepare(cfg, "", ranks)
+    run, loaders = processor.prepare.prepare(cfg, "", ranks)
     before = {k: v.clone() for k, v in weights(run).items()}
     run.training_mode(False)
     losses, steps = [], len(loaders.train)

@@ -16,9 +16,9 @@ from datasets.demo.render import render_demo
 from model import BACKBONES
 from model.heads import HEADS
 from model.pooling import POOLING
+from processor.prepare import prepare
 from processor.run import Run
 from processor.step import train_step
-from processor.train import prepare
 
 STEPS = 80  # most need fewer than ten
 FAMILIES = [

@@ -45,8 +45,8 @@ from processor import do_train
 from processor.checkpoint import read_checkpoint
 from processor.distributed import ALONE, Ranks, joined, started_as
 from processor.parallel import synchronised
+from processor.prepare import prepare
 from processor.step import move
-from processor.train import prepare
 from solver import set_lr
 from utils.errors import UserError
 
@@ -314,7 +314,7 @@ def test_what_one_process_cannot_do_all_refuse_and_the_first_says_so(base):
         "a bad image": "process 1: 1 of 30 train images cannot be used",
         "other test images": "do not agree on the test images;",
         "other settings": "do not agree on --seed, --lr;",
-        "a batch": "batch_size 6 does not split into identities of 2 images over 2 process(es)",
+        "a batch": "--batch-size 6 does not split into identities of 2 images over 2 process(es); take a multiple of 4",
         "no room": "choose a place with --log-dir",
         "a log of its own": "--log-dir must be one that all machines share",
     }

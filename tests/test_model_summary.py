@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from helpers import program, refused
@@ -64,13 +66,14 @@ def test_attention_costs_and_counts_the_same_where_the_meta_device_fails():
     assert non_local["activations"] - plain["activations"] == (3 * 8 + 128) * 8 * 4  # its four 1 × 1 convolutions
 
 
-def test_all_backbones_make_a_table_and_those_that_cannot_be_had_are_named(monkeypatch):
-    for name in set(BACKBONES) - {"resnet18", "regnet_y_400mf", "osnet_x0_25", "swin_t"}:
-        monkeypatch.delitem(BACKBONES, name)
-    assert [row[0] for row in cells(summary("--all"))] == ["resnet18", "osnet_x0_25", "regnet_y_400mf", "swin_t"]
-    shown = summary("--all", "--last-stride", 2)
-    assert [row[0] for row in cells(shown)] == ["resnet18", "regnet_y_400mf", "swin_t"]
-    assert shown.stdout.splitlines()[-1].startswith("left out: --last-stride 2 cannot be had of osnet_x0_25")
+def test_all_backbones_make_a_table_and_those_that_cannot_be_had_are_named():
+    some = {name: BACKBONES[name] for name in ("resnet18", "osnet_x0_25", "regnet_y_400mf", "swin_t")}
+    # monkeypatch.delitem would put them back in another order
+    with patch.dict(BACKBONES, some, clear=True):
+        assert [row[0] for row in cells(summary("--all"))] == ["resnet18", "osnet_x0_25", "regnet_y_400mf", "swin_t"]
+        shown = summary("--all", "--last-stride", 2)
+        assert [row[0] for row in cells(shown)] == ["resnet18", "regnet_y_400mf", "swin_t"]
+        assert shown.stdout.splitlines()[-1].startswith("left out: --last-stride 2 cannot be had of osnet_x0_25")
 
 
 def test_latency_is_a_column_for_each_batch_and_says_where_it_was_measured():

@@ -34,9 +34,9 @@ from model.heads import LinearHead
 from processor import do_train
 from processor.extract import extract_features
 from processor.numerics import DTYPES, Scaler, autocast, set_up, settle_precision
+from processor.prepare import prepare
 from processor.run import Run
 from processor.step import train_step
-from processor.train import prepare
 from solver import make_optimizers
 from utils.metrics import evaluate
 
@@ -220,7 +220,7 @@ def together(precision: str, optimizer: str, fused: bool) -> tuple[Toy, CenterLo
 
 
 def a_step(model, centers, optimizers, scaler, spoilt: str = "", value: float = torch.inf) -> list[torch.Tensor]:
-    """With one gradient of the model or of the centers spoilt; gives all weights after it."""
+    """With one gradient of the model or of the centers spoilt, as the scaler must tell; gives all weights after it."""
     for optimizer in optimizers.values():
         optimizer.zero_grad()
     x = torch.linspace(-1, 1, 24).view(6, 4)
@@ -228,7 +228,7 @@ def a_step(model, centers, optimizers, scaler, spoilt: str = "", value: float = 
     if spoilt:
         {"model": model.backbone.weight, "center": centers.centers}[spoilt].grad[0, 0] = value
     scaler.unscale(list(optimizers.values()))
-    scaler.step(list(optimizers.values()))
+    assert scaler.step(list(optimizers.values())).item() == (not spoilt)
     return [p.detach().clone() for p in (*model.parameters(), *centers.parameters())]
 
 
@@ -241,12 +241,12 @@ def test_a_gradient_that_is_not_finite_stops_the_step_of_all_optimizers(optimize
     parts = together(precision, optimizer, fused)
     before = a_step(*parts)
     state = {name: str(o.state_dict()) for name, o in parts[2].items()}
-    scale = parts[3].state_dict()["scale"]
+    scale = parts[3].scaler.get_scale()
     after = a_step(*parts, spoilt, value)
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
     assert {name: str(o.state_dict()) for name, o in parts[2].items()} == state  # nor do moments and counts move
     assert scale == (2.0**16 if precision == "fp16" else 1.0)
-    assert parts[3].state_dict()["scale"] == (2.0**15 if precision == "fp16" else 1.0)
+    assert parts[3].scaler.get_scale() == (2.0**15 if precision == "fp16" else 1.0)
     after = a_step(*parts)
     assert not any(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
@@ -290,12 +290,13 @@ def test_the_scale_of_fp16_doubles_after_2000_good_steps_and_is_kept_in_a_checkp
     state = parts[3].state_dict()
     assert state["scale"] == 2.0**16
     again = Scaler(CPU, "fp16")
-    again.load_state_dict(state | {"scale": 2.0**9})
-    assert again.state_dict()["scale"] == 2.0**9
+    for scale in (2.0**9, 1.0):
+        again.load_state_dict(state | {"scale": scale})
+        assert again.state_dict()["scale"] == scale
     for precision in ("float32", "bf16"):  # a run that goes on in another precision has no use for it
         other = Scaler(CPU, precision)
         other.load_state_dict(state)
-        assert other.state_dict()["scale"] == 1.0
+        assert other.scaler.get_scale() == 1.0 and other.state_dict() == {}
     again = Scaler(CPU, "fp16")
     again.load_state_dict(Scaler(CPU, "bf16").state_dict())
     assert again.state_dict()["scale"] == 2.0**16

@@ -15,8 +15,9 @@ from torch import nn
 
 from config import PRESETS, Config
 from model import ReIDModel
+from processor.prepare import prepare
 from processor.run import Run, StopSignals
-from processor.train import prepare, train_one_epoch
+from processor.train import train_one_epoch
 from solver import lr_factor
 from solver.optimizer import parameter_groups
 from tools.model_summary import count

@@ -428,7 +428,7 @@ def look_at_one(view, data: dict) -> None:
     assert view.locator("#query-title").inner_text() != first
     view.keyboard.press("Escape")
     assert view.locator("#query").is_hidden()
-    view.wait_for_function("document.activeElement.dataset.place === '1'", timeout=5000)
+    pytest.importorskip("playwright.sync_api").expect(view.locator("[data-place='1']")).to_be_focused()
     view.keyboard.press("End")
     assert int(view.evaluate("document.activeElement.dataset.place")) == len(data["queries"]) - 1
     before = view.evaluate("document.documentElement.dataset.theme")

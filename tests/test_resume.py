@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 import torch
 
+import processor.prepare
 import processor.train
 import utils.errors
 from config import Config
 from processor import do_train, load_model
 from processor.checkpoint import kept, read_checkpoint
+from processor.prepare import prepare
 from processor.resume import restore
 from processor.run import Run, StopSignals, run_directory
-from processor.train import prepare, train_one_epoch
+from processor.train import train_one_epoch
 from tools.chaos import flat
 from utils.errors import Stopped, UserError
 
@@ -33,9 +35,9 @@ def fails(error: BaseException):
     return call
 
 
-def stop_at(monkeypatch, name: str, nth: int, action) -> None:
-    """`action` before the nth call of a function of processor.train."""
-    real, calls = getattr(processor.train, name), []
+def stop_at(monkeypatch, name: str, nth: int, action, module=processor.train) -> None:
+    """`action` before the nth call of a function of a module."""
+    real, calls = getattr(module, name), []
 
     def wrapped(*args, **more):
         calls.append(0)
@@ -43,7 +45,7 @@ def stop_at(monkeypatch, name: str, nth: int, action) -> None:
             action()
         return real(*args, **more)
 
-    monkeypatch.setattr(processor.train, name, wrapped)
+    monkeypatch.setattr(module, name, wrapped)
 
 
 def short(tiny: Config, **changes) -> Config:
@@ -225,7 +227,10 @@ def test_a_directory_that_cannot_be_made_anew_ends_the_run_with_a_sentence(tiny,
 
 
 def test_a_full_disk_is_told_in_a_sentence_whatever_file_it_refuses(tiny, monkeypatch, capsys):
-    stop_at(monkeypatch, "write_json", 1, lambda: monkeypatch.setattr("utils.files.os.fsync", fails(FULL)))
+    def full() -> None:
+        monkeypatch.setattr("utils.files.os.fsync", fails(FULL))
+
+    stop_at(monkeypatch, "write_json", 1, full, processor.prepare)
     with pytest.raises(SystemExit) as stop:
         utils.errors.run(lambda: do_train(short(tiny)))
     directory = Path(tiny.log_dir) / "demo"
@@ -254,7 +259,7 @@ def test_another_precision_goes_on_with_the_same_batches_and_a_scale_of_its_own(
     after = "fp16" if before == "float32" else "float32"
     run = go_on(short(tiny, precision=before), monkeypatch, precision=after)
     assert f"precision {before} -> {after}" in said(run.cfg) and "begins anew" not in said(run.cfg)
-    assert (1 < run.scaler.state_dict()["scale"] <= 2.0**16) == (after == "fp16")
+    assert (1 < run.scaler.scaler.get_scale() <= 2.0**16) == (after == "fp16")
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in run.model.parameters())
 
 
@@ -263,7 +268,7 @@ def test_another_precision_goes_on_with_the_same_batches_and_a_scale_of_its_own(
 def test_fused_on_or_off_takes_over_the_moments(tiny, monkeypatch, fused, optimizer):
     cfg = short(tiny, optimizer=optimizer, fused=fused)
     seen = []
-    real = processor.train.restore
+    real = processor.prepare.restore
 
     def restore_and_look(run: Run) -> None:
         real(run)
@@ -273,7 +278,7 @@ def test_fused_on_or_off_takes_over_the_moments(tiny, monkeypatch, fused, optimi
         )
         seen.extend(list(flat(state["model"]["state"], "")) for state in states)
 
-    monkeypatch.setattr(processor.train, "restore", restore_and_look)
+    monkeypatch.setattr(processor.prepare, "restore", restore_and_look)
     run = go_on(cfg, monkeypatch, fused=not fused)
     assert f"fused {fused} -> {not fused}" in said(cfg)
     assert run.optimizers["model"].param_groups[0]["fused"] is not fused

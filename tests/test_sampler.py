@@ -186,14 +186,14 @@ def test_batches_are_arrays_of_integers():
 
 
 def test_a_batch_that_k_does_not_divide_is_refused():
-    with pytest.raises(UserError, match=r"batch_size 10 .* 4 images"):
+    with pytest.raises(UserError, match=r"batch-size 10 .* 4 images"):
         PKSampler(pids_of([8] * 8), 10, 4)
-    with pytest.raises(UserError, match=r"batch_size 2 .* 4 images"):
+    with pytest.raises(UserError, match=r"batch-size 2 .* 4 images"):
         PKSampler(pids_of([8] * 8), 2, 4)
 
 
 def test_identities_that_the_processes_cannot_share_are_refused():
-    with pytest.raises(UserError, match=r"batch_size 12 .* 2 process"):
+    with pytest.raises(UserError, match=r"batch-size 12 .* 2 process"):
         PKSampler(pids_of([8] * 8), 12, 4, world_size=2)
 
 
@@ -333,5 +333,5 @@ def test_shuffle_ranks_share_out_the_batch_of_a_single_process(world_size):
 
 
 def test_shuffle_refuses_a_batch_that_the_processes_cannot_share():
-    with pytest.raises(UserError, match=r"batch_size 10 .* 4 process"):
+    with pytest.raises(UserError, match=r"batch-size 10 .* 4 process"):
         ShuffleSampler(range(50), 10, world_size=4)

@@ -24,8 +24,9 @@ from datasets.sampler import PKSampler
 from model import find_backbone, make_model
 from processor.environment import pick_device
 from processor.numerics import autocast, settle_precision
+from processor.prepare import prepare
 from processor.run import Run, StopSignals
-from processor.train import prepare, train_one_epoch
+from processor.train import train_one_epoch
 from tools import baseline_data, baseline_train
 from tools.benchmark_speed import Speed, Stopwatch
 from tools.benchmark_task import memory
