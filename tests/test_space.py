@@ -171,6 +171,18 @@ def test_the_same_seed_draws_the_same_networks():
     assert first == again and first != other
 
 
+def test_draws_within_a_budget_are_the_draws_that_happen_to_be():
+    most = multiply_adds(mobilenet_v2(96, 48))
+    within, rng, free = np.random.default_rng(3), np.random.default_rng(3), Space(96, 48)
+    drawn = [Space(96, 48, most).random(within) for _ in range(20)]
+    expected = (spec for spec in iter(lambda: free.random(rng), None) if multiply_adds(spec) <= most)
+    assert drawn == [next(expected) for _ in drawn]
+    least = multiply_adds(free.smallest())
+    assert Space(96, 48, least).random(rng) == free.smallest()  # chance would look for it for ages
+    with pytest.raises(UserError, match=r"no network of the space is within 2\.7 M"):
+        Space(96, 48, least - 1)
+
+
 @pytest.mark.parametrize("size", [(31, 64), (64, 16)])
 def test_images_that_are_too_small_are_refused(size):
     with pytest.raises(UserError, match=f"{size[0]} x {size[1]} are too small .* 32 x 32 or more"):

@@ -17,7 +17,7 @@ import processor.train
 from config import Config
 from model import make_model
 from model.backbones.searchable import Searched
-from model.backbones.space import Space, Spec, mobilenet_v2
+from model.backbones.space import Space, Spec, mobilenet_v2, multiply_adds
 from model.backbones.supernet import ElasticNorm, Supernet, copy_part
 from processor import do_train, load_model
 from processor.checkpoint import read_checkpoint
@@ -123,16 +123,14 @@ def test_it_trains_in_bfloat16_autocast():
 # ---- which network a step trains, and what it leaves
 
 
-def test_steps_train_the_largest_the_smallest_and_two_drawn_by_the_seed_in_turns():
-    space = Space(*SIZE)
+def test_each_step_trains_a_network_within_the_budget_that_the_seed_and_its_number_draw():
+    space = Space(*SIZE, most=multiply_adds(mobilenet_v2(*SIZE)))
     net, seen = Supernet(space, 3).train(), []
     net.next = lambda real=net.next: seen.append(real()) or seen[-1]
     for _ in range(8):
         net(torch.randn(4, 3, *SIZE))
-    assert net.steps == 8
-    assert seen[0::4] == [space.largest()] * 2 and seen[1::4] == [space.smallest()] * 2
-    drawn = [spec for place, spec in enumerate(seen) if place % 4 > 1]
-    assert len(set(drawn)) == 4 and space.largest() not in drawn
+    assert net.steps == len(set(seen)) == 8
+    assert all(multiply_adds(spec) <= space.most for spec in seen)
 
     def follow(seed: int, first: int) -> list[Spec]:
         other = Supernet(space, seed)
@@ -148,46 +146,42 @@ def test_steps_train_the_largest_the_smallest_and_two_drawn_by_the_seed_in_turns
     assert net.steps == 8 and len(seen) == 8  # tests run what is chosen, and count for nothing
 
 
-def test_statistics_are_those_of_the_largest_until_a_network_is_fixed():
+def test_a_networks_step_moves_the_statistics_of_its_part_alone():
     net = supernet().train()
-    images = torch.randn(4, 3, *SIZE, dtype=torch.float64)
-    everything = set(statistics(net))
-    norms = [m for m in net.modules() if isinstance(m, ElasticNorm)]
-    alone = net.extract(net.space.largest())
-    alone(images)
-    for step, expected in enumerate([everything, set(), set(), set(), everything]):
-        before = statistics(net)
-        net(images)
-        assert moved(net, before) == expected, step
-        if step == 0:
-            found = net.extract(net.space.largest()).state_dict()
-            assert all(torch.allclose(found[k].double(), v.double()) for k, v in alone.state_dict().items())
-    assert {int(m.num_batches_tracked) for m in norms} == {2}
-    net.chosen, net.fixed = net.space.smallest(), True
+    images, spec = torch.randn(4, 3, *SIZE, dtype=torch.float64), net.space.smallest()
+    part = net.extract(spec)
+    part(shrunk(images, spec))
+    net.next = lambda: spec
     before = statistics(net)
     net(images)
-    assert moved(net, before) < everything  # blocks that it has not got keep theirs
-    norm, was = net.stages[0][0].norm3, before["stages.0.0.norm3.running_mean"]
-    width = net.chosen.stages[0].width
-    assert not torch.equal(norm.running_mean[:width], was[:width]) and torch.equal(
-        norm.running_mean[width:], was[width:]
-    )
+    assert moved(net, before) < set(before)  # blocks that it has not got keep theirs
+    assert torch.allclose(net.stages[0][0].norm2.running_mean[:32], part.stage1[0].layers.within[1].running_mean)
+    norm, was, width = net.stages[0][0].norm3, before["stages.0.0.norm3.running_mean"], spec.stages[0].width
+    assert not torch.equal(norm.running_mean[:width], was[:width])
+    assert torch.equal(norm.running_mean[width:], was[width:])
     net.eval()
     before = statistics(net)
     net(images)
     assert not moved(net, before)
 
 
-def test_every_parameter_gets_a_gradient_within_a_round():
-    net, lacking = Supernet(Space(*SIZE), 0).train(), None
-    names = {name for name, _ in net.named_parameters()}
-    for _ in range(4):
-        maps = net(torch.randn(8, 3, *SIZE))
-        (maps * torch.randn_like(maps)).sum().backward()
-        with_some = {name for name, p in net.named_parameters() if p.grad is not None and p.grad.any()}
-        lacking = lacking or names - with_some
-    assert not lacking  # the largest network, the first, has all of them
-    assert all(p.grad.isfinite().all() for p in net.parameters())
+def test_blocks_that_are_added_begin_as_nothing():
+    net = Supernet(Space(*SIZE), 0).train()
+    net.fixed = True
+    images, deep = torch.randn(2, 3, *SIZE), net.space.largest()
+    flat = replace(deep, stages=tuple(replace(stage, depth=1) for stage in deep.stages))
+    maps = []
+    for net.chosen in (deep, flat):
+        maps.append(net(images))
+    assert torch.allclose(*maps, atol=1e-6) and maps[0].abs().max() > 0.01
+
+
+def test_every_parameter_of_the_largest_gets_a_gradient_once_no_block_is_nothing():
+    net = supernet().float().train()
+    net.next = net.space.largest
+    maps = net(torch.randn(8, 3, *SIZE))
+    (maps * torch.randn_like(maps)).sum().backward()
+    assert all(p.grad.any() and p.grad.isfinite().all() for p in net.parameters())
 
 
 # ---- recalibration
@@ -294,6 +288,8 @@ def test_a_checkpoint_loads_and_holds_the_average_whose_parts_can_be_chosen(shor
     ("settings", "words"),
     [
         ({"last_stride": 2}, "networks of both last strides; leave --last-stride out"),
+        ({"backbone": "supernet:3M"}, "supernet:3M must name a number of multiply-adds"),
+        ({"backbone": "supernet:300000"}, r"within 0.3 M multiply-adds: the smallest has \d\.\d M"),
         ({"height": 16}, "16 x 32 are too small to search networks for"),
         ({"weights": "imagenet"}, "no ImageNet weights; give --weights none"),
         ({"attention": "se"}, "--backbone supernet has no place for attention"),

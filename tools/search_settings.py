@@ -14,7 +14,7 @@ class SearchConfig(Config):
     max_flops: str = ""  # most multiply-adds of an image, such as 210M; empty: as many as MobileNetV2 1.0 has
     max_latency: float = 0.0  # most milliseconds of a batch of --latency-batch images on --device; 0: no limit
     latency_batch: int = 1  # images of that batch
-    supernet_epochs: int = 0  # epochs of the supernet; 0: twice those of the preset
+    supernet_epochs: int = 0  # epochs of the supernet; 0: four times those of the preset
     candidates: int = 100  # networks that are scored
     at_random: int = 30  # of these, how many are drawn by chance before breeding begins
 

@@ -24,6 +24,10 @@ from tools.search_settings import SearchConfig, flops, plain
 from utils.errors import UserError
 from utils.logging import log
 
+# Longest gradient of a supernet, which is of another network at each step. Without it, one in hundreds of SGD's steps was
+# so long that what had been learned was gone.
+CLIP = 5.0
+
 
 @dataclass
 class Search:
@@ -94,14 +98,15 @@ def open_search(cfg: SearchConfig) -> Search:
     """Train the supernet unless that is done, and make ready what scores and measures its networks."""
     cfg.holdout_ids = cfg.holdout_ids or 20
     directory, device = Path(cfg.log_dir) / (cfg.name or f"search_{cfg.preset}"), pick_device(cfg.device)
-    epochs = cfg.supernet_epochs or 2 * cfg.epochs
+    epochs = cfg.supernet_epochs or 4 * cfg.epochs
     steps = tuple(step * epochs / cfg.epochs for step in cfg.steps)
-    supernet = plain(cfg, last_stride=1, flip=False, rerank=False, epochs=epochs, steps=steps)
+    clip = cfg.clip_grad or CLIP
+    supernet = plain(cfg, last_stride=1, flip=False, rerank=False, epochs=epochs, steps=steps, clip_grad=clip)
     supernet = without_test(supernet, directory)
-    alone(supernet, directory, "supernet", backbone="supernet")
+    most = flops(cfg.max_flops) if cfg.max_flops else multiply_adds(mobilenet_v2(cfg.height, cfg.width))
+    alone(supernet, directory, "supernet", backbone=f"supernet:{int(most)}")
     model, trained = load_model(directory / "supernet" / LAST, device)
     trained = replace(trained, data_root=cfg.data_root, workers=cfg.workers)
-    most = flops(cfg.max_flops) if cfg.max_flops else multiply_adds(mobilenet_v2(cfg.height, cfg.width))
     limits, table = [(multiply_adds, most)], None
     if cfg.max_latency:
         hardware = describe_environment(device)["hardware"]

@@ -46,11 +46,12 @@ BACKBONES: dict[str, Callable[[Config], nn.Module]] = {
 
 def find_backbone(name: str) -> Callable[[Config], nn.Module]:
     """The backbone of that name, `timm/` and a name there, `searched:` and a file, or `supernet`, which trains all that
-    the search chooses from. Raises UserError for a name that is none."""
+    the search chooses from; `supernet:` and a number, those of up to so many multiply-adds. Raises UserError for a name
+    that is none."""
     if name in BACKBONES:
         return BACKBONES[name]
-    if name == "supernet":
-        return supernet
+    if name.split(":")[0] == "supernet":
+        return partial(supernet, name.removeprefix("supernet").removeprefix(":"))
     if name.startswith("searched:"):
         return partial(searched, read_spec(name.removeprefix("searched:")))
     if name.startswith("timm/"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ DEPTHS = ((1,), (1, 2, 3), (2, 3, 4), (2, 3, 4, 5), (2, 3, 4), (2, 3, 4), (1, 2)
 SHARES = (0.875, 0.75, 0.625)  # of the input's height and width, beside the whole
 # The most that a specification may ask for, far beyond the space; what is more is taken for a mistake.
 MOST = {"height": 4096, "width": 4096, "last_stride": 2, "depth": 32, "expansion": 16, "kernel": 31}
+TRIES = 2000  # draws in a row that may be beyond a limit
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -114,13 +116,18 @@ def mobilenet_v2(height: int, width: int, last_stride: int = 2) -> Spec:
 
 
 class Space:
-    """All networks for images of up to `height` × `width` pixels."""
+    """All networks for images of up to `height` × `width` pixels. most: multiply-adds that one drawn may have."""
 
-    def __init__(self, height: int, width: int):
+    def __init__(self, height: int, width: int, most: float = math.inf):
         if min(height, width) < 32:
             raise UserError(f"images of {height} x {width} are too small to search networks for; give 32 x 32 or more")
         smaller = {(round(height * s / 8) * 8, round(width * s / 8) * 8) for s in SHARES}
-        self.sizes = sorted({(height, width)} | smaller, reverse=True)
+        self.sizes, self.most = sorted({(height, width)} | smaller, reverse=True), most
+        if multiply_adds(self.smallest()) > most:
+            raise UserError(
+                f"no network of the space is within {most / 1e6:.1f} M multiply-adds: the smallest has "
+                f"{multiply_adds(self.smallest()) / 1e6:.1f} M; allow more, or give a smaller --height and --width"
+            )
 
     def genes(self) -> list[tuple[str, ...]]:
         """What can be chosen: ("size",), ("last_stride",), and (stage, field) for each stage and field."""
@@ -148,8 +155,12 @@ class Space:
         return {("size",): (spec.height, spec.width), ("last_stride",): spec.last_stride} | stages
 
     def random(self, rng: np.random.Generator) -> Spec:
-        """Every gene by chance, all values alike."""
-        return self.build({gene: pick(self.choices(gene), rng) for gene in self.genes()})
+        """Every gene by chance, all values alike; anew while it is beyond `most`, and the smallest where all are."""
+        for _ in range(TRIES):
+            spec = self.build({gene: pick(self.choices(gene), rng) for gene in self.genes()})
+            if multiply_adds(spec) <= self.most:
+                return spec
+        return self.smallest()
 
     def mutate(self, spec: Spec, rng: np.random.Generator, rate: float) -> Spec:
         """Each gene anew with probability `rate`."""

@@ -1,7 +1,9 @@
 """All networks of the search space in one, with shared weights: `--backbone supernet` trains it, the search tests parts
-of it (Yu et al., BigNAS, ECCV 2020; Cai et al., Once-for-All, ICLR 2020)."""
+of it (Guo et al., Single Path One-Shot NAS, ECCV 2020; Yu et al., BigNAS, ECCV 2020)."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
@@ -12,8 +14,6 @@ from config import Config
 from model.backbones.searchable import NoWeights, Searched
 from model.backbones.space import HEAD, STEM, Block, Space, Spec, blocks, squeezed
 from utils.errors import UserError
-
-CYCLE = ("largest", "smallest", "random", "random")  # the sandwich rule, a network a step
 
 
 class ElasticConv(nn.Conv2d):
@@ -27,16 +27,14 @@ class ElasticConv(nn.Conv2d):
 
 
 class ElasticNorm(nn.BatchNorm2d):
-    """Batch norm of the first channels. Statistics of one network do not fit another: they are kept while `tracks`."""
-
-    tracks = False
+    """Batch norm of the first channels."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, factor = x.shape[1], 0.0
-        mean, var = (None, None) if self.training and not self.tracks else (self.running_mean[:n], self.running_var[:n])
-        if self.training and self.tracks:
+        if self.training:
             self.num_batches_tracked += 1
             factor = self.momentum or 1.0 / float(self.num_batches_tracked)
+        mean, var = self.running_mean[:n], self.running_var[:n]
         return F.batch_norm(x, mean, var, self.weight[:n], self.bias[:n], self.training, factor, self.eps)
 
 
@@ -63,12 +61,13 @@ class ElasticBlock(nn.Module):
 
 
 class Supernet(nn.Module):
-    """Every step of training runs another network, in turns the largest, the smallest and two random ones; a test runs
-    `chosen`, the largest unless somebody chooses. Images are resized to those that the network takes.
+    """Every step of training runs another network, drawn from the space; a test runs `chosen`, the largest unless
+    somebody chooses. Images are resized to those that the network takes.
 
-    Which networks come follows from the seed and from how many steps there were, which the checkpoint holds. Statistics
-    of batch norm are the largest network's; those of the neck behind are of all, so every part, the largest too, wants
-    its own (`processor.scorer.recalibrate`) before a score of it means much.
+    Which networks come follows from the seed and from how many steps there were, which the checkpoint holds. No part
+    has statistics of batch norm of its own before `processor.scorer.recalibrate`, and without them a score means little.
+    Blocks that are added to their input begin as nothing but it (BigNAS, section 3.1): otherwise networks of different
+    depths hold each other back for hundreds of steps.
     """
 
     imagenet = NoWeights()
@@ -76,7 +75,7 @@ class Supernet(nn.Module):
     def __init__(self, space: Space, seed: int):
         super().__init__()
         self.space, self.seed, self.chosen = space, seed, space.largest()
-        self.fixed = False  # training runs `chosen`, too, and keeps its statistics
+        self.fixed = False  # training mode runs `chosen`, too
         self.out_channels = HEAD
         self.steps = 0  # of training
         self.stem, self.stem_norm = nn.Conv2d(3, STEM, 3, 2, 1, bias=False), ElasticNorm(STEM)
@@ -89,6 +88,9 @@ class Supernet(nn.Module):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out")
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
+        for stage in self.stages:
+            for added in stage[1:]:
+                nn.init.zeros_(added.norm3.weight)
 
     def get_extra_state(self) -> torch.Tensor:
         """What the checkpoint holds beside the weights."""
@@ -99,20 +101,13 @@ class Supernet(nn.Module):
 
     def next(self) -> Spec:
         """The network of this step."""
-        kind = CYCLE[self.steps % len(CYCLE)]
-        if kind == "random":
-            return self.space.random(np.random.default_rng([self.seed, self.steps]))
-        return self.space.largest() if kind == "largest" else self.space.smallest()
+        return self.space.random(np.random.default_rng([self.seed, self.steps]))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         spec = self.chosen
         if self.training and not self.fixed:
             spec = self.next()
             self.steps += 1
-        tracks = self.fixed or spec == self.space.largest()
-        for module in self.modules():
-            if isinstance(module, ElasticNorm):
-                module.tracks = tracks
         if images.shape[2:] != (spec.height, spec.width):
             images = F.interpolate(images, (spec.height, spec.width), mode="bilinear", antialias=True)
         x = F.relu6(self.stem_norm(self.stem(images)))
@@ -156,8 +151,11 @@ def copy_part(layer: nn.Module, source: nn.Module) -> None:
         target.copy_(part[tuple(map(slice, target.shape))])
 
 
-def supernet(cfg: Config) -> Supernet:
-    """The supernet for images of up to the settings' size. Raises UserError for last stride 2: it has both."""
+def supernet(most: str, cfg: Config) -> Supernet:
+    """The supernet for images of up to the settings' size, whose steps train networks of up to `most` multiply-adds, or
+    all for "". Raises UserError for what is no number, and for last stride 2: it has both."""
     if cfg.last_stride != 1:
         raise UserError("--backbone supernet has networks of both last strides; leave --last-stride out")
-    return Supernet(Space(cfg.height, cfg.width), cfg.seed)
+    if most and not most.isdecimal():
+        raise UserError(f"--backbone supernet:{most} must name a number of multiply-adds, such as supernet:210000000")
+    return Supernet(Space(cfg.height, cfg.width, int(most) if most else math.inf), cfg.seed)
