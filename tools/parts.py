@@ -30,6 +30,11 @@ class Group(NamedTuple):
     parts: dict[str, Any]  # name to function, class, partial of one, or Inside
 
 
+OTHER_BACKBONES = {
+    "timm/NAME": backbones.timm_backbone,
+    "searched:FILE.json": backbones.searched,
+    "supernet": backbones.supernet,
+}
 TRICKS = {
     "BNNeck": reid.bnneck,
     "last stride 1": Inside(stages.Backbone, "last_stride 1"),
@@ -88,7 +93,7 @@ def metric_losses() -> dict[str, Any]:
 def groups() -> dict[str, Group]:
     """All parts, by the titles of SEEDS."""
     return {
-        "Backbones": Group("--backbone", backbones, backbones.BACKBONES | {"timm/NAME": backbones.timm_backbone}),
+        "Backbones": Group("--backbone", backbones, backbones.BACKBONES | OTHER_BACKBONES),
         "Attention": Group("--attention", attention, attention.ATTENTION),
         "Pooling": Group("--pooling", pooling, pooling.POOLING),
         "Heads": Group("--head", heads, heads.HEADS),

@@ -37,6 +37,7 @@ SEEDS = {
         "convnext_tiny + convnext_small + convnext_base + swin_t + swin_v2_t": "others",
         "vit_b_16": "fast-reid",
         "timm/NAME": "others",
+        "searched:FILE.json + supernet": "MLR",
     },
     "Attention": {
         "se + nonlocal": "HN, fast-reid",

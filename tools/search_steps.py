@@ -24,8 +24,8 @@ from tools.search_settings import SearchConfig, flops, plain
 from utils.errors import UserError
 from utils.logging import log
 
-# Longest gradient of a supernet, which is of another network at each step. Without it, one in hundreds of SGD's steps was
-# so long that what had been learned was gone.
+# Longest gradient of a supernet, which is of another network at each step. Without it, one in hundreds of SGD's steps
+# was so long that what had been learned was gone.
 CLIP = 5.0
 
 

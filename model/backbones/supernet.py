@@ -65,9 +65,9 @@ class Supernet(nn.Module):
     somebody chooses. Images are resized to those that the network takes.
 
     Which networks come follows from the seed and from how many steps there were, which the checkpoint holds. No part
-    has statistics of batch norm of its own before `processor.scorer.recalibrate`, and without them a score means little.
-    Blocks that are added to their input begin as nothing but it (BigNAS, section 3.1): otherwise networks of different
-    depths hold each other back for hundreds of steps.
+    has statistics of batch norm of its own before `processor.scorer.recalibrate`, and without them a score says
+    little. Blocks that are added to their input begin as nothing but it (BigNAS, section 3.1): otherwise networks of
+    different depths hold each other back for hundreds of steps.
     """
 
     imagenet = NoWeights()
