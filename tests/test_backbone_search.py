@@ -353,8 +353,8 @@ def test_a_table_of_another_machine_or_a_damaged_one_is_refused(tmp_path, measur
 # ---- the programs
 
 
-def words(small: Config, *more: object) -> list[str]:
-    budget = ("--supernet-epochs", 1, "--candidates", 5, "--at-random", 3, "--max-flops", "6M")
+def words(small: Config, *more: object, most: str = "6M") -> list[str]:
+    budget = ("--supernet-epochs", 1, "--candidates", 5, "--at-random", 3, "--max-flops", most)
     return ["demo", *arguments(small, "weights", "backbone", "jitter"), *map(str, budget), *map(str, more)]
 
 
@@ -372,7 +372,8 @@ def spoil(small: Config, *folders: str) -> None:
 def test_a_search_ends_with_a_specification_that_trains_and_never_opens_a_test_image(small, monkeypatch, measured):
     originals = {path: path.read_bytes() for path in Path(small.data_root).rglob("*.jpg")}
     spoil(small, "query", "bounding_box_test")
-    shown = program("tools/search_backbone.py", *words(small, "--name", "s", "--max-latency", 100))
+    options = ("--name", "s", "--max-latency", 100, "--finalists", 0)
+    shown = program("tools/search_backbone.py", *words(small, *options))
     assert shown.returncode == 0, shown.stderr
     directory = Path(small.log_dir) / "s"
     (winner,) = directory.glob("winner-*.json")
@@ -389,9 +390,13 @@ def test_a_search_ends_with_a_specification_that_trains_and_never_opens_a_test_i
     with monkeypatch.context() as patch:
         no_training(patch)
         measured.clear()
-        again = program("tools/search_backbone.py", *words(small, "--name", "s", "--max-latency", 100))
+        again = program(
+            "tools/search_backbone.py", *words(small, "--name", "s", "--max-latency", 100, "--finalists", 0)
+        )
         assert again.returncode == 0 and winner.read_bytes() == before and not measured, again.stderr
-    shown = program("tools/search_backbone.py", *words(small, "--name", "s", "--max-latency", 100, "--retrain", 1))
+    shown = program(
+        "tools/search_backbone.py", *words(small, "--name", "s", "--max-latency", 100, "--finalists", 0, "--retrain", 1)
+    )
     refused(shown, "no JPEG, PNG")  # the first that looks at the test
     for path, content in originals.items():
         path.write_bytes(content)
@@ -404,7 +409,17 @@ def test_a_search_ends_with_a_specification_that_trains_and_never_opens_a_test_i
 
 def test_retraining_compares_with_mobilenet_v2_and_with_chance_and_goes_on_where_it_was(small, monkeypatch):
     options = words(
-        small, "--name", "r", "--retrain", 2, "--against-random", "--references", "mobilenet_v2", "osnet_x0_25"
+        small,
+        "--name",
+        "r",
+        "--finalists",
+        2,
+        "--retrain",
+        2,
+        "--against-random",
+        "--references",
+        "mobilenet_v2",
+        "osnet_x0_25",
     )
     shown = program("tools/search_backbone.py", *options)
     assert shown.returncode == 0, shown.stderr
@@ -412,7 +427,14 @@ def test_retraining_compares_with_mobilenet_v2_and_with_chance_and_goes_on_where
     rows = json.loads((directory / "comparison.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["winner", "best of random", "mobilenet_v2", "osnet_x0_25"]
     assert all(len(row["mAP"]) == row["seeds"] == 2 for row in rows)
-    assert rows[0]["multiply-adds"] <= 6e6 and (directory / "comparison.png").stat().st_size > 10_000
+    (winner,) = map(read_spec, directory.glob("winner-*.json"))
+    finals = [json.loads((p / "results" / "train.json").read_text()) for p in directory.glob("alone-*")]
+    assert len(finals) == 3  # and MobileNetV2
+    assert {r["settings"]["dataset"].rpartition("/")[2][:7] for r in finals} == {"people-"}  # nobody of the test
+    best = max(finals, key=lambda r: r["scores"]["plain"]["mAP"])["scores"]["plain"]["mAP"]
+    won = [r for r in finals if json.dumps(winner.to_dict(), separators=(",", ":")) in r["settings"]["backbone"]]
+    assert [r["scores"]["plain"]["mAP"] for r in won] == [best]
+    assert rows[0]["multiply-adds"] <= 7e6 and (directory / "comparison.png").stat().st_size > 10_000
     results = [json.loads(p.read_text()) for p in sorted(directory.glob("*-s*/results/train.json"))]
     assert {r["settings"]["holdout_ids"] for r in results} == {0} and {r["note"] for r in results} == {""}
     last_strides = {r["settings"]["backbone"]: r["settings"]["last_stride"] for r in results}
@@ -426,7 +448,7 @@ def test_retraining_compares_with_mobilenet_v2_and_with_chance_and_goes_on_where
                      and multiply_adds(load_model(p, CPU)[0].backbone.spec) == rows[0]["multiply-adds"]}  # fmt: skip
     assert load_model(checkpoint, CPU)[1].backbone.startswith("searched:{")
     for name, value, said in (("--seed", 1, "--seed (0, not 1)"), ("--train-ids", 3, "--dataset")):
-        changed = program("tools/search_backbone.py", *words(small, "--name", "r", name, value))
+        changed = program("tools/search_backbone.py", *words(small, "--name", "r", name, value, most="7M"))
         refused(changed, f"supernet was trained with another {said}", "give another --name, or delete it")
 
 

@@ -20,11 +20,8 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config.cli import parse_train
-from processor.scorer import without_test
-from processor.search import Candidate
-from tools.search_report import short
 from tools.search_settings import SearchConfig, plain
-from tools.search_steps import Search, alone, minutes, open_search, typed
+from tools.search_steps import open_search, short, train_each, typed
 from utils.errors import run
 from utils.files import write_atomically, write_json
 from utils.logging import log, setup_logging
@@ -39,23 +36,6 @@ class RankingConfig(SearchConfig):
         yield from super()._bad_ranges()
         if self.ranking < 3:
             yield f"--ranking must be at least 3, not {self.ranking}"
-
-
-def train_all(search: Search, cfg: RankingConfig, drawn: Sequence[Candidate]) -> list[float]:
-    """Score of each network when trained by itself, in per cent, on the people that the supernet's scores are of."""
-    one, scores, seconds, done = without_test(plain(cfg), search.directory), [], 0.0, 0.0
-    total = sum(c.costs[0] for c in drawn)
-    for candidate in drawn:
-        result = alone(one, search.directory, f"ranking-{short(candidate.spec)}", candidate.spec)
-        setup_logging(search.directory / "ranking.log")
-        scores.append(result["scores"]["plain"]["mAP"])
-        seconds, done = seconds + result["train_seconds"], done + candidate.costs[0]
-        log.info(
-            "%d of %d, %.1f M multiply-adds: mAP %.2f with shared weights, %.2f by itself; left about %s",
-            len(scores), len(drawn), candidate.costs[0] / 1e6, candidate.mAP, scores[-1],
-            minutes(seconds / done * (total - done)),
-        )  # fmt: skip
-    return scores
 
 
 def interval(a: Sequence[float], b: Sequence[float], draws: int = 2000) -> list[float]:
@@ -85,7 +65,7 @@ def main() -> None:
     setup_logging(search.directory / "ranking.log")
     drawn = search.run(cfg.ranking, cfg.ranking)
     drawn.sort(key=lambda c: short(c.spec))  # in no order that has to do with the score, so that estimates are fair
-    scores = train_all(search, cfg, drawn)
+    scores = train_each(search, plain(cfg), drawn, "ranking.log")
     rows = [
         {"multiply_adds": c.costs[0], "shared": c.mAP, "alone": score, "spec": c.spec.to_dict()}
         for c, score in zip(drawn, scores, strict=True)

@@ -1,10 +1,11 @@
 """Search the best backbone for a budget: `tools/search_backbone.py [PRESET] [--max-flops 210M] [--max-latency 5]`.
 
 Trains a supernet that holds all networks of the space (`model/backbones/space.py`), scores parts of it on training
-identities that it has not seen, breeds the better ones, and writes the best as a specification that `train.py
---backbone searched:FILE.json` trains like any other. With `--retrain n` it does so itself, with n seeds, beside
-MobileNetV2 1.0 and other backbones, all with the preset's schedule. Each step goes on where it was stopped; the same
-settings give the same result. No test image is looked at before the retraining. `docs/light_models.md` says more.
+identities that it has not seen, breeds the better ones, trains the best by themselves to choose among, and writes the
+winner as a specification that `train.py --backbone searched:FILE.json` trains like any other. With `--retrain n` it
+does so itself, with n seeds, beside MobileNetV2 1.0 and other backbones, all with the preset's schedule. Each step goes
+on where it was stopped; the same settings give the same result. No test image is looked at before the retraining.
+`docs/light_models.md` says more.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,16 +22,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import PRESETS
 from config.cli import parse_train
 from config.config import dashed
-from model.backbones.space import Spec, read_spec
-from tools.search_report import comparison, report, short
+from model.backbones.space import Spec, mobilenet_v2, read_spec
+from processor.search import Candidate
+from tools.search_report import comparison, front, report, write_winner
 from tools.search_settings import SearchConfig, plain
-from tools.search_steps import Search, alone, last_stride, open_search
+from tools.search_steps import Search, alone, last_stride, open_search, short, train_each
 from utils.errors import run
 from utils.logging import log, setup_logging
 
 
 @dataclass
 class RetrainConfig(SearchConfig):
+    finalists: int = 5  # best of the Pareto front that are trained by themselves to choose among; 0: its best wins
     against_random: bool = False  # also search by chance alone, as many networks, and retrain the best of these too
     retrain: int = 0  # seeds with which the winner and its references are trained and tested; 0: only say how
     references: tuple[str, ...] = ("mobilenet_v2",)  # backbones that are retrained beside the winner
@@ -38,6 +42,23 @@ class RetrainConfig(SearchConfig):
         yield from super()._bad_ranges()
         if self.retrain < 0:
             yield f"--retrain must be 0 or more, not {self.retrain}"
+        if self.finalists < 0:
+            yield f"--finalists must be 0 or more, not {self.finalists}"
+
+
+def choose(search: Search, cfg: RetrainConfig, found: Sequence[Candidate]) -> Path:
+    """The file of the winner: of the best of the Pareto front and of MobileNetV2, where that is within the limits, the
+    one that does best on people held out when each is trained by itself."""
+    best = front(found)
+    if not cfg.finalists:
+        return write_winner(search, best[-1], None)
+    finalists, reference = best[-cfg.finalists :], mobilenet_v2(cfg.height, cfg.width)
+    costs = tuple(cost(reference) for cost, _ in search.limits)
+    if all(cost <= most for cost, (_, most) in zip(costs, search.limits, strict=True)):
+        finalists.append(Candidate(reference, costs, search.score(reference)))
+    scores = train_each(search, plain(cfg), finalists, "search.log")
+    score, place = max((score, -place) for place, score in enumerate(scores))
+    return write_winner(search, finalists[-place], score)
 
 
 def retrain(search: Search, cfg: RetrainConfig, found: dict[str, Spec]) -> dict[str, list[dict]]:
@@ -75,10 +96,10 @@ def main() -> None:
     search = open_search(cfg)
     setup_logging(search.directory / "search.log")
     found = search.run(cfg.candidates, cfg.at_random)
-    table, winner = report(search, found)
-    log.info("%s", table)
+    log.info("%s", report(search, found))
+    winner = choose(search, cfg, found)
     best = {"winner": read_spec(winner)}
-    log.info("the last is the winner: %s", winner)
+    log.info("the winner: %s", winner)
     log.info("train it with: %s", command_for(cfg, winner))
     if cfg.against_random:
         drawn = search.run(cfg.candidates, cfg.candidates)[0]

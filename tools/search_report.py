@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,17 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from config import Config
-from model.backbones.space import Spec, mobilenet_v2
+from model.backbones.space import mobilenet_v2
 from processor.search import Candidate
 from tools.model_summary import count
 from tools.search_pictures import draw, draw_comparison
-from tools.search_steps import Search, typed
+from tools.search_steps import Search, short, typed
 from utils.files import write_json
 from utils.pareto import pareto_front
 
 
-def report(search: Search, found: Sequence[Candidate]) -> tuple[str, Path]:
-    """The Pareto front as text, picture and files; and the file of the best network, which is its last."""
+def report(search: Search, found: Sequence[Candidate]) -> str:
+    """The Pareto front as text, picture and files."""
     reference = mobilenet_v2(search.cfg.height, search.cfg.width)
     best = front(found)
     draw(search, found, search.score(reference))
@@ -31,9 +30,7 @@ def report(search: Search, found: Sequence[Candidate]) -> tuple[str, Path]:
         old.unlink()
     for place, candidate in enumerate(best, 1):
         write_spec(search, places / f"{place:02}-{candidate.costs[0] / 1e6:.1f}M.json", candidate)
-    winner = search.directory / f"winner-{short(best[-1].spec)}.json"
-    write_spec(search, winner, best[-1])
-    return f"{front_table(found)}\nMobileNetV2 1.0 with the shared weights has {search.score(reference):.2f}", winner
+    return f"{front_table(found)}\nMobileNetV2 1.0 with the shared weights has {search.score(reference):.2f}"
 
 
 def front(found: Sequence[Candidate]) -> list[Candidate]:
@@ -53,18 +50,22 @@ def front_table(found: Sequence[Candidate]) -> str:
     return "\n".join(lines)
 
 
-def write_spec(search: Search, file: Path, candidate: Candidate) -> None:
+def write_winner(search: Search, candidate: Candidate, alone: float | None) -> Path:
+    """The specification of the best network; alone: its score when trained by itself, where it was."""
+    for old in search.directory.glob("winner-*.json"):
+        old.unlink()
+    file = search.directory / f"winner-{short(candidate.spec)}.json"
+    write_spec(search, file, candidate, {} if alone is None else {"heldout_mAP_by_itself": alone})
+    return file
+
+
+def write_spec(search: Search, file: Path, candidate: Candidate, more: dict | None = None) -> None:
     """A specification, with how it was found."""
     cfg = search.cfg
     about = {"found_by": typed(), "when": date.today().isoformat()}
     about["on"] = f"{cfg.dataset}, {cfg.holdout_ids} of its training identities held out to score on"
     about |= {"multiply_adds": candidate.costs[0], "heldout_mAP_with_shared_weights": round(candidate.mAP, 2)}
-    write_json(file, about | candidate.spec.to_dict())
-
-
-def short(spec: Spec) -> str:
-    """A name for the files of a network."""
-    return hashlib.sha256(repr(spec).encode()).hexdigest()[:8]
+    write_json(file, about | (more or {}) | candidate.spec.to_dict())
 
 
 def comparison(search: Search, results: dict[str, list[dict]]) -> str:

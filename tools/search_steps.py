@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from processor.search import Candidate, Evolution, Scores
 from processor.train import do_train
 from tools.search_settings import SearchConfig, flops, plain
 from utils.errors import UserError
-from utils.logging import log
+from utils.logging import log, setup_logging
 
 # Longest gradient of a supernet, which is of another network at each step. Without it, one in hundreds of SGD's steps
 # was so long that what had been learned was gone.
@@ -92,6 +94,28 @@ def alone(cfg: Config, directory: Path, name: str, spec: Spec | None = None, **c
         changes |= {"backbone": text, "height": spec.height, "width": spec.width, "last_stride": spec.last_stride}
     once = {"log_dir": str(directory), "name": name, "eval_first": False, "eval_every": cfg.epochs}
     return train_once(replace(cfg, weights="none", **once, **changes).check())
+
+
+def short(spec: Spec) -> str:
+    """A name for the files of a network."""
+    return hashlib.sha256(repr(spec).encode()).hexdigest()[:8]
+
+
+def train_each(search: Search, cfg: Config, candidates: Sequence[Candidate], logfile: str) -> list[float]:
+    """Score of each network when trained by itself, in per cent, on the people that the supernet's scores are of."""
+    one, scores, seconds, done = without_test(cfg, search.directory), [], 0.0, 0.0
+    total = sum(c.costs[0] for c in candidates)
+    for candidate in candidates:
+        result = alone(one, search.directory, f"alone-{short(candidate.spec)}", candidate.spec)
+        setup_logging(search.directory / logfile)
+        scores.append(result["scores"]["plain"]["mAP"])
+        seconds, done = seconds + result["train_seconds"], done + candidate.costs[0]
+        log.info(
+            "%d of %d, %.1f M multiply-adds: mAP %.2f with shared weights, %.2f by itself; left about %s",
+            len(scores), len(candidates), candidate.costs[0] / 1e6, candidate.mAP, scores[-1],
+            minutes(seconds / done * (total - done)),
+        )  # fmt: skip
+    return scores
 
 
 def open_search(cfg: SearchConfig) -> Search:

@@ -22,8 +22,8 @@ PRESETS = {
         rerank=True,
     ),
     # To search light networks on, within half an hour; small batches, as these networks need many steps from scratch,
-    # and SGD, with which MobileNetV2 learns in half as many as with Adam (as in mlr_mobilenet_v2_sgd). Without clipping,
-    # some networks lose in one step what they had learned in a hundred.
+    # and SGD, with which MobileNetV2 learns in half as many as with Adam (as in mlr_mobilenet_v2_sgd). Without
+    # clipping, some networks lose in one step what they had learned in a hundred.
     "demo_light": Config(
         dataset="demo",
         height=96,

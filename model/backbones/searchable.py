@@ -58,6 +58,7 @@ class NoWeights:
 class Searched(Staged):
     """The network of a specification: (B, 3, H, W) to (B, 1280, H/16, W/16), or H/32 with last stride 2.
 
+    Blocks that are added to their input begin as nothing but it (Goyal et al., Accurate, Large Minibatch SGD, 2017).
     Its layers are stem, stage1 to stage7, head; stages in the sense of attention end where the map is halved next.
     """
 
@@ -77,6 +78,8 @@ class Searched(Staged):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out")
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
+        for block in (m for m in self.modules() if isinstance(m, InvertedResidual) and m.added):
+            nn.init.zeros_(block.layers.project[1].weight)  # begins as nothing but its input, as in the supernet
 
 
 def searched(spec: Spec, cfg: Config) -> Searched:
