@@ -372,7 +372,7 @@ def spoil(small: Config, *folders: str) -> None:
 def test_a_search_ends_with_a_specification_that_trains_and_never_opens_a_test_image(small, monkeypatch, measured):
     originals = {path: path.read_bytes() for path in Path(small.data_root).rglob("*.jpg")}
     spoil(small, "query", "bounding_box_test")
-    options = ("--name", "s", "--max-latency", 100, "--finalists", 0)
+    options = ("--name", "s", "--max-latency", 100, "--no-finals")
     shown = program("tools/search_backbone.py", *words(small, *options))
     assert shown.returncode == 0, shown.stderr
     directory = Path(small.log_dir) / "s"
@@ -390,9 +390,7 @@ def test_a_search_ends_with_a_specification_that_trains_and_never_opens_a_test_i
     with monkeypatch.context() as patch:
         no_training(patch)
         measured.clear()
-        again = program(
-            "tools/search_backbone.py", *words(small, "--name", "s", "--max-latency", 100, "--finalists", 0)
-        )
+        again = program("tools/search_backbone.py", *words(small, "--name", "s", "--max-latency", 100, "--no-finals"))
         assert again.returncode == 0 and winner.read_bytes() == before and not measured, again.stderr
     shown = program(
         "tools/search_backbone.py", *words(small, "--name", "s", "--max-latency", 100, "--finalists", 0, "--retrain", 1)
@@ -429,7 +427,8 @@ def test_retraining_compares_with_mobilenet_v2_and_with_chance_and_goes_on_where
     assert all(len(row["mAP"]) == row["seeds"] == 2 for row in rows)
     (winner,) = map(read_spec, directory.glob("winner-*.json"))
     finals = [json.loads((p / "results" / "train.json").read_text()) for p in directory.glob("alone-*")]
-    assert len(finals) == 3  # and MobileNetV2
+    sizes = [(r["settings"]["height"], r["settings"]["width"]) for r in finals]
+    assert sizes.count((32, 32)) == 2 and len(sizes) == len(set(sizes)) + 1  # one a size, and MobileNetV2
     assert {r["settings"]["dataset"].rpartition("/")[2][:7] for r in finals} == {"people-"}  # nobody of the test
     best = max(finals, key=lambda r: r["scores"]["plain"]["mAP"])["scores"]["plain"]["mAP"]
     won = [r for r in finals if json.dumps(winner.to_dict(), separators=(",", ":")) in r["settings"]["backbone"]]

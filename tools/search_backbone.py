@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import PRESETS
 from config.cli import parse_train
 from config.config import dashed
-from model.backbones.space import Spec, mobilenet_v2, read_spec
+from model.backbones.space import Space, Spec, mobilenet_v2, read_spec
 from processor.search import Candidate
-from tools.search_report import comparison, front, report, write_winner
+from tools.search_report import comparison, report, write_winner
 from tools.search_settings import SearchConfig, plain
 from tools.search_steps import Search, alone, last_stride, open_search, short, train_each
 from utils.errors import run
@@ -33,7 +33,7 @@ from utils.logging import log, setup_logging
 
 @dataclass
 class RetrainConfig(SearchConfig):
-    finalists: int = 5  # best of the Pareto front that are trained by themselves to choose among; 0: its best wins
+    finals: bool = True  # train the best of each image size by themselves, to choose among; else shared weights do
     against_random: bool = False  # also search by chance alone, as many networks, and retrain the best of these too
     retrain: int = 0  # seeds with which the winner and its references are trained and tested; 0: only say how
     references: tuple[str, ...] = ("mobilenet_v2",)  # backbones that are retrained beside the winner
@@ -42,17 +42,19 @@ class RetrainConfig(SearchConfig):
         yield from super()._bad_ranges()
         if self.retrain < 0:
             yield f"--retrain must be 0 or more, not {self.retrain}"
-        if self.finalists < 0:
-            yield f"--finalists must be 0 or more, not {self.finalists}"
 
 
 def choose(search: Search, cfg: RetrainConfig, found: Sequence[Candidate]) -> Path:
-    """The file of the winner: of the best of the Pareto front and of MobileNetV2, where that is within the limits, the
-    one that does best on people held out when each is trained by itself."""
-    best = front(found)
-    if not cfg.finalists:
-        return write_winner(search, best[-1], None)
-    finalists, reference = best[-cfg.finalists :], mobilenet_v2(cfg.height, cfg.width)
+    """The file of the winner: of the best network of each image size, and of MobileNetV2 where that is within the
+    limits, the one that does best on people held out when each is trained by itself.
+
+    Shared weights rank networks that take images of one size, but prefer small images to large ones.
+    """
+    if not cfg.finals:
+        return write_winner(search, found[0], None)
+    reference, sizes = mobilenet_v2(cfg.height, cfg.width), Space(cfg.height, cfg.width).sizes
+    of_size = ([c for c in found if (c.spec.height, c.spec.width) == size] for size in sizes)
+    finalists = [max(some, key=lambda c: c.mAP) for some in of_size if some]
     costs = tuple(cost(reference) for cost, _ in search.limits)
     if all(cost <= most for cost, (_, most) in zip(costs, search.limits, strict=True)):
         finalists.append(Candidate(reference, costs, search.score(reference)))
