@@ -28,9 +28,9 @@ SEEDS += ["mlr_mobilenet_v2_sgd", "light_210m", "light_210m_long", "der_resnet50
 SEEDS += ["der_efficientnet_v2_scratch", "der_resnet50_ibn_a", "der_efficientnet_v2", "hn_lightmbn", "hn_strong"]
 SEEDS += ["sbn_resnet50", "sbn_veri_wild", "sbn_veri776"]
 BEYOND = ["sbs_resnet50", "sbs_resnet50_ibn_a", "agw_resnet50"]
-LATER = {"light_210m", "light_210m_long", "hn_lightmbn"}  # may be missing while their networks are
-NAMES = [name for name in SEEDS + BEYOND if name in PRESETS or name not in LATER]
-KNOWN = {name: PRESETS[name] for name in NAMES if name not in LATER}  # of which there are facts below
+NAMES = SEEDS + BEYOND
+OF_THEIR_OWN = {"light_210m", "light_210m_long", "hn_lightmbn"}  # with networks that other tests are about
+KNOWN = {name: PRESETS[name] for name in NAMES if name not in OF_THEIR_OWN}  # of which there are facts below
 
 
 @pytest.mark.parametrize("name", NAMES)
