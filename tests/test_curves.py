@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from config import Config
 from processor import do_train
 from utils.errors import UserError
-from utils.plots import line, plain, plot_curves, read_history
+from utils.plots import line, loss_parts, plain, plot_curves, read_history
 
 
 def entry(epoch: int, mAP: float | None = None, **more) -> dict:
@@ -38,6 +39,11 @@ def write_run(directory: Path, entries: list[dict], epochs: int = 3, tail: str =
 
 
 THREE = [entry(0, 2.0), entry(1), entry(2, 40.0), entry(3, 50.0)]
+
+
+def test_parts_of_the_loss_are_those_that_a_run_adds_up(tiny):
+    run = do_train(replace(tiny, epochs=1, clip_grad=1.0, by_camera=True, center_weight=0.1))
+    assert loss_parts(run.history) == ["id", "triplet", "center"]
 
 
 @pytest.fixture

@@ -38,7 +38,15 @@ from utils.metrics import evaluate, evaluate_distance
 HOSTILE = '<img src=x onerror=alert(1)> & "O\'Neil" {{data}}'  # a name of a folder
 HISTORY = [
     {"epoch": 0, "scores": {"plain": {"mAP": 1.0, "mINP": 0.5, "rank1": 2.0, "valid_queries": 3}}},
-    {"epoch": 1, "loss": 2.5, "id": float("nan"), "accuracy": 0.25, "lr": 0.001, "images_per_second": 9.0},
+    {
+        "epoch": 1,
+        "loss": 2.5,
+        "id": float("nan"),
+        "accuracy": 0.25,
+        "lr": 0.001,
+        "images_per_second": 9.0,
+        "data_wait": 0.1,
+    },
     {"epoch": 2, "loss": 1.5, "id": 1.0, "accuracy": 0.5, "lr": 0.001, "images_per_second": 9.0},
 ]
 
@@ -256,6 +264,7 @@ def test_a_report_agrees_with_the_test_and_holds_each_picture_once(tiny, tmp_pat
         own = (images["pid"][query["image"]], images["camera"][query["image"]])
         assert own not in {(images["pid"][i], images["camera"][i]) for i in query["list"]}
     assert len(data["heatmaps"]) == 2 and all(1 < len(maps) <= 3 for maps in data["heatmaps"].values())
+    assert data["losses"] == ["loss", "id"]
     assert [h["epoch"] for h in data["history"]] == [0, 1, 2] and data["history"][1]["id"] is None
     assert data["cameras"]["rows"] == [1, 2, 3] and data["counts"]["distractors"] == 1
 

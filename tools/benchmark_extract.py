@@ -1,7 +1,7 @@
 """The task `extract` of tools/benchmark.py: images a second from the test images to the features of a trained model.
 
 `matmul` is the bare matrix product, the most that the device can do. `classic` is the usual loop; `ours` is test.py
-with --test-precision bf16, `float32` is it without. Classic reads files, ours the cache. The mAP of all is compared.
+as it is, `bf16` is it with --test-precision bf16. Classic reads files, ours the cache. The mAP of all is compared.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from tools.benchmark_task import memory
 from utils.errors import UserError
 from utils.metrics import evaluate
 
-TOLERANCE = 5e-4  # of mAP, as a fraction: equal to three decimals
+# Of mAP, as fractions. Ours is to be equal to three decimals; bf16 costs a little, and how much the table says.
+TOLERANCE = {"ours": 5e-4, "bf16": 0.03}
 Features = tuple[torch.Tensor, torch.Tensor]  # of query and gallery
 
 
@@ -78,8 +79,8 @@ class Extract(Speed):
     contenders: ClassVar[dict[str, Callable]] = {
         "matmul": Speed.bare_product,
         "classic": classic,
-        "float32": partial(ours, precision="float32"),
-        "ours": partial(ours, precision="bf16"),
+        "ours": partial(ours, precision="float32"),
+        "bf16": partial(ours, precision="bf16"),
     }
     products: ClassVar[int] = 1
     unsaved: ClassVar[tuple[str, ...]] = (*Speed.unsaved, "checkpoint")
@@ -131,7 +132,7 @@ class Extract(Speed):
         apart = {name: mAP - expected for name, mAP in found.items()}
         print(f"mAP {expected:.5f} of classic; " + ", ".join(f"{name} {x:+.5f}" for name, x in apart.items()))
         for name, difference in apart.items():
-            if not abs(difference) <= TOLERANCE:
+            if not abs(difference) <= TOLERANCE[name]:
                 raise UserError(f"the mAP of {name} is {difference:+.4f} beside that of classic: one of them is wrong")
         return apart
 

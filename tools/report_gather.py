@@ -20,6 +20,7 @@ from processor.ranked_lists import choose_queries
 from processor.report_data import Ranked, camera_scores, camera_table, plain, ranked_lists, rounded, training_curves
 from processor.report_images import heat_maps, thumbnails
 from processor.test import Prepared
+from utils.plots import loss_parts
 
 
 def gather(
@@ -55,6 +56,7 @@ def gather(
         "pairs": pairs,
         "cameras": by_camera(cfg, dataset, inference, ids),
         "history": training_curves(test.state["history"]),
+        "losses": ["loss", *loss_parts(test.state["history"])],
         "images": pictures.values(dataset),
         "queries": queries,
         "heatmaps": {

@@ -21,7 +21,9 @@ PANELS = {  # title: key in an epoch's entry
     "training speed (images/s)": "images_per_second",
 }
 SCORES = ("mAP", "rank1")
-NO_LOSS = ("epoch", "loss", "accuracy", "lr", "images_per_second", "grad_norm")
+# What an epoch's entry tells beside parts of its loss.
+NO_LOSS = {"epoch", "loss", "accuracy", "grad_norm", "lr", "images_per_second", "data_wait", "memory_gb"}
+NO_LOSS |= {"scores", "by_camera"}
 COLOURS = ("#2b6cb0", "#d95f02", "#1a9641", "#7b3294", "#d7191c", "#8c6d31", "#e7298a", "#17becf", "#666666", "#000000")
 
 
@@ -89,6 +91,11 @@ def plain(words: str) -> str:
     return " " * words.startswith("_") + words.encode(errors="backslashreplace").decode().replace("$", r"\$")
 
 
+def loss_parts(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of the losses that were added up."""
+    return list(dict.fromkeys(name for entry in entries for name in entry if name not in NO_LOSS))
+
+
 def line(entries: Sequence[dict[str, Any]], key: str, protocol: str = "plain") -> tuple[list[int], list[float]]:
     """Epochs and values of a key, where there is a finite one."""
     points = []
@@ -102,7 +109,7 @@ def line(entries: Sequence[dict[str, Any]], key: str, protocol: str = "plain") -
 def _draw_more(axis, entries: Sequence[dict[str, Any]], key: str) -> None:
     """What there is room for where a run is alone: parts of the loss, and other protocols' scores."""
     if key == "loss":
-        more = {name: line(entries, name) for entry in entries for name in entry if name not in (*NO_LOSS, "scores")}
+        more = {name: line(entries, name) for name in loss_parts(entries)}
     elif key in SCORES:
         protocols = dict.fromkeys(name for entry in entries for name in entry.get("scores", {}) if name != "plain")
         more = {name: line(entries, key, name) for name in protocols}

@@ -125,19 +125,15 @@ function showAp(place) {
 
 // ---- training
 
-const NOT_LOSSES = ["epoch", "lr", "accuracy", "images_per_second"];
-
 function showTraining() {
   const place = byId("training-plots");
   const of = (key) => data.history.filter((h) => typeof h[key] === "number").map((h) => [h.epoch, h[key]]);
-  const keys = [...new Set(data.history.flatMap((h) => Object.keys(h)))].filter((key) => key !== "scores");
   const add = (title, label, series, y = {}) => {
     const filled = series.filter((s) => s.points.length);
     const last = filled.map((s) => `${s.name} ${short(s.points[s.points.length - 1][1])}${label.endsWith("%") ? " %" : ""}`).join(", ");
     if (filled.length) addPlot(place, { title, series: filled, x: { label: "epoch" }, y: { label, ...y }, about: `At the end: ${last}.` });
   };
-  const losses = keys.filter((key) => !NOT_LOSSES.includes(key));
-  add("Losses", "mean of the epoch", losses.map((name) => ({ name, points: of(name) })), { low: 0 });
+  add("Losses", "mean of the epoch", data.losses.map((name) => ({ name, points: of(name) })), { low: 0 });
   add("Accuracy on training batches", "right, %", [{ name: "accuracy", points: of("accuracy").map(([e, v]) => [e, 100 * v]) }], { low: 0, high: 100 });
   add("Learning rate", "rate at the epoch's end", [{ name: "lr", points: of("lr") }], { low: 0 });
   const tests = data.history.filter((h) => h.scores);
