@@ -365,7 +365,7 @@ def test_sizes_that_leave_no_map_are_refused():
         ("osnet", "did you mean .*osnet_x1_0"),
         ("convnext", "did you mean convnext_tiny or convnext_base or convnext_small"),
         ("", "did you mean resnet18 or "),
-        ("zzzzz", "the names are resnet18, .*, vit_b_16, and timm/NAME"),
+        ("zzzzz", "the names are resnet18, .*, vit_b_16, timm/NAME and searched:FILE.json"),
     ],
 )
 def test_an_unknown_name_is_refused_with_near_ones(name, words):

@@ -322,6 +322,8 @@ def test_a_searched_network_has_the_interface_of_the_others():
 def test_every_parameter_of_a_searched_network_is_trained():
     rng = np.random.default_rng(8)
     net = backbone(replace(Space(64, 32).random(rng), height=64, width=32)).train()
+    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.ones_(norm.weight)  # blocks that begin as nothing hand no gradient on
     out = net(torch.randn(4, 3, 64, 32))
     (out * torch.randn_like(out)).sum().backward()
     for name, parameter in net.named_parameters():

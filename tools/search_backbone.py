@@ -48,7 +48,7 @@ def choose(search: Search, cfg: RetrainConfig, found: Sequence[Candidate]) -> Pa
     """The file of the winner: of the best network of each image size, and of MobileNetV2 where that is within the
     limits, the one that does best on people held out when each is trained by itself.
 
-    Shared weights rank networks that take images of one size, but prefer small images to large ones.
+    Shared weights prefer small images, which is not what training alone shows (docs/light_models.md).
     """
     if not cfg.finals:
         return write_winner(search, found[0], None)
