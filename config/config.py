@@ -177,7 +177,7 @@ class Config:
     eval_every: int = 10  # test every n epochs (and always after the last)
     log_every: int = 50  # steps between looks at the losses
     ranked_lists: int = 4  # queries whose ranked lists are drawn at each test, for TensorBoard too; 0: none
-    bad_steps: int = 20  # losses that are not finite move no weight; stop after so many in a row
+    bad_steps: int = 20  # losses or gradients that are not finite move no weight; stop after so many in a row
     keep: int = 2  # newest checkpoints that are kept: last.pth, last.1.pth (the one before), ...
     save_minutes: float = 10.0  # a checkpoint is written after each epoch, and within one after so many minutes
     wandb: str = ""  # project at Weights & Biases that the run is logged to (pip install wandb); empty: none

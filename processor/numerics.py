@@ -41,7 +41,7 @@ class Scaler:
     """
 
     def __init__(self, device: torch.device, precision: str):
-        self.moves = precision == "fp16"
+        self.device, self.moves = device, precision == "fp16"
         self.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**16 if self.moves else 1.0)
         self.together: Together | None = None  # what the gradients that are unscaled belong to
 
@@ -50,7 +50,7 @@ class Scaler:
 
     def unscale(self, optimizers: list[torch.optim.Optimizer]) -> None:
         """Gradients as they are without the scale; to be called before anything looks at them, and before `step`."""
-        self.together = Together(optimizers)
+        self.together = Together(optimizers, self.device)
         self.scaler.unscale_(self.together)
 
     def step(self, optimizers: list[torch.optim.Optimizer]) -> torch.Tensor:
@@ -75,16 +75,16 @@ class Scaler:
 class Together:
     """Several optimizers as the one that torch's GradScaler decides for, which it would else do for each by itself."""
 
-    def __init__(self, optimizers: list[torch.optim.Optimizer]):
+    def __init__(self, optimizers: list[torch.optim.Optimizer], device: torch.device):
         self.optimizers = optimizers
         self.param_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         self._step_supports_amp_scaling = all(hasattr(o, "_step_supports_amp_scaling") for o in optimizers)
-        self.moved = torch.zeros(())
+        self.moved = torch.zeros((), device=device)
 
     def step(self) -> None:
         """A step of each. Fused ones find on the device whether they are to do nothing; without these, the scaler has
         waited for that and does not call."""
-        self.moved = 1 - self.found_inf if self._step_supports_amp_scaling else torch.ones(())
+        self.moved = 1 - self.found_inf if self._step_supports_amp_scaling else torch.ones_like(self.moved)
         for optimizer in self.optimizers:
             if self._step_supports_amp_scaling:
                 optimizer.grad_scale, optimizer.found_inf = self.grad_scale, self.found_inf
