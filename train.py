@@ -1,10 +1,8 @@
 """Train a ReID model: `python train.py [PRESET] [--setting value ...]`; see --help for every setting."""
 
 import os
-import shlex
-import sys
 
-from config.cli import parse_train
+from config.cli import parse_train, typed
 from utils.errors import run
 
 
@@ -12,7 +10,7 @@ def main() -> None:
     cfg = parse_train(None, os.environ)
     from processor import do_train  # not sooner: torch takes seconds to import, and --help needs none of it
 
-    do_train(cfg, command=shlex.join(["python", *sys.argv]))
+    do_train(cfg, command=typed())
 
 
 if __name__ == "__main__":

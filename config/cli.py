@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -61,3 +62,8 @@ def split_first(args: Sequence[str] | None) -> tuple[str | None, list[str]]:
     if args and not args[0].startswith("-"):
         return args[0], args[1:]
     return None, args
+
+
+def typed() -> str:
+    """The command that was typed, to be stored with what comes of it."""
+    return shlex.join(["python", *sys.argv])

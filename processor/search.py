@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from model.backbones.space import Space, Spec
+from model.backbones.space import TRIES, Space, Spec
 from utils.errors import UserError
 from utils.pareto import pareto_front
 
 UNITS = ((1e-6, "M multiply-adds"), (1e3, "ms"))  # of the costs
-TRIES = 2000  # proposals in a row that may be known or too dear before a search gives up
 
 
 @dataclass(frozen=True)

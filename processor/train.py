@@ -9,13 +9,7 @@ import torch
 from config import Config
 from datasets.augment import to_pixels
 from datasets.loaders import Loaders
-from processor.distributed import (
-    Ranks,
-    copy_first,
-    from_first,
-    joined,
-    of_all,
-)
+from processor.distributed import Ranks, copy_first, from_first, joined, of_all
 from processor.evaluate import do_inference, quick, report, scored_as
 from processor.prepare import prepare
 from processor.ranked_lists import draw_some

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +21,8 @@ from pathlib import Path
 
 import torch
 import tyro
+
+from config.cli import typed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -101,7 +102,7 @@ def compete(task: Task) -> None:
     versions = {"torch": environment["torch"]} | task.versions()
     print(f"{task.describe()}; {', '.join(f'{name} {version}' for name, version in versions.items())}")
     print(f"{environment['hardware']}; threads: {environment['threads']}", flush=True)
-    result = {"task": task.task, **settings, "command": shlex.join(["python", *sys.argv])}
+    result = {"task": task.task, **settings, "command": typed()}
     result |= task.facts() | environment | versions
     result["rows"] = measure_all(task)
     print(as_text([task.columns, *task.table(result)]))

@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config.cli import parse_train
+from config.cli import parse_train, typed
 from tools.search_settings import SearchConfig, plain
-from tools.search_steps import open_search, short, train_each, typed
+from tools.search_steps import open_search, short, train_each
 from utils.errors import run
 from utils.files import write_atomically, write_json
 from utils.logging import log, setup_logging

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
+from config.cli import typed
 from datasets.augment import MEAN, STD
 from processor.environment import describe_environment
 from processor.evaluate import score_table, scores_note
@@ -170,7 +170,7 @@ def main() -> None:
     write_atomically(path, write)
     weights = {key: x for key, x in test.model.state_dict().items() if ".classifier." not in key}
     sizes = {"bytes": path.stat().st_size, "pytorch_bytes": sum(x.nbytes for x in weights.values())}
-    command = shlex.join(["python", *sys.argv])
+    command = typed()
     record |= {"file": str(path), "metadata": about, **sizes, "command": command, **environment}
     beside = path.with_name(path.name + ".json")
     write_json(beside, record)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
+from config.cli import typed
 from datasets.make import short_name, test_name
 from processor.extract import write_features
 from processor.features import ABOUT, ARRAYS, part_name, remove_parts
@@ -64,7 +64,7 @@ def main() -> None:
     for array, values in zip(ARRAYS[2:], ids, strict=True):
         write_rows(directory / f"{array}.npy", len(values), [values])
     about = {"checkpoint": str(stored[0]) if stored else None, "flip": cfg.flip, "dataset": dataset}
-    write_json(directory / ABOUT, about | {"note": test.note, "command": shlex.join(["python", *sys.argv])})
+    write_json(directory / ABOUT, about | {"note": test.note, "command": typed()})
     log.info("features written to %s", directory)
 
 

@@ -7,7 +7,6 @@ wrong ones red; images of the same person under the same camera are left out, as
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
+from config.cli import typed
 from processor.ranked_lists import choose_queries, ranked_rows
 from processor.test import do_test, parse_test
 from utils.errors import run
@@ -42,7 +42,7 @@ class VisConfig(Config):
 def main() -> None:
     cfg, stored = parse_test(None, os.environ, "get_vis_result.py [CKPT]", VisConfig)
     cfg.protocol = "standard" if cfg.protocol == "auto" else cfg.protocol  # one ranked list a query, whatever the set
-    tested = do_test(cfg, stored, command=shlex.join(["python", *sys.argv]))
+    tested = do_test(cfg, stored, command=typed())
     if tested is None:
         return  # one of several processes: the first draws
     ap = list(tested.inference.scores.values())[-1].ap

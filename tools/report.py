@@ -11,7 +11,6 @@ import html
 import json
 import os
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
+from config.cli import typed
 from config.config import dashed
 from datasets.make import short_name, test_name
 from processor.evaluate import do_inference, report, scores_note
@@ -82,7 +82,7 @@ def main() -> None:
     inference = do_inference(cfg, test.model, test.query, test.gallery, test.device)
     report(inference, scores_note(cfg, test.note))
     checkpoint = str(stored[0]) if stored else ""
-    text = page(*gather(cfg, test, inference, checkpoint, command=shlex.join(["python", *sys.argv])))
+    text = page(*gather(cfg, test, inference, checkpoint, command=typed()))
     words = ["report", test.what, short_name(test_name(cfg)), cfg.metric, list(inference.scores)[-1]]
     words += [f"{cfg.test_ids}ids"] if cfg.test_ids else []
     path = Path(cfg.output) if cfg.output else test.directory / "results" / f"{'_'.join(words)}.html"

@@ -8,7 +8,6 @@ memory. All settings of test.py that concern scores are understood; the scores a
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from config.cli import parse_settings, split_first
+from config.cli import parse_settings, split_first, typed
 from processor.environment import pick_device
 from processor.evaluate import report, score_features, scores_note
 from processor.features import StoredFeatures, read_features
@@ -54,7 +53,7 @@ def main() -> None:
     features = on_device(stored, pick_device(cfg.device))
     inference = score_features(cfg, {"plain": features}, stored.ids)
     note = scores_note(cfg, stored.note)
-    record = {"features": name, "command": shlex.join(["python", *sys.argv]), "note": note}
+    record = {"features": name, "command": typed(), "note": note}
     record |= report(inference, note)
     if cfg.output:
         write_json(cfg.output, record)

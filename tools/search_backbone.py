@@ -54,7 +54,7 @@ def choose(search: Search, cfg: RetrainConfig, found: Sequence[Candidate]) -> Pa
         return write_winner(search, found[0], None)
     reference, sizes = mobilenet_v2(cfg.height, cfg.width), Space(cfg.height, cfg.width).sizes
     of_size = ([c for c in found if (c.spec.height, c.spec.width) == size] for size in sizes)
-    finalists = [max(some, key=lambda c: c.mAP) for some in of_size if some]
+    finalists = [some[0] for some in of_size if some]  # best first, as `found` is
     costs = tuple(cost(reference) for cost, _ in search.limits)
     if all(cost <= most for cost, (_, most) in zip(costs, search.limits, strict=True)):
         finalists.append(Candidate(reference, costs, search.score(reference)))

@@ -11,26 +11,26 @@ from pathlib import Path
 import numpy as np
 
 from config import Config
+from config.cli import typed
 from model.backbones.space import mobilenet_v2
 from processor.search import Candidate
 from tools.model_summary import count
 from tools.search_pictures import draw, draw_comparison
-from tools.search_steps import Search, short, typed
+from tools.search_steps import Search, short
 from utils.files import write_json
 from utils.pareto import pareto_front
 
 
 def report(search: Search, found: Sequence[Candidate]) -> str:
     """The Pareto front as text, picture and files."""
-    reference = mobilenet_v2(search.cfg.height, search.cfg.width)
-    best = front(found)
-    draw(search, found, search.score(reference))
+    reference, best = search.score(mobilenet_v2(search.cfg.height, search.cfg.width)), front(found)
+    draw(search, found, reference)
     places = search.directory / "front"
     for old in places.glob("*.json"):
         old.unlink()
     for place, candidate in enumerate(best, 1):
         write_spec(search, places / f"{place:02}-{candidate.costs[0] / 1e6:.1f}M.json", candidate)
-    return f"{front_table(found)}\nMobileNetV2 1.0 with the shared weights has {search.score(reference):.2f}"
+    return f"{front_table(best, len(found))}\nMobileNetV2 1.0 with the shared weights has {reference:.2f}"
 
 
 def front(found: Sequence[Candidate]) -> list[Candidate]:
@@ -38,11 +38,11 @@ def front(found: Sequence[Candidate]) -> list[Candidate]:
     return [found[i] for i in pareto_front([c.costs[-1] for c in found], [c.mAP for c in found])]
 
 
-def front_table(found: Sequence[Candidate]) -> str:
-    """The Pareto front, a line a network."""
-    lines = [f"Pareto front of {len(found)} networks, mAP on held-out identities with shared weights:"]
+def front_table(best: Sequence[Candidate], count: int) -> str:
+    """The Pareto front of so many networks, a line each."""
+    lines = [f"Pareto front of {count} networks, mAP on held-out identities with shared weights:"]
     lines.append(f"{'M multiply-adds':>15}{'ms':>8}{'input':>10}{'stride':>8}{'mAP':>8}  stages: blocks x width/inside")
-    for c in front(found):
+    for c in best:
         stages = " ".join(f"{s.depth}x{s.width}/{s.expansion}k{s.kernel}{'s' if s.se else ''}" for s in c.spec.stages)
         ms = f"{c.costs[1] * 1e3:.2f}" if len(c.costs) > 1 else "-"
         size = f"{c.spec.height}x{c.spec.width}"

@@ -26,7 +26,7 @@ from tyro.conf import Fixed, Suppress, arg
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from config.cli import parse_settings, read_settings, split_first
+from config.cli import parse_settings, read_settings, split_first, typed
 from config.config import dashed
 from datasets.base import ReIDDataset, Sample, full_note, heldout_split, last_identities
 from datasets.loaders import TestLoader, left_out
@@ -212,7 +212,7 @@ def report(
         "checkpoint": str(stored[0]) if stored else None, "features": cfg.features or None,
         "queries": len(data.ids[0]), "gallery": len(data.ids[1]), "identities": len(set(data.ids[0].tolist())),
         "flip": cfg.flip, "metric": cfg.metric, "seconds": round(seconds, 2),
-        **describe_environment(data.features[0].device), "search_command": shlex.join(["python", *sys.argv]),
+        **describe_environment(data.features[0].device), "search_command": typed(),
         "test_command": command, "best": ranked[0], "defaults": default, "no_reranking": table["no re-ranking"],
         "rows": rows,
     }  # fmt: skip

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from config import Config
+from config.cli import typed
 from config.config import dashed
 from model.backbones.searchable import self_contained
 from model.backbones.space import Space, Spec, mobilenet_v2, multiply_adds
@@ -80,11 +79,6 @@ def train_once(cfg: Config) -> dict:
     if not result.exists():
         do_train(replace(cfg, resume=True), command=typed())
     return json.loads(result.read_text())
-
-
-def typed() -> str:
-    """The command that was typed."""
-    return shlex.join(["python", *sys.argv])
 
 
 def alone(cfg: Config, directory: Path, name: str, spec: Spec | None = None, **changes) -> dict:

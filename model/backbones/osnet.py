@@ -14,7 +14,7 @@ from torch import nn
 
 from config import Config
 from model.backbones.resnet_ibn import refuse_tiny_images
-from model.backbones.stages import Staged
+from model.backbones.stages import Staged, init_convolutions
 from utils.errors import UserError
 
 # name: channels after the stem and the three stages, kind of norm, Google Drive's id of the ImageNet weights
@@ -164,10 +164,7 @@ class OSNet(Staged):
             self.conv4 = nn.Sequential(OSBlock(c3, c4), OSBlock(c4, c4))
             self.pool2, self.pool3 = nn.Identity(), nn.Identity()  # torchreid has them in conv2 and conv3 here
         self.conv5 = convolution(c4, c4)
-        for conv in (m for m in self.modules() if isinstance(m, nn.Conv2d)):
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-            if conv.bias is not None:
-                nn.init.zeros_(conv.bias)
+        init_convolutions(self)
 
 
 def osnet(name: str, cfg: Config) -> OSNet:

@@ -13,7 +13,7 @@ from torchvision.ops import SqueezeExcitation
 
 from config import Config
 from model.backbones.space import HEAD, STEM, Block, Spec, blocks, multiply_adds, read_spec, squeezed
-from model.backbones.stages import Staged
+from model.backbones.stages import Staged, init_convolutions
 from utils.errors import UserError
 from utils.logging import log
 
@@ -74,10 +74,7 @@ class Searched(Staged):
             row = [InvertedResidual(block) for block in blocks(spec) if block.stage == number]
             self.add_module(f"stage{number + 1}", nn.Sequential(*row))
         self.head = convolution(widths[-1], HEAD, 1)
-        for conv in (m for m in self.modules() if isinstance(m, nn.Conv2d)):
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out")
-            if conv.bias is not None:
-                nn.init.zeros_(conv.bias)
+        init_convolutions(self)
         for block in (m for m in self.modules() if isinstance(m, InvertedResidual) and m.added):
             nn.init.zeros_(block.layers.project[1].weight)  # begins as nothing but its input, as in the supernet
 

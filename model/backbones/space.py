@@ -22,7 +22,7 @@ DEPTHS = ((1,), (1, 2, 3), (2, 3, 4), (2, 3, 4, 5), (2, 3, 4), (2, 3, 4), (1, 2)
 SHARES = (0.875, 0.75, 0.625)  # of the input's height and width, beside the whole
 # The most that a specification may ask for, far beyond the space; what is more is taken for a mistake.
 MOST = {"height": 4096, "width": 4096, "last_stride": 2, "depth": 32, "expansion": 16, "kernel": 31}
-TRIES = 2000  # draws in a row that may be beyond a limit
+TRIES = 2000  # networks in a row that may be beyond a limit, or known, before chance is given up
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -53,6 +53,14 @@ class Backbone(Staged):
                 drop_stride(self.get_submodule(layer))
 
 
+def init_convolutions(net: nn.Module) -> None:
+    """Weights as He et al. (Delving Deep into Rectifiers, ICCV 2015) draw them, by the fan out; no bias."""
+    for conv in (m for m in net.modules() if isinstance(m, nn.Conv2d)):
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
+
+
 def drop_stride(layer: nn.Module) -> None:
     """Stride 1 in all convolutions of the layer, those of its shortcuts too; the map keeps its size then, because all
     are padded by half their kernel."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from config import Config
 from model.backbones.searchable import NoWeights, Searched
 from model.backbones.space import HEAD, STEM, Block, Space, Spec, blocks, squeezed
+from model.backbones.stages import init_convolutions
 from utils.errors import UserError
 
 
@@ -84,10 +85,7 @@ class Supernet(nn.Module):
             row = [block for block in largest if block.stage == number]
             self.stages.append(nn.ModuleList(ElasticBlock(block, block.c_in) for block in row))
         self.head, self.head_norm = ElasticConv(largest[-1].c_out, HEAD, 1, bias=False), ElasticNorm(HEAD)
-        for conv in (m for m in self.modules() if isinstance(m, nn.Conv2d)):
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out")
-            if conv.bias is not None:
-                nn.init.zeros_(conv.bias)
+        init_convolutions(self)
         for stage in self.stages:
             for added in stage[1:]:
                 nn.init.zeros_(added.norm3.weight)
