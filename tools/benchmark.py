@@ -22,10 +22,9 @@ from pathlib import Path
 import torch
 import tyro
 
-from config.cli import typed
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from config.cli import typed
 from tools.benchmark_task import Task
 from utils.errors import UserError, run
 from utils.files import write_json
