@@ -24,7 +24,6 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config.cli import typed
 from tools.benchmark_task import Task
 from utils.errors import UserError, run
 from utils.files import write_json
@@ -92,7 +91,8 @@ def time_an_image(row: dict) -> float:
 
 def compete(task: Task) -> None:
     """Run the contenders, print the table, compare the outcomes, and save all on demand."""
-    from processor.environment import describe_environment, pick_device  # too large to be in the contenders' memory
+    from config.cli import typed  # these are too large to be in the contenders' memory
+    from processor.environment import describe_environment, pick_device
 
     task.check()
     limit_threads(task)
