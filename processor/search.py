@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class Evolution:
     space: Space
     limits: list[tuple[Callable[[Spec], float], float]]
     score: Callable[[Spec], float]
-    seed: int = 0
+    seed: int | tuple[int, ...] = 0
     mutation: float = 0.15  # probability that a gene of a child is drawn anew
     found: dict[Spec, Candidate] = field(default_factory=dict)
 
@@ -72,25 +72,15 @@ class Evolution:
         self.rng = np.random.default_rng(self.seed)
 
     def run(self, count: int, at_random: int, told: Callable[[Candidate], Any] = lambda _: None) -> list[Candidate]:
-        """Score `count` networks, the first `at_random` of them drawn, the others bred; best first. Fewer where the
-        limits leave fewer. Raises UserError where they leave none."""
+        """Score `count` networks, the first `at_random` of them drawn, the others bred; best first. Fewer, or none,
+        where the limits leave fewer."""
         while len(self.found) < count:
             candidate = self.propose(self.draw) if len(self.found) < at_random else None
             candidate = candidate or self.propose(self.child)  # of the smallest, where chance finds none
             if candidate is None:
                 break
             told(candidate)
-        if not self.found:
-            smallest = self.space.smallest()
-            costs = [
-                f"{scale * cost(smallest):.1f} {unit} where {scale * most:.1f} are allowed"
-                for (cost, most), (scale, unit) in zip(self.limits, UNITS, strict=False)
-            ]
-            raise UserError(
-                f"no network of the space is within the limits: the smallest has {' and '.join(costs)}; raise "
-                "--max-flops or --max-latency, or give a smaller --height and --width"
-            )
-        return sorted(self.found.values(), key=lambda c: -c.mAP)
+        return best_first(self.found.values())
 
     def propose(self, make: Callable[[], Spec]) -> Candidate | None:
         """A network within the limits that is new, scored; None where chance finds none."""
@@ -125,5 +115,42 @@ class Evolution:
         """The Pareto front of score and the last cost, and the best quarter whatever they cost."""
         everyone = list(self.found.values())
         front = pareto_front([c.costs[-1] for c in everyone], [c.mAP for c in everyone])
-        best = sorted(everyone, key=lambda c: -c.mAP)[: max(len(everyone) // 4, 2)]
+        best = best_first(everyone)[: max(len(everyone) // 4, 2)]
         return list(dict.fromkeys(c.spec for c in [everyone[i] for i in front] + best)) or [self.space.smallest()]
+
+
+def best_first(candidates: Iterable[Candidate]) -> list[Candidate]:
+    return sorted(candidates, key=lambda c: -c.mAP)
+
+
+def search_each_size(
+    space: Space,
+    limits: list[tuple[Callable[[Spec], float], float]],
+    score: Callable[[Spec], float],
+    seed: int,
+    count: int,
+    at_random: int,
+    told: Callable[[Candidate], Any] = lambda _: None,
+) -> list[Candidate]:
+    """`count` networks from one evolution for each size of images, with equal shares of them; best first.
+
+    Scores with shared weights say more about networks for images of one size than of several (docs/light_models.md).
+    Where the limits leave a size fewer networks than its share, the other sizes have the rest. Raises UserError where
+    they leave none at all.
+    """
+    found: list[Candidate] = []
+    for number, size in enumerate(space.sizes):  # large images, which leave the fewest networks, first
+        share = (count - len(found)) // (len(space.sizes) - number)
+        evolution = Evolution(space.of_size(size), limits, score, (seed, number))
+        found += evolution.run(share, -(-share * at_random // count), told)
+    if not found:
+        smallest = space.smallest()
+        costs = [
+            f"{scale * cost(smallest):.1f} {unit} where {scale * most:.1f} are allowed"
+            for (cost, most), (scale, unit) in zip(limits, UNITS, strict=False)
+        ]
+        raise UserError(
+            f"no network of the space is within the limits: the smallest has {' and '.join(costs)}; raise "
+            "--max-flops or --max-latency, or give a smaller --height and --width"
+        )
+    return best_first(found)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import processor.latency_table
+import processor.search
+import tools.search_backbone
 import tools.search_steps
 import utils.latency
 from config import Config
@@ -27,7 +31,7 @@ from model.backbones.space import Space, Spec, mobilenet_v2, multiply_adds, read
 from processor import load_model
 from processor.latency_table import LatencyTable, parts
 from processor.scorer import Scorer, without_test
-from processor.search import Evolution, Scores
+from processor.search import Candidate, Evolution, Scores, search_each_size
 from tools.check_ranking import interval
 from tools.search_report import verdict
 from tools.search_settings import SearchConfig, flops
@@ -74,6 +78,20 @@ def test_kendalls_and_spearmans_correlations_are_scipys(ties):
     up = np.arange(5.0)
     assert kendall(up, up**3) == 1 == pytest.approx(spearman(up, up**3)) and kendall(up, -up) == -1
     assert np.isnan(kendall(up, up * 0)) and np.isnan(spearman(up * 0, up))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kendalls_correlation_within_groups_counts_only_their_pairs(seed):
+    rng = np.random.default_rng(seed)
+    a, b, groups = rng.integers(0, 5, 15), rng.integers(0, 5, 15), rng.integers(0, 4, 15)
+    agree = first = second = 0
+    for i in range(15):
+        for j in range(i):
+            if groups[i] == groups[j]:
+                agree += np.sign(a[i] - a[j]) * np.sign(b[i] - b[j])
+                first, second = first + (a[i] != a[j]), second + (b[i] != b[j])
+    assert kendall(a, b, groups) == pytest.approx(agree / (first * second) ** 0.5)
+    assert kendall(a, b, [0] * 15) == kendall(a, b) and np.isnan(kendall(a, b, range(15)))
 
 
 # ---- evolution
@@ -163,17 +181,45 @@ def test_killed_and_resumed_it_finds_the_same_and_scores_nothing_anew(tmp_path, 
     assert evolution(once_more).run(25, 8) == found  # lines after the torn one are whole
 
 
-def test_a_budget_that_is_too_small_gets_a_sentence_with_the_smallest_networks_costs():
+def each_size(limits: list, count: int, at_random: int, score=goodness) -> list[Candidate]:
+    return search_each_size(SPACE, limits, score, 0, count, at_random)
+
+
+def test_each_size_of_images_is_searched_by_itself_with_an_equal_share_and_the_best_comes_first():
+    told, limits = [], [(multiply_adds, 12e6)]
+    found = search_each_size(SPACE, limits, goodness, 3, 42, 14, told.append)
+    assert {*told} == {*found} and len(found) == 42
+    assert [c.mAP for c in found] == sorted((c.mAP for c in found), reverse=True)
+    assert Counter((c.spec.height, c.spec.width) for c in found) == dict(
+        zip(SPACE.sizes, (10, 10, 11, 11), strict=True)
+    )
+    for number, (size, share) in enumerate(zip(SPACE.sizes, (10, 10, 11, 11), strict=True)):
+        own = Evolution(SPACE.of_size(size), limits, goodness, (3, number)).run(share, 4)
+        assert set(own) == {c for c in found if (c.spec.height, c.spec.width) == size}
+    bad = search_each_size(SPACE, limits, lambda spec: -goodness(spec), 3, 42, 14)
+    same = {c.spec for c in found} & {c.spec for c in bad}
+    assert len(same) >= 16 > 42 - len(same) - 12  # those that were drawn, and hardly more
+
+
+def test_what_a_size_leaves_of_its_share_goes_to_the_others(monkeypatch):
+    monkeypatch.setattr(processor.search, "TRIES", 100)
+    few = multiply_adds(SPACE.of_size(SPACE.sizes[1]).smallest())  # one network of that size, none of a larger
+    found = Counter((c.spec.height, c.spec.width) for c in each_size([(multiply_adds, few)], 21, 21))
+    assert found == {SPACE.sizes[1]: 1, SPACE.sizes[2]: 10, SPACE.sizes[3]: 10}
+
+
+def test_a_budget_that_is_too_small_gets_a_sentence_with_the_smallest_networks_costs(monkeypatch):
+    monkeypatch.setattr(processor.search, "TRIES", 100)
     with pytest.raises(UserError) as error:
-        evolution(limit=1e6).run(5, 3)
+        each_size([(multiply_adds, 1e6)], 5, 3)
     smallest = multiply_adds(SPACE.smallest()) / 1e6
     words = (
         f"no network of the space is within the limits: the smallest has {smallest:.1f} M multiply-adds where 1.0 are"
     )
     assert str(error.value).startswith(words) and "raise --max-flops" in str(error.value)
-    limits = [(multiply_adds, 1e9), (lambda spec: 0.004, 0.002)]
     with pytest.raises(UserError, match=r"and 4\.0 ms where 2\.0 are allowed"):
-        Evolution(SPACE, limits, goodness).run(5, 3)
+        each_size([(multiply_adds, 1e9), (lambda spec: 0.004, 0.002)], 5, 3)
+    assert evolution(limit=1e6).run(5, 3) == []
 
 
 def test_a_budget_that_chance_hardly_ever_meets_is_met_from_the_smallest_network_on():
@@ -403,6 +449,55 @@ def test_a_search_ends_with_a_specification_that_trains_and_never_opens_a_test_i
     assert model.backbone.spec == spec
 
 
+def test_the_winner_is_the_finalist_that_does_best_alone_on_nobody_of_the_test(small):
+    spoil(small, "query", "bounding_box_test")
+    shown = program("tools/search_backbone.py", *words(small, "--name", "f", most="7M"))
+    assert shown.returncode == 0, shown.stderr
+    directory = Path(small.log_dir) / "f"
+    finals = [json.loads((p / "results" / "train.json").read_text()) for p in directory.glob("alone-*")]
+    sizes = Counter((r["settings"]["height"], r["settings"]["width"]) for r in finals)
+    assert sizes == {(32, 32): 2, (24, 24): 1, (16, 16): 1}  # one a size, and MobileNetV2
+    assert {r["settings"]["dataset"].rpartition("/")[2][:7] for r in finals} == {"people-"}
+    (winner,) = map(read_spec, directory.glob("winner-*.json"))
+    best = max(r["scores"]["plain"]["mAP"] for r in finals)
+    won = [r for r in finals if json.dumps(winner.to_dict(), separators=(",", ":")) in r["settings"]["backbone"]]
+    assert [r["scores"]["plain"]["mAP"] for r in won] == [best]
+
+
+def test_finalists_use_most_of_a_limit_where_a_size_has_such_networks(monkeypatch):
+    small, large = SPACE.sizes[-1], SPACE.sizes[0]
+    rng = np.random.default_rng(0)
+
+    def candidate(size: tuple[int, int], flops: float, seconds: float, mAP: float) -> Candidate:
+        return Candidate(SPACE.of_size(size).random(rng), (flops, seconds), mAP)
+
+    found = [
+        candidate(large, 8e6, 0.004, 90.0),
+        near_in_time := candidate(large, 8e6, 0.009, 80.0),
+        candidate(large, 18e6, 0.004, 70.0),
+        better := candidate(small, 14e6, 0.007, 60.0),
+        candidate(small, 12e6, 0.007, 50.0),
+    ]
+    reference = mobilenet_v2(64, 32)
+    limits = [(multiply_adds, 20e6), (lambda spec: 0.02, 0.010)]
+    search = SimpleNamespace(limits=limits, score=lambda spec: 40.0)
+    trained = []
+
+    def train_each(_search, _cfg, finalists, _log) -> list[float]:
+        trained.append(finalists)
+        return [float(c is better) for c in finalists]
+
+    monkeypatch.setattr(tools.search_backbone, "train_each", train_each)
+    cfg = tools.search_backbone.RetrainConfig(height=64, width=32)
+    assert tools.search_backbone.choose(search, cfg, found) == (better, 1.0)
+    limits[1] = (lambda spec: 0.01, 0.010)  # MobileNetV2 is within
+    assert tools.search_backbone.choose(search, cfg, found) == (better, 1.0)
+    assert trained[0] == [better, near_in_time]
+    assert trained[1] == [better, near_in_time, Candidate(reference, (multiply_adds(reference), 0.01), 40.0)]
+    cfg.finals = False
+    assert tools.search_backbone.choose(search, cfg, found) == (found[0], None) and len(trained) == 2
+
+
 def test_retraining_compares_with_mobilenet_v2_and_with_chance_and_goes_on_where_it_was(small, monkeypatch):
     options = words(small, "--name", "r", "--retrain", 2, "--against-random", most="7M")
     options += ["--references", "mobilenet_v2", "osnet_x0_25"]
@@ -412,16 +507,9 @@ def test_retraining_compares_with_mobilenet_v2_and_with_chance_and_goes_on_where
     rows = json.loads((directory / "comparison.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["winner", "best of random", "mobilenet_v2", "osnet_x0_25"]
     assert all(len(row["mAP"]) == row["seeds"] == 2 for row in rows)
-    (winner,) = map(read_spec, directory.glob("winner-*.json"))
-    finals = [json.loads((p / "results" / "train.json").read_text()) for p in directory.glob("alone-*")]
-    sizes = [(r["settings"]["height"], r["settings"]["width"]) for r in finals]
-    assert sizes.count((16, 16)) == sizes.count((24, 24)) == 1 and (32, 32) in sizes  # one a size, and MobileNetV2
-    assert {r["settings"]["dataset"].rpartition("/")[2][:7] for r in finals} == {"people-"}  # nobody of the test
-    best = max(finals, key=lambda r: r["scores"]["plain"]["mAP"])["scores"]["plain"]["mAP"]
-    won = [r for r in finals if json.dumps(winner.to_dict(), separators=(",", ":")) in r["settings"]["backbone"]]
-    assert [r["scores"]["plain"]["mAP"] for r in won] == [best]
     assert rows[0]["multiply-adds"] <= 7e6 and (directory / "comparison.png").stat().st_size > 10_000
-    results = [json.loads(p.read_text()) for p in sorted(directory.glob("*-s*/results/train.json"))]
+    retrained = [path for path in directory.glob("*-s[01]") if not path.name.startswith("alone-")]
+    results = [json.loads((path / "results" / "train.json").read_text()) for path in retrained]
     assert {r["settings"]["holdout_ids"] for r in results} == {0} and {r["note"] for r in results} == {""}
     last_strides = {r["settings"]["backbone"]: r["settings"]["last_stride"] for r in results}
     assert last_strides["mobilenet_v2"] == 2 and last_strides["osnet_x0_25"] == 1
@@ -430,9 +518,10 @@ def test_retraining_compares_with_mobilenet_v2_and_with_chance_and_goes_on_where
         again = program("tools/search_backbone.py", *options)
     assert again.returncode == 0 and shown.stdout.splitlines()[-8:] == again.stdout.splitlines()[-8:]
     (directory / next(directory.glob("winner-*.json")).name).unlink()  # checkpoints hold the specification
-    (checkpoint,) = {p for p in directory.glob("*-s0/last.pth") if "searched" in (p.parent / "config.json").read_text()
-                     and multiply_adds(load_model(p, CPU)[0].backbone.spec) == rows[0]["multiply-adds"]}  # fmt: skip
-    assert load_model(checkpoint, CPU)[1].backbone.startswith("searched:{")
+    checkpoints = [p / "last.pth" for p in retrained if "searched" in (p / "config.json").read_text()]
+    costs = {multiply_adds(load_model(p, CPU)[0].backbone.spec) for p in checkpoints}
+    assert costs == {row["multiply-adds"] for row in rows[:2]}
+    assert all(load_model(p, CPU)[1].backbone.startswith("searched:{") for p in checkpoints)
     for name, value, said in (("--seed", 1, "--seed (0, not 1)"), ("--train-ids", 3, "--dataset")):
         changed = program("tools/search_backbone.py", *words(small, "--name", "r", name, value, most="7M"))
         refused(changed, f"supernet was trained with another {said}", "give another --name, or delete it")
@@ -440,25 +529,28 @@ def test_retraining_compares_with_mobilenet_v2_and_with_chance_and_goes_on_where
 
 def test_ranking_trains_each_network_by_itself_on_nobody_of_the_test_and_goes_on(small, monkeypatch):
     spoil(small, "query", "bounding_box_test")
-    shown = program("tools/check_ranking.py", *words(small, "--name", "k", "--ranking", 3))
+    shown = program("tools/check_ranking.py", *words(small, "--name", "k", "--ranking", 3, "--ranking-seeds", 2))
     assert shown.returncode == 0, shown.stderr
     directory = Path(small.log_dir) / "k"
     found = json.loads((directory / "ranking.json").read_text())
     shared, alone = ([row[key] for row in found["rows"]] for key in ("shared", "alone"))
     assert len(shared) == 3 and "3 of 3" in shown.stdout and "left about 0.0 minutes" in shown.stdout
+    seeds = [[row["by_seed"][n] for row in found["rows"]] for n in range(2)]
+    assert alone == pytest.approx(np.mean(seeds, axis=0)) and len(list(directory.glob("alone-*-s[01]"))) == 6
     tau = stats.kendalltau(shared, alone).statistic
-    assert np.isnan([found["kendall"], tau]).all() or found["kendall"] == pytest.approx(tau)
+    told = found["shared weights"]["kendall"]
+    assert np.isnan([told, tau]).all() or told == pytest.approx(tau)
     assert (directory / "ranking.png").exists()
     with monkeypatch.context() as patch:
         no_training(patch)
-        again = program("tools/check_ranking.py", *words(small, "--name", "k", "--ranking", 3))
+        again = program("tools/check_ranking.py", *words(small, "--name", "k", "--ranking", 3, "--ranking-seeds", 2))
     assert again.returncode == 0 and json.loads((directory / "ranking.json").read_text())["rows"] == found["rows"]
 
 
 def test_bootstraps_of_a_perfect_ranking_are_perfect_and_of_a_short_one_wide():
-    assert interval(range(12), range(12)) == [1, 1]
+    assert interval(range(12), range(12), None) == [1, 1] == interval(range(12), range(12), [0, 1] * 6)
     rng = np.random.default_rng(0)
-    low, high = interval(np.arange(12) + rng.normal(0, 4, 12), np.arange(12))
+    low, high = interval(np.arange(12) + rng.normal(0, 4, 12), np.arange(12), None)
     assert -0.2 < low < high - 0.2 < 0.9
 
 

@@ -18,6 +18,7 @@ from torchvision import models
 from config import Config
 from model.attention import make_attention
 from model.backbones import find_backbone, searchable
+from model.backbones import space as space_module
 from model.backbones.searchable import Searched, self_contained
 from model.backbones.space import (
     DEPTHS,
@@ -171,16 +172,33 @@ def test_the_same_seed_draws_the_same_networks():
     assert first == again and first != other
 
 
-def test_draws_within_a_budget_are_the_draws_that_happen_to_be():
-    most = multiply_adds(mobilenet_v2(96, 48))
-    within, rng, free = np.random.default_rng(3), np.random.default_rng(3), Space(96, 48)
-    drawn = [Space(96, 48, most).random(within) for _ in range(20)]
-    expected = (spec for spec in iter(lambda: free.random(rng), None) if multiply_adds(spec) <= most)
-    assert drawn == [next(expected) for _ in drawn]
-    least = multiply_adds(free.smallest())
-    assert Space(96, 48, least).random(rng) == free.smallest()  # chance would look for it for ages
-    with pytest.raises(UserError, match=r"no network of the space is within 2\.7 M"):
-        Space(96, 48, least - 1)
+def test_draws_within_a_budget_are_as_many_of_each_size_and_there_the_draws_that_happen_to_be():
+    most, n, free = multiply_adds(mobilenet_v2(96, 48)), 2000, Space(96, 48)
+    tight, rng = Space(96, 48, most), np.random.default_rng(3)
+    drawn = [tight.random(rng) for _ in range(n)]
+    assert all(multiply_adds(spec) <= most for spec in drawn)
+    for size in free.sizes:
+        found = [spec for spec in drawn if (spec.height, spec.width) == size]
+        assert abs(len(found) - n / 4) < 5 * (n / 4) ** 0.5
+        expected = [spec for spec in (free.of_size(size).random(rng) for _ in range(n)) if multiply_adds(spec) <= most]
+        assert len(expected) > n / 5 and {(spec.height, spec.width) for spec in expected} == {size}
+        for value in (lambda spec: spec.last_stride, lambda spec: spec.stages[4].width, lambda spec: spec.stages[2].se):
+            sides = [[float(value(spec)) for spec in side] for side in (found, expected)]
+            error = np.sqrt(sum(np.var(side) / len(side) for side in sides))
+            assert abs(np.subtract(*map(np.mean, sides))) < 5 * error
+
+
+def test_sizes_that_no_network_within_a_budget_can_take_are_left_out(monkeypatch):
+    monkeypatch.setattr(space_module, "TRIES", 50)  # chance would look for the smallest for ages
+    free, rng = Space(96, 48), np.random.default_rng(3)
+    least = [multiply_adds(free.of_size(size).smallest()) for size in free.sizes]
+    assert least == sorted(least, reverse=True) and len(least) == 4
+    space = Space(96, 48, least[2])
+    assert space.sizes == free.sizes[2:] == [(72, 32), (64, 32)]
+    assert {space.random(rng) for _ in range(20)} > {free.of_size((72, 32)).smallest()}
+    assert Space(96, 48, least[3]).random(rng) == free.smallest()
+    with pytest.raises(UserError, match=r"no network of the space is within 2\.7 M .* smallest has 2\.7 M; allow more"):
+        Space(96, 48, least[3] - 1)
 
 
 @pytest.mark.parametrize("size", [(31, 64), (64, 16)])

@@ -2,7 +2,8 @@
 
 Networks drawn by chance within the budget are scored with the shared weights, then each is trained by itself with the
 preset's schedule and scored on the same held-out identities. Kendall's rank correlation says how well the one foretells
-the other, and, beside it, how well the number of multiply-adds alone does. Stopped, it goes on where it was.
+the other, and, beside it, how well the number of multiply-adds alone does. With `--ranking-seeds 2` each is trained
+twice; how well one of these trainings foretells the other is what can be hoped for. Stopped, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config.cli import parse_train, typed
 from tools.search_settings import SearchConfig, plain
-from tools.search_steps import open_search, short, train_each
+from tools.search_steps import open_search, short, size_of, train_each
 from utils.errors import run
 from utils.files import write_atomically, write_json
 from utils.logging import log, setup_logging
@@ -31,17 +32,22 @@ from utils.pareto import kendall
 @dataclass
 class RankingConfig(SearchConfig):
     ranking: int = 12  # networks that are drawn and trained
+    ranking_seeds: int = 1  # trainings of each
 
     def _bad_ranges(self):
         yield from super()._bad_ranges()
         if self.ranking < 3:
             yield f"--ranking must be at least 3, not {self.ranking}"
+        if self.ranking_seeds < 1:
+            yield f"--ranking-seeds must be at least 1, not {self.ranking_seeds}"
 
 
-def interval(a: Sequence[float], b: Sequence[float], draws: int = 2000) -> list[float]:
+def interval(a: Sequence[float], b: Sequence[float], groups: Sequence[object] | None, draws: int = 2000) -> list[float]:
     """The 5th and 95th percentile of Kendall's correlation when networks are drawn with replacement (bootstrap)."""
-    rng, pairs = np.random.default_rng(0), np.array([a, b])
-    found = [kendall(*pairs[:, rng.integers(len(a), size=len(a))]) for _ in range(draws)]
+    rng, found = np.random.default_rng(0), []
+    for _ in range(draws):
+        drawn = rng.integers(len(a), size=len(a))
+        found.append(kendall(*([some[i] for i in drawn] for some in (a, b, groups) if some is not None)))
     return np.nanpercentile(found, [5, 95]).tolist()
 
 
@@ -65,21 +71,29 @@ def main() -> None:
     setup_logging(search.directory / "ranking.log")
     drawn = search.run(cfg.ranking, cfg.ranking)
     drawn.sort(key=lambda c: short(c.spec))  # in no order that has to do with the score, so that estimates are fair
-    scores = train_each(search, plain(cfg), drawn, "ranking.log")
+    seeds = range(cfg.seed, cfg.seed + cfg.ranking_seeds)
+    trained = [train_each(search, plain(cfg, seed=seed), drawn, "ranking.log") for seed in seeds]
+    scores = np.mean(trained, axis=0).tolist()
     rows = [
-        {"multiply_adds": c.costs[0], "shared": c.mAP, "alone": score, "spec": c.spec.to_dict()}
-        for c, score in zip(drawn, scores, strict=True)
+        {"multiply_adds": c.costs[0], "shared": c.mAP, "alone": score, "by_seed": each, "spec": c.spec.to_dict()}
+        for c, score, each in zip(drawn, scores, zip(*trained, strict=True), strict=True)
     ]
-    shared, cost = [c.mAP for c in drawn], [c.costs[0] for c in drawn]
-    result = {"kendall": kendall(shared, scores), "kendall_90": interval(shared, scores)}
-    result |= {"kendall_of_multiply_adds": kendall(cost, scores), "kendall_of_multiply_adds_90": interval(cost, scores)}
+    sizes = [size_of(c) for c in drawn]
+    pairs = {"shared weights": ([c.mAP for c in drawn], scores)}
+    pairs["multiply-adds alone"] = ([c.costs[0] for c in drawn], scores)
+    if len(trained) > 1:
+        pairs["one training by itself and another"] = tuple(trained[:2])
+    result, words = {}, []
+    for name, (foretold, seen) in pairs.items():
+        for where, groups in (("", None), (" within each size of images", sizes)):
+            tau, about = kendall(foretold, seen, groups), interval(foretold, seen, groups)
+            result[name + where] = {"kendall": tau, "90 % of bootstraps": about}
+            words.append(f"{tau:.2f} ({about[0]:.2f} to {about[1]:.2f}) for {name}{where}")
     write_json(search.directory / "ranking.json", {"command": typed(), **result, "rows": rows})
     draw_pairs(search.directory / "ranking.png", rows)
     log.info(
-        "Kendall's correlation over %d networks, with 90 %% of bootstraps: %.2f (%.2f to %.2f) for shared weights, "
-        "%.2f (%.2f to %.2f) for multiply-adds alone; everything is in %s",
-        len(drawn), result["kendall"], *result["kendall_90"], result["kendall_of_multiply_adds"],
-        *result["kendall_of_multiply_adds_90"], search.directory,
+        "Kendall's correlation over %d networks, with 90 %% of bootstraps:\n%s\neverything is in %s",
+        len(drawn), "\n".join(words), search.directory,
     )  # fmt: skip
 
 

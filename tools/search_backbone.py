@@ -22,19 +22,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import PRESETS
 from config.cli import parse_train
 from config.config import dashed
-from model.backbones.space import Space, Spec, mobilenet_v2, read_spec
+from model.backbones.space import Spec, mobilenet_v2, read_spec
 from processor.search import Candidate
 from tools.search_report import comparison, report, write_winner
 from tools.search_settings import SearchConfig, plain
-from tools.search_steps import Search, alone, last_stride, open_search, short, train_each
+from tools.search_steps import Search, alone, last_stride, open_search, short, size_of, train_each
 from utils.errors import run
 from utils.logging import log, setup_logging
+
+USED = 0.8  # share of a limit that a finalist uses
 
 
 @dataclass
 class RetrainConfig(SearchConfig):
     finals: bool = True  # train the best of each image size by themselves, to choose among; else shared weights do
-    against_random: bool = False  # also search by chance alone, as many networks, and retrain the best of these too
+    against_random: bool = False  # also search by chance alone, as many networks, with finals, and retrain their best
     retrain: int = 0  # seeds with which the winner and its references are trained and tested; 0: only say how
     references: tuple[str, ...] = ("mobilenet_v2",)  # backbones that are retrained beside the winner
 
@@ -44,23 +46,28 @@ class RetrainConfig(SearchConfig):
             yield f"--retrain must be 0 or more, not {self.retrain}"
 
 
-def choose(search: Search, cfg: RetrainConfig, found: Sequence[Candidate]) -> Path:
-    """The file of the winner: of the best network of each image size, and of MobileNetV2 where that is within the
-    limits, the one that does best on people held out when each is trained by itself.
+def choose(search: Search, cfg: RetrainConfig, found: Sequence[Candidate]) -> tuple[Candidate, float | None]:
+    """Of the best network of each image size, and of MobileNetV2 where that is within the limits, the one that does
+    best on people held out when each is trained by itself; and its score then.
 
-    Shared weights prefer small images, which is not what training alone shows (docs/light_models.md).
+    Networks that leave much of the budget are finalists only where a size has no others: alone, larger ones do better,
+    which scores with shared weights do not tell (docs/light_models.md).
     """
     if not cfg.finals:
-        return write_winner(search, found[0], None)
-    reference, sizes = mobilenet_v2(cfg.height, cfg.width), Space(cfg.height, cfg.width).sizes
-    of_size = ([c for c in found if (c.spec.height, c.spec.width) == size] for size in sizes)
-    finalists = [some[0] for some in of_size if some]  # best first, as `found` is
+        return found[0], None
+
+    def rank(candidate: Candidate) -> tuple[bool, float]:
+        used = max(cost / most for cost, (_, most) in zip(candidate.costs, search.limits, strict=True))
+        return used >= USED, candidate.mAP
+
+    best = {size_of(candidate): candidate for candidate in sorted(found, key=rank)}  # the last of a size stays
+    finalists, reference = sorted(best.values(), key=size_of), mobilenet_v2(cfg.height, cfg.width)
     costs = tuple(cost(reference) for cost, _ in search.limits)
     if all(cost <= most for cost, (_, most) in zip(costs, search.limits, strict=True)):
         finalists.append(Candidate(reference, costs, search.score(reference)))
     scores = train_each(search, plain(cfg), finalists, "search.log")
     score, place = max((score, -place) for place, score in enumerate(scores))
-    return write_winner(search, finalists[-place], score)
+    return finalists[-place], score
 
 
 def retrain(search: Search, cfg: RetrainConfig, found: dict[str, Spec]) -> dict[str, list[dict]]:
@@ -99,14 +106,15 @@ def main() -> None:
     setup_logging(search.directory / "search.log")
     found = search.run(cfg.candidates, cfg.at_random)
     log.info("%s", report(search, found))
-    winner = choose(search, cfg, found)
-    best = {"winner": read_spec(winner)}
+    chosen, alone_score = choose(search, cfg, found)
+    winner = write_winner(search, chosen, alone_score)
+    best = {"winner": chosen.spec}
     log.info("the winner: %s", winner)
     log.info("train it with: %s", command_for(cfg, winner))
     if cfg.against_random:
-        drawn = search.run(cfg.candidates, cfg.candidates)[0]
+        log.info("as many drawn by chance:")
+        drawn, _ = choose(search, cfg, search.run(cfg.candidates, cfg.candidates))
         best["best of random"] = drawn.spec
-        log.info("best of as many drawn by chance: mAP %.2f, %.1f M", drawn.mAP, drawn.costs[0] / 1e6)
     if cfg.retrain:
         results = retrain(search, cfg, best)
         setup_logging(search.directory / "search.log")

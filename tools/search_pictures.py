@@ -65,17 +65,17 @@ def draw(search: Search, found: Sequence[Candidate], reference: float) -> None:
         axis.set_xlabel(words)
         axis.set_ylabel(SCORED)
         axis.grid(alpha=0.3)
-        axis.legend(loc="lower right")
+    figure.legend(handles=axis.get_legend_handles_labels()[0], loc="outside lower center", ncols=3)
     write_atomically(search.directory / "pareto.png", lambda temporary: figure.savefig(temporary, format="png"))
 
 
 def mark(axis: Axes, costs: dict[str, float], most: float) -> None:
-    """A dotted line for each cost up to `most`, with its name along it."""
-    for name, cost in costs.items():
-        if cost <= most:
-            axis.axvline(cost, color="#404040", lw=0.8, ls=":")
-            axis.annotate(name, (cost, 0.98), xycoords=("data", "axes fraction"), rotation=90, fontsize=8,
-                          ha="right", va="top")  # fmt: skip
+    """A dotted line for each cost up to `most`, with its name above the frame, where no point is."""
+    shown = {name: cost for name, cost in costs.items() if cost <= most}
+    for cost in shown.values():
+        axis.axvline(cost, color="#404040", lw=0.8, ls=":")
+    above = axis.secondary_xaxis("top")
+    above.set_xticks(list(shown.values()), list(shown), rotation=50, ha="left", fontsize=8)
 
 
 def draw_comparison(path: Path, rows: Sequence[dict]) -> None:

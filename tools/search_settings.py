@@ -15,8 +15,8 @@ class SearchConfig(Config):
     max_latency: float = 0.0  # most milliseconds of a batch of --latency-batch images on --device; 0: no limit
     latency_batch: int = 1  # images of that batch
     supernet_epochs: int = 0  # epochs of the supernet; 0: four times those of the preset
-    candidates: int = 100  # networks that are scored
-    at_random: int = 30  # of these, how many are drawn by chance before breeding begins
+    candidates: int = 200  # networks that are scored, as many for each size of images
+    at_random: int = 60  # of these, how many are drawn by chance before breeding begins
 
     def _bad_ranges(self):
         yield from super()._bad_ranges()

@@ -19,7 +19,7 @@ from processor.environment import describe_environment, pick_device
 from processor.latency_table import LatencyTable
 from processor.resume import FREE
 from processor.scorer import Scorer, without_test
-from processor.search import Candidate, Evolution, Scores
+from processor.search import Candidate, Scores, search_each_size
 from processor.train import do_train
 from tools.search_settings import SearchConfig, flops, plain
 from utils.errors import UserError
@@ -43,18 +43,25 @@ class Search:
     def run(self, count: int, at_random: int) -> list[Candidate]:
         """Score `count` networks, of which `at_random` are drawn and the others bred. The log says ten times on the way
         how far it is, and how long the rest takes if none of it is known from before."""
-        evolution = Evolution(Space(self.cfg.height, self.cfg.width), self.limits, self.score, self.cfg.seed)
+        space, found = Space(self.cfg.height, self.cfg.width), []
         started, known = time.monotonic(), len(self.score.known)
 
-        def tell(_: Candidate) -> None:
-            done, fresh = len(evolution.found), len(self.score.known) - known
-            if done % max(count // 10, 1) == 0:
-                best = max(evolution.found.values(), key=lambda c: c.mAP)
-                left = f", left {minutes((time.monotonic() - started) / fresh * (count - done))}" if fresh else ""
-                log.info("%d of %d networks, best mAP %.2f with %.1f M multiply-adds%s",
-                         done, count, best.mAP, best.costs[0] / 1e6, left)  # fmt: skip
+        def tell(candidate: Candidate) -> None:
+            found.append(candidate)
+            fresh = len(self.score.known) - known
+            if len(found) % max(count // 10, 1) == 0:
+                best = max((c for c in found if size_of(c) == size_of(candidate)), key=lambda c: c.mAP)
+                left = (time.monotonic() - started) / max(fresh, 1) * (count - len(found))
+                log.info("%d of %d networks, the best for %s images has mAP %.2f with %.1f M multiply-adds%s",
+                         len(found), count, "x".join(map(str, size_of(best))), best.mAP, best.costs[0] / 1e6,
+                         f", left {minutes(left)}" if fresh else "")  # fmt: skip
 
-        return evolution.run(count, at_random, tell)
+        return search_each_size(space, self.limits, self.score, self.cfg.seed, count, at_random, tell)
+
+
+def size_of(candidate: Candidate) -> tuple[int, int]:
+    """Height and width of the images that a network takes."""
+    return candidate.spec.height, candidate.spec.width
 
 
 def minutes(seconds: float) -> str:
@@ -100,7 +107,7 @@ def train_each(search: Search, cfg: Config, candidates: Sequence[Candidate], log
     one, scores, seconds, done = without_test(cfg, search.directory), [], 0.0, 0.0
     total = sum(c.costs[0] for c in candidates)
     for candidate in candidates:
-        result = alone(one, search.directory, f"alone-{short(candidate.spec)}", candidate.spec)
+        result = alone(one, search.directory, f"alone-{short(candidate.spec)}-s{cfg.seed}", candidate.spec)
         setup_logging(search.directory / logfile)
         scores.append(result["scores"]["plain"]["mAP"])
         seconds, done = seconds + result["train_seconds"], done + candidate.costs[0]

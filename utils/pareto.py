@@ -19,10 +19,12 @@ def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> np.ndarray:
     return np.array(front, dtype=int)
 
 
-def kendall(a: Sequence[float], b: Sequence[float]) -> float:
+def kendall(a: Sequence[float], b: Sequence[float], groups: Sequence[object] | None = None) -> float:
     """Kendall's tau-b of two lists (N,): 1 for the same order, -1 for the opposite; ties count as in tau-b. NaN where
-    one of the lists holds nothing but equal numbers."""
-    first, second = (np.sign(np.subtract.outer(x, x))[np.triu_indices(len(a), 1)] for x in (a, b))
+    one of the lists holds nothing but equal numbers. groups (N,): only pairs of one group are counted."""
+    pairs = np.triu_indices(len(a), 1)
+    together = np.array([groups is None or groups[i] == groups[j] for i, j in zip(*pairs, strict=True)], dtype=bool)
+    first, second = (np.sign(np.subtract.outer(x, x))[pairs][together] for x in (a, b))
     weight = np.sqrt(np.abs(first).sum() * np.abs(second).sum())
     return float((first * second).sum() / weight) if weight else float("nan")
 

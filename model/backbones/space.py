@@ -3,6 +3,7 @@ others are made of it. MobileNetV2 (Sandler et al., CVPR 2018) is one of them.""
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -116,17 +117,20 @@ def mobilenet_v2(height: int, width: int, last_stride: int = 2) -> Spec:
 
 
 class Space:
-    """All networks for images of up to `height` × `width` pixels. most: multiply-adds that one drawn may have."""
+    """All networks for images of up to `height` × `width` pixels. most: multiply-adds that one drawn may have; sizes of
+    images that none of them can take within it are left out."""
 
     def __init__(self, height: int, width: int, most: float = math.inf):
         if min(height, width) < 32:
             raise UserError(f"images of {height} x {width} are too small to search networks for; give 32 x 32 or more")
         smaller = {(round(height * s / 8) * 8, round(width * s / 8) * 8) for s in SHARES}
         self.sizes, self.most = sorted({(height, width)} | smaller, reverse=True), most
-        if multiply_adds(self.smallest()) > most:
+        least = {size: multiply_adds(self.of_size(size).smallest()) for size in self.sizes}
+        self.sizes = [size for size in self.sizes if least[size] <= most]
+        if not self.sizes:
             raise UserError(
                 f"no network of the space is within {most / 1e6:.1f} M multiply-adds: the smallest has "
-                f"{multiply_adds(self.smallest()) / 1e6:.1f} M; allow more, or give a smaller --height and --width"
+                f"{min(least.values()) / 1e6:.1f} M; allow more, or give a smaller --height and --width"
             )
 
     def genes(self) -> list[tuple[str, ...]]:
@@ -155,12 +159,21 @@ class Space:
         return {("size",): (spec.height, spec.width), ("last_stride",): spec.last_stride} | stages
 
     def random(self, rng: np.random.Generator) -> Spec:
-        """Every gene by chance, all values alike; anew while it is beyond `most`, and the smallest where all are."""
+        """Every gene by chance, all values alike, and anew while the network is beyond `most`. The size is drawn only
+        once, as networks for small images are within it more often; the smallest of that size where chance finds none.
+        """
+        size = self.of_size(pick(self.sizes, rng))
         for _ in range(TRIES):
-            spec = self.build({gene: pick(self.choices(gene), rng) for gene in self.genes()})
+            spec = size.build({gene: pick(size.choices(gene), rng) for gene in size.genes()})
             if multiply_adds(spec) <= self.most:
                 return spec
-        return self.smallest()
+        return size.smallest()
+
+    def of_size(self, size: tuple[int, int]) -> Space:
+        """The part of this space that is for images of one of its sizes."""
+        part = copy.copy(self)
+        part.sizes = [size]
+        return part
 
     def mutate(self, spec: Spec, rng: np.random.Generator, rate: float) -> Spec:
         """Each gene anew with probability `rate`."""
