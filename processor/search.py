@@ -134,7 +134,7 @@ def search_each_size(
 ) -> list[Candidate]:
     """`count` networks from one evolution for each size of images, with equal shares of them; best first.
 
-    Scores with shared weights say more about networks for images of one size than of several (docs/light_models.md).
+    Together, most of them would be for small images: these are within limits more often, and at the front's cheap end.
     Where the limits leave a size fewer networks than its share, the other sizes have the rest. Raises UserError where
     they leave none at all.
     """

@@ -50,8 +50,8 @@ def choose(search: Search, cfg: RetrainConfig, found: Sequence[Candidate]) -> tu
     """Of the best network of each image size, and of MobileNetV2 where that is within the limits, the one that does
     best on people held out when each is trained by itself; and its score then.
 
-    Networks that leave much of the budget are finalists only where a size has no others: alone, larger ones do better,
-    which scores with shared weights do not tell (docs/light_models.md).
+    Networks that leave much of the budget are finalists only where a size has no others: alone, those with more
+    multiply-adds do better, which scores with shared weights hardly tell (docs/light_models.md).
     """
     if not cfg.finals:
         return found[0], None
