@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks gain nothing from threads, and wait for each other's
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from config import Config
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored, by children too
 
 
 def write_tree(base: Path, train_ids: int = 6, test_ids: int = 4, cameras: int = 3, images: int = 2) -> Path:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -569,11 +570,15 @@ def start(cfg: Config, paths: list[str], hold_at: int) -> subprocess.Popen:
 
 
 def wait_for(process: subprocess.Popen, word: str) -> str:
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if word in line:
-            return line
+    seen, late = [], threading.Timer(120, process.kill)
+    late.start()
+    try:
+        for line in process.stdout:
+            seen.append(line)
+            if word in line:
+                return line
+    finally:
+        late.cancel()
     raise AssertionError("".join(seen))
 
 
