@@ -52,17 +52,30 @@ class Scores:
         return self.known[key]
 
 
+Limits = list[tuple[Callable[[Spec], float], float]]  # for each cost a function of the network and the most it may be
+
+
+def costs_within(spec: Spec, limits: Limits) -> tuple[float, ...] | None:
+    """What a network costs; None beyond a limit. Later ones, which have to be measured, are not asked for then."""
+    costs = []
+    for cost, most in limits:
+        costs.append(cost(spec))
+        if costs[-1] > most:
+            return None
+    return tuple(costs)
+
+
 @dataclass
 class Evolution:
     """Networks of a space within limits, bred for their score (Real et al., Regularized Evolution for Image Classifier
     Architecture Search, AAAI 2019), with parents from the Pareto front (as in Deb et al., NSGA-II, 2002).
 
-    limits: for each cost a function of the network and the most that it may be. All chance follows from the seed, so a
-    search that was stopped and begins anew goes the same way, as far as before in no time if `score` remembers.
+    All chance follows from the seed, so a search that was stopped and begins anew goes the same way, as far as before
+    in no time if `score` remembers.
     """
 
     space: Space
-    limits: list[tuple[Callable[[Spec], float], float]]
+    limits: Limits
     score: Callable[[Spec], float]
     seed: int | tuple[int, ...] = 0
     mutation: float = 0.15  # probability that a gene of a child is drawn anew
@@ -86,20 +99,11 @@ class Evolution:
         """A network within the limits that is new, scored; None where chance finds none."""
         for _ in range(TRIES):
             spec = make()
-            costs = None if spec in self.found else self.costs(spec)
+            costs = None if spec in self.found else costs_within(spec, self.limits)
             if costs is not None:
                 self.found[spec] = Candidate(spec, costs, self.score(spec))
                 return self.found[spec]
         return None
-
-    def costs(self, spec: Spec) -> tuple[float, ...] | None:
-        """What a network costs; None beyond a limit. Later ones, which have to be measured, are not asked for then."""
-        costs = []
-        for cost, most in self.limits:
-            costs.append(cost(spec))
-            if costs[-1] > most:
-                return None
-        return tuple(costs)
 
     def draw(self) -> Spec:
         return self.space.random(self.rng)
@@ -125,7 +129,7 @@ def best_first(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 def search_each_size(
     space: Space,
-    limits: list[tuple[Callable[[Spec], float], float]],
+    limits: Limits,
     score: Callable[[Spec], float],
     seed: int,
     count: int,

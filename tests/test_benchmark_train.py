@@ -260,9 +260,8 @@ def extract(checkpoint: Path, *args: object) -> list[object]:
 
 
 def test_a_whole_extraction_is_shown_saved_and_read_into_the_table(monkeypatch, capsys, tree, checkpoint, tmp_path):
-    monkeypatch.setitem(
-        benchmark_extract.TOLERANCE, "bf16", 0.1
-    )  # the model is not trained, so its ranks are a hair apart
+    # The model is not trained, so its ranks are a hair apart.
+    monkeypatch.setitem(benchmark_extract.TOLERANCE, "bf16", 0.1)
     run(monkeypatch, tree, *extract(checkpoint, "--save", "--results", tmp_path / "results"))
     shown = capsys.readouterr().out
     assert "extract, resnet18, demo: 37 images at 32 × 16, batches of 4" in shown and "mAP 0." in shown

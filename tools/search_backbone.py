@@ -23,7 +23,7 @@ from config import PRESETS
 from config.cli import parse_train
 from config.config import dashed
 from model.backbones.space import Spec, mobilenet_v2, read_spec
-from processor.search import Candidate
+from processor.search import Candidate, costs_within
 from tools.search_report import comparison, report, write_winner
 from tools.search_settings import SearchConfig, plain
 from tools.search_steps import Search, alone, last_stride, open_search, short, size_of, train_each
@@ -62,8 +62,8 @@ def choose(search: Search, cfg: RetrainConfig, found: Sequence[Candidate]) -> tu
 
     best = {size_of(candidate): candidate for candidate in sorted(found, key=rank)}  # the last of a size stays
     finalists, reference = sorted(best.values(), key=size_of), mobilenet_v2(cfg.height, cfg.width)
-    costs = tuple(cost(reference) for cost, _ in search.limits)
-    if all(cost <= most for cost, (_, most) in zip(costs, search.limits, strict=True)):
+    costs = costs_within(reference, search.limits)
+    if costs is not None:
         finalists.append(Candidate(reference, costs, search.score(reference)))
     scores = train_each(search, plain(cfg), finalists, "search.log")
     score, place = max((score, -place) for place, score in enumerate(scores))

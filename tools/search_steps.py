@@ -19,7 +19,7 @@ from processor.environment import describe_environment, pick_device
 from processor.latency_table import LatencyTable
 from processor.resume import FREE
 from processor.scorer import Scorer, without_test
-from processor.search import Candidate, Scores, search_each_size
+from processor.search import Candidate, Limits, Scores, search_each_size
 from processor.train import do_train
 from tools.search_settings import SearchConfig, flops, plain
 from utils.errors import UserError
@@ -32,13 +32,13 @@ CLIP = 5.0
 
 @dataclass
 class Search:
-    """A trained supernet, and what its networks are chosen by. limits: as `Evolution` takes them."""
+    """A trained supernet, and what its networks are chosen by."""
 
     cfg: SearchConfig
     directory: Path
     score: Scores
     table: LatencyTable | None
-    limits: list
+    limits: Limits
 
     def run(self, count: int, at_random: int) -> list[Candidate]:
         """Score `count` networks, of which `at_random` are drawn and the others bred. The log says ten times on the way

@@ -124,9 +124,9 @@ class Space:
         if min(height, width) < 32:
             raise UserError(f"images of {height} x {width} are too small to search networks for; give 32 x 32 or more")
         smaller = {(round(height * s / 8) * 8, round(width * s / 8) * 8) for s in SHARES}
-        self.sizes, self.most = sorted({(height, width)} | smaller, reverse=True), most
-        least = {size: multiply_adds(self.of_size(size).smallest()) for size in self.sizes}
-        self.sizes = [size for size in self.sizes if least[size] <= most]
+        self.most = most
+        least = {size: multiply_adds(self.of_size(size).smallest()) for size in smaller | {(height, width)}}
+        self.sizes = sorted((size for size in least if least[size] <= most), reverse=True)
         if not self.sizes:
             raise UserError(
                 f"no network of the space is within {most / 1e6:.1f} M multiply-adds: the smallest has "
