@@ -112,7 +112,7 @@ def main() -> None:
     samples = [(name, s) for name, loader in loaders.items() for s in loader.samples]
     name = f"embedding_{cfg.method}_{short_name(test_name(cfg))}.png"
     path = Path(cfg.output or test.directory / "results" / name)
-    named = {pid: dataset.called(pid) for pid in sorted(pids.tolist())}
+    named = {pid: dataset.name_of(pid) for pid in sorted(pids.tolist())}
     title = f"{len(points)} test images of {len(pids)} of {len(every)} identities of {dataset.name}"
     draw_points(path, points, [s for _, s in samples], named, dataset.cameras, title, shares)
     write_points(path.with_suffix(".csv"), points, samples)
