@@ -14,7 +14,8 @@ from helpers import ROOT, program, refused
 
 from config import Config
 from config.config import METRIC_LOSSES
-from datasets.augment import Draws, recipe
+from datasets import augment as recipe
+from datasets.augment import Draws
 from tools import parts_table
 from tools.parts import AUGMENTATIONS, EVALUATION, SAMPLERS, Inside, groups
 from tools.parts_seeds import EACH, LEGEND, SEEDS

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 from config import Config
 from config.config import METRIC_LOSSES
-from datasets import sampler
-from datasets.augment import boxes, colour, geometry, recipe
+from datasets import augment, sampler
 from loss import CenterLoss, Criterion, batch_hard_triplet, criterion
 from model import attention, backbones, branches, heads, pooling, reid
 from model.backbones import stages
@@ -54,17 +53,17 @@ SAMPLERS = {
     "shuffle": sampler.ShuffleSampler,
 }
 AUGMENTATIONS = {
-    "flip": geometry.random_flip,
-    "pad and crop": geometry.pad_crop,
-    "2D translation": geometry.random_translation,
-    "rotation": geometry.random_rotation,
-    "affine": geometry.random_affine,
-    "colour jitter": colour.colour_jitter,
-    "grayscale": colour.random_grayscale,
-    "local grayscale (LGT)": boxes.local_grayscale,
-    "AutoAugment": colour.autoaugment,
-    "Cutout": boxes.cutout,
-    **{f"random erasing, {fill}": boxes.random_erasing for fill in ("mean", "zero", "random")},
+    "flip": augment.random_flip,
+    "pad and crop": augment.pad_crop,
+    "2D translation": augment.random_translation,
+    "rotation": augment.random_rotation,
+    "affine": augment.random_affine,
+    "colour jitter": augment.colour_jitter,
+    "grayscale": augment.random_grayscale,
+    "local grayscale (LGT)": augment.local_grayscale,
+    "AutoAugment": augment.autoaugment,
+    "Cutout": augment.cutout,
+    **{f"random erasing, {fill}": augment.erase_ for fill in ("mean", "zero", "random")},
 }
 EVALUATION = {
     "standard": Inside(metrics.evaluate, "Protocol"),
@@ -103,7 +102,7 @@ def groups() -> dict[str, Group]:
         "Optimizers": Group("--optimizer", optimizer, optimizer.OPTIMIZERS),
         "Schedules": Group("--schedule", schedule, SCHEDULES),
         "Samplers": Group("--sampler", sampler, SAMPLERS),
-        "Augmentations": Group("", recipe, AUGMENTATIONS),
+        "Augmentations": Group("", augment, AUGMENTATIONS),
         "Tricks": Group("", reid, TRICKS),
         "Evaluation": Group("", evaluate, EVALUATION),
     }
