@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import re
 import shlex
 import sys
@@ -21,9 +22,9 @@ from utils.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 EVERYDAY = (
-    "name log_dir dataset data_root backbone weights height width batch_size images_per_id epochs lr optimizer "
-    "precision flip rerank seed device workers resume"
-).split()
+    "name", "log_dir", "dataset", "data_root", "backbone", "weights", "height", "width", "batch_size", "images_per_id",
+    "epochs", "lr", "optimizer", "precision", "flip", "rerank", "seed", "device", "workers", "resume",
+)  # fmt: skip
 TEST_SECTIONS = ("run", "data", "eval")  # those that programs for trained models show
 
 
@@ -211,7 +212,7 @@ def help_text(asked: str, default: Config, about: str, own: type | None, section
     if own and asked in ("short", "all"):
         lines += ["\noptions", *(line(s, s.default) for s in settings_of(own).values())]
     if asked == "short":
-        shown = {name: s for section in sections for name, s in known[section].items()}
+        shown = {name: s for section in sections for name, s in known[section].items() if name != "preset"}
         everyday = shown if own and len(shown) < 60 else {name: shown[name] for name in EVERYDAY if name in shown}
         lines += [f"\neveryday settings{preset}", *(line(s, default.get(name)) for name, s in everyday.items())]
         lines += ["\nsections (--help NAME prints one, --help all prints everything)"]
@@ -238,7 +239,10 @@ def line(setting: Setting, value: Any) -> str:
 
 def show(text: str, code: int = 0) -> NoReturn:
     """Print a text and end the program."""
-    print(text, flush=True)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader, such as `head`, has ended; Python would complain again when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(code)
 
 
