@@ -49,31 +49,32 @@ def augment(images: torch.Tensor, cfg: Config, draws: Draws) -> torch.Tensor:
     AutoAugment sees the original image; geometry comes next, then colours, and what hides a part comes last, so that
     nothing blurs, tints or moves it. With everything off this is `normalise`.
     """
-    if cfg.autoaugment_prob > 0:
-        images = autoaugment(images, cfg.autoaugment_prob, draws)
-    if cfg.flip_prob > 0:
-        images = random_flip(images, cfg.flip_prob, draws)
-    if cfg.translate_prob > 0:
-        images = random_translation(images, cfg.translate_prob, draws)
-    if cfg.pad > 0:
-        images = pad_crop(images, cfg.pad, draws)
-    if cfg.rotate_prob > 0:
-        images = random_rotation(images, cfg.rotate_prob, cfg.rotate_degrees, draws)
-    if cfg.affine_prob > 0:
-        images = random_affine(images, cfg.affine_prob, draws)
-    if cfg.jitter_prob > 0:
-        images = colour_jitter(images, cfg.jitter_prob, cfg.jitter, draws)
-    if cfg.gray_prob > 0:
-        images = random_grayscale(images, cfg.gray_prob, draws)
-    if cfg.lgt_prob > 0:
-        images = local_grayscale(images, cfg.lgt_prob, draws)
-    if cfg.cutout_prob > 0:
-        images = cutout(images, cfg.cutout_prob, cfg.cutout_size, draws)
-    if cfg.erase_prob > 0 and cfg.erase_fill != "mean":
-        images = erase_(images.clone(memory_format=CONTIGUOUS), cfg.erase_prob, cfg.erase_fill, draws)
+    aug = cfg.augment
+    if aug.autoaugment_prob > 0:
+        images = autoaugment(images, aug.autoaugment_prob, draws)
+    if aug.flip_prob > 0:
+        images = random_flip(images, aug.flip_prob, draws)
+    if aug.translate_prob > 0:
+        images = random_translation(images, aug.translate_prob, draws)
+    if aug.pad > 0:
+        images = pad_crop(images, aug.pad, draws)
+    if aug.rotate_prob > 0:
+        images = random_rotation(images, aug.rotate_prob, aug.rotate_degrees, draws)
+    if aug.affine_prob > 0:
+        images = random_affine(images, aug.affine_prob, draws)
+    if aug.jitter_prob > 0:
+        images = colour_jitter(images, aug.jitter_prob, aug.jitter, draws)
+    if aug.gray_prob > 0:
+        images = random_grayscale(images, aug.gray_prob, draws)
+    if aug.lgt_prob > 0:
+        images = local_grayscale(images, aug.lgt_prob, draws)
+    if aug.cutout_prob > 0:
+        images = cutout(images, aug.cutout_prob, aug.cutout_size, draws)
+    if aug.erase_prob > 0 and aug.erase_fill != "mean":
+        images = erase_(images.clone(memory_format=CONTIGUOUS), aug.erase_prob, aug.erase_fill, draws)
     floats = normalise(images)
-    if cfg.erase_prob > 0 and cfg.erase_fill == "mean":
-        erase_(floats.permute(0, 2, 3, 1), cfg.erase_prob, cfg.erase_fill, draws)
+    if aug.erase_prob > 0 and aug.erase_fill == "mean":
+        erase_(floats.permute(0, 2, 3, 1), aug.erase_prob, aug.erase_fill, draws)
     return floats
 
 

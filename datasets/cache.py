@@ -43,13 +43,13 @@ class Images:
 
     def __init__(self, cfg: Config, paths: Sequence[str], name: str, size: tuple[int, int] | None = None):
         self.cfg, self.name, self.paths = cfg, name, list(paths)
-        self.height, self.width = size or (cfg.height, cfg.width)
+        self.height, self.width = size or (cfg.data.height, cfg.data.width)
         self.bytes = len(self.paths) * self.height * self.width * 3
-        self.directory = Path(cfg.cache_dir or Path(cfg.data_root) / ".cache")
-        self.pool = ThreadPoolExecutor(cfg.workers, thread_name_prefix=f"read-{name}")
+        self.directory = Path(cfg.data.cache_dir or Path(cfg.data.data_root) / ".cache")
+        self.pool = ThreadPoolExecutor(cfg.data.workers, thread_name_prefix=f"read-{name}")
         self.pictures: np.ndarray | None = None  # (N, height, width, 3) uint8 of all paths; None: decode at every use
         bad = None
-        if self.paths and cfg.disk_gb > 0:
+        if self.paths and cfg.data.disk_gb > 0:
             try:
                 bad = self._from_file()
             except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
@@ -95,11 +95,11 @@ class Images:
         is no room for the file."""
         pictures, record = (self.directory / f"{self.name}-{self._digest()}{end}" for end in (".npy", ".json"))
         bad = self._map(pictures, record)
-        if bad is None and self.bytes <= self.cfg.disk_gb * 1e9:
+        if bad is None and self.bytes <= self.cfg.data.disk_gb * 1e9:
             self.directory.mkdir(parents=True, exist_ok=True)
             with lock(self.directory):
                 bad = self._map(pictures, record)  # another program may have written it meanwhile
-                if bad is None and make_room(self.directory, self.bytes, self.cfg.disk_gb * 1e9):
+                if bad is None and make_room(self.directory, self.bytes, self.cfg.data.disk_gb * 1e9):
                     bad = {}
                     with closing(self._decode_all(bad)) as blocks:
                         write_rows(pictures, len(self.paths), blocks)
@@ -119,7 +119,7 @@ class Images:
         self.pictures = mapped
         with suppress(OSError):  # of another user
             os.utime(record)  # marks it as used
-        if self.bytes <= self.cfg.cache_gb * 1e9 and hasattr(os, "posix_fadvise"):
+        if self.bytes <= self.cfg.data.cache_gb * 1e9 and hasattr(os, "posix_fadvise"):
             with open(pictures, "rb") as file:  # read it in order now, not at random later
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
         return bad
@@ -127,7 +127,7 @@ class Images:
     def _without_file(self) -> dict[int, str]:
         """Decode all images, into memory if they fit there; returns the bad ones."""
         bad: dict[int, str] = {}
-        fits = self.bytes <= self.cfg.cache_gb * 1e9
+        fits = self.bytes <= self.cfg.data.cache_gb * 1e9
         pictures = np.empty((len(self.paths), self.height, self.width, 3), np.uint8) if fits else None
         with closing(self._decode_all(bad)) as blocks:
             for number, block in enumerate(blocks):
@@ -158,7 +158,7 @@ class Images:
         self._refuse(bad)
 
     def _refuse(self, bad: dict[int, str]) -> None:
-        if bad and self.cfg.on_bad_image == "refuse":
+        if bad and self.cfg.data.on_bad_image == "refuse":
             raise UserError(
                 f"{len(bad)} of {len(self.paths)} {self.name} images cannot be used: {summary(bad)}. "
                 "--on-bad-image skip goes on without them"

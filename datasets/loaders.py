@@ -53,7 +53,9 @@ class TrainLoader:
         batches = list(self.sampler.epoch(epoch))[first_step:]
         for step, (indices, images) in enumerate(_to_device(self.images, batches, device), first_step):
             first = self.rank * len(images)
-            draws = Draws(self.cfg.seed, epoch, step, batch=len(images), first=first, total=self.cfg.batch_size)
+            draws = Draws(
+                self.cfg.run.seed, epoch, step, batch=len(images), first=first, total=self.cfg.data.batch_size
+            )
             yield augment(images, self.cfg, draws), self.labels[indices].to(device, non_blocking=True)
 
     def files(self, epoch: int, step: int) -> str:
@@ -67,7 +69,7 @@ class TestLoader:
     __test__ = False  # its name makes pytest take it for a test case
 
     def __init__(self, cfg: Config, samples: list[Sample], name: str, size: tuple[int, int] | None = None):
-        self.batch_size = cfg.test_batch_size
+        self.batch_size = cfg.data.test_batch_size
         self.samples, self.images = readable(cfg, samples, name, size)
         self.rows = np.arange(len(self.samples))
         self.pids = np.array([s.pid for s in self.samples])

@@ -41,10 +41,10 @@ def find_dataset(name: str, cfg: Config) -> ReIDDataset:
     if name in DATASETS:
         spec, *arguments = DATASETS[name]
         if name.startswith("cuhk03_classic"):
-            arguments.append(cfg.split_seed)
-        return load(spec)(cfg.data_root, *arguments)
+            arguments.append(cfg.data.split_seed)
+        return load(spec)(cfg.data.data_root, *arguments)
     if name and Path(name).exists():
-        return load("datasets.own:own")(name, cfg.test_share, cfg.split_seed, cfg.camera_pattern)
+        return load("datasets.own:own")(name, cfg.data.test_share, cfg.data.split_seed, cfg.data.camera_pattern)
     hint = did_you_mean(name, DATASETS) or f"the names are {', '.join(DATASETS)}"
     raise UserError(f"{name!r} is neither a dataset's name nor a folder or .csv file in {os.getcwd()}; {hint}")
 
@@ -52,32 +52,32 @@ def find_dataset(name: str, cfg: Config) -> ReIDDataset:
 def make_dataset(cfg: Config) -> ReIDDataset:
     """Both sides of the settings: what to train on, of one dataset or several, less `holdout_ids`, then cut to
     `train_ids`; and what to test on, cut to `test_ids`. Raises UserError when it is not found."""
-    whole = replace(cfg, test_share=0.0) if trains_on_all(cfg) else cfg
+    whole = cfg.replace(test_share=0.0) if trains_on_all(cfg) else cfg
     train = join([find_dataset(name, whole) for name in train_names(cfg)])
-    test = select_test(find_dataset(test_name(cfg), cfg) if cfg.test_dataset else train, cfg.test_ids)
-    train = select_train(train, cfg.holdout_ids, cfg.train_ids)
-    name = f"{train.name}, tested on {test.name}" if cfg.test_dataset else train.name
+    test = select_test(find_dataset(test_name(cfg), cfg) if cfg.data.test_dataset else train, cfg.data.test_ids)
+    train = select_train(train, cfg.data.holdout_ids, cfg.data.train_ids)
+    name = f"{train.name}, tested on {test.name}" if cfg.data.test_dataset else train.name
     return replace(test, name=name, train=train.train, heldout=train.heldout, train_note=train.train_note)
 
 
 def make_test_set(cfg: Config) -> ReIDDataset:
     """The test side only, cut to `test_ids`: the training set need not exist to test a model elsewhere."""
-    return replace(select_test(find_dataset(test_name(cfg), cfg), cfg.test_ids), train=[], train_note="")
+    return replace(select_test(find_dataset(test_name(cfg), cfg), cfg.data.test_ids), train=[], train_note="")
 
 
 def train_names(cfg: Config) -> list[str]:
     """Names of the datasets to train on. Raises UserError where one is empty or comes twice."""
-    if cfg.dataset in DATASETS or Path(cfg.dataset).exists():  # a folder may have a + in its name
-        return [cfg.dataset]
-    names = cfg.dataset.split("+")
+    if cfg.data.dataset in DATASETS or Path(cfg.data.dataset).exists():  # a folder may have a + in its name
+        return [cfg.data.dataset]
+    names = cfg.data.dataset.split("+")
     if "" in names or len({place(name) for name in names}) < len(names):
-        raise UserError(f"--dataset {cfg.dataset} has an empty or repeated name next to a +; give each once")
+        raise UserError(f"--dataset {cfg.data.dataset} has an empty or repeated name next to a +; give each once")
     return names
 
 
 def test_name(cfg: Config) -> str:
     """Name of the dataset to test on. Raises UserError where there are several."""
-    name = cfg.test_dataset or train_names(cfg)[0]
+    name = cfg.data.test_dataset or train_names(cfg)[0]
     if name not in DATASETS and "+" in name and not Path(name).exists():
         raise UserError(f"--test-dataset {name}: a test uses one dataset at a time; give one of them")
     return name
@@ -95,7 +95,7 @@ def short_name(name: str) -> str:
 
 def trains_on_all(cfg: Config) -> bool:
     """Own pictures are all used for training when the test is another dataset."""
-    return bool(cfg.test_dataset) and place(cfg.test_dataset) not in map(place, train_names(cfg))
+    return bool(cfg.data.test_dataset) and place(cfg.data.test_dataset) not in map(place, train_names(cfg))
 
 
 def refuse_another_split(cfg: Config, trained: Config, dataset: ReIDDataset) -> None:
@@ -106,8 +106,8 @@ def refuse_another_split(cfg: Config, trained: Config, dataset: ReIDDataset) -> 
         return
     if trains_on_all(trained):
         raise UserError(f"the model was trained on all of {name}; test it on other pictures")
-    if (cfg.test_share, cfg.split_seed) != (trained.test_share, trained.split_seed):
+    if (cfg.data.test_share, cfg.data.split_seed) != (trained.data.test_share, trained.data.split_seed):
         raise UserError(
-            f"the model was trained on {name} with --test-share {trained.test_share} --split-seed {trained.split_seed};"
+            f"the model was trained on {name} with --test-share {trained.data.test_share} --split-seed {trained.data.split_seed};"
             " another split would test on people of its training, so leave these settings as they were"
         )

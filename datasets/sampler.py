@@ -148,10 +148,10 @@ def make_sampler(
     cfg: Config, samples: Sequence[Sample], rank: int = 0, world_size: int = 1
 ) -> PKSampler | ShuffleSampler:
     """The sampler that the settings choose."""
-    pids, common = [s.pid for s in samples], (cfg.seed, rank, world_size)
-    if cfg.sampler == "weighted":
-        return WeightedSampler(pids, cfg.batch_size, *common)
-    if cfg.sampler == "shuffle":
-        return ShuffleSampler(pids, cfg.batch_size, *common)
-    camids = [s.camid for s in samples] if cfg.sampler == "pk_cameras" else None
-    return PKSampler(pids, cfg.batch_size, cfg.images_per_id, *common, camids)
+    pids, common = [s.pid for s in samples], (cfg.run.seed, rank, world_size)
+    if cfg.data.sampler == "weighted":
+        return WeightedSampler(pids, cfg.data.batch_size, *common)
+    if cfg.data.sampler == "shuffle":
+        return ShuffleSampler(pids, cfg.data.batch_size, *common)
+    camids = [s.camid for s in samples] if cfg.data.sampler == "pk_cameras" else None
+    return PKSampler(pids, cfg.data.batch_size, cfg.data.images_per_id, *common, camids)

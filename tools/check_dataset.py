@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
+from config.cli import parse_options
+from config.config import DataSettings
 from datasets.base import MOST_CAMERAS, ReIDDataset
 from datasets.images import decode_bytes, read_bytes, read_image
 from datasets.make import find_dataset, short_name
@@ -39,11 +40,11 @@ MAX_CASES = 10  # printed of each kind of problem
 
 @dataclass
 class Options:
-    dataset: tyro.conf.Positional[str]  # a dataset's name, or a folder or .csv file of your own pictures
+    dataset: str  # a dataset's name, or a folder or .csv file of your own pictures
     data_root: str = ""  # directory that holds the datasets; default: the variable REID_DATA, else data
     test_share: float = 0.5  # own pictures without a split: share of the identities that are kept for the test
     split_seed: int = 0  # own pictures without a split, CUHK03's classic protocol: which random split
-    camera_pattern: str = Config.camera_pattern  # own pictures: regular expression of the camera in a file name
+    camera_pattern: str = DataSettings.camera_pattern  # own pictures: regular expression of the camera in a file name
     people: int = 10  # identities on the sheet
     output: str = ""  # file of the sheet; empty: log/check_DATASET.png
     workers: int = 4  # threads that read and decode images
@@ -141,12 +142,12 @@ def spread(items: list, number: int) -> list:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+    options = parse_options(None, Options, __doc__, positional="dataset", ranges={"people": "[0, inf)"})
     setup_logging()
     names = ("dataset", "test_share", "split_seed", "camera_pattern", "workers")
     data_root = options.data_root or os.environ.get("REID_DATA") or "data"
     cfg = Config(data_root=data_root, **{name: getattr(options, name) for name in names}).check()
-    dataset = find_dataset(cfg.dataset, cfg)
+    dataset = find_dataset(options.dataset, cfg)
     log.info("%s, scored by protocol %s\n%s", dataset.name, dataset.protocol, "\n".join(describe(dataset)))
     if dataset.note:
         log.info("note: %s", dataset.note)
@@ -156,7 +157,7 @@ def main() -> None:
         files = dict(zip(paths, progress, strict=True))
     log.info("%s", "\n".join(describe_sizes(files)))
     sheet = Path(options.output or Path("log") / f"check_{short_name(options.dataset)}.png")
-    draw_sheet(sheet, dataset, files, max(options.people, 0))
+    draw_sheet(sheet, dataset, files, options.people)
     found = find_problems(dataset, files)
     for kind, cases in found.items():
         log.info("PROBLEM: %d %s\n  %s", len(cases), kind, "\n  ".join(cases[:MAX_CASES]))
