@@ -52,10 +52,8 @@ class TrainLoader:
         """From step `first_step` on: images (B, 3, H, W) float32 and labels (B,) int64, both on `device`."""
         batches = list(self.sampler.epoch(epoch))[first_step:]
         for step, (indices, images) in enumerate(_to_device(self.images, batches, device), first_step):
-            first = self.rank * len(images)
-            draws = Draws(
-                self.cfg.run.seed, epoch, step, batch=len(images), first=first, total=self.cfg.data.batch_size
-            )
+            share = {"first": self.rank * len(images), "total": self.cfg.data.batch_size}
+            draws = Draws(self.cfg.run.seed, epoch, step, batch=len(images), **share)
             yield augment(images, self.cfg, draws), self.labels[indices].to(device, non_blocking=True)
 
     def files(self, epoch: int, step: int) -> str:

@@ -106,8 +106,9 @@ def refuse_another_split(cfg: Config, trained: Config, dataset: ReIDDataset) -> 
         return
     if trains_on_all(trained):
         raise UserError(f"the model was trained on all of {name}; test it on other pictures")
-    if (cfg.data.test_share, cfg.data.split_seed) != (trained.data.test_share, trained.data.split_seed):
+    before = (trained.data.test_share, trained.data.split_seed)
+    if (cfg.data.test_share, cfg.data.split_seed) != before:
         raise UserError(
-            f"the model was trained on {name} with --test-share {trained.data.test_share} --split-seed {trained.data.split_seed};"
-            " another split would test on people of its training, so leave these settings as they were"
+            f"the model was trained on {name} with --test-share {before[0]} --split-seed {before[1]}; another split "
+            "would test on people of its training, so leave these settings as they were"
         )

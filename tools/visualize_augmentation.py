@@ -36,7 +36,7 @@ class Options:
 
 
 def columns(images: torch.Tensor, cfg: Config, epoch: int) -> dict[str, np.ndarray]:
-    """Title to (B, H, W, 3) uint8: the images (B, H, W, 3) uint8 as they are, by each transform, and by all of `cfg`."""
+    """Title to (B, H, W, 3) uint8: the images, of the same shape, as they are, by each transform and by `cfg`."""
     settings = {"original": OFF} | {name: OFF | on for name, on in TRANSFORMS.items()} | {"as trained": {}}
     if cfg.augment.pad:
         settings["pad and crop"] = OFF | {"pad": cfg.augment.pad}
