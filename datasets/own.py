@@ -167,7 +167,7 @@ def read_csv(path: Path) -> list[Picture]:
                         f"{path}, line {rows.line_num}: {picture.path} is on line {line} with other labels; keep one"
                     )
     except csv.Error as error:
-        raise UserError(f"{path}, line {rows.line_num}: {error}") from error
+        raise UserError(f"{path}, line {rows.reader.line_num}: {error}") from error
     for column in ("camera", "split"):
         empty = [line for line, picture in found.values() if not getattr(picture, column)]
         if 0 < len(empty) < len(found):

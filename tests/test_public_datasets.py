@@ -232,7 +232,7 @@ WRONG = [  # dataset, file or folder, its content (None: removed), what the mess
     ("partial_ilids", "Gallery/", None, "Gallery is missing"),
     ("veri776", "image_query/", None, "image_query is missing"),
     ("veri776", "train_label.xml", "", "train_label.xml, line 1"),
-    ("veri776", "train_label.xml", '<a><Item imageName="a" vehicleID="0" cameraID="1"/></a>', "train_label.xml: item 1"),
+    ("veri776", "train_label.xml", '<a><Item imageName="a" vehicleID="0" cameraID="1"/></a>', "train_label.xml: item"),
     ("veri776", "test_label.xml", '<a><Item imageName="a" vehicleID="1" cameraID=""/></a>', "test_label.xml: item 1"),
     ("veri776", "test_label.xml", '<a><Item vehicleID="1" cameraID="1"/></a>', "test_label.xml: item 1"),
     ("veriwild_medium", "train_test_split/train_list.txt", "00001/000002\n\n000002\n", "train_list.txt, line 3"),
