@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from config import Config
 from processor.evaluate import Inference
-from utils.metrics import Scores, evaluate_distance, ranked_order
+from utils.metrics import Scores, ranked_order
 from utils.protocols import evaluate_by_camera
 
 NEAREST = 5  # right and wrong images that are kept of each query, however far down its list they are
@@ -106,18 +105,8 @@ def camera_table(scores: dict[tuple[int, int], Scores]) -> dict[str, Any]:
 
 def camera_scores(inference: Inference, cfg: Config, ids: tuple) -> dict[tuple[int, int], Scores]:
     """`evaluate_by_camera` of the distances that the last scores were made from, which may be re-ranked ones."""
-    if inference.reranked is None:
-        return evaluate_by_camera(inference.query, inference.gallery, *ids, metric=cfg.metric)
-    query_pids, gallery_pids, query_camids, gallery_camids = ids
-    scores = {}
-    for pair in product(np.unique(query_camids).tolist(), np.unique(gallery_camids).tolist()):
-        q, g = np.flatnonzero(query_camids == pair[0]), np.flatnonzero(gallery_camids == pair[1])
-        if pair[0] != pair[1] and np.isin(query_pids[q], gallery_pids[g]).any():
-            distance = inference.reranked[torch.from_numpy(q)][:, torch.from_numpy(g)]
-            scores[pair] = evaluate_distance(
-                distance, query_pids[q], gallery_pids[g], query_camids[q], gallery_camids[g]
-            )
-    return scores
+    features = inference.query, inference.gallery
+    return evaluate_by_camera(*features, *ids, metric=cfg.metric, distance=inference.reranked)
 
 
 def training_curves(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
