@@ -34,54 +34,58 @@ class Criterion(nn.Module):
         super().__init__()
         self.cfg, self.hardens = cfg, hardens
         self.id_loss, self.metric = id_loss(cfg), metric_losses(cfg)
-        widths = feature_dims if cfg.center_weight > 0 else []
+        widths = feature_dims if cfg.loss.center_weight > 0 else []
         self.centers = nn.ModuleList(CenterLoss(num_classes, width) for width in widths)
 
     def forward(
         self, logits: list[torch.Tensor], features: list[torch.Tensor], labels: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         cfg, parts, total = self.cfg, {}, 0.0
-        if cfg.id_weight > 0:
+        if cfg.loss.id_weight > 0:
             hard = (harden(x.float(), labels) for harden, x in zip(self.hardens, logits, strict=True))
-            parts["id"] = _mean(self.id_loss(x, labels, label_smoothing=cfg.label_smoothing) for x in hard)
-            total = total + cfg.id_weight * parts["id"]
+            parts["id"] = _mean(self.id_loss(x, labels, label_smoothing=cfg.loss.label_smoothing) for x in hard)
+            total = total + cfg.loss.id_weight * parts["id"]
         for name, (weight, loss) in self.metric.items():
             parts[name] = _mean(loss(x, labels) for x in features)
             total = total + weight * parts[name]
         if self.centers:
             parts["center"] = _mean(loss(x, labels) for loss, x in zip(self.centers, features, strict=True))
-            total = total + cfg.center_weight * parts["center"]
+            total = total + cfg.loss.center_weight * parts["center"]
         return total, parts
 
     def undo_center_weight(self) -> None:
         """Divide the centers' gradient by the loss weight: it weighs the features' pull only."""
         for centers in self.centers.parameters():
             if centers.grad is not None:
-                centers.grad /= self.cfg.center_weight
+                centers.grad /= self.cfg.loss.center_weight
 
 
 def id_loss(cfg: Config) -> Callable[..., torch.Tensor]:
     """The identity loss of (logits, labels, label_smoothing=)."""
-    return partial(focal_loss, gamma=cfg.focal_gamma) if cfg.id_loss == "focal" else cross_entropy
+    return partial(focal_loss, gamma=cfg.loss.focal_gamma) if cfg.loss.id_loss == "focal" else cross_entropy
 
 
 def metric_losses(cfg: Config) -> dict[str, tuple[float, Callable[..., torch.Tensor]]]:
     """Name to weight and function of (features, labels), of the metric losses that are on and have no parameters."""
-    margin = None if cfg.soft_margin else cfg.triplet_margin
-    hard = partial(batch_hard_triplet, margin=margin, hard_factor=cfg.hard_factor)
+    margin = None if cfg.loss.soft_margin else cfg.loss.triplet_margin
+    hard = partial(batch_hard_triplet, margin=margin, hard_factor=cfg.loss.hard_factor)
     losses = {
-        "triplet": weighted_triplet if cfg.triplet == "weighted" else hard,
-        "contrastive": partial(contrastive_loss, margin=cfg.contrastive_margin),
-        "circle": partial(circle_loss, margin=cfg.circle_margin, gamma=cfg.circle_gamma),
-        "cosface": partial(cosface_loss, margin=cfg.cosface_margin, gamma=cfg.cosface_gamma),
+        "triplet": weighted_triplet if cfg.loss.triplet == "weighted" else hard,
+        "contrastive": partial(contrastive_loss, margin=cfg.loss.contrastive_margin),
+        "circle": partial(circle_loss, margin=cfg.loss.circle_margin, gamma=cfg.loss.circle_gamma),
+        "cosface": partial(cosface_loss, margin=cfg.loss.cosface_margin, gamma=cfg.loss.cosface_gamma),
         "multi_similarity": partial(
-            multi_similarity_loss, alpha=cfg.ms_alpha, beta=cfg.ms_beta, base=cfg.ms_base, epsilon=cfg.ms_epsilon
+            multi_similarity_loss,
+            alpha=cfg.loss.ms_alpha,
+            beta=cfg.loss.ms_beta,
+            base=cfg.loss.ms_base,
+            epsilon=cfg.loss.ms_epsilon,
         ),
-        "centroid": partial(centroid_triplet, margin=None if cfg.soft_margin else cfg.centroid_margin),
-        "range": partial(range_loss, margin=cfg.range_margin),
-        "cluster": partial(cluster_loss, margin=cfg.cluster_margin),
+        "centroid": partial(centroid_triplet, margin=None if cfg.loss.soft_margin else cfg.loss.centroid_margin),
+        "range": partial(range_loss, margin=cfg.loss.range_margin),
+        "cluster": partial(cluster_loss, margin=cfg.loss.cluster_margin),
     }
-    weights = {name: getattr(cfg, f"{name}_weight") for name in losses}
+    weights = {name: cfg.get(f"{name}_weight") for name in losses}
     return {name: (weights[name], loss) for name, loss in losses.items() if weights[name] > 0}
 
 

@@ -36,10 +36,12 @@ class Branch(nn.Module):
         super().__init__()
         self.width, self.metric = width, metric
         self.fc = fc or nn.Identity()
-        self.neck = bnneck(width) if cfg.neck == "bnneck" else nn.Identity()
+        self.neck = bnneck(width) if cfg.model.neck == "bnneck" else nn.Identity()
         self.classifier = None
         if identity:
-            self.classifier = HEADS[cfg.head](width, num_classes, cfg.head_scale, cfg.head_margin, cfg.sub_centers)
+            self.classifier = HEADS[cfg.model.head](
+                width, num_classes, cfg.model.head_scale, cfg.model.head_margin, cfg.model.sub_centers
+            )
 
 
 class ReIDModel(nn.Module):
@@ -55,7 +57,7 @@ class ReIDModel(nn.Module):
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__()
         self.num_classes = num_classes
-        self.test_after_neck = cfg.test_feature == "after"
+        self.test_after_neck = cfg.model.test_feature == "after"
         self.backbone = make_backbone(cfg)
 
     def pooled(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -89,11 +91,13 @@ class ReIDModel(nn.Module):
 
 def make_backbone(cfg: Config) -> nn.Module:
     """The backbone of the settings with its attention. Raises UserError where it has no place for any."""
-    backbone = find_backbone(cfg.backbone)(cfg)
-    if cfg.attention != "none":
+    backbone = find_backbone(cfg.model.backbone)(cfg)
+    if cfg.model.attention != "none":
         if not hasattr(backbone, "attention"):
-            raise UserError(f"--backbone {cfg.backbone} has no place for attention; leave --attention out")
-        stages = make_attention(cfg.attention, cfg.attention_stages, backbone.stage_channels, cfg.attention_ratio)
+            raise UserError(f"--backbone {cfg.model.backbone} has no place for attention; leave --attention out")
+        stages = make_attention(
+            cfg.model.attention, cfg.model.attention_stages, backbone.stage_channels, cfg.model.attention_ratio
+        )
         backbone.attention.update(stages)
     return backbone
 

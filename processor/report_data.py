@@ -106,7 +106,7 @@ def camera_table(scores: dict[tuple[int, int], Scores]) -> dict[str, Any]:
 def camera_scores(inference: Inference, cfg: Config, ids: tuple) -> dict[tuple[int, int], Scores]:
     """`evaluate_by_camera` of the distances that the last scores were made from, which may be re-ranked ones."""
     features = inference.query, inference.gallery
-    return evaluate_by_camera(*features, *ids, metric=cfg.metric, distance=inference.reranked)
+    return evaluate_by_camera(*features, *ids, metric=cfg.eval.metric, distance=inference.reranked)
 
 
 def training_curves(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from config import Config
 
 def make_average(cfg: Config, model: nn.Module) -> nn.Module | None:
     """A copy of the model in evaluation mode that `update_average` lets follow it; None where `ema_decay` is 0."""
-    return copy.deepcopy(model).eval().requires_grad_(False) if cfg.ema_decay > 0 else None
+    return copy.deepcopy(model).eval().requires_grad_(False) if cfg.solver.ema_decay > 0 else None
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def update_average(cfg: Config, average: nn.Module, model: nn.Module, steps_befo
     ModelEmaV3): those of the last weights do not go with averaged ones. Integer counters are copied. Nothing waits
     for the device.
     """
-    decay = min(cfg.ema_decay, (1 + steps_before) / (10 + steps_before))
+    decay = min(cfg.solver.ema_decay, (1 + steps_before) / (10 + steps_before))
     pairs = [*zip(average.parameters(), model.parameters(), strict=True)]
     pairs += zip(average.buffers(), model.buffers(), strict=True)
     real = [pair for pair in pairs if pair[0].is_floating_point()]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ BAD = float("nan")
 @pytest.fixture
 def quick(tiny) -> Config:
     """4 steps an epoch."""
-    return replace(tiny, epochs=2, eval_first=False, eval_every=9, width_multiplier=0.25, log_every=3, bad_steps=99)
+    return tiny.replace(epochs=2, eval_first=False, eval_every=9, width_multiplier=0.25, log_every=3, bad_steps=99)
 
 
 def spoil(monkeypatch, steps: set[int], what: str = "loss", value: float = BAD) -> list[Run]:
@@ -73,7 +72,7 @@ def test_gradients_that_are_not_finite_count_though_the_loss_is(quick, monkeypat
 
     monkeypatch.setattr(processor.train, "train_step", step)
     with pytest.raises(UserError, match="the loss or its gradient was not finite 3 times in a row"):
-        do_train(replace(quick, bad_steps=3))
+        do_train(quick.replace(bad_steps=3))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
@@ -90,7 +89,7 @@ def test_a_bad_step_moves_no_weight_and_no_moment(quick, monkeypatch, precision,
         return told
 
     monkeypatch.setattr(processor.train, "train_step", look)
-    do_train(replace(quick, epochs=3, precision=precision, lr=1e-2, warmup_epochs=0))
+    do_train(quick.replace(epochs=3, precision=precision, lr=1e-2, warmup_epochs=0))
     good = [finite for finite, *_ in states]
     assert len(good) == 12 and not good[1] and any(good[2:])
     assert precision == "fp16" or good.count(False) == 1  # in fp16 the scale begins too high
@@ -108,10 +107,10 @@ def moments(run: Run) -> list[torch.Tensor]:
 
 def test_the_steps_after_a_bad_one_are_those_of_a_run_that_never_saw_its_batch(quick, monkeypatch):
     """But for the running statistics of a forward pass that was good."""
-    cfg = replace(quick, epochs=1, precision="float32")
+    cfg = quick.replace(epochs=1, precision="float32")
     with monkeypatch.context() as patch:
         spoil(patch, {1}, "forward")
-        one = do_train(replace(cfg, name="one"))
+        one = do_train(cfg.replace(name="one"))
     real = processor.train.train_step
 
     def skip(run: Run, *args):
@@ -120,14 +119,14 @@ def test_the_steps_after_a_bad_one_are_those_of_a_run_that_never_saw_its_batch(q
         return real(run, *args)
 
     monkeypatch.setattr(processor.train, "train_step", skip)
-    other = do_train(replace(cfg, name="other"))
+    other = do_train(cfg.replace(name="other"))
     names = [name for name in one.model.state_dict() if not name.endswith("num_batches_tracked")]
     a, b = one.model.state_dict(), other.model.state_dict()
     assert all(torch.equal(a[name], b[name]) for name in names)
 
 
 def test_bad_steps_are_counted_out_of_the_means_with_all_their_parts(quick, monkeypatch):
-    cfg = replace(quick, epochs=1, log_every=1)
+    cfg = quick.replace(epochs=1, log_every=1)
     told = []
     spoil(monkeypatch, {1, 2})
     real = processor.train.train_step
@@ -154,10 +153,10 @@ def test_the_means_of_an_epoch_whose_steps_are_all_bad_are_left_out(quick, monke
 
 @pytest.mark.parametrize("log_every", [1, 3, 50])
 def test_so_many_in_a_row_stop_the_run_and_one_good_step_between_does_not(quick, monkeypatch, log_every):
-    cfg = replace(quick, log_every=log_every, bad_steps=3)
+    cfg = quick.replace(log_every=log_every, bad_steps=3)
     with monkeypatch.context() as patch:
         spoil(patch, {0, 1, 3, 4, 6, 7})
-        do_train(replace(cfg, name="goes on"))
+        do_train(cfg.replace(name="goes on"))
     spoil(monkeypatch, {0, 3, 4, 5})  # over the border between two epochs
     files = r"(/\S+bounding_box_train/\S+jpg\S* ?)+"
     sentence = (
@@ -179,14 +178,14 @@ def test_the_files_that_are_named_are_those_of_the_batch(quick, monkeypatch):
     monkeypatch.setattr(processor.prepare, "make_loaders", make_loaders)
     spoil(monkeypatch, {2})
     with pytest.raises(UserError) as error:
-        do_train(replace(quick, bad_steps=1))
+        do_train(quick.replace(bad_steps=1))
     named = {path for batch in batches for path in batch if str(path) in str(error.value)}
     assert named and named <= batches[2]
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
 def test_the_count_goes_on_after_a_stop(quick, monkeypatch, stop_after):
-    cfg = replace(quick, bad_steps=4)
+    cfg = quick.replace(bad_steps=4)
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         seen = spoil(patch, set(range(9)))
         stopping = processor.train.set_lr
@@ -196,31 +195,31 @@ def test_the_count_goes_on_after_a_stop(quick, monkeypatch, stop_after):
             lambda *args: (len(seen) == stop_after - 1 and os.kill(os.getpid(), signal.SIGTERM)) or stopping(*args),
         )
         do_train(cfg)
-    state = read_checkpoint(Path(cfg.log_dir) / "demo" / "last.pth")
+    state = read_checkpoint(Path(cfg.run.log_dir) / "demo" / "last.pth")
     assert state["bad"] == state["step"] == stop_after and state["sums"] == {}
     seen = spoil(monkeypatch, set(range(9)))
     with pytest.raises(UserError, match="not finite 4 times in a row"):
-        do_train(replace(cfg, resume=True, log_every=1))
+        do_train(cfg.replace(resume=True, log_every=1))
     assert len(seen) == 4 - stop_after
 
 
 def test_of_batches_that_make_one_step_each_bad_one_counts_and_only_a_good_step_ends_the_row(quick, monkeypatch):
     """One bad batch spoils the gradient of its group: with one in each, no weight would ever move."""
-    cfg = replace(quick, accumulate=2, bad_steps=4, epochs=3)
+    cfg = quick.replace(accumulate=2, bad_steps=4, epochs=3)
     with monkeypatch.context() as patch:
         seen = spoil(patch, {0, 3, 4, 6, 9, 10})  # three bad groups, a good one, two bad ones
         with pytest.raises(UserError, match="not finite 4 times in a row, the last time in epoch 2, step 3"):
-            do_train(replace(cfg, name="one in each"))
+            do_train(cfg.replace(name="one in each"))
         assert len(seen) == 8
         start = weights(seen[0])
     with monkeypatch.context() as patch:
         seen = spoil(patch, {0, 3, 4, 8, 9, 10})  # the fourth group is good
-        do_train(replace(cfg, name="a good one between"))
+        do_train(cfg.replace(name="a good one between"))
         assert not all(torch.equal(x, y) for x, y in zip(start, weights(seen[-1]), strict=True))
 
 
 def test_a_group_with_a_bad_batch_moves_nothing(quick, monkeypatch):
-    cfg = replace(quick, accumulate=4, epochs=1, lr=1e-2, warmup_epochs=0)
+    cfg = quick.replace(accumulate=4, epochs=1, lr=1e-2, warmup_epochs=0)
     seen = spoil(monkeypatch, {1})
     before = []
     real = processor.train.train_step
@@ -258,7 +257,7 @@ def test_a_model_without_batch_norm_has_nothing_to_keep():
 @pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"ema_decay": 0.9}, {"freeze_epochs": 0.5}])
 def test_a_forward_pass_that_overflows_leaves_the_model_fit_to_be_tested(quick, monkeypatch, changes):
     spoil(monkeypatch, {1, 5}, "forward")
-    run = do_train(replace(quick, **changes))
+    run = do_train(quick.replace(**changes))
     assert "scores" in run.history[-1]
     for model in filter(None, (run.model, run.average)):
         assert all(x.isfinite().all() for x in model.state_dict().values())

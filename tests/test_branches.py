@@ -99,7 +99,7 @@ def train_once(cfg: Config) -> tuple[ReIDModel, float, float]:
     def loss() -> torch.Tensor:
         torch.manual_seed(1)  # the same rows are dropped each time
         total, parts = criterion(*model(images), LABELS)
-        assert set(parts) == {"id", "triplet"} | ({"center"} if cfg.center_weight else set())
+        assert set(parts) == {"id", "triplet"} | ({"center"} if cfg.loss.center_weight else set())
         return total
 
     before = loss()
@@ -366,7 +366,7 @@ def test_imagenet_weights_and_those_of_ones_own_checkpoints_start_mgn(tmp_path, 
     for parameter in model.parameters():
         nn.init.uniform_(parameter)
     torch.save({"model": model.state_dict()}, tmp_path / "own.pth")
-    again = make_model(replace(cfg, weights=str(tmp_path / "own.pth")), 9)
+    again = make_model(cfg.replace(weights=str(tmp_path / "own.pth")), 9)
     state = again.backbone.state_dict()
     assert all(torch.equal(state[key], value) for key, value in model.backbone.state_dict().items())
 

@@ -110,7 +110,7 @@ def test_caffe_weights_without_their_stride_are_warned_about(monkeypatch):
     cfg = replace(config("resnet50"), weights=str(SHARED / "resnet50_caffe_imagenet.pth"))
     make_model(cfg, 2)
     assert "--stride-in-1x1" in said[0]
-    make_model(replace(cfg, stride_in_1x1=True), 2)
+    make_model(cfg.replace(stride_in_1x1=True), 2)
     assert len(said) == 1
 
 
@@ -126,7 +126,7 @@ def test_an_embedding_layer_is_made_loaded_from_files_of_others_and_from_our_own
     path = tmp_path / "osnet.pth.tar"  # torchreid's: DataParallel's names, a NumPy number beside them
     content = {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3, "rank1": np.float32(0.9)}
     torch.save(content | {"state_dict": content["state_dict"] | {"module.classifier.weight": torch.ones(7, 96)}}, path)
-    ours = make_model(replace(cfg, weights=str(path)), num_classes=2).eval()
+    ours = make_model(cfg.replace(weights=str(path)), num_classes=2).eval()
     images = torch.randn(2, 3, 64, 32)
     with torch.no_grad():
         expected = theirs.eval()(images)
@@ -134,4 +134,4 @@ def test_an_embedding_layer_is_made_loaded_from_files_of_others_and_from_our_own
     again = tmp_path / "ours.pth"
     torch.save({"model": ours.state_dict()}, again)
     with torch.no_grad():
-        assert torch.equal(make_model(replace(cfg, weights=str(again)), 9).eval()(images), expected)
+        assert torch.equal(make_model(cfg.replace(weights=str(again)), 9).eval()(images), expected)

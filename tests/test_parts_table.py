@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import get_args, get_type_hints
@@ -71,7 +70,7 @@ def test_each_transform_calls_the_function_that_is_named_for_it(monkeypatch):
     for name in {function.__name__ for function in AUGMENTATIONS.values()} | {"erase_"}:
         monkeypatch.setattr(recipe, name, partial(spy, name))
     for name, function in AUGMENTATIONS.items():
-        recipe.augment(images, replace(Config(), **recipe.OFF | recipe.TRANSFORMS[name]), Draws(0, batch=1))
+        recipe.augment(images, Config().replace(**recipe.OFF | recipe.TRANSFORMS[name]), Draws(0, batch=1))
         # once normalised, a batch is ours, so that it is erased in place by what random_erasing is made of
         assert called.pop() == ("erase_" if name == "random erasing, mean" else function.__name__) and not called, name
 

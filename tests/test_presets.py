@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 from conftest import write_tree
 from torch import nn
 
-from config import PRESETS, Config
+from config import PRESETS, Config, load_preset
 from model import ReIDModel
 from processor.prepare import prepare
 from processor.run import Run, StopSignals
@@ -30,18 +29,18 @@ SEEDS += ["sbn_resnet50", "sbn_veri_wild", "sbn_veri776"]
 BEYOND = ["sbs_resnet50", "sbs_resnet50_ibn_a", "agw_resnet50"]
 NAMES = SEEDS + BEYOND
 OF_THEIR_OWN = {"light_210m", "light_210m_long", "hn_lightmbn"}  # with networks that other tests are about
-KNOWN = {name: PRESETS[name] for name in NAMES if name not in OF_THEIR_OWN}  # of which there are facts below
+KNOWN = {name: load_preset(name) for name in NAMES if name not in OF_THEIR_OWN}  # of which there are facts below
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_of_the_seeds_is_a_preset_that_passes_its_checks(name):
-    assert PRESETS[name].check().preset == name
+    assert load_preset(name).check().preset == name
 
 
 def test_every_one_has_a_published_row_on_the_set_that_it_trains_on():
     rows = json.loads((ROOT / "results" / "published.json").read_text())["rows"]
     published = {(row["experiment"], row.get("dataset", "market1501")) for row in rows}
-    assert {(name, PRESETS[name].dataset) for name in NAMES} <= published
+    assert {(name, load_preset(name).dataset) for name in NAMES} <= published
 
 
 def test_a_comment_states_the_published_figures_of_every_preset():
@@ -64,10 +63,10 @@ def two_steps_of_pictures(tmp_path_factory) -> Path:
 
 def shrunken(cfg: Config, root: Path, logs: Path) -> Config:
     """The recipe's parts, 32 pixels wide, on the demo set; frozen, if at all, in the first of two steps only."""
-    size = {"height": round(cfg.height * 32 / cfg.width), "width": 32, "batch_size": 8, "images_per_id": 2}
-    start = {"weights": "none", "freeze_epochs": min(cfg.freeze_epochs, 0.5)}
+    size = {"height": round(cfg.data.height * 32 / cfg.data.width), "width": 32, "batch_size": 8, "images_per_id": 2}
+    start = {"weights": "none", "freeze_epochs": min(cfg.solver.freeze_epochs, 0.5)}
     place = {"dataset": "demo", "data_root": str(root), "log_dir": str(logs), "device": "cpu", "disk_gb": 0}
-    return replace(cfg, **size, **start, **place, workers=1).check()
+    return cfg.replace(**size, **start, **place, workers=1).check()
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -75,14 +74,14 @@ def test_two_steps_of_every_preset_have_finite_losses_and_move_its_weights(
     name, two_steps_of_pictures, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(Run, "save", lambda run: None)  # hundreds of MB that nobody reads
-    cfg = shrunken(PRESETS[name], two_steps_of_pictures, tmp_path)
+    cfg = shrunken(load_preset(name), two_steps_of_pictures, tmp_path)
     run, loaders = prepare(cfg, "")
     assert len(loaders.train) == 2
     before = {key: weight.clone() for key, weight in run.model.named_parameters()}
     with StopSignals() as signals:
         train_one_epoch(run, loaders, signals)  # raises when a loss is not finite
     run.watchers.close()
-    weights = {"id": cfg.id_weight, "triplet": cfg.triplet_weight, "center": cfg.center_weight}
+    weights = {"id": cfg.loss.id_weight, "triplet": cfg.loss.triplet_weight, "center": cfg.loss.center_weight}
     assert {loss for loss in weights if loss in run.history[0]} == {loss for loss, weight in weights.items() if weight}
     moved = {part(key) for key, weight in run.model.named_parameters() if not torch.equal(weight, before[key])}
     assert moved == {part(key) for key in before}
@@ -96,7 +95,7 @@ def part(key: str) -> str:
 
 def rate(name: str, epoch: float, steps_per_epoch: int = 202) -> float:
     """Learning rate of a preset after so many epochs."""
-    return PRESETS[name].lr * lr_factor(PRESETS[name], epoch, steps_per_epoch)
+    return load_preset(name).lr * lr_factor(load_preset(name), epoch, steps_per_epoch)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +128,7 @@ def test_rates_are_those_of_the_source(name, rates):
      ("der_resnet50_ibn_a", 60), ("hn_strong", 150), ("sbn_resnet50", 30), ("sbs_", 60), ("agw_", 120)],
 )  # fmt: skip
 def test_runs_are_as_long_as_those_of_the_source(start, epochs):
-    found = [cfg.epochs for name, cfg in KNOWN.items() if name.startswith(start)]
+    found = [cfg.solver.epochs for name, cfg in KNOWN.items() if name.startswith(start)]
     assert found and set(found) == {epochs}
 
 
@@ -140,8 +139,13 @@ def test_runs_are_as_long_as_those_of_the_source(start, epochs):
      ("agw_resnet50", 16, 4, 256, 128)],
 )  # fmt: skip
 def test_batches_and_images_are_those_of_the_source(name, p, k, height, width):
-    cfg = PRESETS[name]
-    assert (cfg.batch_size // cfg.images_per_id, cfg.images_per_id, cfg.height, cfg.width) == (p, k, height, width)
+    cfg = load_preset(name)
+    assert (cfg.data.batch_size // cfg.data.images_per_id, cfg.data.images_per_id, cfg.data.height, cfg.data.width) == (
+        p,
+        k,
+        height,
+        width,
+    )
 
 
 def chosen(test: Callable[[Config], bool]) -> set[str]:
@@ -149,23 +153,26 @@ def chosen(test: Callable[[Config], bool]) -> set[str]:
 
 
 def test_only_names_that_say_scratch_or_mobilenet_start_without_weights():
-    without = chosen(lambda cfg: cfg.weights == "none")
+    without = chosen(lambda cfg: cfg.model.weights == "none")
     assert without == {name for name in KNOWN if "scratch" in name or "mobilenet" in name}
 
 
 def test_losses_are_those_of_the_source():
     der, sbn = ({name for name in KNOWN if name.startswith(start)} for start in ("der_", "sbn_"))
-    assert chosen(lambda cfg: cfg.center_weight > 0) == {"tiny_b1", "tiny_b1_hem", "agw_resnet50"} | der
-    assert chosen(lambda cfg: cfg.label_smoothing == 0) == sbn
+    assert chosen(lambda cfg: cfg.loss.center_weight > 0) == {"tiny_b1", "tiny_b1_hem", "agw_resnet50"} | der
+    assert chosen(lambda cfg: cfg.loss.label_smoothing == 0) == sbn
     circle = {"hn_strong", "sbs_resnet50", "sbs_resnet50_ibn_a"}
-    assert chosen(lambda cfg: (cfg.head, cfg.head_scale, cfg.head_margin) == ("circle", 64, 0.35)) == circle
-    assert chosen(lambda cfg: cfg.soft_margin) == circle
-    assert chosen(lambda cfg: cfg.triplet == "weighted") == {"agw_resnet50"}
+    assert (
+        chosen(lambda cfg: (cfg.model.head, cfg.model.head_scale, cfg.model.head_margin) == ("circle", 64, 0.35))
+        == circle
+    )
+    assert chosen(lambda cfg: cfg.loss.soft_margin) == circle
+    assert chosen(lambda cfg: cfg.loss.triplet == "weighted") == {"agw_resnet50"}
 
 
 def test_der_s_biases_learn_twice_as_fast_and_do_not_decay():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    groups = parameter_groups(PRESETS["der_resnet50_ibn_a"], model)
+    groups = parameter_groups(load_preset("der_resnet50_ibn_a"), model)
     shapes = {(g["lr_factor"], g["weight_decay"]): sum(p.numel() for p in g["params"]) for g in groups}
     assert shapes == {(1.0, 5e-4): 4, (2.0, 0.0): 4, (1.0, 0.0): 2}
 
@@ -180,12 +187,12 @@ def test_der_s_biases_learn_twice_as_fast_and_do_not_decay():
     ],
 )
 def test_widths_and_multiply_adds_are_those_of_the_source(name, embedding, least, most):
-    counted = count(PRESETS[name])
+    counted = count(load_preset(name))
     assert counted["embedding"] == embedding and least <= counted["multiply-adds"] <= most
 
 
 @pytest.mark.parametrize(("name", "channels"), [("hn_strong", 1024 // 16), ("sbs_resnet50", 1), ("agw_resnet50", 1)])
 def test_non_local_blocks_are_as_wide_inside_as_in_the_source(name, channels):
     with torch.device("meta"):
-        attention = ReIDModel(PRESETS[name], 2).backbone.attention
+        attention = ReIDModel(load_preset(name), 2).backbone.attention
     assert list(attention) == ["2", "3"] and attention["3"].theta.out_channels == channels

@@ -178,7 +178,7 @@ def test_cosine_is_what_torch_and_fast_reid_step_through():
 @settings(max_examples=80, deadline=None, derandomize=True)
 def test_every_schedule_rises_in_warm_up_falls_after_it_and_never_leaves_its_bounds(kind, warmup, delay, least, iters):
     cfg = Config(schedule=kind, epochs=10, warmup_epochs=warmup, warmup_iters=iters, warmup_factor=0.1, steps=(9.5,))
-    cfg = replace(cfg, delay_epochs=delay, min_lr_factor=least)
+    cfg = cfg.replace(delay_epochs=delay, min_lr_factor=least)
     length = iters / STEPS if iters else warmup
     moments = [step / 40 for step in range(401)]
     factors = [lr_factor(cfg, x) for x in moments]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -129,7 +128,7 @@ def test_rates_and_weight_decay_of_every_weight():
     cfg = Config(lr=1.0, backbone_lr_factor=0.1, bias_lr_factor=2.0, weight_decay=0.5, no_decay_norm_bias=True)
     names = {id(p): name for name, p in model.named_parameters()}
     groups = parameter_groups(cfg, model)
-    assert all(group["lr"] == cfg.lr * group["lr_factor"] for group in groups)
+    assert all(group["lr"] == cfg.solver.lr * group["lr_factor"] for group in groups)
     found = {names[id(p)]: (g["lr_factor"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert found == {
         "backbone.0.weight": (0.1, 0.5),
@@ -233,7 +232,7 @@ def parts(**changes) -> SimpleNamespace:
     """What train_step needs of a run, with a small model and a center loss."""
     torch.manual_seed(0)
     cfg = Config(backbone="resnet18", weights="none", optimizer="sgd", momentum=0.0, weight_decay=0.0, lr=1.0)
-    cfg = replace(cfg, **changes)
+    cfg = cfg.replace(**changes)
     model = make_model(cfg, 4)
     criterion = make_criterion(cfg, 4, model.feature_dims, [head.harden for head in model.heads])
     optimizers, cpu = make_optimizers(cfg, model, criterion), torch.device("cpu")

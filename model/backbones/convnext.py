@@ -34,18 +34,18 @@ def convnext(name: str, cfg: Config) -> Backbone:
     C is 768, 1024 for base. torchvision's last norm comes after the pooling; here it comes before, at each position,
     as in Swin and ViT. Raises UserError for images that leave no map.
     """
-    if min(cfg.height, cfg.width) < 16 * cfg.last_stride:
+    if min(cfg.data.height, cfg.data.width) < 16 * cfg.model.last_stride:
         raise UserError(
-            f"--backbone {name} leaves nothing of --height {cfg.height} --width {cfg.width} at last stride "
-            f"{cfg.last_stride}; give {16 * cfg.last_stride} or more for both"
+            f"--backbone {name} leaves nothing of --height {cfg.data.height} --width {cfg.data.width} at last stride "
+            f"{cfg.model.last_stride}; give {16 * cfg.model.last_stride} or more for both"
         )
     net = models.get_model(name)
     net.classifier = net.classifier[:1]
-    if cfg.last_stride == 1:
+    if cfg.model.last_stride == 1:
         net.features[6][1] = DenseConvolution(net.features[6][1])
     channels = [net.features[0].out_channels * 2**n for n in range(4)]
     stages = cut("features", (2, 4, 6, 8))
-    backbone = Backbone(net, [*stages[:3], [*stages[3], "classifier.0"]], channels, cfg.last_stride)
+    backbone = Backbone(net, [*stages[:3], [*stages[3], "classifier.0"]], channels, cfg.model.last_stride)
     backbone.imagenet = models.get_model_weights(name).IMAGENET1K_V1
     return backbone
 

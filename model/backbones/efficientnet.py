@@ -21,7 +21,7 @@ def efficientnet(name: str, cfg: Config) -> Backbone:
     net = models.get_model(name)
     ends = (3, 4, 6, len(net.features))  # V2-S has one block type less than the others in its last stage
     channels = [net.features[end - 1][-1].out_channels for end in ends[:-1]] + [net.classifier[-1].in_features]
-    backbone = Backbone(net, cut("features", ends), channels, cfg.last_stride)
+    backbone = Backbone(net, cut("features", ends), channels, cfg.model.last_stride)
     backbone.imagenet = models.get_model_weights(name).IMAGENET1K_V1
     return backbone
 

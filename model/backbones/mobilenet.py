@@ -20,10 +20,10 @@ def mobilenet(name: str, cfg: Config) -> Backbone:
     C is 1280 for V2 (times a `width_multiplier` above 1), 576 and 960 for V3, whose layer to 1280 or 1024 comes after
     the pooling and is left out.
     """
-    options = {"width_mult": cfg.width_multiplier} if name == "mobilenet_v2" else {}
+    options = {"width_mult": cfg.model.width_multiplier} if name == "mobilenet_v2" else {}
     net = models.get_model(name, **options)
     channels = [net.features[end - 1].out_channels for end in ENDS[name]]
-    backbone = Backbone(net, cut("features", ENDS[name]), channels, cfg.last_stride)
+    backbone = Backbone(net, cut("features", ENDS[name]), channels, cfg.model.last_stride)
     backbone.imagenet = models.get_model_weights(name).IMAGENET1K_V1
     return backbone
 

@@ -173,8 +173,10 @@ def osnet(name: str, cfg: Config) -> OSNet:
     Raises UserError for last stride 2, which it cannot have, and for images that are too small for OSNet-AIN.
     """
     channels, kind, drive = PUBLISHED[name]
-    if cfg.last_stride != 1:
-        raise UserError(f"--last-stride {cfg.last_stride} cannot be had of {name}, which ends at 1/16; leave it out")
+    if cfg.model.last_stride != 1:
+        raise UserError(
+            f"--last-stride {cfg.model.last_stride} cannot be had of {name}, which ends at 1/16; leave it out"
+        )
     if kind == "ain":
         refuse_tiny_images(cfg)
     net = OSNet(channels, kind)

@@ -21,7 +21,7 @@ def regnet(name: str, cfg: Config) -> Backbone:
     """
     net = models.get_model(name)
     channels = [block[-1].f.c.out_channels for block in net.trunk_output]
-    backbone = Backbone(net, STAGES, channels, cfg.last_stride)
+    backbone = Backbone(net, STAGES, channels, cfg.model.last_stride)
     backbone.imagenet = models.get_model_weights(name).IMAGENET1K_V1
     return backbone
 

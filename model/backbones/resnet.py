@@ -20,11 +20,11 @@ def resnet(name: str, cfg: Config) -> Backbone:
     """
     net = models.get_model(name)
     width = net.fc.in_features
-    if cfg.stride_in_1x1:
+    if cfg.model.stride_in_1x1:
         # Caffe's ResNets take the stride of a stage on the first 1×1 convolution; weights trained so need it there.
         for first in (net.layer2[0], net.layer3[0], net.layer4[0]):
             first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
-    backbone = Backbone(net, STAGES, [width // 8, width // 4, width // 2, width], cfg.last_stride)
+    backbone = Backbone(net, STAGES, [width // 8, width // 4, width // 2, width], cfg.model.last_stride)
     # V1 is what the Bag of Tricks papers started from; V2 transfers worse
     backbone.imagenet = models.get_model_weights(name).IMAGENET1K_V1
     return backbone

@@ -95,17 +95,17 @@ class ResNetIBN(Backbone):
 
 def refuse_tiny_images(cfg: Config) -> None:
     """Instance norm of a map of one cell is always 0. Raises UserError where the map at 1/16 would be so small."""
-    if max(cfg.height, cfg.width) < 32:
+    if max(cfg.data.height, cfg.data.width) < 32:
         raise UserError(
-            f"--backbone {cfg.backbone} normalises over an image's map at 1/16 of its size, which has one cell with "
-            f"--height {cfg.height} --width {cfg.width}; give --height 32 or more, or another --backbone"
+            f"--backbone {cfg.model.backbone} normalises over an image's map at 1/16 of its size, which has one cell with "
+            f"--height {cfg.data.height} --width {cfg.data.width}; give --height 32 or more, or another --backbone"
         )
 
 
 def resnet50_ibn_a(cfg: Config) -> ResNetIBN:
     """(B, 3, H, W) to (B, 2048, H/16, W/16), or H/32 with last stride 2. Raises UserError for images below 32 × 32."""
     refuse_tiny_images(cfg)
-    net = ResNetIBN(BottleneckIBN, [3, 4, 6, 3], "a", cfg.last_stride)
+    net = ResNetIBN(BottleneckIBN, [3, 4, 6, 3], "a", cfg.model.last_stride)
     net.imagenet = _release("resnet50_ibn_a-d9d0bb7b")
     return net
 
@@ -113,21 +113,21 @@ def resnet50_ibn_a(cfg: Config) -> ResNetIBN:
 def resnet101_ibn_a(cfg: Config) -> ResNetIBN:
     """(B, 3, H, W) to (B, 2048, H/16, W/16), or H/32 with last stride 2. Raises UserError for images below 32 × 32."""
     refuse_tiny_images(cfg)
-    net = ResNetIBN(BottleneckIBN, [3, 4, 23, 3], "a", cfg.last_stride)
+    net = ResNetIBN(BottleneckIBN, [3, 4, 23, 3], "a", cfg.model.last_stride)
     net.imagenet = _release("resnet101_ibn_a-59ea0ac6")
     return net
 
 
 def resnet18_ibn_b(cfg: Config) -> ResNetIBN:
     """(B, 3, H, W) to (B, 512, H/16, W/16), or H/32 with last stride 2."""
-    net = ResNetIBN(BasicBlockIBN, [2, 2, 2, 2], "b", cfg.last_stride)
+    net = ResNetIBN(BasicBlockIBN, [2, 2, 2, 2], "b", cfg.model.last_stride)
     net.imagenet = _release("resnet18_ibn_b-bc2f3c11")
     return net
 
 
 def resnet50_ibn_b(cfg: Config) -> ResNetIBN:
     """(B, 3, H, W) to (B, 2048, H/16, W/16), or H/32 with last stride 2."""
-    net = ResNetIBN(BottleneckIBN, [3, 4, 6, 3], "b", cfg.last_stride)
+    net = ResNetIBN(BottleneckIBN, [3, 4, 6, 3], "b", cfg.model.last_stride)
     net.imagenet = _release("resnet50_ibn_b-9ca61e85")
     return net
 

@@ -23,7 +23,7 @@ def shufflenet(name: str, cfg: Config) -> Backbone:
 
     C is 1024, 2048 for x2_0.
     """
-    backbone = Backbone(models.get_model(name), STAGES, CHANNELS[name], cfg.last_stride)
+    backbone = Backbone(models.get_model(name), STAGES, CHANNELS[name], cfg.model.last_stride)
     backbone.imagenet = models.get_model_weights(name).IMAGENET1K_V1
     return backbone
 

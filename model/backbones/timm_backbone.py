@@ -67,8 +67,8 @@ def load_timm() -> Any:
 
 def create(name: str, cfg: Config) -> tuple[nn.Module, dict[str, Any]]:
     """The network, random, and the options that it was made with: its stride, else its image size, if it takes them."""
-    tries: list[dict[str, Any]] = [{"output_stride": 16}] if cfg.last_stride == 1 else []
-    tries += [{"img_size": (cfg.height, cfg.width)}, {}]
+    tries: list[dict[str, Any]] = [{"output_stride": 16}] if cfg.model.last_stride == 1 else []
+    tries += [{"img_size": (cfg.data.height, cfg.data.width)}, {}]
     for options in tries:
         options |= {"num_classes": 0, "global_pool": ""}
         try:
@@ -97,19 +97,19 @@ def probe(net: nn.Module, name: str, cfg: Config) -> int:
     """Channels of the map that the network gives. Raises UserError where there is none, or not at the last stride."""
     try:
         with torch.no_grad():
-            out = net.eval()(torch.zeros(1, 3, cfg.height, cfg.width))
+            out = net.eval()(torch.zeros(1, 3, cfg.data.height, cfg.data.width))
         net.train()
         channels, rows, columns = out.shape[1:]
     except Exception as error:  # whatever timm's networks raise for a size that they are not made for
         raise UserError(
-            f"timm's {name} gives no map for --height {cfg.height} --width {cfg.width} ({_first_line(error)}); take "
+            f"timm's {name} gives no map for --height {cfg.data.height} --width {cfg.data.width} ({_first_line(error)}); take "
             "another size or --backbone"
         ) from error
-    fine = cfg.height * cfg.width < 512 * rows * columns  # nearer to 1/16 of the image than to 1/32
-    if fine != (cfg.last_stride == 1):
+    fine = cfg.data.height * cfg.data.width < 512 * rows * columns  # nearer to 1/16 of the image than to 1/32
+    if fine != (cfg.model.last_stride == 1):
         raise UserError(
-            f"--last-stride {cfg.last_stride} cannot be had of timm's {name}, which gives a map of {rows} x {columns} "
-            f"for {cfg.height} x {cfg.width}; give --last-stride {1 if fine else 2}"
+            f"--last-stride {cfg.model.last_stride} cannot be had of timm's {name}, which gives a map of {rows} x {columns} "
+            f"for {cfg.data.height} x {cfg.data.width}; give --last-stride {1 if fine else 2}"
         )
     return channels
 

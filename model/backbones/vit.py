@@ -94,11 +94,11 @@ class DenseMerging(nn.Module):
 def swin(name: str, cfg: Config) -> Swin:
     """The Swin called `name`: (B, 3, H, W) to (B, 768, H/16, W/16), or H/32 with last stride 2."""
     net = models.get_model(name)
-    if cfg.last_stride == 1:
+    if cfg.model.last_stride == 1:
         net.features[6] = DenseMerging(net.features[6])
     channels = [net.features[0][0].out_channels * 2**n for n in range(4)]
     stages = cut("features", (2, 4, 6, 8))
-    backbone = Swin(net, [*stages[:3], [*stages[3], "norm"]], channels, cfg.last_stride)
+    backbone = Swin(net, [*stages[:3], [*stages[3], "norm"]], channels, cfg.model.last_stride)
     backbone.imagenet = models.get_model_weights(name).IMAGENET1K_V1
     return backbone
 
@@ -121,11 +121,13 @@ def vit(name: str, cfg: Config) -> ViT:
 
     Raises UserError for last stride 2, which it cannot have, and for sizes that are no multiples of 16.
     """
-    if cfg.last_stride != 1:
-        raise UserError(f"--last-stride {cfg.last_stride} cannot be had of {name}, which ends at 1/16; leave it out")
-    if cfg.height % 16 or cfg.width % 16:
+    if cfg.model.last_stride != 1:
         raise UserError(
-            f"--backbone {name} takes images of whole 16 x 16 patches, not --height {cfg.height} --width {cfg.width}; "
+            f"--last-stride {cfg.model.last_stride} cannot be had of {name}, which ends at 1/16; leave it out"
+        )
+    if cfg.data.height % 16 or cfg.data.width % 16:
+        raise UserError(
+            f"--backbone {name} takes images of whole 16 x 16 patches, not --height {cfg.data.height} --width {cfg.data.width}; "
             "give multiples of 16"
         )
     backbone = ViT(models.get_model(name))

@@ -27,9 +27,9 @@ class BDB(ReIDModel):
 
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__(cfg, num_classes)
-        inputs, width = self.backbone.out_channels, cfg.embedding_dim or 512
-        self.bottleneck = bottleneck(inputs, cfg.backbone)
-        self.pool, self.part_pool = POOLING[cfg.pooling](), Maximum()
+        inputs, width = self.backbone.out_channels, cfg.model.embedding_dim or 512
+        self.bottleneck = bottleneck(inputs, cfg.model.backbone)
+        self.pool, self.part_pool = POOLING[cfg.model.pooling](), Maximum()
         self.branches = nn.ModuleList(Branch(cfg, n, num_classes, embedding(inputs, n)) for n in (width, 2 * width))
 
     def pooled(self, images: torch.Tensor) -> Sequence[torch.Tensor]:

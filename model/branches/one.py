@@ -17,9 +17,9 @@ class OneBranch(ReIDModel):
 
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__(cfg, num_classes)
-        self.pool = POOLING[cfg.pooling]()
-        width = cfg.embedding_dim or self.backbone.out_channels
-        fc = embedding(self.backbone.out_channels, width) if cfg.embedding_dim else None
+        self.pool = POOLING[cfg.model.pooling]()
+        width = cfg.model.embedding_dim or self.backbone.out_channels
+        fc = embedding(self.backbone.out_channels, width) if cfg.model.embedding_dim else None
         self.branches = nn.ModuleList([Branch(cfg, width, num_classes, fc)])
 
     def pooled(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
