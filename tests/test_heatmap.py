@@ -26,7 +26,7 @@ from tools.heatmap import best_matches
 from tools.heatmap_columns import one_a_row
 from utils.errors import UserError
 from utils.heatmap import draw_heat_rows, overlay
-from utils.visualize import QUERY, RIGHT, WRONG, Tile
+from utils.pictures import QUERY, RIGHT, WRONG, Tile
 
 PLAIN = Config(backbone="resnet18", weights="none", neck="none", test_feature="before")
 

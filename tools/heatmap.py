@@ -33,7 +33,7 @@ from utils.errors import UserError, run
 from utils.heatmap import draw_heat_rows
 from utils.logging import log, setup_logging
 from utils.metrics import ranked_order
-from utils.visualize import RIGHT, WRONG
+from utils.pictures import RIGHT, WRONG
 
 ALONE = ["activation", "looks like"]
 PAIR = ["{0}: like\nthe {1}", "{1}: like\nthe {0}"]  # of the words for an image and for another

@@ -14,7 +14,7 @@ from datasets.images import read_image
 from model import ReIDModel
 from processor.heatmap import activation_maps, class_maps, similarity_maps
 from utils.heatmap import overlay
-from utils.visualize import QUERY, Tile
+from utils.pictures import QUERY, Tile
 
 SHARP = 256  # pixels, the height that images are drawn at
 Column = list[Tile | None]  # a tile in the row of the whole model, then one in the row of each branch

@@ -12,8 +12,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from utils.files import write_atomically
+from utils.pictures import Tile
 from utils.plots import plain
-from utils.visualize import Tile
 
 TILE = 2.2  # inches, the longer side of an image
 GAP, SPACE = 0.14, 0.16  # inches between columns, and what an empty word adds
