@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from config import Config
 from processor.evaluate import Inference
-from utils.metrics import Scores, evaluate_distance
+from utils.metrics import Scores, evaluate_distance, ranked_order
 from utils.protocols import evaluate_by_camera
 
 NEAREST = 5  # right and wrong images that are kept of each query, however far down its list they are
@@ -44,8 +44,7 @@ def ranked_lists(inference: Inference, cfg: Config, ids: tuple, top: int) -> tup
     for rows in tqdm(blocks, desc="ranked lists", unit="block", leave=False, disable=None, delay=2):
         for query, distance in zip(rows.tolist(), inference.distance(cfg, rows).cpu().numpy(), strict=True):
             same = gallery_pids == query_pids[query]
-            counted = np.flatnonzero(~(same & (gallery_camids == query_camids[query])))
-            order = counted[np.argsort(distance[counted], kind="stable")]
+            order = ranked_order(distance, query_pids[query], query_camids[query], gallery_pids, gallery_camids)
             ordered, right = distance[order], same[order]
             counter.add(ordered[right], ordered[~right])
             hits = np.flatnonzero(right)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from utils import distance as distances
 from utils import metrics, roc
 from utils.distance import pairwise_distance
-from utils.metrics import evaluate, evaluate_distance
+from utils.metrics import evaluate, evaluate_distance, ranked_order
 
 SOME = settings(max_examples=60, deadline=None, derandomize=True)
 PATHS = settings(SOME, max_examples=40)  # for each kind of input
@@ -416,6 +416,16 @@ def test_matches_behind_thousands_of_images_are_counted_exactly():
     gallery_pids[rng.permutation(20_001)[:12]] = np.arange(12) % 3
     ids = (np.arange(3), gallery_pids, np.zeros(3, int), np.ones(20_001, int))
     assert_same(evaluate_distance(torch.from_numpy(distance), *ids), reference.evaluation(distance, *ids), 1e-12)
+
+
+def test_the_ranked_list_leaves_out_the_same_identity_and_camera_and_keeps_gallery_order():
+    rng = np.random.default_rng(0)
+    for size in (0, 1, 2, 30, 300):
+        for levels in (1, 4, 1000):  # all equal, many ties, few ties
+            distance = rng.integers(0, levels, size).astype("f4")
+            pids, camids = rng.integers(0, 4, size), rng.integers(0, 3, size)
+            expected = reference.ranked_order(distance, 1, 2, pids, camids)
+            assert ranked_order(distance, 1, 2, pids, camids).tolist() == expected
 
 
 # ---- cases worked out by hand

@@ -32,6 +32,7 @@ from tools.heatmap_columns import Looker, Shown, columns
 from utils.errors import UserError, run
 from utils.heatmap import draw_heat_rows
 from utils.logging import log, setup_logging
+from utils.metrics import ranked_order
 from utils.visualize import RIGHT, WRONG
 
 ALONE = ["activation", "looks like"]
@@ -85,8 +86,7 @@ def best_matches(test: Prepared, index: int, distance: np.ndarray) -> list[Shown
     """The nearest gallery image of the query's person under another camera, and the nearest of somebody else."""
     query, gallery = test.query, test.gallery
     same = gallery.pids == query.pids[index]
-    order = np.argsort(distance, kind="stable")
-    order = order[~(same & (gallery.camids == query.camids[index]))[order]]
+    order = ranked_order(distance, query.pids[index], query.camids[index], gallery.pids, gallery.camids)
     found = []
     for right, colour in ((True, RIGHT), (False, WRONG)):
         ranks = np.flatnonzero(same[order] == right)

@@ -97,6 +97,17 @@ def evaluate_distance(
     return _score(block, lambda part, start: part, truth, rows, max_rank, roc)
 
 
+def ranked_order(
+    distance: np.ndarray, query_pid: int, query_camid: int, gallery_pids: np.ndarray, gallery_camids: np.ndarray
+) -> np.ndarray:
+    """Gallery indices of one query's ranked list, nearest first, from its distances (G,).
+
+    Images of the query's identity under its own camera are left out; equal distances rank by gallery order.
+    """
+    kept = np.flatnonzero((gallery_pids != query_pid) | (gallery_camids != query_camid))
+    return kept[np.argsort(distance[kept], kind="stable")]
+
+
 class Truth:
     """Which gallery images count for which query."""
 
