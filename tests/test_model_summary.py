@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
-import pytest
 import torch
 from helpers import program, refused
 
@@ -33,12 +32,8 @@ def test_costs_are_the_published_ones_and_follow_the_settings():
     (coarse,) = cells(summary("mobilenet_v2", "--last-stride", 2, "--width-multiplier", 0.5))
     assert coarse[0] == "mobilenet_v2" and float(coarse[2]) < 195.6 / 2 and coarse[4] == "1280"
     # activations in millions, MODEL_ZOO of facebookresearch/pycls, at 224 x 224 with last stride 2
-    for backbone, mega in {
-        "resnet50": 11.1,
-        "regnet_x_800mf": 5.1,
-        "regnet_y_400mf": 3.9,
-        "regnet_y_1_6gf": 8.0,
-    }.items():
+    published = {"resnet50": 11.1, "regnet_x_800mf": 5.1, "regnet_y_400mf": 3.9, "regnet_y_1_6gf": 8.0}
+    for backbone, mega in published.items():
         counted = count(Config(backbone=backbone, height=224, width=224, last_stride=2))
         assert round(counted["activations"] / 1e6, 1) == mega
     plain, squeezed, non_local = (  # the last is counted where the meta device fails
