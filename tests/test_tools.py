@@ -16,7 +16,7 @@ from helpers import program, refused
 from config import Config
 from processor import do_train
 from processor.ranked_lists import choose_queries
-from tools import benchmark_tables, results_table
+from tools import results_table
 
 
 def train_args(cfg: Config) -> list[str]:
@@ -177,8 +177,7 @@ def test_a_device_that_is_not_there(tiny):
 def results(tmp_path):
     (tmp_path / "results").mkdir()
     readme = tmp_path / "README.md"
-    tables = [(results_table.START, results_table.END), (results_table.BENCHMARK_START, results_table.BENCHMARK_END)]
-    readme.write_text("before\n" + "".join(f"{start}\nold\n{end}\nafter\n" for start, end in tables))
+    readme.write_text(f"before\n{results_table.START}\nold\n{results_table.END}\nafter\n")
     rows = [{"experiment": "b1", "protocol": "plain", "source": "paper", "mAP": 85.8, "rank1": 94.1},
             {"experiment": "b2", "protocol": "plain", "source": "paper", "mAP": 86.2, "rank1": 94.4}]  # fmt: skip
     (tmp_path / "results" / "published.json").write_text(json.dumps({"rows": rows}))
@@ -187,7 +186,6 @@ def results(tmp_path):
 
 def fill_table(directory: Path, *more: object) -> subprocess.CompletedProcess:
     where = ["--results", directory / "results", "--readme", directory / "README.md"]
-    where += ["--benchmarks", directory / "README.md"]
     return program("tools/results_table.py", *where, *more)
 
 
@@ -242,51 +240,7 @@ def test_results_of_a_cut_set_and_other_files_stay_out_of_the_table(results, tra
     assert [p.name for p in (results / "results").iterdir()] == ["published.json"]
 
 
-MEASURED = {
-    "task": "eval", "size": "market", "features": "clustered", "metric": "cosine", "width": 2048, "hardware": "a core",
-    "rows": [
-        {"contender": "matmul", "seconds": 2.0, "cpu_seconds": 3.9, "peak_mb": 900.4, "above_mb": 204.0, "scores": {}},
-        {"contender": "ours", "seconds": 2.5, "cpu_seconds": 5.0, "peak_mb": 1234.0, "above_mb": 90.0,
-         "scores": {"mAP": 0.81234}},
-        {"contender": "numpy", "not_run": "needs 99 GB"},
-    ],
-}  # fmt: skip
-
-
-def test_benchmarks_have_a_table_of_their_own(results):
-    assert fill_table(results).returncode == 0
-    assert "Not measured yet." in (results / "README.md").read_text()
-    file = results / "results" / "benchmark_eval_market_cpu.json"
-    file.write_text(json.dumps(MEASURED))
-    refused(fill_table(results, "--check"), "results_table.py")
-    assert fill_table(results).returncode == 0
-    text = (results / "README.md").read_text()
-    training, speed = text.split(results_table.BENCHMARK_START)
-    assert "market" not in training and "| b1 | plain | 85.8 / 94.1 | not measured |" in training
-    what = "| eval, market, clustered, cosine |"
-    assert f"{what} matmul | 2 | 3.9 | 1 |  |  | 900 | 204 |  | a core |" in speed
-    assert f"{what} ours | 2.5 | 5 | 1.25 |  |  | 1,234 | 90 | 81.23 | a core |" in speed
-    assert f"{what} numpy | not run: needs 99 GB |" in speed
-    assert len({line.count("|") for line in speed.splitlines() if line.startswith("|")}) == 1
-    assert fill_table(results, "--check").returncode == 0
-    (results / "README.md").write_text(text.replace("81.23", "91.23"))
-    refused(fill_table(results, "--check"), "results_table.py")
-
-
-def test_faster_than_numpy_is_numpy_s_time_divided_by_the_contender_s():
-    rows = [row | {"seconds": s, "cpu_seconds": s} for row, s in zip(MEASURED["rows"][:2], (4.0, 1.0), strict=True)]
-    numpy_row = rows[1] | {"contender": "numpy", "seconds": 1234.4}
-    cells = benchmark_tables.benchmark_rows({"rows": [*rows, numpy_row]})
-    assert [row[3] for row in cells] == ["1", "0.25", "309"]
-    assert [row[4] for row in cells] == ["309", "1,234", "1"]
-
-
-def test_odd_benchmark_files_and_a_readme_without_the_lines_are_refused(results, tmp_path):
-    file = results / "results" / "benchmark_eval_market_cpu.json"
-    for content in ("{", "[]", '{"rows": [{"contender": "ours"}]}'):
-        file.write_text(content)
-        refused(fill_table(results), file)
-    file.unlink()
+def test_names_of_benchmarks_and_a_readme_without_the_lines_are_refused(results, tmp_path):
     refused(fill_table(results, "--add", tmp_path / "x.json", "--name", "benchmark_x"), "--name benchmark_x")
-    (results / "README.md").write_text(f"{results_table.START}\n{results_table.END}\n")
-    refused(fill_table(results), results_table.BENCHMARK_START)
+    (results / "README.md").write_text("nothing\n")
+    refused(fill_table(results), results_table.START)

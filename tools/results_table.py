@@ -1,7 +1,7 @@
-"""Write the README's table of results and docs/benchmarks.md's of speed and memory: `python tools/results_table.py`.
+"""Write the README's table of results: `python tools/results_table.py`.
 
-Results come from results/published.json and the runs in results/*.json, speed and memory from
-results/benchmark_*.json, which `tools/benchmark.py --save` writes.
+Results come from results/published.json and the runs in results/*.json; results/benchmark_*.json belong to
+benchmarks/tables.py.
 
 `--add FILE --name EXPERIMENT` first copies a result (RUN/results/train.json or test_*.json) to results/. Runs of one
 experiment with other seeds are files NAME-s1.json, NAME-s2.json, ...; the table then shows mean ± standard deviation.
@@ -17,18 +17,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.benchmark_tables import benchmark_table, read_benchmarks
+from config.cli import parse_options
 from utils.errors import UserError, run
 from utils.files import write_atomically, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results: written by tools/results_table.py -->", "<!-- end of results -->"
-BENCHMARK_START = "<!-- speed and memory: written by tools/results_table.py -->"
-BENCHMARK_END = "<!-- end of speed and memory -->"
 USUAL = ("market1501", "demo")  # test sets that a row does not name
 HEAD = "| experiment | protocol | published mAP / R1 | measured mAP / R1 | mINP | seeds | hardware | training |"
 
@@ -40,7 +36,6 @@ class Options:
     remark: str = ""  # what a reader of the result must know and its settings do not say
     results: str = str(ROOT / "results")  # directory of the results
     readme: str = str(ROOT / "README.md")  # file whose table of results is rewritten
-    benchmarks: str = str(ROOT / "docs" / "benchmarks.md")  # file whose tables of speed and memory are rewritten
     check: bool = False  # write nothing; fail if a table is not up to date
 
 
@@ -138,14 +133,12 @@ def update(file: Path, start: str, end: str, content: str, check: bool) -> None:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+    options = parse_options(None, Options, __doc__)
     directory = Path(options.results)
     if options.add:
         add_result(options.add, options.name, options.remark, directory)
     published = json.loads((directory / "published.json").read_text())["rows"]
-    results, speeds = table(read_results(directory), published), benchmark_table(read_benchmarks(directory))
-    update(Path(options.readme), START, END, results, options.check)
-    update(Path(options.benchmarks), BENCHMARK_START, BENCHMARK_END, speeds, options.check)
+    update(Path(options.readme), START, END, table(read_results(directory), published), options.check)
 
 
 if __name__ == "__main__":
