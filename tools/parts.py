@@ -14,6 +14,7 @@ from model import attention, backbones, branches, heads, pooling, reid
 from model.backbones import stages
 from processor import evaluate, extract
 from solver import average, optimizer, schedule
+from tools.light.supernet import supernet
 from utils import expansion, metrics, protocols, rerank, roc
 
 
@@ -33,7 +34,7 @@ class Group(NamedTuple):
 OTHER_BACKBONES = {
     "timm/NAME": backbones.timm_backbone,
     "searched:FILE.json": backbones.searched,
-    "supernet": backbones.supernet,
+    "supernet": supernet,
 }
 TRICKS = {
     "BNNeck": reid.bnneck,

@@ -1,4 +1,4 @@
-"""How good parts of a supernet are, on training identities that were kept from it. No test image is looked at."""
+"""Scores of parts of a supernet, on training identities that it was not trained on. No test image is read."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from config import Config
 from datasets.loaders import TestLoader, TrainLoader
 from datasets.make import make_dataset
 from model import ReIDModel
-from model.backbones.space import Spec
+from model.backbones.searchable import Spec
 from processor.extract import extract_features
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.metrics import evaluate
 
-CALIBRATION = 8  # batches that a candidate's batch norm statistics come from
+CALIBRATION = 8  # batches from which a candidate's batch norm statistics are computed
 
 
-def without_test(cfg: Config, directory: Path) -> Config:
-    """The settings for a dataset whose test side is the held-out training identities: a CSV, written to the directory,
-    that lists nobody of the test split, so that whoever trains and tests with these settings cannot look there. Its
-    name follows from what is in it: other people are another dataset.
+def use_heldout_as_test(cfg: Config, directory: Path) -> Config:
+    """The settings with a dataset whose test split is the held-out training identities.
 
-    Raises UserError when no identities were held out.
+    The dataset is a CSV file in `directory` that lists no image of the real test split, so none can be read with these
+    settings. Its name depends on its contents. Raises UserError without --holdout-ids.
     """
     if not cfg.data.holdout_ids:
-        raise UserError("networks are scored on identities that were kept out of training; give --holdout-ids 20")
+        raise UserError("networks are scored on identities held out from training; give --holdout-ids 20")
     dataset, text = make_dataset(cfg), io.StringIO()
     rows = csv.writer(text)
     rows.writerow(("path", "pid", "split") + ("camid",) * dataset.cameras)
@@ -41,14 +40,14 @@ def without_test(cfg: Config, directory: Path) -> Config:
     content = text.getvalue().encode(errors="surrogateescape")
     file = directory.absolute() / f"people-{hashlib.sha256(content).hexdigest()[:8]}.csv"
     write_atomically(file, lambda temporary: temporary.write_bytes(content))
-    elsewhere = {"dataset": str(file), "test_dataset": "", "protocol": "auto"}
-    return cfg.replace(**elsewhere, holdout_ids=0, train_ids=0, test_ids=0)
+    cfg = cfg.replace(dataset=str(file), test_dataset="", protocol="auto")
+    return cfg.replace(holdout_ids=0, train_ids=0, test_ids=0)
 
 
 class Scorer:
-    """mAP of a supernet's parts on the test side of its settings, their batch norm statistics counted anew.
+    """mAP in percent of parts of a supernet on the test split of the settings.
 
-    The statistics come from the first training batches, the same ones for every candidate, without augmentation.
+    Batch norm statistics are computed for each part, on the same training batches without augmentation.
     """
 
     def __init__(self, cfg: Config, model: ReIDModel, device: torch.device):
@@ -62,8 +61,7 @@ class Scorer:
         batches.close()
 
     def __call__(self, spec: Spec) -> float:
-        """mAP in per cent."""
-        self.model.backbone.chosen = spec
+        self.model.backbone.select(spec)
         recalibrate(self.model, self.batches)
         query, gallery = (extract_features(self.cfg, self.model, x, self.device)[0] for x in (self.query, self.gallery))
         ids = (self.query.pids, self.gallery.pids, self.query.camids, self.gallery.camids)
@@ -72,17 +70,15 @@ class Scorer:
 
 @torch.no_grad()
 def recalibrate(model: ReIDModel, batches: list[torch.Tensor]) -> None:
-    """Give all batch norms the mean statistics of these batches (B, 3, H, W), for the network that is chosen."""
+    """Set the statistics of all batch norms to their mean over batches (B, 3, H, W), for the selected network."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over all batches
+        norm.momentum = None  # the mean over all batches, not a moving average
     model.train()
-    model.backbone.fixed = True
     for images in batches:
         model(images)
-    model.backbone.fixed = False
     model.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

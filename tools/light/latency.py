@@ -1,4 +1,4 @@
-"""What networks of the search space take on a device: the sum of what their blocks take, each measured once."""
+"""Latency of networks as the sum of the latencies of their blocks, each measured once."""
 
 from __future__ import annotations
 
@@ -12,25 +12,23 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from model.backbones.searchable import InvertedResidual, convolution
-from model.backbones.space import HEAD, STEM, Spec, blocks
+from model.backbones.searchable import HEAD, STEM, InvertedResidual, Spec, blocks, convolution
 from utils.errors import UserError
 from utils.files import write_json
-from utils.latency import shortest
+from utils.latency import time_calls
 
 
 class Part(NamedTuple):
-    """Something to be measured, and the shape (C, H, W) of what it gets."""
+    """A module to measure, and the shape (C, H, W) of its input."""
 
     make: Callable[[], nn.Module]
     shape: tuple[int, int, int]
 
 
 class LatencyTable:
-    """Seconds of every block that was asked for, in float32 and with channels last, for one device and batch size.
+    """Seconds per block for one device and batch size, in float32 and channels last; kept in a file.
 
-    They are kept in a file, so that a search that goes on finds what it found. Raises UserError for a file that is
-    damaged or was measured elsewhere.
+    Raises UserError for a file that is damaged or was measured on another machine.
     """
 
     def __init__(self, file: Path, device: torch.device, hardware: str, batch: int = 1):
@@ -42,37 +40,38 @@ class LatencyTable:
                 stored = json.loads(file.read_text())
                 about, self.seconds = dict(stored["about"]), {k: float(v) for k, v in stored["seconds"].items()}
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{file} is no table of latencies ({error!r}); delete it") from error
+                raise UserError(f"{file} is not a table of latencies ({error!r}); delete it") from error
             if about != self.about:
                 raise UserError(f"{file} was measured on {about}, not on {self.about}; delete it, or give another name")
 
-    def of(self, spec: Spec) -> float:
-        """Seconds of a batch of images, from images to map."""
+    def total(self, spec: Spec) -> float:
+        """Seconds of a network for one batch of images."""
         listed = parts(spec)
         seconds = self.look_up(dict(listed))
         return sum(seconds[key] for key, _ in listed)
 
     def look_up(self, some: dict[str, Part]) -> dict[str, float]:
-        """Seconds of each of these. Where one is new, all are measured, for it shall find the caches as they are when
-        the others run before it."""
+        """Seconds of each part. If one is new, all are run, so that it finds the caches as in the whole network."""
         if not some.keys() <= self.seconds.keys():
             self.seconds = measure(some, self.device, self.batch) | self.seconds
             write_json(self.file, {"about": self.about, "seconds": self.seconds})
         return {key: self.seconds[key] for key in some}
 
 
+@torch.no_grad()
 def measure(some: dict[str, Part], device: torch.device, batch: int) -> dict[str, float]:
-    """Seconds that each of these takes for a batch of images, run in turns."""
-    ready = []
+    """Seconds of each part for one batch of images: the fastest of 50 runs, as other programs only add to the time."""
+    calls = []
     for part in some.values():
-        module = part.make().to(device, memory_format=torch.channels_last)
-        images = torch.randn(batch, *part.shape, device=device)
-        ready.append((module, images.contiguous(memory_format=torch.channels_last)))
-    return dict(zip(some, shortest(ready), strict=True))
+        module = part.make().eval().to(device, memory_format=torch.channels_last)
+        images = torch.randn(batch, *part.shape, device=device).contiguous(memory_format=torch.channels_last)
+        calls.append(partial(module, images))
+    one_thread = device.type == "cpu" and torch.get_num_threads() == 1
+    return dict(zip(some, map(min, time_calls(calls, device, thread_time=one_thread)), strict=True))
 
 
 def parts(spec: Spec) -> list[tuple[str, Part]]:
-    """Stem, blocks and head of a network in the order in which they run, by what their time follows from."""
+    """Stem, blocks and head of a network in order, each under a name that holds all on which its time depends."""
     found = blocks(spec)
     rows, columns = found[-1].size_out
     listed = [
