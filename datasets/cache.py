@@ -18,13 +18,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from config import Config
 from datasets.images import read_image
 from utils.errors import UserError
-from utils.files import write_json, write_rows
+from utils.files import lock_directory, write_json, write_rows
 from utils.logging import log
 
 BLOCK = 256  # images decoded at a time
@@ -52,9 +51,8 @@ class Images:
         if self.paths and cfg.data.disk_gb > 0:
             try:
                 bad = self._from_file()
-            except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
-                reason = getattr(error, "strerror", None) or error
-                log.warning("warning: no cache of %s in --cache-dir %s: %s", name, self.directory, reason)
+            except OSError as error:
+                log.warning("warning: no cache of %s in --cache-dir %s: %s", name, self.directory, error.strerror)
         self.bad: dict[int, str] = self._without_file() if bad is None else bad
         self._refuse(self.bad)
         self.kept = np.setdiff1d(np.arange(len(self.paths)), list(self.bad))
@@ -96,8 +94,7 @@ class Images:
         pictures, record = (self.directory / f"{self.name}-{self._digest()}{end}" for end in (".npy", ".json"))
         bad = self._map(pictures, record)
         if bad is None and self.bytes <= self.cfg.data.disk_gb * 1e9:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with lock(self.directory):
+            with lock_directory(self.directory, wait=True, leftovers=f".*-{DIGEST}.*.tmp"):
                 bad = self._map(pictures, record)  # another program may have written it meanwhile
                 if bad is None and make_room(self.directory, self.bytes, self.cfg.data.disk_gb * 1e9):
                     bad = {}
@@ -184,24 +181,14 @@ def summary(texts: dict[int, str]) -> str:
     return "; ".join(texts[index] for index in sorted(texts)[:MAX_LISTED]) + more
 
 
-def lock(directory: Path) -> FileLock:
-    """The lock of a cache directory, acquired, for a `with` block: one program at a time writes to it."""
-    lock = FileLock(directory / ".lock")
-    try:
-        return lock.acquire(timeout=1)
-    except Timeout:
-        log.info("another program is filling %s; waiting for it", directory)
-        return lock.acquire()
-
-
 def make_room(directory: Path, size: int, limit: float) -> bool:
     """Remove the least recently used files until one of `size` bytes fits into `limit`; returns whether it fits.
 
-    What this program uses already stays, or its splits would take turns. Also removes what killed programs left. To be
-    called with the directory locked.
+    What this program uses already stays, or its splits would take turns. Also removes files of killed programs, which
+    have no record. To be called with the directory locked.
     """
-    for path in (*directory.glob(f"*-{DIGEST}.npy"), *directory.glob(f".*-{DIGEST}.*.tmp")):
-        if path.suffix == ".tmp" or not path.with_suffix(".json").is_file():
+    for path in directory.glob(f"*-{DIGEST}.npy"):
+        if not path.with_suffix(".json").is_file():
             path.unlink()
     files = [(r.stat().st_mtime, r, r.with_suffix(".npy")) for r in directory.glob(f"*-{DIGEST}.json")]
     sizes = {record: pictures.stat().st_size if pictures.is_file() else 0 for _, record, pictures in files}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from datasets.base import ReIDDataset, Sample
 from utils.errors import UserError
+from utils.files import reading
 
 IMAGES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 JUNK = -1  # boxes that are neither a person to find nor a distractor: dropped, as the protocols say
@@ -87,10 +88,8 @@ def read_list(path: Path, pattern: str, example: str, skip: int = 0) -> list[re.
     Bytes that are not UTF-8 are replaced: what matters is ASCII, other columns may have any encoding. Raises UserError,
     which shows `example`, when the file is missing or empty or a line does not match.
     """
-    try:
+    with reading(path):
         text = path.read_text(encoding="utf-8-sig", errors="replace")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     found = []
     for number, line in enumerate(text.split("\n"), 1):
         match = re.fullmatch(pattern, line.strip())

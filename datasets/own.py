@@ -15,6 +15,7 @@ from typing import NamedTuple
 from datasets.base import PID_OFFSET, ReIDDataset, Sample, heldout_split, join_notes
 from datasets.layouts import IMAGES, MARKET_FOLDERS, read_layout
 from utils.errors import UserError
+from utils.files import reading
 
 # Formats that cannot be read here are listed like the others, so that they are refused by name, not overlooked.
 PICTURES = IMAGES | {".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".dng", ".cr2", ".nef"}
@@ -145,12 +146,8 @@ def _list_folder(folder: Path) -> tuple[list[Path], list[str]]:
 
 def read_csv(path: Path) -> list[Picture]:
     """The pictures that a CSV lists, each once. Raises UserError that names the line."""
-    try:
+    with reading(path, "give a folder, or a CSV saved as UTF-8"):
         text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8; give a folder, or a CSV saved as UTF-8") from error
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
     rows = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
     found: dict[str, tuple[int, Picture]] = {}  # by absolute path, with the line

@@ -21,6 +21,7 @@ from config import Config
 from datasets import cache
 from datasets.cache import Images
 from datasets.images import read_image
+from utils import files as files_module
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -323,7 +324,7 @@ def refuse_with(error: OSError):
 
 @pytest.mark.parametrize(
     ("where", "what", "error"),
-    [(Path, "mkdir", DENIED), (cache, "FileLock", DENIED), (os, "replace", FULL), (Path, "read_text", DENIED)],
+    [(Path, "mkdir", DENIED), (files_module, "FileLock", DENIED), (os, "replace", FULL), (Path, "read_text", DENIED)],
 )
 def test_where_no_file_can_be_written_images_are_in_memory(cfg, files, reads, warned, monkeypatch, where, what, error):
     monkeypatch.setattr(where, what, refuse_with(error))
@@ -353,7 +354,7 @@ def test_a_disk_that_gets_full_or_a_file_in_the_place_of_the_directory(cfg, file
 
 def test_a_cache_that_cannot_be_written_to_is_read(cfg, files, reads, warned, monkeypatch):
     Images(cfg, files, "train")
-    for where, what in ((Path, "mkdir"), (cache, "FileLock"), (os, "utime"), (os, "replace")):
+    for where, what in ((Path, "mkdir"), (files_module, "FileLock"), (os, "utime"), (os, "replace")):
         monkeypatch.setattr(where, what, refuse_with(DENIED))
     reads.clear()
     assert np.array_equal(pixels(Images(cfg, files, "train")), decoded(files)) and reads == warned == []
@@ -435,7 +436,7 @@ def test_of_two_programs_that_start_together_one_decodes_and_both_have_the_image
     with start(cfg, files, hold_at=1) as first:
         wait_for(first, "held")
         with start(cfg, files, hold_at=0) as second:
-            wait_for(second, "another program is filling")
+            wait_for(second, "another program uses")
             first.stdin.write("\n")
             first.stdin.flush()
             shown = [process.communicate(timeout=60)[0].split() for process in (first, second)]

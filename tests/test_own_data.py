@@ -233,7 +233,7 @@ def test_bad_csv_files_are_refused_by_line(tmp_path):
         refused(sheet(tmp_path, *lines), "my list.csv" if "query" not in words[0] else "", *words)
     for encoding in ("utf-16", "latin-1"):
         (tmp_path / "x.csv").write_bytes("path,pid\nJosé.jpg,1\n".encode(encoding))
-        refused(tmp_path / "x.csv", "x.csv is not text in UTF-8")
+        refused(tmp_path / "x.csv", "x.csv cannot be read", "UTF-8")
     refused(tmp_path / "nowhere.csv", "nowhere.csv cannot be read")
 
 

@@ -30,7 +30,7 @@ from datasets.images import decode_bytes, read_bytes, read_image
 from datasets.make import find_dataset, short_name
 from utils.errors import UserError, run
 from utils.logging import log, setup_logging
-from utils.visualize import QUERY, RIGHT, Tile, draw_rows
+from utils.pictures import QUERY, RIGHT, Tile, draw_rows
 
 SIDES = {"train": "training", "query": "test", "gallery": "test"}  # of the splits
 COLOURS = {"train": "#2b6cb0", "query": QUERY, "gallery": RIGHT}  # of the frames on the sheet

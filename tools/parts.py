@@ -13,6 +13,7 @@ from model import attention, backbones, branches, heads, pooling, reid
 from model.backbones import stages
 from processor import evaluate, extract
 from solver import average, optimizer, schedule
+from tools.light.supernet import supernet
 from utils import expansion, metrics, protocols, rerank, roc
 
 
@@ -32,7 +33,7 @@ class Group(NamedTuple):
 OTHER_BACKBONES = {
     "timm/NAME": backbones.timm_backbone,
     "searched:FILE.json": backbones.searched,
-    "supernet": backbones.supernet,
+    "supernet": supernet,
 }
 TRICKS = {
     "BNNeck": reid.bnneck,
@@ -67,7 +68,7 @@ AUGMENTATIONS = {
 }
 EVALUATION = {
     "standard": Inside(metrics.evaluate, "Protocol"),
-    "multi_query": protocols.multi_query,
+    "multi_query": protocols.pool_queries,
     "single_shot": protocols.evaluate_single_shot,
     "vehicle_id": protocols.evaluate_vehicle_id,
     "mINP": Inside(metrics.evaluate, "INP"),

@@ -20,10 +20,8 @@ from model.backbones.mobilenet import MOBILENETS
 from model.backbones.osnet import OSNETS
 from model.backbones.regnet import REGNETS
 from model.backbones.resnet import RESNETS
-from model.backbones.searchable import searched
+from model.backbones.searchable import read_spec, searched
 from model.backbones.shufflenet import SHUFFLENETS
-from model.backbones.space import read_spec
-from model.backbones.supernet import supernet
 from model.backbones.timm_backbone import timm_backbone
 from model.backbones.vit import TRANSFORMERS
 from utils.errors import UserError, did_you_mean
@@ -51,6 +49,8 @@ def find_backbone(name: str) -> Callable[[Config], nn.Module]:
     if name in BACKBONES:
         return BACKBONES[name]
     if name.split(":")[0] == "supernet":
+        from tools.light.supernet import supernet  # a tool; only its own checkpoints and trainings need it
+
         return partial(supernet, name.removeprefix("supernet").removeprefix(":"))
     if name.startswith("searched:"):
         return partial(searched, read_spec(name.removeprefix("searched:")))
