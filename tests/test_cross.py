@@ -41,7 +41,7 @@ SMALL = "shufflenet_v2_x0_5"
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("rendered")
-    render_demo(path / "demo", train_ids=4, test_ids=1, distractors=0, junk=0, progress=False)
+    render_demo(path / "demo", train_ids=4, test_ids=1, distractors=0, junk=0)
     return path
 
 
