@@ -401,9 +401,9 @@ def test_bad_input_of_the_heat_maps_gets_a_sentence(trained, tmp_path):
 
 
 def test_weights_without_a_trained_classifier_show_no_identity(trained, tmp_path):
-    from model import BACKBONES
+    from model import find_backbone
 
-    torch.save(BACKBONES["mobilenet_v2"](trained).state_dict(), tmp_path / "w.pth")
+    torch.save(find_backbone("mobilenet_v2")(trained).state_dict(), tmp_path / "w.pth")
     settings = arguments(
         replace(trained, weights=str(tmp_path / "w.pth")), "name", "steps", "attention_stages", "jitter"
     )
