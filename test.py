@@ -2,15 +2,14 @@
 
 import os
 
-from config import Config
-from config.cli import typed
+from config.cli import typed_command
 from processor.test import do_test, parse_test
 from utils.errors import run
 
 
 def main() -> None:
-    cfg, stored = parse_test(None, os.environ, "test.py [CKPT]", Config)
-    do_test(cfg, stored, command=typed())
+    cfg, _, stored = parse_test(None, os.environ, __doc__)
+    do_test(cfg, stored, command=typed_command())
 
 
 if __name__ == "__main__":

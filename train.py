@@ -2,7 +2,7 @@
 
 import os
 
-from config.cli import parse_train, typed
+from config.cli import parse_train, typed_command
 from utils.errors import run
 
 
@@ -10,7 +10,7 @@ def main() -> None:
     cfg = parse_train(None, os.environ)
     from processor import do_train  # not sooner: torch takes seconds to import, and --help needs none of it
 
-    do_train(cfg, command=typed())
+    do_train(cfg, command=typed_command())
 
 
 if __name__ == "__main__":

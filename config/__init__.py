@@ -1,4 +1,4 @@
 from config.config import Config
-from config.presets import PRESETS
+from config.presets import PRESETS, load_preset
 
-__all__ = ["PRESETS", "Config"]
+__all__ = ["PRESETS", "Config", "load_preset"]

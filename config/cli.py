@@ -1,69 +1,259 @@
-"""Command line to `Config`. tyro turns the dataclass into options; this file adds presets and checkpoints."""
+"""Command lines: dataclasses of settings become options, and `--help` prints them section by section.
+
+A program has the options of its own dataclass and, where it trains or tests, all settings of `Config`. The help of a
+setting is the comment at the end of its line.
+"""
 
 from __future__ import annotations
 
-import difflib
+import argparse
+import inspect
+import os
+import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-import tyro
+from config.config import SECTION_OF, SECTIONS, Config, check_range, option
+from config.presets import describe_presets, load_preset
+from utils.errors import UserError, did_you_mean
 
-from config.config import Config
-from config.presets import PRESETS
-from utils.errors import UserError
+T = TypeVar("T")
+EVERYDAY = (
+    "name", "log_dir", "dataset", "data_root", "backbone", "weights", "height", "width", "batch_size", "images_per_id",
+    "epochs", "lr", "optimizer", "precision", "flip", "rerank", "seed", "device", "workers", "resume",
+)  # fmt: skip
+TEST_SECTIONS = ("run", "data", "eval")  # those that programs for trained models show
 
-C = TypeVar("C", bound=Config)
+
+@dataclass(frozen=True)
+class Setting:
+    """One option: its name, type, default (MISSING: required) and help."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
 
 
-def parse_train(
-    args: Sequence[str] | None, environ: Mapping[str, str], kind: type[C] = Config, prog: str = "train.py"
-) -> C:
-    """`[PRESET] [--setting value ...]` to checked settings of class `kind`; no preset means `demo`.
+def settings_of(kind: type) -> dict[str, Setting]:
+    """The options of a dataclass, by name, those of the classes it inherits from included."""
+    lines = "".join(inspect.getsource(base) for base in kind.__mro__[:-1])
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.+)$", lines, re.MULTILINE))
+    hints = get_type_hints(kind)
+    return {f.name: Setting(f.name, hints[f.name], f.default, comments.get(f.name, "")) for f in fields(kind)}
 
-    `environ` gives REID_DATA, the default of --data-root. Raises UserError, or SystemExit(2) with tyro's message.
+
+def all_settings() -> dict[str, Setting]:
+    """The settings of `Config`, by name."""
+    return {name: s for kind in SECTIONS.values() for name, s in settings_of(kind).items()}
+
+
+def parse_train(args: Sequence[str] | None, environ: Mapping[str, str]) -> Config:
+    """`[PRESET] [--setting value ...]` to checked settings; the default preset is `demo`.
+
+    `environ` gives REID_DATA, the default of --data-root. Raises UserError, or SystemExit after --help or --presets.
     """
     preset, args = split_first(args)
-    preset = preset or "demo"
-    if preset not in PRESETS:
-        near = difflib.get_close_matches(preset, PRESETS, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(PRESETS)}."
-        raise UserError(f"no preset is called {preset}; {hint}")
-    return parse_settings(widen(PRESETS[preset], kind), args, environ, prog=f"{prog} [{'|'.join(PRESETS)}]")
+    if "--presets" in args:
+        show("\n".join(f"{name:<28}{about}" for name, about in describe_presets()))
+    cfg = load_preset(preset or "demo")
+    about = (
+        "usage: python train.py [PRESET] [--setting value ...]     (PRESET: demo if not given; list: --presets)\n\n"
+        "Train a person or vehicle re-identification model and test it.\n\n"
+        "example: python train.py tiny_b1 --data-root data --epochs 60\n"
+    )
+    return parse_settings(args, cfg, environ, about)[0]
 
 
-def parse_settings(default: C, args: Sequence[str], environ: Mapping[str, str], prog: str) -> C:
-    """`--setting value ...` on top of `default` to a checked Config of the same class."""
+def parse_settings(
+    args: Sequence[str],
+    default: Config,
+    environ: Mapping[str, str],
+    about: str,
+    own: type[T] | None = None,
+    ranges: Mapping[str, str] | None = None,
+    sections: Iterable[str] = tuple(SECTIONS),
+    check: bool = True,
+) -> tuple[Config, T | None]:
+    """`--setting value ...` on top of `default` to checked settings and the program's own options.
+
+    about: the text above the help. own: dataclass of the program's own options; ranges: intervals of these, such as
+    {"num": "[1, inf)"}. sections: those of `Config` that the help lists (all are accepted).
+    """
     if environ.get("REID_DATA"):
-        default.data_root = environ["REID_DATA"]
-    return read_settings(default, args, prog).check()
+        default = default.replace(data_root=environ["REID_DATA"])
+    if asked := asked_help(args):
+        show(help_text(asked, default, about, own, sections))
+    known = all_settings() | (settings_of(own) if own else {})
+    values = parse_values(args, known)
+    mine = {name: values.pop(name) for name in list(values) if name not in SECTION_OF}
+    cfg, options = default.replace(**values), own(**mine) if own else None
+    if check:
+        cfg.check()
+        for name, interval in (ranges or {}).items():
+            check_range(name, getattr(options, name), interval)
+    return cfg, options
 
 
-def read_settings(default: C, args: Sequence[str], prog: str) -> C:
-    """The same, not checked."""
-    if args and not args[0].startswith("-"):
-        raise UserError(f"{args[0]} is not expected here; settings are given as --setting value, see --help")
-    about = "PlainReID: person and vehicle re-identification in plain PyTorch."
-    if default.preset:
-        about += f" The defaults below are those of the preset '{default.preset}'."
-    return tyro.cli(type(default), default=default, args=list(args), prog=prog, description=about)
+def parse_options(
+    args: Sequence[str] | None, kind: type[T], about: str, positional: str = "", ranges: Mapping[str, str] | None = None
+) -> T:
+    """A command line to an object of the dataclass `kind`, for programs without `Config`.
+
+    positional: the field that takes the words before the first option; if it is a tuple, any number of them.
+    Raises UserError, or SystemExit after --help.
+    """
+    args, known = list(sys.argv[1:] if args is None else args), settings_of(kind)
+    if asked_help(args):
+        show("\n".join([about.strip(), "", *(line(s, s.default) for s in known.values())]))
+    values = parse_values(args, known, positional)
+    for name, setting in known.items():
+        if setting.default is MISSING and name not in values:
+            raise UserError(f"{name} is missing; see --help")
+    options = kind(**values)
+    for name, interval in (ranges or {}).items():
+        check_range(name, getattr(options, name), interval)
+    return options
 
 
-def widen(cfg: Config, wider: type[C], **extra) -> C:
-    """The same settings as an object of `wider`, a subclass of Config with settings of its own."""
-    return wider(**{f.name: getattr(cfg, f.name) for f in fields(Config)}, **extra)
+def parse_command(
+    args: Sequence[str] | None, kinds: Mapping[str, type], about: str, positional: Mapping[str, str]
+) -> Any:
+    """The same for programs whose first word chooses one of several dataclasses, each with a docstring.
+
+    positional: for each word the field that takes the words after it, if any.
+    """
+    word, rest = split_first(args)
+    if word is None:
+        commands = "\n".join(
+            f"  {name:<12}{(kind.__doc__ or '').strip().splitlines()[0]}" for name, kind in kinds.items()
+        )
+        show(
+            f"{about.strip()}\n\ncommands (COMMAND --help lists the options of one):\n{commands}",
+            code=0 if asked_help(rest) else 2,
+        )
+    if word not in kinds:
+        raise UserError(f"there is no command {word}; {did_you_mean(word, kinds) or 'choose ' + ', '.join(kinds)}")
+    return parse_options(rest, kinds[word], inspect.cleandoc(kinds[word].__doc__ or ""), positional.get(word, ""))
+
+
+def parse_values(args: Sequence[str], known: Mapping[str, Setting], positional: str = "") -> dict[str, Any]:
+    """The values that a command line gives, by name. Raises UserError for unknown options and wrong values."""
+    parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for setting in known.values():
+        kind, inner = setting.type, get_args(setting.type)
+        if setting.name == positional:
+            parser.add_argument(setting.name, nargs="*" if get_origin(kind) is tuple else "?")
+        elif kind is bool:
+            parser.add_argument(option(setting.name), action=argparse.BooleanOptionalAction)
+        elif get_origin(kind) is Literal:
+            parser.add_argument(option(setting.name), type=type(inner[0]), choices=inner)
+        elif get_origin(kind) is tuple:
+            parser.add_argument(option(setting.name), type=inner[0], nargs="*" if inner[-1] is Ellipsis else len(inner))
+        else:
+            parser.add_argument(option(setting.name), type=kind)
+    values, unknown = parser.parse_known_args(_spell(args, known))
+    if unknown:
+        word = unknown[0].split("=")[0]
+        if not word.startswith("-"):
+            raise UserError(f"{word} is not expected here; settings are given as --setting value, see --help")
+        raise UserError(f"there is no option {word}; {did_you_mean(word, map(option, known)) or 'see --help'}")
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(values).items()}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message.removeprefix("argument "))
+
+
+def _spell(args: Sequence[str], known: Mapping[str, Setting]) -> list[str]:
+    """The words with --some_name as --some-name, and `--x True`, `--x=False` of booleans as `--x`, `--no-x`."""
+    words: list[str] = []
+    switches = {option(s.name): option(f"no_{s.name}") for s in known.values() if s.type is bool}
+    rest = list(args)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            words.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        if name in switches and not equals and rest and rest[0].lower() in ("true", "false"):
+            equals, value = "=", rest.pop(0)
+        if name in switches and equals:
+            if value.lower() not in ("true", "false"):
+                raise UserError(f"{name} takes True or False, not {value}")
+            words.append(name if value.lower() == "true" else switches[name])
+        else:
+            words.append(name + equals + value)
+    return words
+
+
+def asked_help(args: Sequence[str]) -> str:
+    """What --help asks for: "" nothing, "short", "all" or a section's name."""
+    for place, word in enumerate(args):
+        if word in ("-h", "--help"):
+            following = args[place + 1] if place + 1 < len(args) else "-"
+            return "short" if following.startswith("-") else following
+    return ""
+
+
+def help_text(asked: str, default: Config, about: str, own: type | None, sections: Iterable[str]) -> str:
+    """The text of --help: the program's own options, everyday settings and names of sections; or whole sections."""
+    known = {name: settings_of(kind) for name, kind in SECTIONS.items()}
+    chosen = [name for name in known if asked == "all" or name.startswith(asked) or asked.startswith(name)]
+    if asked != "short" and not chosen:
+        raise UserError(f"there is no section {asked}; choose {', '.join(known)} or all")
+    preset = f" (defaults: preset {default.run.preset})" if default.run.preset else ""
+    lines = [about.strip()] if asked in ("short", "all") else []
+    if own and asked in ("short", "all"):
+        lines += ["\noptions", *(line(s, s.default) for s in settings_of(own).values())]
+    if asked == "short":
+        shown = {name: s for section in sections for name, s in known[section].items() if name != "preset"}
+        everyday = shown if own and len(shown) < 60 else {name: shown[name] for name in EVERYDAY if name in shown}
+        lines += [f"\neveryday settings{preset}", *(line(s, default.get(name)) for name, s in everyday.items())]
+        lines += ["\nsections (--help NAME prints one, --help all prints everything)"]
+        lines += ["  " + ", ".join(f"{name} ({len(some)})" for name, some in known.items())]
+    for section in chosen:
+        lines += [
+            f"\n{section}{preset}",
+            *(line(s, default.get(n)) for n, s in known[section].items() if n != "preset"),
+        ]
+    return "\n".join(lines)
+
+
+def line(setting: Setting, value: Any) -> str:
+    """One line of help: option, default, meaning, choices."""
+    if value is MISSING:
+        shown = "required"
+    elif isinstance(value, tuple):
+        shown = " ".join(map(str, value))
+    else:
+        shown = "''" if value == "" else str(value)
+    choices = f" {{{', '.join(map(str, get_args(setting.type)))}}}" if get_origin(setting.type) is Literal else ""
+    return f"  {option(setting.name):<24} {shown:<14} {setting.help}{choices}"
+
+
+def show(text: str, code: int = 0) -> NoReturn:
+    """Print a text and end the program."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader, such as `head`, has ended; Python would complain again when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(code)
 
 
 def split_first(args: Sequence[str] | None) -> tuple[str | None, list[str]]:
-    """Take the leading word that is no option (a preset or a checkpoint) off the command line."""
+    """Take the leading word that is no option (a preset, a checkpoint, a command) off the command line."""
     args = list(sys.argv[1:] if args is None else args)
     if args and not args[0].startswith("-"):
         return args[0], args[1:]
     return None, args
 
 
-def typed() -> str:
-    """The command that was typed, to be stored with what comes of it."""
+def typed_command() -> str:
+    """The command as typed, to be stored with its results."""
     return shlex.join(["python", *sys.argv])

@@ -41,8 +41,8 @@ class Images:
 
     def __init__(self, cfg: Config, paths: Sequence[str], name: str):
         self.cfg, self.name, self.paths = cfg, name, list(paths)
-        self.pool = ThreadPoolExecutor(cfg.workers, thread_name_prefix=f"read-{name}")
-        self.bytes = len(self.paths) * cfg.height * cfg.width * 3
+        self.pool = ThreadPoolExecutor(cfg.data.workers, thread_name_prefix=f"read-{name}")
+        self.bytes = len(self.paths) * cfg.data.height * cfg.data.width * 3
         self.pictures: np.ndarray | None = None  # (N, height, width, 3) uint8 of all paths; None: decoded at every use
         try:
             bad = self._stored()
@@ -59,12 +59,14 @@ class Images:
 
     @property
     def directory(self) -> Path:
-        return Path(self.cfg.cache_dir or Path(self.cfg.data_root) / ".cache")
+        return Path(self.cfg.data.cache_dir or Path(self.cfg.data.data_root) / ".cache")
 
     def read(self, indices: Sequence[int] | np.ndarray, pin: bool = False) -> torch.Tensor:
         """(B, height, width, 3) uint8 RGB of the images at `indices`; pin: in memory that a GPU can copy from."""
         rows = self.kept[list(indices)]  # refuses what is no index
-        batch = torch.empty((len(rows), self.cfg.height, self.cfg.width, 3), dtype=torch.uint8, pin_memory=pin)
+        batch = torch.empty(
+            (len(rows), self.cfg.data.height, self.cfg.data.width, 3), dtype=torch.uint8, pin_memory=pin
+        )
         if self.pictures is not None:
             np.take(self.pictures, rows, axis=0, out=batch.numpy(), mode="clip")  # clip: the mode without a copy
             return batch
@@ -87,16 +89,16 @@ class Images:
                 yield waiting[0], waiting[1].result()
 
     def _decode(self, path: str) -> np.ndarray:
-        return read_image(path, self.cfg.height, self.cfg.width)
+        return read_image(path, self.cfg.data.height, self.cfg.data.width)
 
     # ---- the cache
 
     def _stored(self) -> dict[int, str]:
         """Map the file of these pictures, made first where there is none; gives the bad ones with their reasons."""
-        if self.cfg.disk_gb == 0 or self.bytes == 0:
+        if self.cfg.data.disk_gb == 0 or self.bytes == 0:
             return self._in_memory()
         pictures, record = (self.directory / f"{self.name}-{self._digest()}{end}" for end in (".npy", ".json"))
-        bad, small = self._open(pictures, record), self.bytes <= self.cfg.cache_gb * 1e9
+        bad, small = self._open(pictures, record), self.bytes <= self.cfg.data.cache_gb * 1e9
         if bad is None and not (small and self.bytes > self._room()):
             self.directory.mkdir(parents=True, exist_ok=True)
             with locked(self.directory):
@@ -115,12 +117,12 @@ class Images:
             about = json.loads(record.read_text())
             bad = dict(about["bad"])
             if about["cached"]:
-                shape = (len(self.paths), self.cfg.height, self.cfg.width, 3)
+                shape = (len(self.paths), self.cfg.data.height, self.cfg.data.width, 3)
                 mapped = np.asarray(np.lib.format.open_memmap(pictures, mode="c"))
                 if mapped.shape != shape or mapped.dtype != np.uint8:
                     return None
                 self.pictures = mapped
-                if self.bytes <= self.cfg.cache_gb * 1e9 and hasattr(os, "posix_fadvise"):
+                if self.bytes <= self.cfg.data.cache_gb * 1e9 and hasattr(os, "posix_fadvise"):
                     with open(pictures, "rb") as file:  # have it read in order now, not at random later
                         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
             elif self.bytes <= self._room():
@@ -133,11 +135,11 @@ class Images:
 
     def _room(self) -> float:
         """Bytes that a new file may have: what this program uses already stays, or its splits would take turns."""
-        return self.cfg.disk_gb * 1e9 - in_use(self.directory)
+        return self.cfg.data.disk_gb * 1e9 - in_use(self.directory)
 
     def _digest(self) -> str:
         """Of all that the pictures depend on: the files (place, size, time of change), the input size, the decoder."""
-        digest = hashlib.sha256(f"1 {cv2.__version__} {self.cfg.height} {self.cfg.width}\n".encode())
+        digest = hashlib.sha256(f"1 {cv2.__version__} {self.cfg.data.height} {self.cfg.data.width}\n".encode())
         for path in self.paths:
             try:
                 about = os.stat(path)
@@ -152,7 +154,7 @@ class Images:
         """Decode all into the file if there may be one that large, else only to see whether they can be decoded."""
         bad: dict[int, str] = {}
         cached = self.bytes <= self._room()
-        make_room(self.directory, self.cfg.disk_gb * 1e9 - cached * self.bytes)
+        make_room(self.directory, self.cfg.data.disk_gb * 1e9 - cached * self.bytes)
         with closing(self._decode_all(bad)) as blocks:
             if cached:
                 write_rows(pictures, len(self.paths), blocks)
@@ -167,8 +169,8 @@ class Images:
     def _in_memory(self) -> dict[int, str]:
         """The same without a file: kept in memory if they fit there."""
         bad: dict[int, str] = {}
-        fits = self.bytes <= self.cfg.cache_gb * 1e9
-        pictures = np.empty((len(self.paths), self.cfg.height, self.cfg.width, 3), np.uint8) if fits else None
+        fits = self.bytes <= self.cfg.data.cache_gb * 1e9
+        pictures = np.empty((len(self.paths), self.cfg.data.height, self.cfg.data.width, 3), np.uint8) if fits else None
         with closing(self._decode_all(bad)) as blocks:
             for number, block in enumerate(blocks):
                 if fits:
@@ -187,7 +189,7 @@ class Images:
                 return self._decode(self.paths[index])
             except UserError as error:
                 bad[index] = str(error)
-                return np.zeros((self.cfg.height, self.cfg.width, 3), np.uint8)
+                return np.zeros((self.cfg.data.height, self.cfg.data.width, 3), np.uint8)
 
         def block(start: int) -> list[Future]:
             return [self.pool.submit(attempt, i) for i in range(start, min(start + BLOCK, len(self.paths)))]
@@ -207,7 +209,7 @@ class Images:
 
     def refuse(self, bad: dict[int, str]) -> None:
         """Raises UserError that lists the files that cannot be decoded, unless these are to be skipped."""
-        if bad and self.cfg.on_bad_image == "refuse":
+        if bad and self.cfg.data.on_bad_image == "refuse":
             raise UserError(
                 f"{len(bad)} of {len(self.paths)} {self.name} images cannot be used: {listed(bad)}. "
                 "--on-bad-image skip goes on without them"

@@ -37,13 +37,15 @@ class TrainLoader:
             )
         self.labels = torch.tensor([self.label_map[s.pid] for s in self.samples])
         pids, camids = [s.pid for s in self.samples], [s.camid for s in self.samples]
-        if cfg.sampler == "weighted":
-            self.sampler = WeightedSampler(pids, cfg.batch_size, cfg.seed, **shared)
-        elif cfg.sampler == "shuffle":
-            self.sampler = ShuffleSampler(pids, cfg.batch_size, cfg.seed, **shared)
+        if cfg.data.sampler == "weighted":
+            self.sampler = WeightedSampler(pids, cfg.data.batch_size, cfg.run.seed, **shared)
+        elif cfg.data.sampler == "shuffle":
+            self.sampler = ShuffleSampler(pids, cfg.data.batch_size, cfg.run.seed, **shared)
         else:
-            camids = camids if cfg.sampler == "pk_cameras" else None
-            self.sampler = PKSampler(pids, cfg.batch_size, cfg.images_per_id, cfg.seed, **shared, camids=camids)
+            camids = camids if cfg.data.sampler == "pk_cameras" else None
+            self.sampler = PKSampler(
+                pids, cfg.data.batch_size, cfg.data.images_per_id, cfg.run.seed, **shared, camids=camids
+            )
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -55,8 +57,8 @@ class TrainLoader:
         chosen = list(self.sampler.epoch(epoch))[first_step:]
         batches = on_device(self.images.batches(chosen, pin=device.type == "cuda"), device)
         for step, (indices, images) in enumerate(batches, first_step):
-            share = {"first": self.rank * len(images), "total": self.cfg.batch_size}
-            draws = Draws(self.cfg.seed, epoch, step, batch=len(images), **share)
+            share = {"first": self.rank * len(images), "total": self.cfg.data.batch_size}
+            draws = Draws(self.cfg.run.seed, epoch, step, batch=len(images), **share)
             yield augment(images, self.cfg, draws), self.labels[indices].to(device, non_blocking=True)
 
     def files(self, epoch: int, step: int) -> str:
@@ -70,7 +72,7 @@ class TestLoader:
     __test__ = False  # not a test case, whatever pytest thinks of its name
 
     def __init__(self, cfg: Config, samples: list[Sample], name: str):
-        self.batch_size = cfg.test_batch_size
+        self.batch_size = cfg.data.test_batch_size
         self.samples, self.images = readable(cfg, samples, name)
         self.rows = np.arange(len(self.samples))
         self.pids = np.array([s.pid for s in self.samples])

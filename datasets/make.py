@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from config import Config
-from config.config import dashed
+from config.config import option
 from datasets.base import ReIDDataset, cut_test, cut_train, hold_out, join
 from datasets.cuhk03 import cuhk03, cuhk03_classic
 from datasets.demo import demo
@@ -24,26 +24,26 @@ from datasets.veriwild import veriwild
 from utils.errors import UserError, did_you_mean
 
 DATASETS: dict[str, Callable[[Config], ReIDDataset]] = {
-    "demo": lambda cfg: demo(cfg.data_root),
-    "market1501": lambda cfg: market1501(cfg.data_root),
-    "market1501_500k": lambda cfg: market1501_500k(cfg.data_root),
-    "dukemtmc": lambda cfg: dukemtmc(cfg.data_root),
-    "occluded_duke": lambda cfg: occluded_duke(cfg.data_root),
-    "cuhk03_detected": lambda cfg: cuhk03(cfg.data_root, "detected"),
-    "cuhk03_labeled": lambda cfg: cuhk03(cfg.data_root, "labeled"),
-    "cuhk03_classic_detected": lambda cfg: cuhk03_classic(cfg.data_root, "detected", cfg.split_seed),
-    "cuhk03_classic_labeled": lambda cfg: cuhk03_classic(cfg.data_root, "labeled", cfg.split_seed),
-    "msmt17": lambda cfg: msmt17(cfg.data_root),
-    "msmt17_trainval": lambda cfg: msmt17(cfg.data_root, merge_val=True),
-    "partial_ilids": lambda cfg: partial_ilids(cfg.data_root),
-    "randperson": lambda cfg: randperson(cfg.data_root),
-    "veri776": lambda cfg: veri776(cfg.data_root),
-    "veriwild_small": lambda cfg: veriwild(cfg.data_root, 3000),
-    "veriwild_medium": lambda cfg: veriwild(cfg.data_root, 5000),
-    "veriwild_large": lambda cfg: veriwild(cfg.data_root, 10000),
-    "vehicleid_small": lambda cfg: vehicleid(cfg.data_root, 800),
-    "vehicleid_medium": lambda cfg: vehicleid(cfg.data_root, 1600),
-    "vehicleid_large": lambda cfg: vehicleid(cfg.data_root, 2400),
+    "demo": lambda cfg: demo(cfg.data.data_root),
+    "market1501": lambda cfg: market1501(cfg.data.data_root),
+    "market1501_500k": lambda cfg: market1501_500k(cfg.data.data_root),
+    "dukemtmc": lambda cfg: dukemtmc(cfg.data.data_root),
+    "occluded_duke": lambda cfg: occluded_duke(cfg.data.data_root),
+    "cuhk03_detected": lambda cfg: cuhk03(cfg.data.data_root, "detected"),
+    "cuhk03_labeled": lambda cfg: cuhk03(cfg.data.data_root, "labeled"),
+    "cuhk03_classic_detected": lambda cfg: cuhk03_classic(cfg.data.data_root, "detected", cfg.data.split_seed),
+    "cuhk03_classic_labeled": lambda cfg: cuhk03_classic(cfg.data.data_root, "labeled", cfg.data.split_seed),
+    "msmt17": lambda cfg: msmt17(cfg.data.data_root),
+    "msmt17_trainval": lambda cfg: msmt17(cfg.data.data_root, merge_val=True),
+    "partial_ilids": lambda cfg: partial_ilids(cfg.data.data_root),
+    "randperson": lambda cfg: randperson(cfg.data.data_root),
+    "veri776": lambda cfg: veri776(cfg.data.data_root),
+    "veriwild_small": lambda cfg: veriwild(cfg.data.data_root, 3000),
+    "veriwild_medium": lambda cfg: veriwild(cfg.data.data_root, 5000),
+    "veriwild_large": lambda cfg: veriwild(cfg.data.data_root, 10000),
+    "vehicleid_small": lambda cfg: vehicleid(cfg.data.data_root, 800),
+    "vehicleid_medium": lambda cfg: vehicleid(cfg.data.data_root, 1600),
+    "vehicleid_large": lambda cfg: vehicleid(cfg.data.data_root, 2400),
 }
 
 
@@ -52,7 +52,7 @@ def find_dataset(name: str, cfg: Config) -> ReIDDataset:
     if name in DATASETS:
         return DATASETS[name](cfg)
     if name and Path(name).exists():
-        return own(name, cfg.test_share, cfg.split_seed, cfg.camera_pattern)
+        return own(name, cfg.data.test_share, cfg.data.split_seed, cfg.data.camera_pattern)
     hint = did_you_mean(name, DATASETS) or f"the names are {', '.join(DATASETS)}"
     raise UserError(f"{name!r} is neither a dataset's name nor a folder or .csv file under {os.getcwd()}; {hint}")
 
@@ -61,32 +61,32 @@ def make_dataset(cfg: Config) -> ReIDDataset:
     """Both sides of the settings: what to train on, of several datasets the one after the other, less `holdout_ids`,
     then cut to `train_ids`; and what to test on, cut to `test_ids`. Raises UserError when it is not to be had."""
     names = train_names(cfg)
-    whole = replace(cfg, test_share=0.0) if trains_on_all(cfg) else cfg
+    whole = cfg.replace(test_share=0.0) if trains_on_all(cfg) else cfg
     train = join([find_dataset(name, whole) for name in names])
-    test = cut_test(find_dataset(test_name(cfg), cfg) if cfg.test_dataset else train, cfg.test_ids)
-    train = cut_train(hold_out(train, cfg.holdout_ids), cfg.train_ids)
-    name = f"{train.name}, tested on {test.name}" if cfg.test_dataset else train.name
+    test = cut_test(find_dataset(test_name(cfg), cfg) if cfg.data.test_dataset else train, cfg.data.test_ids)
+    train = cut_train(hold_out(train, cfg.data.holdout_ids), cfg.data.train_ids)
+    name = f"{train.name}, tested on {test.name}" if cfg.data.test_dataset else train.name
     return replace(test, name=name, train=train.train, heldout=train.heldout, train_note=train.train_note)
 
 
 def make_test_set(cfg: Config) -> ReIDDataset:
     """What to test on alone, cut to `test_ids`: what a model was trained on need not be there to test it elsewhere."""
-    return replace(cut_test(find_dataset(test_name(cfg), cfg), cfg.test_ids), train=[], train_note="")
+    return replace(cut_test(find_dataset(test_name(cfg), cfg), cfg.data.test_ids), train=[], train_note="")
 
 
 def train_names(cfg: Config) -> list[str]:
     """Names of the datasets to train on. Raises UserError where one is empty or comes twice."""
-    if cfg.dataset in DATASETS or Path(cfg.dataset).exists():  # a folder may have a + in its name
-        return [cfg.dataset]
-    names = cfg.dataset.split("+")
+    if cfg.data.dataset in DATASETS or Path(cfg.data.dataset).exists():  # a folder may have a + in its name
+        return [cfg.data.dataset]
+    names = cfg.data.dataset.split("+")
     if "" in names or len({place(name) for name in names}) < len(names):
-        raise UserError(f"--dataset {cfg.dataset} names nothing, or the same twice, beside a +; name each once")
+        raise UserError(f"--dataset {cfg.data.dataset} names nothing, or the same twice, beside a +; name each once")
     return names
 
 
 def test_name(cfg: Config) -> str:
     """Name of the dataset to test on. Raises UserError where there are several."""
-    name = cfg.test_dataset or train_names(cfg)[0]
+    name = cfg.data.test_dataset or train_names(cfg)[0]
     if name not in DATASETS and "+" in name and not Path(name).exists():
         raise UserError(f"--test-dataset {name}: only one dataset is tested on at a time; name one of them")
     return name
@@ -104,7 +104,7 @@ def short_name(name: str) -> str:
 
 def trains_on_all(cfg: Config) -> bool:
     """Own pictures are all trained on when the test is elsewhere."""
-    return bool(cfg.test_dataset) and place(cfg.test_dataset) not in map(place, train_names(cfg))
+    return bool(cfg.data.test_dataset) and place(cfg.data.test_dataset) not in map(place, train_names(cfg))
 
 
 def refuse_another_split(cfg: Config, trained: Config, dataset: ReIDDataset) -> None:
@@ -116,8 +116,8 @@ def refuse_another_split(cfg: Config, trained: Config, dataset: ReIDDataset) -> 
     if trains_on_all(trained):
         raise UserError(f"the model was trained on all of {name}; test it on other pictures")
     settings = ("test_share", "split_seed")
-    if any(getattr(cfg, s) != getattr(trained, s) for s in settings):
-        before = " ".join(f"--{dashed(s)} {getattr(trained, s)}" for s in settings)
+    if any(cfg.get(s) != trained.get(s) for s in settings):
+        before = " ".join(f"{option(s)} {trained.get(s)}" for s in settings)
         raise UserError(
             f"the model was trained on {name} with {before}; another split has people that it was trained on in its "
             "test, so leave these settings as they were"

@@ -27,23 +27,23 @@ class Criterion(nn.Module):
         super().__init__()
         self.cfg, self.add_margins = cfg, add_margins
         self.id_loss, self.metric = id_loss(cfg), metric_losses(cfg)
-        widths = feature_dims if cfg.center_weight > 0 else []
+        widths = feature_dims if cfg.loss.center_weight > 0 else []
         self.centers = nn.ModuleList(CenterLoss(num_classes, width) for width in widths)
 
     def forward(
         self, logits: list[torch.Tensor], features: list[torch.Tensor], labels: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         cfg, parts, total = self.cfg, {}, 0.0
-        if cfg.id_weight > 0:
+        if cfg.loss.id_weight > 0:
             logits = [add_margin(x.float(), labels) for add_margin, x in zip(self.add_margins, logits, strict=True)]
-            parts["id"] = _mean(self.id_loss(x, labels, label_smoothing=cfg.label_smoothing) for x in logits)
-            total = total + cfg.id_weight * parts["id"]
+            parts["id"] = _mean(self.id_loss(x, labels, label_smoothing=cfg.loss.label_smoothing) for x in logits)
+            total = total + cfg.loss.id_weight * parts["id"]
         for name, (weight, loss) in self.metric.items():
             parts[name] = _mean(loss(x, labels) for x in features)
             total = total + weight * parts[name]
         if self.centers:
             parts["center"] = _mean(loss(x, labels) for loss, x in zip(self.centers, features, strict=True))
-            total = total + cfg.center_weight * parts["center"]
+            total = total + cfg.loss.center_weight * parts["center"]
         return total, parts
 
     def move_centers(
@@ -56,19 +56,19 @@ class Criterion(nn.Module):
         This is SGD at `center_lr` on the unweighted loss: the loss weight is for the features' pull only.
         """
         for loss, x in zip(self.centers, features, strict=False):
-            loss.move(x, labels, self.cfg.center_lr / len(self.centers), moved)
+            loss.move(x, labels, self.cfg.loss.center_lr / len(self.centers), moved)
 
     def undo_center_weight(self) -> None:
         """Divide the centers' gradient by the loss weight, for an SGD over the centers in place of `move_centers`."""
         for centers in self.centers.parameters():
             if centers.grad is not None:
-                centers.grad /= self.cfg.center_weight
+                centers.grad /= self.cfg.loss.center_weight
 
 
 def id_loss(cfg: Config) -> Callable[..., torch.Tensor]:
     """The identity loss of (logits, labels, label_smoothing=)."""
-    if cfg.id_loss == "focal":
-        return partial(load("loss.cross_entropy:focal_loss"), gamma=cfg.focal_gamma)
+    if cfg.loss.id_loss == "focal":
+        return partial(load("loss.cross_entropy:focal_loss"), gamma=cfg.loss.focal_gamma)
     return cross_entropy
 
 
@@ -77,28 +77,33 @@ def metric_losses(cfg: Config) -> dict[str, tuple[float, Callable[..., torch.Ten
 
     A new one is one file, one line here, and its weight in the Config.
     """
-    triplet = {"margin": None if cfg.soft_margin else cfg.triplet_margin, "hard_factor": cfg.hard_factor}
-    contrastive = {"margin": cfg.contrastive_margin}
-    circle = {"margin": cfg.circle_margin, "gamma": cfg.circle_gamma}
-    cosface = {"margin": cfg.cosface_margin, "gamma": cfg.cosface_gamma}
-    multi_similarity = {"alpha": cfg.ms_alpha, "beta": cfg.ms_beta, "base": cfg.ms_base, "epsilon": cfg.ms_epsilon}
-    centroid = {"margin": None if cfg.soft_margin else cfg.centroid_margin}
+    triplet = {"margin": None if cfg.loss.soft_margin else cfg.loss.triplet_margin, "hard_factor": cfg.loss.hard_factor}
+    contrastive = {"margin": cfg.loss.contrastive_margin}
+    circle = {"margin": cfg.loss.circle_margin, "gamma": cfg.loss.circle_gamma}
+    cosface = {"margin": cfg.loss.cosface_margin, "gamma": cfg.loss.cosface_gamma}
+    multi_similarity = {
+        "alpha": cfg.loss.ms_alpha,
+        "beta": cfg.loss.ms_beta,
+        "base": cfg.loss.ms_base,
+        "epsilon": cfg.loss.ms_epsilon,
+    }
+    centroid = {"margin": None if cfg.loss.soft_margin else cfg.loss.centroid_margin}
     losses = {  # weight, function, its options
-        "triplet": (cfg.triplet_weight, "loss.triplet:batch_hard_triplet", triplet),
-        "contrastive": (cfg.contrastive_weight, "loss.contrastive:contrastive_loss", contrastive),
-        "circle": (cfg.circle_weight, "loss.circle:circle_loss", circle),
-        "cosface": (cfg.cosface_weight, "loss.cosface:cosface_loss", cosface),
+        "triplet": (cfg.loss.triplet_weight, "loss.triplet:batch_hard_triplet", triplet),
+        "contrastive": (cfg.loss.contrastive_weight, "loss.contrastive:contrastive_loss", contrastive),
+        "circle": (cfg.loss.circle_weight, "loss.circle:circle_loss", circle),
+        "cosface": (cfg.loss.cosface_weight, "loss.cosface:cosface_loss", cosface),
         "multi_similarity": (
-            cfg.multi_similarity_weight,
+            cfg.loss.multi_similarity_weight,
             "loss.multi_similarity:multi_similarity_loss",
             multi_similarity,
         ),
-        "centroid": (cfg.centroid_weight, "loss.centroid_triplet:centroid_triplet", centroid),
-        "range": (cfg.range_weight, "loss.range:range_loss", {"margin": cfg.range_margin}),
-        "cluster": (cfg.cluster_weight, "loss.cluster:cluster_loss", {"margin": cfg.cluster_margin}),
+        "centroid": (cfg.loss.centroid_weight, "loss.centroid_triplet:centroid_triplet", centroid),
+        "range": (cfg.loss.range_weight, "loss.range:range_loss", {"margin": cfg.loss.range_margin}),
+        "cluster": (cfg.loss.cluster_weight, "loss.cluster:cluster_loss", {"margin": cfg.loss.cluster_margin}),
     }
-    if cfg.triplet == "weighted":
-        losses["triplet"] = (cfg.triplet_weight, "loss.triplet:weighted_triplet", {})
+    if cfg.loss.triplet == "weighted":
+        losses["triplet"] = (cfg.loss.triplet_weight, "loss.triplet:weighted_triplet", {})
     return {
         name: (weight, partial(load(function), **options))
         for name, (weight, function, options) in losses.items()

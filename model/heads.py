@@ -110,12 +110,12 @@ class CircleHead(CosFaceHead):
 # --head: a function of (Config, width of the features, number of classes)
 HEADS = {
     "linear": lambda cfg, width, classes: LinearHead(width, classes),
-    "cosine": lambda cfg, width, classes: CosineHead(width, classes, cfg.head_scale),
-    "cosine_learned": lambda cfg, width, classes: CosineHead(width, classes, cfg.head_scale, learned=True),
-    "cosface": lambda cfg, width, classes: CosFaceHead(width, classes, cfg.head_scale, cfg.head_margin),
-    "arcface": lambda cfg, width, classes: ArcFaceHead(width, classes, cfg.head_scale, cfg.head_margin),
+    "cosine": lambda cfg, width, classes: CosineHead(width, classes, cfg.model.head_scale),
+    "cosine_learned": lambda cfg, width, classes: CosineHead(width, classes, cfg.model.head_scale, learned=True),
+    "cosface": lambda cfg, width, classes: CosFaceHead(width, classes, cfg.model.head_scale, cfg.model.head_margin),
+    "arcface": lambda cfg, width, classes: ArcFaceHead(width, classes, cfg.model.head_scale, cfg.model.head_margin),
     "subcenter_arcface": lambda cfg, width, classes: SubCenterArcFaceHead(
-        width, classes, cfg.head_scale, cfg.head_margin, cfg.sub_centers
+        width, classes, cfg.model.head_scale, cfg.model.head_margin, cfg.model.sub_centers
     ),
-    "circle": lambda cfg, width, classes: CircleHead(width, classes, cfg.head_scale, cfg.head_margin),
+    "circle": lambda cfg, width, classes: CircleHead(width, classes, cfg.model.head_scale, cfg.model.head_margin),
 }

@@ -31,17 +31,17 @@ BRANCHES = {
 
 def build_model(cfg: Config, num_classes: int) -> ReIDModel:
     """The model of the settings with random weights. Raises UserError for settings that do not go together."""
-    return load(BRANCHES[cfg.branches])(cfg, num_classes)
+    return load(BRANCHES[cfg.model.branches])(cfg, num_classes)
 
 
 def make_model(cfg: Config, num_classes: int) -> ReIDModel:
     """The model of the settings with its start weights. Raises UserError when they cannot be loaded or do not fit."""
     model = build_model(cfg, num_classes)
     fc = model.branches[0].fc if len(model.branches) == 1 else None
-    report = load_backbone(model.backbone, cfg.weights, fc)
+    report = load_backbone(model.backbone, cfg.model.weights, fc)
     if report:
         log.info(str(report))
-        if "caffe" in cfg.weights and not cfg.stride_in_1x1:
+        if "caffe" in cfg.model.weights and not cfg.model.stride_in_1x1:
             log.warning("Caffe weights usually need --stride-in-1x1: without it they load, but the features are worse")
     return model
 
@@ -65,8 +65,8 @@ class Branch(nn.Module):
         super().__init__()
         self.width, self.metric = width, metric
         self.fc = fc or nn.Identity()
-        self.neck = bnneck(width) if cfg.neck == "bnneck" else nn.Identity()
-        self.classifier = HEADS[cfg.head](cfg, width, num_classes) if identity else None
+        self.neck = bnneck(width) if cfg.model.neck == "bnneck" else nn.Identity()
+        self.classifier = HEADS[cfg.model.head](cfg, width, num_classes) if identity else None
 
 
 class ReIDModel(nn.Module):
@@ -82,7 +82,7 @@ class ReIDModel(nn.Module):
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__()
         self.num_classes = num_classes
-        self.test_after_neck = cfg.test_feature == "after"
+        self.test_after_neck = cfg.model.test_feature == "after"
         self.backbone = make_backbone(cfg)
 
     def pooled(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -119,9 +119,9 @@ class OneBranch(ReIDModel):
 
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__(cfg, num_classes)
-        self.pool = POOLING[cfg.pooling]()
-        width = cfg.embedding_dim or self.backbone.out_channels
-        fc = embedding(self.backbone.out_channels, width) if cfg.embedding_dim else None
+        self.pool = POOLING[cfg.model.pooling]()
+        width = cfg.model.embedding_dim or self.backbone.out_channels
+        fc = embedding(self.backbone.out_channels, width) if cfg.model.embedding_dim else None
         self.branches = nn.ModuleList([Branch(cfg, width, num_classes, fc)])
 
     def pooled(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -130,12 +130,14 @@ class OneBranch(ReIDModel):
 
 def make_backbone(cfg: Config) -> nn.Module:
     """The backbone of the settings with its attention. Raises UserError if it has no place for attention."""
-    backbone = find_backbone(cfg.backbone)(cfg)
-    if cfg.attention != "none":
+    backbone = find_backbone(cfg.model.backbone)(cfg)
+    if cfg.model.attention != "none":
         if not hasattr(backbone, "attention"):
-            raise UserError(f"--backbone {cfg.backbone} has no place for attention; leave --attention out")
+            raise UserError(f"--backbone {cfg.model.backbone} has no place for attention; leave --attention out")
         make_attention = load("model.attention:make_attention")
-        stages = make_attention(cfg.attention, cfg.attention_stages, backbone.stage_channels, cfg.attention_ratio)
+        stages = make_attention(
+            cfg.model.attention, cfg.model.attention_stages, backbone.stage_channels, cfg.model.attention_ratio
+        )
         backbone.attention.update(stages)
     return backbone
 

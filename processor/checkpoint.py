@@ -160,7 +160,7 @@ def load_weights(model: ReIDModel, state: dict[str, Any], path: str | Path, cfg:
         stored = state["config"].get("backbone")
         classes = len(state["labels"])
         raise UserError(
-            f"{path} holds a {stored} model of {classes} identities, which does not fit a {cfg.backbone} model of "
+            f"{path} holds a {stored} model of {classes} identities, which does not fit a {cfg.model.backbone} model of "
             f"{model.num_classes}; leave the settings of the model and the data as they were in training"
         ) from error
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from config import Config
-from config.config import dashed
+from config.config import option
 from utils.errors import UserError
 
 PATIENCE = timedelta(hours=2)  # that others wait while one re-ranks a large gallery
@@ -85,17 +85,19 @@ def take_gpu(cfg: Config, environ: Mapping[str, str]) -> str:
             f"WORLD_SIZE is {environ['WORLD_SIZE']}, so there should be other processes, but {' and '.join(absent)} "
             "is not set; start them with torchrun, or unset WORLD_SIZE to train alone"
         )
-    if cfg.device.startswith("cuda:"):
-        raise UserError(f"--device {cfg.device} is one GPU, and several processes need one each; give --device cuda")
+    if cfg.run.device.startswith("cuda:"):
+        raise UserError(
+            f"--device {cfg.run.device} is one GPU, and several processes need one each; give --device cuda"
+        )
     local, on_this_machine = int(environ.get("LOCAL_RANK", 0)), int(environ.get("LOCAL_WORLD_SIZE", 1))
-    gpus = 0 if cfg.device == "cpu" else torch.cuda.device_count()
-    if cfg.backend == "nccl" and gpus < on_this_machine:
+    gpus = 0 if cfg.run.device == "cpu" else torch.cuda.device_count()
+    if cfg.loop.backend == "nccl" and gpus < on_this_machine:
         raise UserError(
             f"--backend nccl needs a GPU for each of the {on_this_machine} processes and finds {gpus}; leave it out"
         )
     if gpus:
         torch.cuda.set_device(local % gpus)
-    return cfg.backend if cfg.backend != "auto" else "nccl" if gpus >= on_this_machine else "gloo"
+    return cfg.loop.backend if cfg.loop.backend != "auto" else "nccl" if gpus >= on_this_machine else "gloo"
 
 
 def started_as(ranks: Ranks, command: str, environ=os.environ) -> str:
@@ -165,7 +167,7 @@ def same_everywhere(ranks: Ranks, facts: Mapping[str, Any]) -> None:
 
 def same_settings(ranks: Ranks, cfg: Config) -> None:
     """Raises UserError that names the settings on which the processes do not agree, such as those of two machines."""
-    same_everywhere(ranks, {f"--{dashed(name)}": value for name, value in vars(cfg).items() if name not in PLACES})
+    same_everywhere(ranks, {f"{option(name)}": value for name, value in cfg.to_dict().items() if name not in PLACES})
 
 
 @torch.no_grad()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from config import Config
-from config.config import dashed, undefined
+from config.config import option, undefined_for_protocol
 from datasets.base import ReIDDataset
 from datasets.check import MOST_CAMERAS
 from datasets.loaders import TestLoader
@@ -47,12 +47,12 @@ class Inference:
         """Rows (len(queries), G) that the last scores were made from; queries are indices."""
         if self.reranked is not None:
             return self.reranked[queries]
-        return pairwise_distance(self.query[queries], self.gallery, cfg.metric)
+        return pairwise_distance(self.query[queries], self.gallery, cfg.eval.metric)
 
 
 def quick(cfg: Config) -> Config:
     """The settings less all that is scored beside plain features."""
-    return replace(cfg, flip=False, rerank=False, query_expansion=0, augmentation_k=0, roc=False, by_camera=False)
+    return cfg.replace(flip=False, rerank=False, query_expansion=0, augmentation_k=0, roc=False, by_camera=False)
 
 
 def do_inference(
@@ -67,10 +67,10 @@ def do_inference(
 
     Raises UserError when the features are not finite or nothing can be scored.
     """
-    q, g = (extract_features(cfg, model, x, device, cfg.flip, ranks) for x in (query, gallery))
+    q, g = (extract_features(cfg, model, x, device, cfg.eval.flip, ranks) for x in (query, gallery))
     if not ranks.first:
         return None
-    pairs = {"plain": (q[0], g[0])} | ({"flip": (q[1], g[1])} if cfg.flip else {})
+    pairs = {"plain": (q[0], g[0])} | ({"flip": (q[1], g[1])} if cfg.eval.flip else {})
     return score_features(cfg, pairs, (query.pids, gallery.pids, query.camids, gallery.camids))
 
 
@@ -87,22 +87,26 @@ def score_features(cfg: Config, pairs: dict[str, tuple[torch.Tensor, torch.Tenso
             result.scores[name] = _score(cfg, query, gallery, ids)
         result.query = query
         name = "" if name == "plain" else f"{name}+"
-        if cfg.augmentation_k:
-            result.gallery = augment_gallery(result.gallery, cfg.augmentation_k, cfg.expansion_alpha)
+        if cfg.eval.augmentation_k:
+            result.gallery = augment_gallery(result.gallery, cfg.eval.augmentation_k, cfg.eval.expansion_alpha)
             name += "dba+"
-        if cfg.query_expansion:
-            result.query = expand_queries(result.query, result.gallery, cfg.query_expansion, cfg.expansion_alpha)
-            name += "qe+"
-        if cfg.augmentation_k or cfg.query_expansion:
-            result.scores[name[:-1]] = _score(cfg, result.query, result.gallery, ids)
-        if cfg.by_camera:
-            result.by_camera = evaluate_by_camera(
-                result.query, result.gallery, *ids, metric=cfg.metric, max_rank=cfg.max_rank
+        if cfg.eval.query_expansion:
+            result.query = expand_queries(
+                result.query, result.gallery, cfg.eval.query_expansion, cfg.eval.expansion_alpha
             )
-        if cfg.rerank:
+            name += "qe+"
+        if cfg.eval.augmentation_k or cfg.eval.query_expansion:
+            result.scores[name[:-1]] = _score(cfg, result.query, result.gallery, ids)
+        if cfg.eval.by_camera:
+            result.by_camera = evaluate_by_camera(
+                result.query, result.gallery, *ids, metric=cfg.eval.metric, max_rank=cfg.eval.max_rank
+            )
+        if cfg.eval.rerank:
             rows = (result.query, result.gallery)
-            result.reranked = k_reciprocal(*rows, cfg.k1, cfg.k2, cfg.lambda_value, metric=cfg.metric)
-            scores = evaluate_distance(result.reranked, *ids, max_rank=cfg.max_rank, roc=cfg.roc)
+            result.reranked = k_reciprocal(
+                *rows, cfg.eval.k1, cfg.eval.k2, cfg.eval.lambda_value, metric=cfg.eval.metric
+            )
+            scores = evaluate_distance(result.reranked, *ids, max_rank=cfg.eval.max_rank, roc=cfg.eval.roc)
             result.scores[f"{name}rerank"] = scores
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -110,20 +114,20 @@ def score_features(cfg: Config, pairs: dict[str, tuple[torch.Tensor, torch.Tenso
 
 
 def _pooled(cfg: Config, query: torch.Tensor, gallery: torch.Tensor, ids: tuple) -> torch.Tensor:
-    return pool_queries(query, gallery, *ids, metric=cfg.metric) if cfg.protocol == "multi_query" else query
+    return pool_queries(query, gallery, *ids, metric=cfg.eval.metric) if cfg.eval.protocol == "multi_query" else query
 
 
 def _score(cfg: Config, query: torch.Tensor, gallery: torch.Tensor, ids: tuple) -> Scores:
     """Scores by the protocol of the settings."""
-    common = {"metric": cfg.metric, "max_rank": cfg.max_rank}
-    if cfg.protocol == "single_shot":
-        return evaluate_single_shot(query, gallery, *ids, **common, trials=cfg.trials, seed=cfg.seed)
-    if cfg.protocol == "vehicle_id":
+    common = {"metric": cfg.eval.metric, "max_rank": cfg.eval.max_rank}
+    if cfg.eval.protocol == "single_shot":
+        return evaluate_single_shot(query, gallery, *ids, **common, trials=cfg.eval.trials, seed=cfg.run.seed)
+    if cfg.eval.protocol == "vehicle_id":
         pids = np.concatenate(ids[:2])
         people = np.flatnonzero(pids != 0)  # distractors are not one identity, and must not be queries
         rows = torch.cat([query, gallery])[people]
-        return evaluate_vehicle_id(rows, pids[people], **common, trials=cfg.trials, seed=cfg.seed)
-    return evaluate(query, gallery, *ids, **common, roc=cfg.roc)
+        return evaluate_vehicle_id(rows, pids[people], **common, trials=cfg.eval.trials, seed=cfg.run.seed)
+    return evaluate(query, gallery, *ids, **common, roc=cfg.eval.roc)
 
 
 def scored_as(cfg: Config, dataset: ReIDDataset) -> Config:
@@ -131,18 +135,18 @@ def scored_as(cfg: Config, dataset: ReIDDataset) -> Config:
 
     Raises UserError where that protocol does not go with other settings, or the dataset has more cameras than a table.
     """
-    if cfg.protocol == "auto":
-        cfg = replace(cfg, protocol=dataset.protocol)
-        for name in undefined(cfg):
-            mend = f"--no-{dashed(name)}" if getattr(cfg, name) is True else f"--{dashed(name)} 0"
+    if cfg.eval.protocol == "auto":
+        cfg = cfg.replace(protocol=dataset.protocol)
+        for name in undefined_for_protocol(cfg):
+            mend = option(f"no_{name}") if cfg.get(name) is True else f"{option(name)} 0"
             raise UserError(
-                f"{dataset.name} is scored by the protocol {cfg.protocol}, which --{dashed(name)} is not defined for; "
+                f"{dataset.name} is scored by the protocol {cfg.eval.protocol}, which {option(name)} is not defined for; "
                 f"add {mend}, or --protocol standard"
             )
     cameras = max(len({s.camid for s in samples}) for samples in (dataset.query, dataset.gallery))
-    if cfg.by_camera and not dataset.cameras:
+    if cfg.eval.by_camera and not dataset.cameras:
         raise UserError(f"--by-camera needs cameras, and those of {dataset.name} are unknown; leave it out")
-    if cfg.by_camera and cameras > MOST_CAMERAS:
+    if cfg.eval.by_camera and cameras > MOST_CAMERAS:
         raise UserError(f"--by-camera is a table of {MOST_CAMERAS} cameras at most, {dataset.name} has {cameras}")
     return cfg
 
@@ -150,12 +154,12 @@ def scored_as(cfg: Config, dataset: ReIDDataset) -> Config:
 def scores_note(cfg: Config, note: str = "") -> str:
     """What the scores must be read with, after the dataset's note; empty for the full protocol of single queries."""
     notes = [note]
-    if cfg.protocol in ("single_shot", "vehicle_id"):
-        notes.append(f"protocol {cfg.protocol}, mean of {cfg.trials} random galleries (seed {cfg.seed})")
-    elif cfg.protocol == "multi_query":
-        notes.append(f"protocol {cfg.protocol}")
-    if cfg.rerank and cfg.rerank_note:
-        notes.append(cfg.rerank_note)
+    if cfg.eval.protocol in ("single_shot", "vehicle_id"):
+        notes.append(f"protocol {cfg.eval.protocol}, mean of {cfg.eval.trials} random galleries (seed {cfg.run.seed})")
+    elif cfg.eval.protocol == "multi_query":
+        notes.append(f"protocol {cfg.eval.protocol}")
+    if cfg.eval.rerank and cfg.eval.rerank_note:
+        notes.append(cfg.eval.rerank_note)
     return "; ".join(filter(None, notes))
 
 

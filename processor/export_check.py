@@ -6,7 +6,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import chain, groupby, islice
 
@@ -51,14 +50,14 @@ def calibration_crops(cfg: Config) -> np.ndarray:
     dataset = make_dataset(cfg)
     if not dataset.train:
         raise UserError(f"--int8 needs pictures of the training split, and {dataset.name} has none; leave it out")
-    samples, images = readable(replace(cfg, disk_gb=0), spread(dataset.train, CALIBRATION_CROPS), "train")
+    samples, images = readable(cfg.replace(disk_gb=0), spread(dataset.train, CALIBRATION_CROPS), "train")
     return normalise(images.read(range(len(samples)))).contiguous().numpy()
 
 
 def batches(cfg: Config, paths: Sequence[str], preprocessing: bool) -> Iterator[torch.Tensor]:
     """What a file takes of these pictures in their order: normalised (B, 3, height, width), or with preprocessing uint8
     (B, H, W, 3) in their own size. Neighbours of one size make a batch."""
-    load = decode if preprocessing else partial(read_image, height=cfg.height, width=cfg.width)
+    load = decode if preprocessing else partial(read_image, height=cfg.data.height, width=cfg.data.width)
     for shape, pictures in groupby(map(load, paths), key=lambda picture: picture.shape):
         most = max(1, min(BATCH, MOST_PIXELS // (shape[0] * shape[1])))
         while batch := list(islice(pictures, most)):
@@ -90,9 +89,9 @@ def lowest_cosine(embeddings: torch.Tensor, reference: torch.Tensor) -> float:
 
 def pixel_difference(cfg: Config, paths: Sequence[str]) -> dict[str, float]:
     """Of pictures that `Preprocess` and `read_image` resize."""
-    resize, most, differing = Preprocess(cfg.height, cfg.width).resize, 0.0, 0.0
+    resize, most, differing = Preprocess(cfg.data.height, cfg.data.width).resize, 0.0, 0.0
     for path in paths:
-        ours = torch.from_numpy(read_image(path, cfg.height, cfg.width))
+        ours = torch.from_numpy(read_image(path, cfg.data.height, cfg.data.width))
         difference = (resize(torch.from_numpy(decode(path))[None])[0] - ours).abs()
         most = max(most, difference.max().item())
         differing += (difference > 0).float().mean().item() / len(paths)
@@ -134,8 +133,8 @@ def score_both(test: Prepared, run: Run, preprocessing: bool) -> dict[str, dict[
 def latencies(test: Prepared, run: Run, preprocessing: bool) -> list[dict[str, float]]:
     """Median milliseconds of the file and of PyTorch's modules in float32, for pictures of the model's input size."""
     cfg = test.cfg
-    raw = torch.from_numpy(read_image(crops_of(test)[0], cfg.height, cfg.width))[None]
-    way, one = ([Preprocess(cfg.height, cfg.width)], raw) if preprocessing else ([], normalise(raw))
+    raw = torch.from_numpy(read_image(crops_of(test)[0], cfg.data.height, cfg.data.width))[None]
+    way, one = ([Preprocess(cfg.data.height, cfg.data.width)], raw) if preprocessing else ([], normalise(raw))
     rows = []
     for size in LATENCY_BATCHES:
         batch = one.repeat(size, 1, 1, 1)

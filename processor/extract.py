@@ -33,8 +33,8 @@ def feature_batches(
     try:
         with contextlib.closing(progress):
             for images in loader.batches(device):
-                with torch.no_grad(), autocast(device, cfg.test_precision):
-                    if not cfg.channels_last:
+                with torch.no_grad(), autocast(device, cfg.loop.test_precision):
+                    if not cfg.loop.channels_last:
                         images = images.contiguous()
                     features = model(images).float()
                     mirrored = (features + model(images.flip(3)).float()) / 2 if flip else None

@@ -63,7 +63,7 @@ class FeatureExtractor:
         state = read_checkpoint(self.checkpoint)
         self.cfg = Config.from_dict(state["config"])
         self.model = rebuild_model(state, self.checkpoint, self.cfg).to(self.device).eval()
-        if self.cfg.channels_last:
+        if self.cfg.loop.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.fingerprint = fingerprint(state["model"], self.cfg)
         self.batch_size, self.half, self.flip = batch_size, half, flip
@@ -133,7 +133,7 @@ class FeatureExtractor:
 
     def _resized(self, number: int, picture: Any) -> np.ndarray | UserError:
         """A picture as the model wants it, or the error that says why not."""
-        height, width = self.cfg.height, self.cfg.width
+        height, width = self.cfg.data.height, self.cfg.data.width
         if isinstance(picture, (str, os.PathLike)):
             try:
                 return read_image(picture, height, width)
@@ -147,7 +147,7 @@ class FeatureExtractor:
     def _features(self, pictures: list[np.ndarray]) -> torch.Tensor:
         """(B, D) of a list of arrays (height, width, 3)."""
         images = normalise(torch.from_numpy(np.stack(pictures)).to(self.device))
-        if not self.cfg.channels_last:
+        if not self.cfg.loop.channels_last:
             images = images.contiguous()
         kind = torch.bfloat16 if self.device.type == "cpu" else torch.float16
         half = torch.autocast(self.device.type, kind) if self.half else contextlib.nullcontext()
@@ -164,7 +164,7 @@ class FeatureExtractor:
 def fingerprint(weights: dict[str, torch.Tensor], cfg: Config) -> str:
     """16 hexadecimal digits of all weights and of the settings that shape an embedding: equal ones mean that features
     can be compared, wherever the checkpoint's file lies and whatever else it holds."""
-    settings = {name: getattr(cfg, name) for name in SHAPING}
+    settings = {name: cfg.get(name) for name in SHAPING}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

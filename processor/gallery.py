@@ -75,7 +75,12 @@ def new_about(extractor: FeatureExtractor, root: Path) -> dict[str, Any]:
     """What a file of features of that model says of itself."""
     cfg = extractor.cfg
     about = {"format": FORMAT, "model": extractor.fingerprint, "checkpoint": str(extractor.checkpoint.absolute())}
-    about |= {"backbone": cfg.backbone, "trained_on": cfg.dataset, "height": cfg.height, "width": cfg.width}
+    about |= {
+        "backbone": cfg.model.backbone,
+        "trained_on": cfg.data.dataset,
+        "height": cfg.data.height,
+        "width": cfg.data.width,
+    }
     return about | {"flip": extractor.flip, "half": extractor.half, "root": str(root), "next_id": 0}
 
 

@@ -19,8 +19,8 @@ def settle_precision(cfg: Config, device: torch.device) -> str:
 
     bf16 has the range of float32, so nothing overflows, and of its 8 bits the optimizer's float32 weights lose none.
     """
-    if cfg.precision != "auto":
-        return cfg.precision
+    if cfg.loop.precision != "auto":
+        return cfg.loop.precision
     if device.type != "cuda":
         return "float32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -95,20 +95,20 @@ class Together:
 
 def set_up(cfg: Config, device: torch.device, precision: str) -> str:
     """Set torch's switches for this run. Gives the sentence that says what was chosen."""
-    torch.backends.cudnn.allow_tf32 = cfg.tf32
+    torch.backends.cudnn.allow_tf32 = cfg.loop.tf32
     torch.backends.cuda.matmul.allow_tf32 = False  # distances and scores are exact, whatever the network computes in
-    torch.backends.cudnn.benchmark = not cfg.deterministic
-    if cfg.deterministic:
+    torch.backends.cudnn.benchmark = not cfg.loop.deterministic
+    if cfg.loop.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    torch.use_deterministic_algorithms(cfg.deterministic)
+    torch.use_deterministic_algorithms(cfg.loop.deterministic)
     if device.type == "cpu":
         keep_freed_memory()
-    words = [f"training in {precision}", f"tests in {cfg.test_precision}"]
-    if device.type == "cuda" and "float32" in (precision, cfg.test_precision):
-        words.append("float32 convolutions " + ("in TF32" if cfg.tf32 else "in full, no TF32"))
-    words.append("channels last" if cfg.channels_last else "channels first")
-    words.append("fused optimizer" if cfg.fused else "plain optimizer")
-    words += ["compiled"] * cfg.compile + ["deterministic"] * cfg.deterministic
+    words = [f"training in {precision}", f"tests in {cfg.loop.test_precision}"]
+    if device.type == "cuda" and "float32" in (precision, cfg.loop.test_precision):
+        words.append("float32 convolutions " + ("in TF32" if cfg.loop.tf32 else "in full, no TF32"))
+    words.append("channels last" if cfg.loop.channels_last else "channels first")
+    words.append("fused optimizer" if cfg.loop.fused else "plain optimizer")
+    words += ["compiled"] * cfg.loop.compile + ["deterministic"] * cfg.loop.deterministic
     return ", ".join(words)
 
 

@@ -62,7 +62,7 @@ def in_parallel(ranks: Ranks, model: ReIDModel, criterion: Criterion, device: to
     """The model such that its gradients are averaged over the processes, as they become known."""
     if ranks.size == 1:
         return model
-    identity, metric = criterion.cfg.id_weight > 0, bool(criterion.metric or criterion.centers)
+    identity, metric = criterion.cfg.loss.id_weight > 0, bool(criterion.metric or criterion.centers)
     whole = identity and (metric or len(model.heads) == len(model.branches))
     options = {"device_ids": [device] if device.type == "cuda" else None, "find_unused_parameters": not whole}
     options["broadcast_buffers"] = False  # batch norm's statistics are sent after each step
@@ -73,11 +73,11 @@ def in_parallel(ranks: Ranks, model: ReIDModel, criterion: Criterion, device: to
 
 def synchronised(cfg: Config, ranks: Ranks, model: nn.Module, device: torch.device) -> tuple[nn.Module, str]:
     """The model with batch norm over the images of all processes, and a warning where that cannot be had."""
-    if ranks.size == 1 or not cfg.sync_bn:
+    if ranks.size == 1 or not cfg.loop.sync_bn:
         return model, ""
     if device.type != "cuda":
         return model, "torch has no SyncBatchNorm on CPUs: each process normalises over its own share of a batch"
-    if cfg.backbone.startswith("timm/"):
+    if cfg.model.backbone.startswith("timm/"):
         from timm.layers import convert_sync_batchnorm  # keeps the activation that timm puts into its batch norm
 
         return convert_sync_batchnorm(model), ""

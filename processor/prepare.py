@@ -43,11 +43,11 @@ def prepare(
     setup_logging(quiet=not ranks.first)
     same_settings(ranks, cfg)
     with together(ranks, first_alone=True):
-        device = pick_device(cfg.device)
+        device = pick_device(cfg.run.device)
         precision = settle_precision(cfg, device)
         chosen = set_up(cfg, device, precision)
-        find_backbone(cfg.backbone)  # a wrong name shows before the data is read
-        seed_all(cfg.seed)
+        find_backbone(cfg.model.backbone)  # a wrong name shows before the data is read
+        seed_all(cfg.run.seed)
         loaders = make_loaders(cfg, ranks.rank, ranks.size)
         dataset = loaders.dataset
         note = scores_note(scored_as(cfg, dataset), dataset.note)
@@ -56,7 +56,7 @@ def prepare(
     tested = (fingerprint(dataset.query), fingerprint(dataset.gallery))
     same_everywhere(ranks, {"the training images": images, "the test images": tested})
     model, unsynchronised = synchronised(cfg, ranks, model, device)
-    memory_format = torch.channels_last if cfg.channels_last else torch.contiguous_format
+    memory_format = torch.channels_last if cfg.loop.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)
     add_margins = [head.add_margin for head in model.heads]
     criterion = make_criterion(cfg, len(loaders.labels), model.feature_dims, add_margins).to(device)
@@ -73,9 +73,9 @@ def prepare(
     run = Run(cfg, directory, device, model, criterion, optimizers, loaders.labels, scaler, precision, **about)
     run.average = make_average(cfg, model)
     introduce(run, loaders, chosen, unsynchronised)
-    seed_all(cfg.seed + ranks.rank)  # what is drawn in training, such as dropout, differs by process
+    seed_all(cfg.run.seed + ranks.rank)  # what is drawn in training, such as dropout, differs by process
     with together(ranks, first_alone=True):  # it may rename damaged ones
-        if cfg.resume and taken(directory):
+        if cfg.run.resume and taken(directory):
             restore(run)
     progress = (run.epoch, run.step, len(run.history))
     same_everywhere(ranks, {"the checkpoint to go on from (--log-dir must be one that all machines share)": progress})
@@ -90,7 +90,9 @@ def prepare(
 def introduce(run: Run, loaders: Loaders, chosen: str, unsynchronised: str) -> None:
     """What is trained, on what, where and how; and what may be meant otherwise."""
     cfg, dataset, size = run.cfg, loaders.dataset, run.ranks.size
-    log.info("run %s, seed %d: %s", run.directory, cfg.seed, ", ".join(f"{k} {v}" for k, v in run.environment.items()))
+    log.info(
+        "run %s, seed %d: %s", run.directory, cfg.run.seed, ", ".join(f"{k} {v}" for k, v in run.environment.items())
+    )
     log.info("command: %s", run.command or "(called from Python)")
     log.info("%s; %s", f"{size} processes" if size > 1 else "one process", chosen)
     log.info("%s\n%s", dataset.name, dataset.describe())

@@ -55,6 +55,6 @@ def ranked_rows(
 def draw_some(cfg: Config, inference: Inference, query: TestLoader, gallery: TestLoader, path: Path) -> np.ndarray:
     """A picture of as many queries as the settings say, the same ones at every test; gives its pixels (H, W, 3) too."""
     scores = list(inference.scores.values())[-1]
-    chosen = choose_queries(scores.ap, "random", cfg.ranked_lists, cfg.seed)
+    chosen = choose_queries(scores.ap, "random", cfg.loop.ranked_lists, cfg.run.seed)
     rows, columns = ranked_rows(cfg, inference, query, gallery, chosen, TOP)
     return draw_rows(path, rows, columns)

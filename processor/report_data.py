@@ -108,7 +108,7 @@ def camera_table(scores: dict[tuple[int, int], Scores]) -> dict[str, Any]:
 def camera_scores(inference: Inference, cfg: Config, ids: tuple) -> dict[tuple[int, int], Scores]:
     """`evaluate_by_camera` of the distances that the last scores were made from, which may be re-ranked ones."""
     if inference.reranked is None:
-        return evaluate_by_camera(inference.query, inference.gallery, *ids, metric=cfg.metric)
+        return evaluate_by_camera(inference.query, inference.gallery, *ids, metric=cfg.eval.metric)
     query_pids, gallery_pids, query_camids, gallery_camids = ids
     scores = {}
     for pair in product(np.unique(query_camids).tolist(), np.unique(gallery_camids).tolist()):

@@ -49,7 +49,7 @@ def heat_maps(
     """A query's heat maps: where its features are strong, and what makes it similar to each of the other images
     (words, path). A dict each: `words`, and `images`, JPEGs in base64 of the query and of the other image."""
     paths = [query, *(path for _, path in others)]
-    pixels = np.stack([read_image(path, cfg.height, cfg.width) for path in paths])
+    pixels = np.stack([read_image(path, cfg.data.height, cfg.data.width) for path in paths])
     images = normalise(torch.from_numpy(pixels).to(device))
     strong = activation_maps(model, images[:1]).mean(1)[0]
     strong = strong - strong.min()  # as tools/heatmap.py draws it

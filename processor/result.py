@@ -16,13 +16,13 @@ def result_record(state: dict[str, Any], cfg: Config, scores: dict, note: str, c
     speeds = sorted(h["images_per_second"] for h in state["history"] if "images_per_second" in h)
     first = state["history"][0] if state["history"] else {}
     return {
-        "preset": cfg.preset,
-        "dataset": cfg.dataset,
-        "test_dataset": cfg.test_dataset,
+        "preset": cfg.run.preset,
+        "dataset": cfg.data.dataset,
+        "test_dataset": cfg.data.test_dataset,
         "command": state["command"],
         "test_command": command,
         **state["environment"],
-        "seed": cfg.seed,
+        "seed": cfg.run.seed,
         "epochs": state["epoch"],
         "train_seconds": round(state["seconds"], 1),
         "images_per_second": speeds[len(speeds) // 2] if speeds else None,

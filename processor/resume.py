@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from config import Config
-from config.config import dashed
+from config.config import option
 from processor.checkpoint import LAST, MODEL, kept, load_weights, newest_valid
 from solver import restore_optimizer
 from utils.errors import UserError
@@ -62,9 +62,9 @@ def restore_weights(run: Run, path: Path, state: dict[str, Any]) -> None:
         load_weights(run.average, state, path, run.cfg)
     stored = Config.from_dict(state["config"])
     for name in OPTIMIZER:
-        if getattr(stored, name) != getattr(run.cfg, name):
+        if stored.get(name) != run.cfg.get(name):
             raise UserError(
-                f"{path} was trained with --{dashed(name)} {getattr(stored, name)}, not {getattr(run.cfg, name)}: "
+                f"{path} was trained with {option(name)} {stored.get(name)}, not {run.cfg.get(name)}: "
                 "the state of its optimizer goes with no other; leave the setting as it was"
             )
     try:

@@ -72,7 +72,7 @@ class Run:
         self.statistics = FiniteStatistics(self.model)
         if self.network is None or frozen != self.frozen:
             self.network, self.frozen = in_parallel(self.ranks, self.model, self.criterion, self.device), frozen
-            if self.cfg.compile:
+            if self.cfg.loop.compile:
                 self.network = torch.compile(self.network)
 
     @property
@@ -118,7 +118,7 @@ class Run:
             log.warning("warning: %s is gone; it is made anew, with this checkpoint in it", self.directory)
         if best:  # first, as a kill between the two then has the test that found it repeated
             save_checkpoint(self.directory / BEST, state)
-        save_checkpoint(self.directory / LAST, state, self.cfg.keep)
+        save_checkpoint(self.directory / LAST, state, self.cfg.loop.keep)
         self.write_history()
 
     def write_history(self) -> None:
@@ -138,9 +138,9 @@ def run_directory(cfg: Config, at_end: contextlib.ExitStack | None = None) -> Pa
     Makes it. With `at_end`, other programs are kept from training there until that closes. Raises UserError when it
     cannot be written to, or another program trains there that `resume` would go on with.
     """
-    base, name = Path(cfg.log_dir), cfg.name or cfg.preset or "+".join(map(short_name, train_names(cfg)))
+    base, name = Path(cfg.run.log_dir), cfg.run.name or cfg.run.preset or "+".join(map(short_name, train_names(cfg)))
     places = (base / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
-    if not cfg.resume:
+    if not cfg.run.resume:
         return next(place for place in places if not taken(place) and prepared(place, at_end))
     runs = list(itertools.takewhile(taken, places)) or [base / name]
     if not prepared(runs[-1], at_end):

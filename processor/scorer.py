@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,7 +30,7 @@ def without_test(cfg: Config, directory: Path) -> Config:
 
     Raises UserError when no identities were held out.
     """
-    if not cfg.holdout_ids:
+    if not cfg.data.holdout_ids:
         raise UserError("networks are scored on identities that were kept out of training; give --holdout-ids 20")
     dataset, text = make_dataset(cfg), io.StringIO()
     rows = csv.writer(text)
@@ -43,7 +42,7 @@ def without_test(cfg: Config, directory: Path) -> Config:
     file = directory.absolute() / f"people-{hashlib.sha256(content).hexdigest()[:8]}.csv"
     write_atomically(file, lambda temporary: temporary.write_bytes(content))
     elsewhere = {"dataset": str(file), "test_dataset": "", "protocol": "auto"}
-    return replace(cfg, **elsewhere, holdout_ids=0, train_ids=0, test_ids=0)
+    return cfg.replace(**elsewhere, holdout_ids=0, train_ids=0, test_ids=0)
 
 
 class Scorer:
@@ -56,7 +55,7 @@ class Scorer:
         self.cfg, self.model, self.device = cfg, model, device
         dataset = make_dataset(cfg)
         self.query, self.gallery = TestLoader(cfg, dataset.query, "query"), TestLoader(cfg, dataset.gallery, "gallery")
-        plain = replace(cfg, pad=0, **{name: 0.0 for name in vars(cfg) if name.endswith("_prob")})
+        plain = cfg.replace(pad=0, **{name: 0.0 for name in cfg.to_dict() if name.endswith("_prob")})
         loader = TrainLoader(plain, dataset.train)
         batches = loader.epoch(0, device)
         self.batches = [images for images, _ in (next(batches) for _ in range(min(CALIBRATION, len(loader))))]
@@ -68,7 +67,7 @@ class Scorer:
         recalibrate(self.model, self.batches)
         query, gallery = (extract_features(self.cfg, self.model, x, self.device)[0] for x in (self.query, self.gallery))
         ids = (self.query.pids, self.gallery.pids, self.query.camids, self.gallery.camids)
-        return 100 * evaluate(query, gallery, *ids, metric=self.cfg.metric).mAP
+        return 100 * evaluate(query, gallery, *ids, metric=self.cfg.eval.metric).mAP
 
 
 @torch.no_grad()

@@ -29,14 +29,14 @@ def train_step(
     if place == 0:
         for optimizer in run.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-    if not run.cfg.channels_last:
+    if not run.cfg.loop.channels_last:
         images = images.contiguous()
     with contextlib.ExitStack() as stack:
         if not last and hasattr(run.network, "no_sync"):
             stack.enter_context(run.network.no_sync())  # processes exchange the gradients of a group only once
         with autocast(run.device, run.precision):
             logits, features = run.network(images)
-        if run.cfg.gather:
+        if run.cfg.loop.gather:
             logits, features = ([gather_batch(run.ranks, x) for x in rows] for rows in (logits, features))
             labels = gather_batch(run.ranks, labels)
         loss, parts = run.criterion(logits, features, labels)
@@ -59,7 +59,7 @@ def move(run: Run) -> dict[str, torch.Tensor]:
         mean_of_all(run.ranks, centers.grad)
     run.scaler.unscale(optimizers)
     run.criterion.undo_center_weight()
-    if run.cfg.clip_grad > 0:
-        told["grad_norm"] = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.cfg.clip_grad)
+    if run.cfg.solver.clip_grad > 0:
+        told["grad_norm"] = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.cfg.solver.clip_grad)
     told["moved"] = run.scaler.step(optimizers)
     return told

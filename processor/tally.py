@@ -23,7 +23,7 @@ def add_up(run: Run, recent: list[dict[str, torch.Tensor]], loaders: Loaders) ->
     values = iter(mean_of_all(run.ranks, values).tolist())  # the one place that waits for the device
     rows = [{name: next(values) for name in parts} for parts in recent]
     recent.clear()
-    good = which_are_good(rows, run.cfg.accumulate)
+    good = which_are_good(rows, run.cfg.loop.accumulate)
     for row in itertools.compress(rows, good):
         for name, value in row.items():
             if math.isfinite(value):  # a gradient's length may not be, though the loss is
@@ -50,16 +50,16 @@ def count_bad(run: Run, good: list[bool], loaders: Loaders) -> None:
     One that is not spoils the gradient of its whole group, so only a group without any ends the row. Raises UserError
     when the row is too long.
     """
-    for start in range(0, len(good), run.cfg.accumulate):
-        group = good[start : start + run.cfg.accumulate]
+    for start in range(0, len(good), run.cfg.loop.accumulate):
+        group = good[start : start + run.cfg.loop.accumulate]
         run.bad = 0 if all(group) else run.bad + group.count(False)
-        if run.bad >= run.cfg.bad_steps:
+        if run.bad >= run.cfg.loop.bad_steps:
             step = run.step - len(good) + start + max(place for place, fine in enumerate(group) if not fine)
             files = "; ".join(of_all(run.ranks, loaders.train.files(run.epoch, step)))
             sentence = (
                 f"the loss or its gradient was not finite {run.bad} times in a row, the last time in epoch "
                 f"{run.epoch + 1}, step {step + 1}, on {files}; the last good state is in {run.directory}; "
-                f"lower --lr ({run.cfg.lr}) or lengthen --warmup-epochs, then go on with --resume"
+                f"lower --lr ({run.cfg.solver.lr}) or lengthen --warmup-epochs, then go on with --resume"
             )
             settle(run.ranks, UserError(sentence))
     if not all(good):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from config import Config
-from config.cli import parse_settings, read_settings, split_first, widen
+from config.cli import TEST_SECTIONS, parse_settings, split_first
 from datasets.base import fingerprint, full_note
 from datasets.loaders import TestLoader, make_test_loaders
 from datasets.make import make_test_set, refuse_another_split, short_name, test_name
@@ -25,7 +25,7 @@ from utils.errors import UserError
 from utils.files import write_json
 from utils.logging import log, setup_logging
 
-C = TypeVar("C", bound=Config)
+T = TypeVar("T")
 Stored = tuple[Path, dict[str, Any]]  # a checkpoint's path and its dict, which is read once
 
 
@@ -55,24 +55,31 @@ class Tested:
 
 
 def parse_test(
-    args: Sequence[str] | None, environ: Mapping[str, str], prog: str, kind: type[C]
-) -> tuple[C, Stored | None]:
-    """`[CKPT] [--setting value ...]` to settings of class `kind`, which start from the checkpoint's, and that.
+    args: Sequence[str] | None,
+    environ: Mapping[str, str],
+    about: str,
+    own: type[T] | None = None,
+    ranges: Mapping[str, str] | None = None,
+    sections: Sequence[str] = TEST_SECTIONS,
+) -> tuple[Config, T | None, Stored | None]:
+    """`[CKPT] [--setting value ...]` to settings, which start from the checkpoint's, the program's own options (see
+    `config.cli.parse_settings`), and the checkpoint.
 
-    No CKPT is the newest run, unless --weights is given: then it is None and the weights are tested as they are.
-    Raises UserError when there is no such checkpoint.
+    Without CKPT it is that of the newest run, unless --weights is given: then there is none, and the weights are tested
+    as they are. Raises UserError when there is no such checkpoint.
     """
     name, args = split_first(args)
-    given = read_settings(kind(), args, prog)  # first for --help and --log-dir, which need no checkpoint
+    # First for --help and --log-dir, which need no checkpoint.
+    given, options = parse_settings(args, Config(), environ, about, own, ranges, sections, check=False)
     weights_given = any(a.split("=")[0] == "--weights" for a in args)
     if weights_given and name:
         raise UserError(f"{name} has weights of its own; give either a checkpoint or --weights")
     if weights_given:
-        return parse_settings(kind(), args, environ, prog), None
-    checkpoint = find_checkpoint(name, given.log_dir)
+        return given.check(), options, None
+    checkpoint = find_checkpoint(name, given.run.log_dir)
     state = read_checkpoint(checkpoint)
-    trained = widen(Config.from_dict(state["config"]), kind)
-    return parse_settings(trained, args, environ, prog), (checkpoint, state)
+    cfg, options = parse_settings(args, Config.from_dict(state["config"]), environ, about, own, ranges, sections)
+    return cfg, options, (checkpoint, state)
 
 
 def prepare_test(cfg: Config, stored: Stored | None, ranks: Ranks = ALONE) -> Prepared:
@@ -91,8 +98,8 @@ def prepare_test(cfg: Config, stored: Stored | None, ranks: Ranks = ALONE) -> Pr
 
 
 def _prepared(cfg: Config, stored: Stored | None) -> Prepared:
-    device = pick_device(cfg.device)
-    set_up(cfg, device, cfg.test_precision)
+    device = pick_device(cfg.run.device)
+    set_up(cfg, device, cfg.loop.test_precision)
     dataset = make_test_set(cfg)
     cfg = scored_as(cfg, dataset)
     if stored:
@@ -101,12 +108,12 @@ def _prepared(cfg: Config, stored: Stored | None) -> Prepared:
         name, directory, what = str(checkpoint), checkpoint.parent, checkpoint.stem
         model = rebuild_model(state, checkpoint, cfg).to(device).eval()
     else:
-        torch.manual_seed(cfg.seed)
+        torch.manual_seed(cfg.run.seed)
         model = make_model(cfg, num_classes=2).to(device).eval()  # the classifier plays no part in a test
-        name, what = f"{cfg.backbone} with weights {cfg.weights}", "weights"
-        directory = Path(cfg.log_dir) / f"weights_{cfg.backbone.replace('/', '_')}"
+        name, what = f"{cfg.model.backbone} with weights {cfg.model.weights}", "weights"
+        directory = Path(cfg.run.log_dir) / f"weights_{cfg.model.backbone.replace('/', '_')}"
         state = {"history": [], "command": "", "epoch": 0, "seconds": 0, "environment": describe_environment(device)}
-    if cfg.channels_last:
+    if cfg.loop.channels_last:
         model = model.to(memory_format=torch.channels_last)
     dataset, query, gallery = make_test_loaders(cfg, dataset)
     log.info("%s on %s: %d queries in %d images", name, dataset.name, len(dataset.query), len(dataset.gallery))
@@ -132,8 +139,13 @@ def do_test(cfg: Config, stored: Stored | None, command: str = "") -> Tested | N
 
 
 def _protocol(cfg: Config) -> str:
-    words = [short_name(test_name(cfg)), cfg.metric]
-    words += [f"{cfg.test_ids}ids"] if cfg.test_ids else []
-    words += [cfg.protocol] if cfg.protocol not in ("auto", "standard") else []
-    extras = {"flip": cfg.flip, "dba": cfg.augmentation_k, "qe": cfg.query_expansion, "rerank": cfg.rerank}
+    words = [short_name(test_name(cfg)), cfg.eval.metric]
+    words += [f"{cfg.data.test_ids}ids"] if cfg.data.test_ids else []
+    words += [cfg.eval.protocol] if cfg.eval.protocol not in ("auto", "standard") else []
+    extras = {
+        "flip": cfg.eval.flip,
+        "dba": cfg.eval.augmentation_k,
+        "qe": cfg.eval.query_expansion,
+        "rerank": cfg.eval.rerank,
+    }
     return "_".join(words + [word for word, on in extras.items() if on])

@@ -37,7 +37,7 @@ def do_train(cfg: Config, command: str = "") -> Run:
         run, loaders = prepare(cfg, command, ranks, at_end)
         # Signals of several processes wait until all look for them: none may leave while others count on it.
         with signals.held() if ranks.size > 1 else contextlib.nullcontext():
-            while due(run) or run.epoch < cfg.epochs:
+            while due(run) or run.epoch < cfg.solver.epochs:
                 stop_together(run, signals)
                 if due(run):
                     test(run, loaders, signals)
@@ -51,17 +51,17 @@ def do_train(cfg: Config, command: str = "") -> Run:
 def train_one_epoch(run: Run, loaders: Loaders, signals: StopSignals) -> None:
     """The rest of the epoch that the run is in, then a checkpoint. Losses stay on the device between looks at them."""
     cfg, steps, first = run.cfg, len(loaders.train), run.step
-    title = f"epoch {run.epoch + 1}/{cfg.epochs}"
-    progress = Progress(title, steps, cfg.batch_size, first, shown=run.ranks.first)
+    title = f"epoch {run.epoch + 1}/{cfg.solver.epochs}"
+    progress = Progress(title, steps, cfg.data.batch_size, first, shown=run.ranks.first)
     recent: list[dict[str, torch.Tensor]] = []
     frozen = None  # a test may have come between
     with contextlib.closing(progress), held(run, signals):
         for images, labels in progress.waiting(loaders.train.epoch(run.epoch, run.device, first_step=first)):
             epochs_done = run.epoch + run.step / steps
-            place, group = place_in_group(run.step, steps, cfg.accumulate)
+            place, group = place_in_group(run.step, steps, cfg.loop.accumulate)
             if place == 0:
-                if frozen != (epochs_done < cfg.freeze_epochs):
-                    frozen = epochs_done < cfg.freeze_epochs
+                if frozen != (epochs_done < cfg.solver.freeze_epochs):
+                    frozen = epochs_done < cfg.solver.freeze_epochs
                     run.training_mode(frozen)
                 lr = set_lr(cfg, run.optimizers["model"], epochs_done, steps)
             if run.watchers and run.epoch == run.step == 0:
@@ -74,10 +74,10 @@ def train_one_epoch(run: Run, loaders: Loaders, signals: StopSignals) -> None:
                 continue  # the gradients of a group that is under way are in no checkpoint
             copy_first(run.ranks, run.statistics.buffers)  # those of batch norm that is not synchronised differ
             if run.average is not None:
-                before = run.epoch * -(-steps // cfg.accumulate) + (run.step - 1) // cfg.accumulate
+                before = run.epoch * -(-steps // cfg.loop.accumulate) + (run.step - 1) // cfg.loop.accumulate
                 update_average(cfg, run.average, run.model, before)
             ended = run.step == steps
-            if len(recent) >= cfg.log_every or ended or (signals.requested and run.ranks.size == 1):
+            if len(recent) >= cfg.loop.log_every or ended or (signals.requested and run.ranks.size == 1):
                 add_up(run, recent, loaders)
                 progress.tell(averages(run), lr)
                 if not ended:
@@ -97,7 +97,7 @@ def place_in_group(step: int, steps: int, size: int) -> tuple[int, int]:
 
 def save_within_epoch(run: Run, progress: Progress, signals: StopSignals) -> None:
     """Write a checkpoint where it is time, or where a signal came to any of the processes: then stop."""
-    late = progress.since_saved > 60 * run.cfg.save_minutes
+    late = progress.since_saved > 60 * run.cfg.loop.save_minutes
     requests, lates = zip(*of_all(run.ranks, (signals.requested, late)), strict=True)
     if any(requests) or lates[0]:
         run.seconds += progress.lap()
@@ -131,11 +131,11 @@ def close_epoch(run: Run, loaders: Loaders, progress: Progress, lr: float) -> No
     run.save()
     if run.watchers:
         run.watchers.trained(run.history[-1])
-    left = (cfg.epochs - run.epoch) * len(loaders.train) * cfg.batch_size / speed
+    left = (cfg.solver.epochs - run.epoch) * len(loaders.train) * cfg.data.batch_size / speed
     losses = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
     log.info(
         "epoch %*d/%d  %s  lr %.1e  %.0f img/s  data %.0f %%  left %s",
-        len(str(cfg.epochs)), run.epoch, cfg.epochs, losses, lr, speed, 100 * progress.data_share, clock(left),
+        len(str(cfg.solver.epochs)), run.epoch, cfg.solver.epochs, losses, lr, speed, 100 * progress.data_share, clock(left),
     )  # fmt: skip
 
 
@@ -144,14 +144,14 @@ def due(run: Run) -> bool:
     if run.step or (run.history and "scores" in run.history[-1]):
         return False
     if run.epoch == 0:
-        return run.cfg.eval_first
-    return run.epoch % run.cfg.eval_every == 0 or run.epoch >= run.cfg.epochs
+        return run.cfg.loop.eval_first
+    return run.epoch % run.cfg.loop.eval_every == 0 or run.epoch >= run.cfg.solver.epochs
 
 
 def test(run: Run, loaders: Loaders, signals: StopSignals) -> None:
     """Score the model as it is, or its average. Write the scores into the history, keep the checkpoint if it is the
     best so far."""
-    last = run.epoch >= run.cfg.epochs
+    last = run.epoch >= run.cfg.solver.epochs
     cfg = scored_as(run.cfg if last else quick(run.cfg), loaders.dataset)
     inference = do_inference(cfg, run.tested, loaders.query, loaders.gallery, run.device, run.ranks)
     values = None
@@ -169,7 +169,7 @@ def test(run: Run, loaders: Loaders, signals: StopSignals) -> None:
         run.watchers.tested(run.history[-1])
         if run.epoch:
             plot_curves({run.directory.name: run.history}, run.directory / "curves.png")
-        if cfg.ranked_lists and cfg.protocol in ("standard", "multi_query"):  # others have no one list
+        if cfg.loop.ranked_lists and cfg.eval.protocol in ("standard", "multi_query"):  # others have no one list
             path = run.directory / "ranked_lists.png"
             pixels = draw_some(cfg, inference, loaders.query, loaders.gallery, path)
             run.watchers.picture("ranked_lists", pixels, run.epoch)

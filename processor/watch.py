@@ -27,7 +27,7 @@ class Watchers:
 
     def __init__(self, cfg: Config, directory: Path, epoch: int = 0, history: Sequence[dict[str, Any]] = ()):
         self.board: SummaryWriter | None = SummaryWriter(str(directory / "tensorboard"), purge_step=epoch + 1)
-        self.wandb = start_wandb(cfg, directory) if cfg.wandb else None
+        self.wandb = start_wandb(cfg, directory) if cfg.loop.wandb else None
         for entry in history[-1:]:
             self.trained(entry)
             self.tested(entry)
@@ -87,13 +87,13 @@ def start_wandb(cfg: Config, directory: Path) -> Any:
         import wandb
     except ImportError as error:
         raise UserError("--wandb needs the package wandb: pip install wandb; or leave it out") from error
-    identity = f"{directory.name}-{cfg.seed}"
-    settings = {"project": cfg.wandb, "name": directory.name, "dir": str(directory), "config": cfg.to_dict()}
+    identity = f"{directory.name}-{cfg.run.seed}"
+    settings = {"project": cfg.loop.wandb, "name": directory.name, "dir": str(directory), "config": cfg.to_dict()}
     try:
-        return wandb.init(**settings, id=identity, resume="allow" if cfg.resume else None)
+        return wandb.init(**settings, id=identity, resume="allow" if cfg.run.resume else None)
     except wandb.Error as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"--wandb {cfg.wandb} cannot start ({reason}); or set WANDB_MODE=offline") from error
+        raise UserError(f"--wandb {cfg.loop.wandb} cannot start ({reason}); or set WANDB_MODE=offline") from error
 
 
 def tile(pictures: np.ndarray, columns: int = 8) -> np.ndarray:

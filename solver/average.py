@@ -12,7 +12,7 @@ from config import Config
 
 def make_average(cfg: Config, model: nn.Module) -> nn.Module | None:
     """A copy of the model in evaluation mode, for `update_average`; None where `ema_decay` is 0."""
-    return copy.deepcopy(model).eval().requires_grad_(False) if cfg.ema_decay > 0 else None
+    return copy.deepcopy(model).eval().requires_grad_(False) if cfg.solver.ema_decay > 0 else None
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def update_average(cfg: Config, average: nn.Module, model: nn.Module, steps_befo
     (TensorFlow's ExponentialMovingAverage). Batch norm's statistics are averaged like weights (timm's ModelEmaV3):
     those of the latest weights do not fit averaged ones. Integer counters are copied. Nothing waits for the device.
     """
-    decay = min(cfg.ema_decay, (1 + steps_before) / (10 + steps_before))
+    decay = min(cfg.solver.ema_decay, (1 + steps_before) / (10 + steps_before))
     pairs = [*zip(average.parameters(), model.parameters(), strict=True)]
     pairs += zip(average.buffers(), model.buffers(), strict=True)
     floats = [pair for pair in pairs if pair[0].is_floating_point()]

@@ -21,19 +21,19 @@ OPTIMIZERS = {
 
 def make_optimizers(cfg: Config, model: nn.Module, criterion: nn.Module) -> dict[str, torch.optim.Optimizer]:
     """`model`: what the settings name, over `parameter_groups`; `center`: SGD over the centers, where there are any."""
-    options: dict[str, Any] = {"lr": cfg.lr, "fused": cfg.fused}
-    if cfg.optimizer == "sgd":
-        options |= {"momentum": cfg.momentum, "nesterov": cfg.nesterov}
+    options: dict[str, Any] = {"lr": cfg.solver.lr, "fused": cfg.loop.fused}
+    if cfg.solver.optimizer == "sgd":
+        options |= {"momentum": cfg.solver.momentum, "nesterov": cfg.solver.nesterov}
     else:
-        options["betas"] = (cfg.momentum, 0.999)
-    optimizers = {"model": OPTIMIZERS[cfg.optimizer](parameter_groups(cfg, model), **options)}
-    if cfg.optimizer == "sgd" and cfg.momentum > 0:
+        options["betas"] = (cfg.solver.momentum, 0.999)
+    optimizers = {"model": OPTIMIZERS[cfg.solver.optimizer](parameter_groups(cfg, model), **options)}
+    if cfg.solver.optimizer == "sgd" and cfg.solver.momentum > 0:
         for parameter in (p for group in optimizers["model"].param_groups for p in group["params"]):
             # as the first step would do it; but fused SGD fails when weights that were frozen have no buffer yet
             optimizers["model"].state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     centers = list(criterion.parameters())
     if centers:
-        optimizers["center"] = torch.optim.SGD(centers, lr=cfg.center_lr, fused=cfg.fused)
+        optimizers["center"] = torch.optim.SGD(centers, lr=cfg.loss.center_lr, fused=cfg.loop.fused)
     return optimizers
 
 
@@ -48,13 +48,13 @@ def parameter_groups(cfg: Config, model: nn.Module) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        factor = cfg.backbone_lr_factor if name.startswith("backbone.") else 1.0
+        factor = cfg.solver.backbone_lr_factor if name.startswith("backbone.") else 1.0
         if name.endswith("bias"):
-            factor *= cfg.bias_lr_factor
-        decay = 0.0 if cfg.no_decay_norm_bias and parameter.ndim <= 1 else cfg.weight_decay
+            factor *= cfg.solver.bias_lr_factor
+        decay = 0.0 if cfg.solver.no_decay_norm_bias and parameter.ndim <= 1 else cfg.solver.weight_decay
         groups.setdefault((factor, decay), []).append(parameter)
     return [
-        {"params": parameters, "lr": cfg.lr * factor, "lr_factor": factor, "weight_decay": decay}
+        {"params": parameters, "lr": cfg.solver.lr * factor, "lr_factor": factor, "weight_decay": decay}
         for (factor, decay), parameters in groups.items()
     ]
 

@@ -21,26 +21,26 @@ def lr_factor(cfg: Config, progress: float, steps_per_epoch: int) -> float:
     warmup_end = warmup_length(cfg, steps_per_epoch)
     warmup = 1.0
     if progress < warmup_end:
-        done = progress / warmup_end if cfg.warmup_method == "linear" else 0.0
-        warmup = cfg.warmup_factor * (1 - done) + done
-    if cfg.schedule == "steps":
-        return warmup * cfg.gamma ** bisect_right(cfg.steps, progress)
-    start = max(warmup_end, cfg.delay_epochs)
+        done = progress / warmup_end if cfg.solver.warmup_method == "linear" else 0.0
+        warmup = cfg.solver.warmup_factor * (1 - done) + done
+    if cfg.solver.schedule == "steps":
+        return warmup * cfg.solver.gamma ** bisect_right(cfg.solver.steps, progress)
+    start = max(warmup_end, cfg.solver.delay_epochs)
     if progress <= start:
         return warmup
-    done = min((progress - start) / (cfg.epochs - start), 1.0) if start < cfg.epochs else 1.0
-    left = (1 + math.cos(math.pi * done)) / 2 if cfg.schedule == "cosine" else 1 - done
-    return cfg.min_lr_factor + (1 - cfg.min_lr_factor) * left
+    done = min((progress - start) / (cfg.solver.epochs - start), 1.0) if start < cfg.solver.epochs else 1.0
+    left = (1 + math.cos(math.pi * done)) / 2 if cfg.solver.schedule == "cosine" else 1 - done
+    return cfg.solver.min_lr_factor + (1 - cfg.solver.min_lr_factor) * left
 
 
 def warmup_length(cfg: Config, steps_per_epoch: int) -> float:
     """Epochs that warm-up takes."""
-    return cfg.warmup_iters / steps_per_epoch if cfg.warmup_iters else cfg.warmup_epochs
+    return cfg.solver.warmup_iters / steps_per_epoch if cfg.solver.warmup_iters else cfg.solver.warmup_epochs
 
 
 def set_lr(cfg: Config, optimizer: torch.optim.Optimizer, progress: float, steps_per_epoch: int) -> float:
     """Set the learning rate of each parameter group; returns the rate of a group with factor 1."""
-    lr = cfg.lr * lr_factor(cfg, progress, steps_per_epoch)
+    lr = cfg.solver.lr * lr_factor(cfg, progress, steps_per_epoch)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
     return lr
@@ -49,11 +49,13 @@ def set_lr(cfg: Config, optimizer: torch.optim.Optimizer, progress: float, steps
 def settings_without_effect(cfg: Config, steps_per_epoch: int) -> list[str]:
     """One sentence per setting that would take effect only after the last epoch."""
     sentences = []
-    if cfg.schedule == "steps" and any(step >= cfg.epochs for step in cfg.steps):
-        sentences.append(f"--steps {' '.join(map(str, cfg.steps))} go beyond the {cfg.epochs} epochs")
+    if cfg.solver.schedule == "steps" and any(step >= cfg.solver.epochs for step in cfg.solver.steps):
+        sentences.append(f"--steps {' '.join(map(str, cfg.solver.steps))} go beyond the {cfg.solver.epochs} epochs")
     length = warmup_length(cfg, steps_per_epoch)
-    if length >= cfg.epochs:
-        sentences.append(f"warm-up takes {length:.4g} epochs and there are {cfg.epochs}: --lr is never reached")
-    if cfg.freeze_epochs >= cfg.epochs:
-        sentences.append(f"--freeze-epochs {cfg.freeze_epochs} of {cfg.epochs} epochs: the backbone is never trained")
+    if length >= cfg.solver.epochs:
+        sentences.append(f"warm-up takes {length:.4g} epochs and there are {cfg.solver.epochs}: --lr is never reached")
+    if cfg.solver.freeze_epochs >= cfg.solver.epochs:
+        sentences.append(
+            f"--freeze-epochs {cfg.solver.freeze_epochs} of {cfg.solver.epochs} epochs: the backbone is never trained"
+        )
     return sentences

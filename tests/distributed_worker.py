@@ -16,7 +16,6 @@ import os
 import runpy
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -109,8 +108,8 @@ def train_all(rank: int, cfgs: list[Config], out: Path) -> None:
     """Train by each of the settings; each process's outcome to OUT/NAME.RANK.pt. All but the first have a log directory
     of their own, where they must leave nothing."""
     for cfg in cfgs:
-        trained = do_train(replace(cfg, log_dir=f"{cfg.log_dir}.{rank}" if rank else cfg.log_dir))
-        torch.save(outcome(trained), out / f"{cfg.name}.{rank}.pt")
+        trained = do_train(cfg.replace(log_dir=f"{cfg.run.log_dir}.{rank}" if rank else cfg.run.log_dir))
+        torch.save(outcome(trained), out / f"{cfg.run.name}.{rank}.pt")
 
 
 def train_exactly(rank: int, cfgs: list[Config], out: Path) -> None:
@@ -219,7 +218,7 @@ def disturbed(rank: int, cfg: Config, whom: int, step: int, number: int) -> None
     try:
         do_train(cfg)
     except SystemExit:
-        assert (Path(cfg.log_dir) / cfg.name / "last.pth").exists(), "left before the first had saved"
+        assert (Path(cfg.run.log_dir) / cfg.run.name / "last.pth").exists(), "left before the first had saved"
         raise
 
 
@@ -248,7 +247,7 @@ def main() -> None:
     file, steps, dtype, *args = sys.argv[1:]
     cfg = parse_train(args, os.environ)
     with contextlib.ExitStack() as patches:
-        if cfg.device == "cpu" or not torch.cuda.is_available():
+        if cfg.run.device == "cpu" or not torch.cuda.is_available():
             patches.enter_context(resting_batch_norm())
         if dtype == "float64":
             patches.enter_context(in_float64())
@@ -264,7 +263,7 @@ def main() -> None:
         found |= {"moved": difference(after, before)[0], "loss": losses[-1]}
         found["loss_difference"] = max(abs(a - b) for a, b in zip(losses, alone_losses, strict=True))
         layers = sum(isinstance(m, nn.SyncBatchNorm) for m in trained.model.modules())
-        about = {"synchronised_layers": layers, "backbone": cfg.backbone, "batch_size": cfg.batch_size}
+        about = {"synchronised_layers": layers, "backbone": cfg.model.backbone, "batch_size": cfg.data.batch_size}
         write_json(f"{file}.json", found | about | trained.environment)
         print(json.dumps(found | about))
 

@@ -60,7 +60,7 @@ def save_model(cfg: Config) -> Path:
     torch.manual_seed(0)
     dataset = make_dataset(cfg)
     labels = label_map(dataset.train)
-    path = Path(cfg.log_dir) / "demo" / "last.pth"
+    path = Path(cfg.run.log_dir) / "demo" / "last.pth"
     state = {"model": make_model(cfg, len(labels)).state_dict(), "config": cfg.to_dict(), "labels": labels}
     state["train_note"] = dataset.train_note
     state |= {"history": [], "command": "", "epoch": 0, "seconds": 0.0, "environment": {}}

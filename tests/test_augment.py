@@ -1,6 +1,6 @@
 """Augmentation: its random numbers, flip, crop and erasing by their statistics, and the recipe that settings make."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import cache
 
 import numpy as np
@@ -406,7 +406,7 @@ def test_images_of_one_batch_are_not_transformed_alike(name):
 
 
 def recipe(**changes: object) -> Config:
-    return replace(Config(), **{**OFF, **changes})
+    return Config().replace(**{**OFF, **changes})
 
 
 def test_off_is_every_switch_and_each_has_its_transform():

@@ -259,7 +259,7 @@ def test_nobody_of_the_test_is_listed_and_nobody_held_out_is_trained_on(small, t
     assert trained == {1, 2, 3, 4} and asked == {5, 6, 7, 8}  # 9 to 12 are the test's
     (file,) = tmp_path.glob("people-*.csv")
     assert "bounding_box_test" not in file.read_text() and "query" not in file.read_text()
-    cut = listed(without_test(replace(small, train_ids=2, test_ids=1), tmp_path))
+    cut = listed(without_test(small.replace(train_ids=2, test_ids=1), tmp_path))
     assert {pid for _, pid, _ in cut["train"]} == {1, 2} and len(cut["query"]) == len(after["query"])
     assert without_test(small, tmp_path).dataset == str(file)  # other people have another file
 
@@ -270,7 +270,7 @@ def test_own_pictures_without_cameras_are_held_out_too(small, tmp_path):
         for number in range(3):
             source = next((tmp_path / "data" / "demo" / "bounding_box_train").glob(f"{pid + 1:04}_*"))
             (tmp_path / "own" / f"p{pid}" / f"{number}.jpg").write_bytes(source.read_bytes())
-    cfg = replace(small, dataset=str(tmp_path / "own"), holdout_ids=2)
+    cfg = small.replace(dataset=str(tmp_path / "own"), holdout_ids=2)
     found = listed(without_test(cfg, tmp_path))
     with open(next(tmp_path.glob("people-*.csv")), newline="") as file:
         assert next(csv.reader(file)) == ["path", "pid", "split"]
@@ -279,7 +279,7 @@ def test_own_pictures_without_cameras_are_held_out_too(small, tmp_path):
 
 def test_without_people_held_out_there_is_a_sentence(small, tmp_path):
     with pytest.raises(UserError, match="kept out of training; give --holdout-ids 20"):
-        without_test(replace(small, holdout_ids=0), tmp_path)
+        without_test(small.replace(holdout_ids=0), tmp_path)
 
 
 def test_a_score_is_that_of_the_extracted_network_by_itself(small, tmp_path):
@@ -311,8 +311,8 @@ def test_a_score_is_that_of_the_extracted_network_by_itself(small, tmp_path):
 
 
 def test_images_for_the_statistics_are_of_training_and_not_augmented(small, tmp_path):
-    cfg = without_test(replace(small, erase_prob=1.0, gray_prob=1.0, pad=10), tmp_path)
-    cfg = replace(cfg, backbone="supernet")
+    cfg = without_test(small.replace(erase_prob=1.0, gray_prob=1.0, pad=10), tmp_path)
+    cfg = cfg.replace(backbone="supernet")
     scorer = Scorer(cfg, make_model(cfg, 4), CPU)
     train = TestLoader(cfg, make_dataset(cfg).train, "train")
     plain = torch.cat(list(train.batches(CPU)))
@@ -411,17 +411,17 @@ def no_training(monkeypatch) -> None:
 
 def spoil(small: Config, *folders: str) -> None:
     for folder in folders:
-        for image in (Path(small.data_root) / "demo" / folder).glob("*.jpg"):
+        for image in (Path(small.data.data_root) / "demo" / folder).glob("*.jpg"):
             image.write_bytes(b"nobody may look at this")
 
 
 def test_a_search_ends_with_a_specification_that_trains_and_never_opens_a_test_image(small, monkeypatch, measured):
-    originals = {path: path.read_bytes() for path in Path(small.data_root).rglob("*.jpg")}
+    originals = {path: path.read_bytes() for path in Path(small.data.data_root).rglob("*.jpg")}
     spoil(small, "query", "bounding_box_test")
     options = ("--name", "s", "--max-latency", 100, "--no-finals")
     shown = program("tools/search_backbone.py", *words(small, *options))
     assert shown.returncode == 0, shown.stderr
-    directory = Path(small.log_dir) / "s"
+    directory = Path(small.run.log_dir) / "s"
     (winner,) = directory.glob("winner-*.json")
     spec, told = read_spec(winner), json.loads(winner.read_text())
     assert multiply_adds(spec) == told["multiply_adds"] <= 6e6 and told["found_by"].startswith("python ")
@@ -445,7 +445,7 @@ def test_a_search_ends_with_a_specification_that_trains_and_never_opens_a_test_i
     command = next(line for line in again.stdout.splitlines() if line.startswith("train it with: "))
     trained = program(*command.removeprefix("train it with: python ").split())
     assert trained.returncode == 0, trained.stderr
-    model, _ = load_model(Path(small.log_dir) / "demo" / "last.pth", CPU)
+    model, _ = load_model(Path(small.run.log_dir) / "demo" / "last.pth", CPU)
     assert model.backbone.spec == spec
 
 
@@ -453,7 +453,7 @@ def test_the_winner_is_the_finalist_that_does_best_alone_on_nobody_of_the_test(s
     spoil(small, "query", "bounding_box_test")
     shown = program("tools/search_backbone.py", *words(small, "--name", "f", most="7M"))
     assert shown.returncode == 0, shown.stderr
-    directory = Path(small.log_dir) / "f"
+    directory = Path(small.run.log_dir) / "f"
     finals = [json.loads((p / "results" / "train.json").read_text()) for p in directory.glob("alone-*")]
     sizes = Counter((r["settings"]["height"], r["settings"]["width"]) for r in finals)
     assert sizes == {(32, 32): 2, (24, 24): 1, (16, 16): 1}  # one a size, and MobileNetV2
@@ -503,7 +503,7 @@ def test_retraining_compares_with_mobilenet_v2_and_with_chance_and_goes_on_where
     options += ["--references", "mobilenet_v2", "osnet_x0_25"]
     shown = program("tools/search_backbone.py", *options)
     assert shown.returncode == 0, shown.stderr
-    directory = Path(small.log_dir) / "r"
+    directory = Path(small.run.log_dir) / "r"
     rows = json.loads((directory / "comparison.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["winner", "best of random", "mobilenet_v2", "osnet_x0_25"]
     assert all(len(row["mAP"]) == row["seeds"] == 2 for row in rows)
@@ -531,7 +531,7 @@ def test_ranking_trains_each_network_by_itself_on_nobody_of_the_test_and_goes_on
     spoil(small, "query", "bounding_box_test")
     shown = program("tools/check_ranking.py", *words(small, "--name", "k", "--ranking", 3, "--ranking-seeds", 2))
     assert shown.returncode == 0, shown.stderr
-    directory = Path(small.log_dir) / "k"
+    directory = Path(small.run.log_dir) / "k"
     found = json.loads((directory / "ranking.json").read_text())
     shared, alone = ([row[key] for row in found["rows"]] for key in ("shared", "alone"))
     assert len(shared) == 3 and "3 of 3" in shown.stdout and "left about 0.0 minutes" in shown.stdout

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -298,7 +297,7 @@ FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding
 def spoil(cfg: Config, split: str, *names: str) -> list[str]:
     """Spoil these images of a split, each in another way; gives their paths."""
     rng, ways = np.random.default_rng(3), ["cut", "empty", "text", "gone", "folder", "pipe"]
-    paths = [Path(cfg.data_root) / "demo" / FOLDERS[split] / f"{name}.jpg" for name in names]
+    paths = [Path(cfg.data.data_root) / "demo" / FOLDERS[split] / f"{name}.jpg" for name in names]
     for number, path in enumerate(paths):
         data, way = path.read_bytes(), ways[number % len(ways)]
         path.unlink()
@@ -331,14 +330,14 @@ def test_bad_images_of_any_split_stop_a_run_before_it_begins(tiny):
         shown = train(tiny)
         refused(shown, f"{len(bad)} of {count} {split} images", *bad, "--on-bad-image skip")
     assert all(f"of {n} {split} images" in shown.stderr for n, split in ((25, "gallery"), (12, "query")))  # all at once
-    assert not Path(tiny.log_dir).exists()
+    assert not Path(tiny.run.log_dir).exists()
 
 
 def test_a_run_goes_on_without_them_and_says_so(tiny):
     bad = spoil(tiny, "train", *TRAIN[:3]) + spoil(tiny, "query", *QUERY) + spoil(tiny, "gallery", *GALLERY)
     shown = train(tiny, *SKIP)
     assert shown.returncode == 0, shown.stderr
-    directory = Path(tiny.log_dir) / "demo"
+    directory = Path(tiny.run.log_dir) / "demo"
     assert all(path in shown.stdout for path in bad)
     for number, count, split in ((3, 36, "train"), (2, 12, "query"), (3, 25, "gallery")):
         assert f"{number} of {count} {split} images left out" in shown.stdout
@@ -354,13 +353,13 @@ def test_a_run_goes_on_without_them_and_says_so(tiny):
 
 
 def all_of(cfg: Config, split: str, start: str) -> list[str]:
-    return sorted(path.stem for path in (Path(cfg.data_root) / "demo" / FOLDERS[split]).glob(f"{start}*.jpg"))
+    return sorted(path.stem for path in (Path(cfg.data.data_root) / "demo" / FOLDERS[split]).glob(f"{start}*.jpg"))
 
 
 @pytest.mark.parametrize("settings", [{}, {"disk_gb": 0}, {"disk_gb": 0, "cache_gb": 0}, {"disk_gb": 1e-9}], ids=str)
 def test_batches_hold_the_readable_images_with_their_labels(tiny, settings):
     spoil(tiny, "train", *all_of(tiny, "train", "0003"), TRAIN[0])
-    cfg = replace(tiny, on_bad_image="skip", flip_prob=0, pad=0, erase_prob=0, **settings)
+    cfg = tiny.replace(on_bad_image="skip", flip_prob=0, pad=0, erase_prob=0, **settings)
     for _ in range(2):
         loaders = make_loaders(cfg)
         assert loaders.labels == {1: 0, 2: 1, 4: 2, 5: 3, 6: 4}
@@ -383,7 +382,7 @@ def test_what_is_left_may_be_too_little(tiny):
     assert "--batch-size 2" not in alone.stderr  # no mend: that holds one identity and is refused in its turn
     spoil(tiny, "train", *all_of(tiny, "train", "0006"))
     refused(train(tiny, *SKIP), "the train split holds no image that can be read")
-    assert not Path(tiny.log_dir).exists()
+    assert not Path(tiny.run.log_dir).exists()
 
 
 @pytest.mark.parametrize("split", ["query", "gallery"])

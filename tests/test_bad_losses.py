@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ BAD = float("nan")
 @pytest.fixture
 def quick(tiny) -> Config:
     """4 steps per epoch."""
-    return replace(tiny, epochs=2, eval_first=False, eval_every=9, width_multiplier=0.25, log_every=3, bad_steps=99)
+    return tiny.replace(epochs=2, eval_first=False, eval_every=9, width_multiplier=0.25, log_every=3, bad_steps=99)
 
 
 def spoil(monkeypatch, steps: set[int], what: str = "loss", stop_at: int = -1) -> list[list[torch.Tensor]]:
@@ -60,7 +59,7 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 def files(cfg: Config) -> tuple[list[dict], dict, str]:
     """The run's history, checkpoint and log."""
-    directory = Path(cfg.log_dir) / "demo"
+    directory = Path(cfg.run.log_dir) / "demo"
     history = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return history, torch.load(directory / "last.pth", weights_only=True), (directory / "train.log").read_text()
 
@@ -78,10 +77,10 @@ def files(cfg: Config) -> tuple[list[dict], dict, str]:
 def test_a_bad_step_moves_no_weight_and_leaves_the_model_fit_to_be_tested(quick, monkeypatch, precision, what, changes):
     seen = spoil(monkeypatch, {1, 5}, what)
     epochs = 4 if precision == "fp16" else 2
-    cfg = replace(quick, precision=precision, epochs=epochs, lr=1e-2, warmup_epochs=0, **changes)
+    cfg = quick.replace(precision=precision, epochs=epochs, lr=1e-2, warmup_epochs=0, **changes)
     do_train(cfg)
     moved = [not same(before, after) for before, after in itertools.pairwise(seen)]
-    assert len(seen) == 4 * cfg.epochs and not moved[1] and not moved[5] and any(moved[2:])
+    assert len(seen) == 4 * cfg.solver.epochs and not moved[1] and not moved[5] and any(moved[2:])
     assert precision == "fp16" or moved.count(False) == 2  # the scale of fp16 starts too high
     history, state, _ = files(cfg)
     assert "scores" in history[-1] and all(x.isfinite().all() for x in state["model"].values())
@@ -97,7 +96,7 @@ def test_bad_steps_are_left_out_of_the_means_with_all_their_parts(quick, monkeyp
 
     monkeypatch.setattr(Criterion, "forward", record)
     spoil(monkeypatch, {1, 2, 4, 5, 6, 7})
-    cfg = replace(quick, log_every=1)
+    cfg = quick.replace(log_every=1)
     do_train(cfg)
     (first, second), _, log = files(cfg)
     for name in ("id", "triplet", "center"):
@@ -107,38 +106,38 @@ def test_bad_steps_are_left_out_of_the_means_with_all_their_parts(quick, monkeyp
 
 def test_too_many_in_a_row_stop_the_run_and_one_good_step_between_does_not(quick, monkeypatch):
     for log_every in (1, 50):
-        cfg = replace(quick, log_every=log_every, bad_steps=3)
+        cfg = quick.replace(log_every=log_every, bad_steps=3)
         with monkeypatch.context() as patch:
             spoil(patch, {0, 1, 3, 4, 6, 7})
-            do_train(replace(cfg, name=f"goes-on-{log_every}"))
+            do_train(cfg.replace(name=f"goes-on-{log_every}"))
         with monkeypatch.context() as patch:
             spoil(patch, {0, 3, 4, 5})  # across two epochs
             with pytest.raises(UserError, match=r"3 .*epoch 2, step 2, .*bounding_box_train/\S+jpg"):
-                do_train(replace(cfg, name=f"stops-{log_every}"))
+                do_train(cfg.replace(name=f"stops-{log_every}"))
 
 
 def test_the_count_survives_a_stop(quick, monkeypatch):
-    cfg = replace(quick, bad_steps=4, log_every=1)
+    cfg = quick.replace(bad_steps=4, log_every=1)
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         spoil(patch, set(range(9)), stop_at=1)
         do_train(cfg)
     seen = spoil(monkeypatch, set(range(9)))
     with pytest.raises(UserError, match="4 times in a row"):
-        do_train(replace(cfg, resume=True))
+        do_train(cfg.replace(resume=True))
     assert len(seen) == 2
 
 
 def test_of_batches_that_make_one_step_each_bad_one_counts_and_only_a_good_step_ends_the_row(quick, monkeypatch):
     """One bad batch spoils the gradient of its group: with one in each, no weight would ever move."""
-    cfg = replace(quick, accumulate=2, bad_steps=4, epochs=3, lr=1e-2, warmup_epochs=0)
+    cfg = quick.replace(accumulate=2, bad_steps=4, epochs=3, lr=1e-2, warmup_epochs=0)
     with monkeypatch.context() as patch:
         seen = spoil(patch, {0, 3, 4, 6, 9, 10})  # no good group
         with pytest.raises(UserError, match=r"4 .*epoch 2, step 3"):
-            do_train(replace(cfg, name="one in each"))
+            do_train(cfg.replace(name="one in each"))
         assert len(seen) == 8 and all(same(seen[0], other) for other in seen)
     with monkeypatch.context() as patch:
         seen = spoil(patch, {0, 3, 4, 8, 9, 10})  # the fourth group is good
-        do_train(replace(cfg, name="a good one between"))
+        do_train(cfg.replace(name="a good one between"))
         assert same(seen[0], seen[6]) and not same(seen[0], seen[-1])
 
 

@@ -132,7 +132,7 @@ def test_all_contenders_give_the_same_images_in_the_same_order(monkeypatch, task
 def test_augmentation_is_the_classic_recipe(task, tmp_path):
     for name in ("augmented", "streamed"):
         cfg = task.config(tmp_path, name)
-        switched_on = {setting: getattr(cfg, setting) for setting in OFF if getattr(cfg, setting)}
+        switched_on = {setting: cfg.get(setting) for setting in OFF if cfg.get(setting)}
         assert switched_on == {"flip_prob": 0.5, "pad": baseline_data.PAD, "erase_prob": 0.5}
         assert (torch.cat(list(augmented(cfg, task.samples())())) == 0).any()
 

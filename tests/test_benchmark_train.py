@@ -91,7 +91,7 @@ def test_classic_batches_are_the_files_in_order_whatever_the_number_of_workers(t
 
 
 def test_classic_training_is_a_step_of_adam_and_one_of_the_centers_a_batch(tiny):
-    cfg = replace(tiny, backbone="resnet18")
+    cfg = tiny.replace(backbone="resnet18")
     images, labels = torch.randn(8, 3, 32, 16), torch.arange(4).repeat_interleave(2)
     models, losses = [], []
     for _ in range(2):
@@ -103,17 +103,19 @@ def test_classic_training_is_a_step_of_adam_and_one_of_the_centers_a_batch(tiny)
     assert told == pytest.approx(before, rel=1e-5)
     (logits,), (features,) = models[1].train()(images)
     losses[1](logits, features, labels).backward()
-    adam = torch.optim.Adam(models[1].parameters(), lr=cfg.lr * cfg.warmup_factor, weight_decay=cfg.weight_decay)
+    adam = torch.optim.Adam(
+        models[1].parameters(), lr=cfg.solver.lr * cfg.solver.warmup_factor, weight_decay=cfg.solver.weight_decay
+    )
     adam.step()
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(a, b)
     center = losses[1].centers[0]
     pull = 2 / 8 * (2 * center - features[0] - features[1])  # images 0 and 1 are of identity 0
-    torch.testing.assert_close(losses[0].centers[0], center - cfg.center_lr * pull, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(losses[0].centers[0], center - cfg.loss.center_lr * pull, rtol=1e-4, atol=1e-4)
 
 
 def test_classic_features_are_the_models(tiny):
-    model = make_model(replace(tiny, backbone="resnet18"), 6)
+    model = make_model(tiny.replace(backbone="resnet18"), 6)
     batches = [(torch.randn(n, 3, 32, 16), None) for n in (3, 2)]
     found = baseline_train.extract(model, batches, CPU)
     assert not model.training and not found.requires_grad
@@ -246,13 +248,17 @@ def test_ours_is_the_loop_itself_with_the_changes_of_each_contender(monkeypatch,
     for name, (precision, channels_last, fused) in expected.items():
         row = task.measure(name, tmp_path)
         assert len(seen) == 3 and row["images"] == 16
-        assert (seen[0].precision, seen[0].cfg.channels_last, seen[0].cfg.fused) == (precision, channels_last, fused)
+        assert (seen[0].precision, seen[0].cfg.loop.channels_last, seen[0].cfg.loop.fused) == (
+            precision,
+            channels_last,
+            fused,
+        )
         seen.clear()
 
 
 @pytest.fixture
 def checkpoint(tiny) -> Path:
-    return save_model(replace(tiny, backbone="resnet18", test_batch_size=8))
+    return save_model(tiny.replace(backbone="resnet18", test_batch_size=8))
 
 
 def extract(checkpoint: Path, *args: object) -> list[object]:

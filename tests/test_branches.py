@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 import torch
@@ -302,7 +301,7 @@ def test_imagenet_weights_and_our_own_checkpoints_start_mgn(tmp_path, monkeypatc
     for parameter in model.parameters():
         nn.init.uniform_(parameter)
     torch.save({"model": model.state_dict()}, tmp_path / "own.pth")
-    state = make_model(replace(cfg, weights=str(tmp_path / "own.pth")), 9).backbone.state_dict()
+    state = make_model(cfg.replace(weights=str(tmp_path / "own.pth")), 9).backbone.state_dict()
     assert all(torch.equal(state[key], value) for key, value in model.backbone.state_dict().items())
 
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
@@ -88,12 +87,12 @@ def pixels(images: Images) -> np.ndarray:
 
 def left(cfg: Config) -> list[str]:
     """What lies in the cache beside the lock, digests left out."""
-    names = (path.name for path in Path(cfg.cache_dir).iterdir())
+    names = (path.name for path in Path(cfg.data.cache_dir).iterdir())
     return sorted(name.split("-")[0] + Path(name).suffix for name in names if name != ".lock")
 
 
 def stored(cfg: Config, end: str) -> Path:
-    (path,) = Path(cfg.cache_dir).glob(f"*.{end}")
+    (path,) = Path(cfg.data.cache_dir).glob(f"*.{end}")
     return path
 
 
@@ -102,7 +101,7 @@ def stored(cfg: Config, end: str) -> Path:
 
 @modes
 def test_images_by_index_are_those_of_their_files(cfg, files, mode):
-    images = Images(replace(cfg, **MODES[mode]), files, "train")
+    images = Images(cfg.replace(**MODES[mode]), files, "train")
     assert len(images) == COUNT and images.bad == {}
     wanted = [[0], [3, 1, 6], range(7), (4, 5), [2, 2, 2], [np.int8(3)], torch.tensor([6, 0]), np.arange(7)[::-2], [-1]]
     wanted += [np.array([4, 0, 6], dtype) for dtype in ("i1", "u1", "i2", ">i4", "u4", "i8", "u8")]
@@ -115,7 +114,7 @@ def test_images_by_index_are_those_of_their_files(cfg, files, mode):
 
 @modes
 def test_an_index_that_there_is_not_is_refused(cfg, files, mode):
-    images = Images(replace(cfg, **MODES[mode]), files, "train")
+    images = Images(cfg.replace(**MODES[mode]), files, "train")
     for indices in ([7], [0, -8], [10**6], np.array([2**63 + 1], dtype="u8")):
         with pytest.raises(IndexError):
             images.read(indices)
@@ -123,7 +122,7 @@ def test_an_index_that_there_is_not_is_refused(cfg, files, mode):
 
 @modes
 def test_what_is_no_index_gives_no_other_picture(cfg, files, mode):
-    images = Images(replace(cfg, **MODES[mode]), files, "train")
+    images = Images(cfg.replace(**MODES[mode]), files, "train")
     for indices in ([1.7], np.array([1.7]), np.array(["1"])):
         with pytest.raises((IndexError, TypeError, ValueError)):
             images.read(indices)
@@ -136,20 +135,20 @@ def test_what_is_no_index_gives_no_other_picture(cfg, files, mode):
 @modes
 def test_any_number_of_workers_and_any_block_give_the_same(cfg, files, monkeypatch, mode, workers, block):
     monkeypatch.setattr(cache, "BLOCK", block)
-    images = Images(replace(cfg, workers=workers, **MODES[mode]), files, "train")
+    images = Images(cfg.replace(workers=workers, **MODES[mode]), files, "train")
     assert np.array_equal(pixels(images), decoded(files))
 
 
 @modes
 def test_no_paths_are_no_pictures(cfg, mode):
     for _ in range(2):
-        images = Images(replace(cfg, **MODES[mode]), [], "train")
+        images = Images(cfg.replace(**MODES[mode]), [], "train")
         assert len(images) == 0 and images.read([]).shape == (0, HEIGHT, WIDTH, 3)
 
 
 @modes
 def test_a_batch_may_be_written_to(cfg, files, mode):
-    cfg = replace(cfg, **MODES[mode])
+    cfg = cfg.replace(**MODES[mode])
     images = Images(cfg, files, "train")
     images.read(range(7)).zero_()
     for again in (images, Images(cfg, files, "train")):
@@ -158,7 +157,7 @@ def test_a_batch_may_be_written_to(cfg, files, mode):
 
 @modes
 def test_batches_come_in_order_each_with_its_indices(cfg, files, mode):
-    images = Images(replace(cfg, **MODES[mode]), files, "train")
+    images = Images(cfg.replace(**MODES[mode]), files, "train")
     wanted = [np.array(x) for x in ([3, 1], [0], [6, 5, 4], [2, 2])]
     found = list(images.batches(iter(wanted)))
     assert len(found) == len(wanted)
@@ -170,7 +169,7 @@ def test_batches_come_in_order_each_with_its_indices(cfg, files, mode):
 
 @modes
 def test_batches_can_be_left_early_and_begun_anew(cfg, files, mode):
-    images = Images(replace(cfg, **MODES[mode]), files, "train")
+    images = Images(cfg.replace(**MODES[mode]), files, "train")
     for _ in range(2):
         batches = images.batches(np.array([i]) for i in range(7))
         assert [next(batches)[0].tolist() for _ in range(2)] == [[0], [1]]
@@ -178,7 +177,7 @@ def test_batches_can_be_left_early_and_begun_anew(cfg, files, mode):
 
 
 def test_a_file_that_goes_bad_later_is_an_error_that_names_it(cfg, files):
-    images = Images(replace(cfg, **MODES["read again"]), files, "train")
+    images = Images(cfg.replace(**MODES["read again"]), files, "train")
     Path(files[3]).write_bytes(b"no image")
     with pytest.raises(UserError, match=r"3\.bmp"):
         list(images.batches([np.array([0, 1]), np.array([2, 3]), np.array([4])]))
@@ -196,27 +195,27 @@ def test_a_second_start_decodes_nothing(cfg, files, reads):
 
 def test_with_disk_gb_0_no_file_is_written_and_pictures_are_in_memory_if_they_fit(cfg, files, reads):
     for cache_gb, again in ((COUNT * SIZE * 1.001 / 1e9, 0), (COUNT * SIZE * 0.999 / 1e9, 1), (0, 1)):
-        images = Images(replace(cfg, disk_gb=0, cache_gb=cache_gb), files, "train")
+        images = Images(cfg.replace(disk_gb=0, cache_gb=cache_gb), files, "train")
         reads.clear()
         images.read([2])
         assert len(reads) == again
-    assert not Path(cfg.cache_dir).exists()
+    assert not Path(cfg.data.cache_dir).exists()
 
 
 def test_a_set_beyond_disk_gb_is_checked_at_the_first_start_alone(cfg, files, reads):
-    cfg = replace(cfg, disk_gb=COUNT * SIZE * 0.999 / 1e9, cache_gb=0)
+    cfg = cfg.replace(disk_gb=COUNT * SIZE * 0.999 / 1e9, cache_gb=0)
     Images(cfg, files, "train")
     assert len(reads) == COUNT and left(cfg) == ["train.json"]
     reads.clear()
     images = Images(cfg, files, "train")
     assert reads == []
     assert np.array_equal(pixels(images), decoded(files)) and len(reads) == COUNT
-    Images(replace(cfg, disk_gb=1), files, "train")  # now there is room
+    Images(cfg.replace(disk_gb=1), files, "train")  # now there is room
     assert left(cfg) == ["train.json", "train.npy"]
 
 
 def test_a_set_beyond_disk_gb_that_fits_into_memory_is_kept_there(cfg, files, reads):
-    cfg = replace(cfg, disk_gb=COUNT * SIZE * 0.999 / 1e9)
+    cfg = cfg.replace(disk_gb=COUNT * SIZE * 0.999 / 1e9)
     for _ in range(2):
         images = Images(cfg, files, "train")
         reads.clear()
@@ -227,26 +226,26 @@ def test_a_bad_file_shows_at_the_start_even_if_nothing_is_kept(cfg, files):
     Path(files[3]).write_bytes(b"no image")
     for settings in MODES.values():
         with pytest.raises(UserError, match=r"1 of 7 train images cannot be used: \S*3\.bmp"):
-            Images(replace(cfg, **settings), files, "train")
+            Images(cfg.replace(**settings), files, "train")
 
 
 def test_the_least_recently_used_go_when_there_are_too_many_and_the_newest_stays(cfg, files, monkeypatch):
-    cfg = replace(cfg, disk_gb=2.5 * (COUNT * SIZE + 128) / 1e9)
+    cfg = cfg.replace(disk_gb=2.5 * (COUNT * SIZE + 128) / 1e9)
     records = {}
     for age, name in enumerate(("a", "b")):
         Images(cfg, files, name)
-        (records[name],) = Path(cfg.cache_dir).glob(f"{name}-*.json")
+        (records[name],) = Path(cfg.data.cache_dir).glob(f"{name}-*.json")
         os.utime(records[name], (1000 + age, 1000 + age))
     Images(cfg, files, "a")  # used: b is now the oldest
     Images(cfg, files, "c")
     assert left(cfg) == ["a.json", "a.npy", "c.json", "c.npy"]
     monkeypatch.setattr(cache_files, "STARTED", time.time() + 1000)  # as another program, later
-    Images(replace(cfg, disk_gb=1.001 * COUNT * SIZE / 1e9), files, "d")
+    Images(cfg.replace(disk_gb=1.001 * COUNT * SIZE / 1e9), files, "d")
     assert left(cfg) == ["d.json", "d.npy"]
 
 
 def test_splits_of_one_run_do_not_take_turns_in_too_small_a_cache(cfg, files, reads, monkeypatch):
-    cfg = replace(cfg, disk_gb=2.5 * (COUNT * SIZE + 128) / 1e9, cache_gb=0)
+    cfg = cfg.replace(disk_gb=2.5 * (COUNT * SIZE + 128) / 1e9, cache_gb=0)
     splits = ("train", "query", "gallery")
     for start in range(3):
         reads.clear()
@@ -254,26 +253,26 @@ def test_splits_of_one_run_do_not_take_turns_in_too_small_a_cache(cfg, files, re
         assert all(np.array_equal(pixels(Images(cfg, files, name)), decoded(files)) for name in splits)
         assert len(reads) == (4 if start == 0 else 1) * COUNT  # the third is read anew at its use, and checked once
         assert left(cfg) == ["gallery.json", "query.json", "query.npy", "train.json", "train.npy"]
-        for record in Path(cfg.cache_dir).glob("*.json"):
+        for record in Path(cfg.data.cache_dir).glob("*.json"):
             os.utime(record, (record.stat().st_mtime - 5,) * 2)
 
 
 def test_a_split_that_is_opened_twice_is_read_from_its_file_both_times(cfg, files, reads):
-    cfg = replace(cfg, disk_gb=1.001 * (COUNT * SIZE + 128) / 1e9)
+    cfg = cfg.replace(disk_gb=1.001 * (COUNT * SIZE + 128) / 1e9)
     for _ in range(3):
         assert np.array_equal(pixels(Images(cfg, files, "train")), decoded(files))
     assert len(reads) == COUNT and left(cfg) == ["train.json", "train.npy"]
 
 
 def test_only_files_of_the_cache_are_ever_removed(cfg, files):
-    directory = Path(cfg.cache_dir)
+    directory = Path(cfg.data.cache_dir)
     directory.mkdir()
     others = ["my-features.npy", "pids-2024.npy", "run-1.json", ".last.pth.77.tmp", "notes.tmp", "train-x.npy"]
     for name in others:
         (directory / name).write_bytes(b"somebody's work" * 1000)
     os.utime(directory / "run-1.json", (1000, 1000))
     for name in ("a", "b"):
-        Images(replace(cfg, disk_gb=1.001 * COUNT * SIZE / 1e9), files, name)
+        Images(cfg.replace(disk_gb=1.001 * COUNT * SIZE / 1e9), files, name)
     assert all((directory / name).is_file() for name in others)
 
 
@@ -308,7 +307,7 @@ def replaced_by_another_of_the_same_size_and_time(path: Path) -> None:
 )
 @pytest.mark.parametrize("mode", ["file", "checked, then read again"])
 def test_a_changed_file_is_seen(cfg, files, reads, mode, change):
-    cfg = replace(cfg, **MODES[mode])
+    cfg = cfg.replace(**MODES[mode])
     Images(cfg, files, "train")
     change(Path(files[3]))
     reads.clear()
@@ -320,8 +319,8 @@ def test_a_changed_file_is_seen(cfg, files, reads, mode, change):
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"no image")], ids=["removed", "bad"])
 @pytest.mark.parametrize("mode", ["file", "checked, then read again"])
 def test_a_file_that_was_removed_or_spoiled_and_is_repaired(cfg, files, reads, mode, spoil):
-    cfg = replace(cfg, **MODES[mode])
-    skipping = replace(cfg, on_bad_image="skip")
+    cfg = cfg.replace(**MODES[mode])
+    skipping = cfg.replace(on_bad_image="skip")
     Images(cfg, files, "train")
     spoil(Path(files[3]))
     with pytest.raises(UserError, match=r"3\.bmp"):
@@ -344,7 +343,7 @@ def test_a_file_that_could_not_be_read_for_a_while_comes_back(cfg, files, monkey
             raise UserError(f"{path} cannot be read: Permission denied")
         return read_image(path, height, width)
 
-    cfg = replace(cfg, on_bad_image="skip")
+    cfg = cfg.replace(on_bad_image="skip")
     os.chmod(files[3], 0o000)
     with monkeypatch.context() as patch:
         patch.setattr(cache, "read_image", denied)
@@ -361,11 +360,11 @@ def test_bad_files_in_every_mode_and_many(cfg, tmp_path, files):
     assert left(cfg) == []
     mixed = [paths[0], *files[:3], paths[1], *files[3:], paths[2]]
     for settings in MODES.values():
-        images = Images(replace(cfg, on_bad_image="skip", **settings), mixed, "train")
+        images = Images(cfg.replace(on_bad_image="skip", **settings), mixed, "train")
         assert sorted(images.bad) == [0, 4, 9] and np.array_equal(pixels(images), decoded(files))
         with pytest.raises(IndexError):
             images.read([7])
-    images = Images(replace(cfg, on_bad_image="skip"), paths, "train")
+    images = Images(cfg.replace(on_bad_image="skip"), paths, "train")
     assert len(images) == 0 and len(images.bad) == 200
 
 
@@ -375,14 +374,14 @@ def test_another_size_list_or_order_is_another_cache(cfg, files):
         for paths in lists:
             assert np.array_equal(pixels(Images(cfg, paths, "train")), decoded(paths))
         for height, width in ((24, 17), (25, 16), (16, 24)):
-            batch = Images(replace(cfg, height=height, width=width), files, "train").read([0, 2])
+            batch = Images(cfg.replace(height=height, width=width), files, "train").read([0, 2])
             assert np.array_equal(batch.numpy(), np.stack([read_image(files[i], height, width) for i in (0, 2)]))
     assert left(cfg) == ["train.json"] * 8 + ["train.npy"] * 8
 
 
 def test_paths_count_by_where_they_lead_not_by_how_they_are_written(cfg, files, tmp_path, monkeypatch, reads):
     Path(files[2]).write_bytes(b"no image")
-    cfg = replace(cfg, on_bad_image="skip")
+    cfg = cfg.replace(on_bad_image="skip")
     Images(cfg, files, "train")
     reads.clear()
     for folder in (tmp_path, tmp_path / "pictures"):
@@ -408,7 +407,7 @@ def test_any_name_works_twice_good_or_bad(cfg, files, reads, name):
     write_picture(paths[3], 60)
     Path(paths[4]).write_bytes(b"no image")
     for _ in range(2):
-        images = Images(replace(cfg, on_bad_image="skip"), paths, "train")
+        images = Images(cfg.replace(on_bad_image="skip"), paths, "train")
         assert list(images.bad) == [4] and f"bad{name}" in images.bad[4]
         assert np.array_equal(pixels(images), decoded(paths[:4]))
     assert len(reads) == 5
@@ -453,7 +452,7 @@ LEFT_BEHIND = {
 @pytest.mark.parametrize("spoil", LEFT_BEHIND.values(), ids=LEFT_BEHIND)
 def test_what_is_not_whole_is_not_used_but_made_anew(cfg, files, reads, warned, spoil):
     Images(cfg, files, "train")
-    (Path(cfg.cache_dir) / f".{stored(cfg, 'npy').name}.12345.tmp").write_bytes(b"left by a killed program")
+    (Path(cfg.data.cache_dir) / f".{stored(cfg, 'npy').name}.12345.tmp").write_bytes(b"left by a killed program")
     spoil(cfg)
     reads.clear()
     images = Images(cfg, files, "train")
@@ -465,7 +464,7 @@ def test_what_is_not_whole_is_not_used_but_made_anew(cfg, files, reads, warned, 
 def test_what_a_killed_build_of_other_pictures_left_goes_too(cfg, files):
     Images(cfg, files, "query")
     stored(cfg, "json").unlink()
-    (Path(cfg.cache_dir) / f".{stored(cfg, 'npy').name}.12345.tmp").write_bytes(b"left by a killed program")
+    (Path(cfg.data.cache_dir) / f".{stored(cfg, 'npy').name}.12345.tmp").write_bytes(b"left by a killed program")
     Images(cfg, files, "train")
     assert left(cfg) == ["train.json", "train.npy"]
 
@@ -494,10 +493,10 @@ def test_where_no_file_can_be_written_pictures_are_in_memory(
 ):
     monkeypatch.setattr(where, what, refuse_with(error))
     images = Images(cfg, files, "train")
-    assert len(warned) == 1 and error.strerror in warned[0] and cfg.cache_dir in warned[0]
+    assert len(warned) == 1 and error.strerror in warned[0] and cfg.data.cache_dir in warned[0]
     reads.clear()
     assert np.array_equal(pixels(images), decoded(files)) and reads == []
-    assert not Path(cfg.cache_dir).exists() or left(cfg) == []
+    assert not Path(cfg.data.cache_dir).exists() or left(cfg) == []
 
 
 def test_a_disk_that_is_full_in_the_middle_leaves_nothing_there(cfg, files, warned, monkeypatch):
@@ -516,7 +515,7 @@ def test_a_disk_that_is_full_in_the_middle_leaves_nothing_there(cfg, files, warn
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_file_in_the_place_of_the_directory_is_left_alone(cfg, files, tmp_path, warned, place):
     (tmp_path / "file").write_bytes(b"not a directory")
-    images = Images(replace(cfg, cache_dir=str(tmp_path / place)), files, "train")
+    images = Images(cfg.replace(cache_dir=str(tmp_path / place)), files, "train")
     assert len(warned) == 1 and np.array_equal(pixels(images), decoded(files))
     assert (tmp_path / "file").read_bytes() == b"not a directory"
 
@@ -564,7 +563,7 @@ run(main)
 
 def start(cfg: Config, paths: list[str], hold_at: int) -> subprocess.Popen:
     """Another program that reads these pictures, and stops at the `hold_at`-th (0: none) until it gets a line."""
-    arguments = [sys.executable, "-c", CHILD, json.dumps([asdict(cfg), paths, hold_at])]
+    arguments = [sys.executable, "-c", CHILD, json.dumps([cfg.to_dict(), paths, hold_at])]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(arguments, cwd=ROOT, **pipes)
 
@@ -584,7 +583,7 @@ def wait_for(process: subprocess.Popen, word: str) -> str:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_program_that_is_stopped_while_it_decodes_leaves_nothing_that_is_used(cfg, files, number):
-    paths, cfg = files * 30, replace(cfg, workers=1)
+    paths, cfg = files * 30, cfg.replace(workers=1)
     with start(cfg, paths, hold_at=100) as process:
         wait_for(process, "held")
         process.send_signal(number)
@@ -595,7 +594,7 @@ def test_a_program_that_is_stopped_while_it_decodes_leaves_nothing_that_is_used(
             assert wait_for(process, "decoded").split() == ["decoded", "100"]  # what was asked for is not decoded
             assert left(cfg) == []
         assert process.wait(60) == (130 if number == signal.SIGINT else -number)
-    assert not list(Path(cfg.cache_dir).glob("*.npy"))
+    assert not list(Path(cfg.data.cache_dir).glob("*.npy"))
     assert np.array_equal(pixels(Images(cfg, paths, "train")), decoded(paths))
     assert left(cfg) == ["train.json", "train.npy"]
 

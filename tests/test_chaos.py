@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,8 +46,8 @@ def test_stopped_thirty_times_the_run_ends_as_an_undisturbed_one_bit_for_bit(tre
 @pytest.fixture
 def two(tiny) -> tuple[Path, Path]:
     """Two directories that differ in nothing but name and times."""
-    cfg = replace(tiny, epochs=1, width_multiplier=0.25, eval_first=False)
-    one = do_train(replace(cfg, name="one")).directory
+    cfg = tiny.replace(epochs=1, width_multiplier=0.25, eval_first=False)
+    one = do_train(cfg.replace(name="one")).directory
     return one, Path(shutil.copytree(one, one.with_name("other")))
 
 
@@ -86,13 +85,13 @@ def test_the_tool_sees_the_smallest_difference_and_no_other(two):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_a_stopped_run_says_how_to_go_on_and_exits_with_128_and_the_signals_number(tiny, monkeypatch, number, code):
-    cfg = replace(tiny, epochs=1, width_multiplier=0.25)
+    cfg = tiny.replace(epochs=1, width_multiplier=0.25)
     real = processor.train.set_lr
     monkeypatch.setattr(processor.train, "set_lr", lambda *args: os.kill(os.getpid(), number) or real(*args))
     shown = program("train.py", *arguments(cfg), "--no-flip", "--no-rerank")
     assert shown.returncode == code
     assert shown.stderr.splitlines()[-1] == "stopped in epoch 1 after step 1; go on with --resume"
-    assert read_checkpoint(Path(cfg.log_dir) / "demo" / "last.pth")["step"] == 1
+    assert read_checkpoint(Path(cfg.run.log_dir) / "demo" / "last.pth")["step"] == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
@@ -117,15 +116,18 @@ def test_a_signal_waits_for_a_step_to_end_but_a_second_one_does_not():
 
 
 def test_a_finished_run_exits_with_0_and_what_the_user_can_mend_with_2(tiny, monkeypatch):
-    cfg = replace(tiny, epochs=1, width_multiplier=0.25)
+    cfg = tiny.replace(epochs=1, width_multiplier=0.25)
     words = ("train.py", *arguments(cfg), "--no-flip", "--no-rerank")
     assert program(*words, "--no-eval-first").returncode == 0
-    (Path(cfg.log_dir) / "demo" / "last.1.pth").unlink()
-    (Path(cfg.log_dir) / "demo" / "last.pth").write_bytes(b"")
+    (Path(cfg.run.log_dir) / "demo" / "last.1.pth").unlink()
+    (Path(cfg.run.log_dir) / "demo" / "last.pth").write_bytes(b"")
     for shown, word in (
         (program(*words, "--resume"), "start anew, without --resume"),
         (program(*words, "--batch-size", 3), "--batch-size"),
-        (program(*words, "--log-dir", Path(cfg.data_root) / "demo" / "query" / "0007_c1s1_000090_00.jpg"), "--log-dir"),
+        (
+            program(*words, "--log-dir", Path(cfg.data.data_root) / "demo" / "query" / "0007_c1s1_000090_00.jpg"),
+            "--log-dir",
+        ),
     ):
         refused(shown, word)
         assert shown.returncode == 2

@@ -13,7 +13,7 @@ import torch
 from conftest import write_tree
 from helpers import program, refused
 
-from config import PRESETS
+from config import load_preset
 from datasets.augment import OFF, TRANSFORMS, Draws
 from datasets.base import ReIDDataset, Sample
 from datasets.check import File, counts, problems, sizes
@@ -96,7 +96,7 @@ def test_equal_files_of_one_person_in_one_side_are_no_problem():
 
 
 def test_a_batch_is_drawn_with_each_transform_alone_and_all_together(tiny, tmp_path):
-    args = ["--data-root", tiny.data_root, "--height", 32, "--width", 16, "--batch-size", 8, "--images-per-id", 2]
+    args = ["--data-root", tiny.data.data_root, "--height", 32, "--width", 16, "--batch-size", 8, "--images-per-id", 2]
     shown = program("tools/visualize_augmentation.py", *args, "--num", 2, "--log-dir", tmp_path, "--workers", 2)
     assert shown.returncode == 0, shown.stdout + shown.stderr
     picture = cv2.imread(str(tmp_path / "augmentation_demo.png"))
@@ -107,8 +107,8 @@ def test_a_batch_is_drawn_with_each_transform_alone_and_all_together(tiny, tmp_p
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_each_transform_alone_changes_pictures_and_none_leaves_them_alone(name):
-    cfg = AugmentationConfig(**vars(replace(PRESETS["tiny_b1"], preset="")))
+    cfg = AugmentationConfig(**vars(replace(load_preset("tiny_b1"), preset="")))
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 32, 16, 3), dtype=np.uint8))
-    assert np.array_equal(pictures(images, replace(cfg, **OFF), Draws(0, batch=6)), images.numpy())
-    changed = pictures(images, replace(cfg, **(OFF | TRANSFORMS[name])), Draws(0, batch=6))
+    assert np.array_equal(pictures(images, cfg.replace(**OFF), Draws(0, batch=6)), images.numpy())
+    changed = pictures(images, cfg.replace(**(OFF | TRANSFORMS[name])), Draws(0, batch=6))
     assert changed.shape == images.shape and not np.array_equal(changed, images.numpy())

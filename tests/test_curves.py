@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -42,7 +41,7 @@ THREE = [entry(0, 2.0), entry(1), entry(2, 40.0), entry(3, 50.0)]
 
 
 def test_parts_of_the_loss_are_those_that_a_run_adds_up(tiny):
-    run = do_train(replace(tiny, epochs=1, clip_grad=1.0, by_camera=True, center_weight=0.1))
+    run = do_train(tiny.replace(epochs=1, clip_grad=1.0, by_camera=True, center_weight=0.1))
     assert loss_parts(run.history) == ["id", "triplet", "center"]
 
 
@@ -198,7 +197,7 @@ def test_runs_are_named_by_name_directory_or_file_and_each_is_drawn_once(tmp_pat
 
 def test_a_run_of_this_program_is_drawn(tiny: Config, figures):
     do_train(tiny)  # which draws its own after each test
-    shown = program("tools/curves.py", "--log-dir", tiny.log_dir)
+    shown = program("tools/curves.py", "--log-dir", tiny.run.log_dir)
     assert shown.returncode == 0, shown.stderr
     assert "curves of demo written" in shown.stdout
     for title in ("loss", "accuracy on training batches", "learning rate", "training speed (images/s)"):

@@ -108,7 +108,7 @@ def test_first_identities_cut_both_sides_and_say_so(tree):
 
 
 def test_held_out_identities_are_the_last_and_never_appear_in_training(tiny):
-    loaders = make_loaders(replace(tiny, holdout_ids=2))
+    loaders = make_loaders(tiny.replace(holdout_ids=2))
     dataset = loaders.dataset
     assert {s.pid for s in dataset.heldout} == {5, 6} and len(dataset.heldout) == 12
     assert {s.pid for s in dataset.train} == set(loaders.labels) == {1, 2, 3, 4} and len(loaders.labels) == 4
@@ -121,17 +121,17 @@ def test_held_out_identities_are_the_last_and_never_appear_in_training(tiny):
 
 
 def test_holding_out_comes_before_the_cut_to_the_first_identities(tiny):
-    cut = make_dataset(replace(tiny, holdout_ids=2, train_ids=3))
+    cut = make_dataset(tiny.replace(holdout_ids=2, train_ids=3))
     assert ({s.pid for s in cut.train}, {s.pid for s in cut.heldout}) == ({1, 2, 3}, {5, 6})
     assert "last 2 of 6" in cut.note and "first 3 of 4" in cut.note and cut.note.count("not comparable") == 1
-    assert {s.pid for s in make_dataset(replace(tiny, holdout_ids=2, train_ids=5)).train} == {1, 2, 3, 4}
+    assert {s.pid for s in make_dataset(tiny.replace(holdout_ids=2, train_ids=5)).train} == {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("count", [5, 6, 700])
 def test_too_many_held_out_identities_are_refused(tiny, count):
     with pytest.raises(UserError, match=rf"--holdout-ids {count} of 6 .* hold out 4 at most"):
-        make_dataset(replace(tiny, holdout_ids=count))
-    assert len({s.pid for s in make_dataset(replace(tiny, holdout_ids=4)).train}) == 2
+        make_dataset(tiny.replace(holdout_ids=count))
+    assert len({s.pid for s in make_dataset(tiny.replace(holdout_ids=4)).train}) == 2
 
 
 def test_the_held_out_split_asks_once_an_identity_and_camera_and_every_query_has_a_match():
@@ -196,8 +196,8 @@ def tree_of(root: Path, name: str, seed: int) -> str:
 
 def test_joint_training_keeps_identities_and_cameras_apart_and_tests_on_the_first(tiny, tmp_path):
     first, second = tree_of(tmp_path, "one", 0), tree_of(tmp_path, "two", 1)
-    joint = make_dataset(replace(tiny, dataset=f"{first}+{second}"))
-    alone, other = (make_dataset(replace(tiny, dataset=x)) for x in (first, second))
+    joint = make_dataset(tiny.replace(dataset=f"{first}+{second}"))
+    alone, other = (make_dataset(tiny.replace(dataset=x)) for x in (first, second))
     assert joint.name == "one+two" and len(joint.train) == len(alone.train) + len(other.train) == 36 + 54
     assert {s.pid for s in joint.train} == {*range(1, 7), *range(SPAN + 1, SPAN + 7)}
     assert {s.camid for s in joint.train} == {1, 2, 3, SPAN + 1, SPAN + 2, SPAN + 3}
@@ -205,13 +205,13 @@ def test_joint_training_keeps_identities_and_cameras_apart_and_tests_on_the_firs
     assert joint.query == alone.query and joint.gallery == alone.gallery
     for names in (f"{first}+{first}/", f"{first}+", f"+{first}", "+"):
         with pytest.raises(UserError, match="names nothing, or the same twice"):
-            make_dataset(replace(tiny, dataset=names))
+            make_dataset(tiny.replace(dataset=names))
     with pytest.raises(UserError, match="only one dataset is tested on"):
-        make_dataset(replace(tiny, test_dataset=f"{first}+{second}"))
+        make_dataset(tiny.replace(test_dataset=f"{first}+{second}"))
 
 
 def test_labels_of_a_joint_set_belong_to_the_images(tiny, tmp_path):
-    cfg = replace(tiny, dataset=f"{tree_of(tmp_path, 'one', 0)}+{tree_of(tmp_path, 'two', 1)}")
+    cfg = tiny.replace(dataset=f"{tree_of(tmp_path, 'one', 0)}+{tree_of(tmp_path, 'two', 1)}")
     train = make_loaders(cfg).train
     for sample, label in zip(train.samples, train.labels.tolist(), strict=True):
         assert label == sample.pid - 1 if "/one/" in sample.path else sample.pid - SPAN + 5
@@ -219,17 +219,17 @@ def test_labels_of_a_joint_set_belong_to_the_images(tiny, tmp_path):
 
 def test_the_test_side_may_be_that_of_another_dataset(tiny, tmp_path):
     first, second = tree_of(tmp_path, "one", 0), tree_of(tmp_path, "two", 1)
-    crossed = make_dataset(replace(tiny, dataset=first, test_dataset=second))
+    crossed = make_dataset(tiny.replace(dataset=first, test_dataset=second))
     assert crossed.name == "one, tested on two"
     assert {Path(s.path).parents[1].name for s in crossed.train} == {"one"}
     assert {Path(s.path).parents[1].name for s in crossed.query + crossed.gallery} == {"two"}
-    alone = make_test_set(replace(tiny, dataset="gone", test_dataset=second, test_ids=2))
+    alone = make_test_set(tiny.replace(dataset="gone", test_dataset=second, test_ids=2))
     assert alone.train == [] and {s.pid for s in alone.query} == {7, 8} and "first 2 of 4" in alone.note
 
 
 def test_holding_out_and_cutting_a_joint_set_follow_the_order_of_labels(tiny, tmp_path):
     both = f"{tree_of(tmp_path, 'one', 0)}+{tree_of(tmp_path, 'two', 1)}"
-    joint = make_dataset(replace(tiny, dataset=both, holdout_ids=2, train_ids=7))
+    joint = make_dataset(tiny.replace(dataset=both, holdout_ids=2, train_ids=7))
     assert {s.pid for s in joint.heldout} == {SPAN + 5, SPAN + 6}
     assert {s.pid for s in joint.train} == {*range(1, 7), SPAN + 1}
 
@@ -237,9 +237,9 @@ def test_holding_out_and_cutting_a_joint_set_follow_the_order_of_labels(tiny, tm
 @pytest.mark.parametrize(("name", "hint"), [("market", "market1501"), ("msmt", "msmt17"), ("xyz", "the names are")])
 def test_an_unknown_dataset_is_refused_with_the_names_near_it(tiny, name, hint):
     with pytest.raises(UserError, match=rf"^'{name}' is neither .*{hint}"):
-        make_dataset(replace(tiny, dataset=name))
+        make_dataset(tiny.replace(dataset=name))
     with pytest.raises(UserError, match=rf"^'{name}' is neither"):
-        make_dataset(replace(tiny, dataset=f"demo+{name}"))
+        make_dataset(tiny.replace(dataset=f"demo+{name}"))
 
 
 def test_own_pictures_are_all_trained_on_when_the_test_is_elsewhere(tiny, tmp_path):
@@ -250,13 +250,13 @@ def test_own_pictures_are_all_trained_on_when_the_test_is_elsewhere(tiny, tmp_pa
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
     mine, yours = str(tmp_path / "mine"), str(tmp_path / "yours")
-    assert len({s.pid for s in make_dataset(replace(tiny, dataset=mine)).train}) < 6
-    crossed = make_dataset(replace(tiny, dataset=mine, test_dataset=yours))
+    assert len({s.pid for s in make_dataset(tiny.replace(dataset=mine)).train}) < 6
+    crossed = make_dataset(tiny.replace(dataset=mine, test_dataset=yours))
     assert len({s.pid for s in crossed.train}) == 6 and len(crossed.train) == 12
     assert crossed.called(crossed.query[0].pid).startswith("yours") and not crossed.cameras
     assert "cameras unknown" in crossed.describe()
-    assert crossed.query == make_dataset(replace(tiny, dataset=yours)).query
-    same = make_dataset(replace(tiny, dataset=mine, test_dataset=f"{mine}/"))
+    assert crossed.query == make_dataset(tiny.replace(dataset=yours)).query
+    same = make_dataset(tiny.replace(dataset=mine, test_dataset=f"{mine}/"))
     assert not {s.pid for s in same.train} & {s.pid for s in same.query}
 
 
@@ -270,17 +270,17 @@ def test_a_dataset_has_one_place_however_it_is_written_and_a_name_for_files(tmp_
 
 @pytest.mark.parametrize("change", [{"split_seed": 1}, {"test_share": 0.3}])
 def test_another_split_of_the_trained_dataset_is_refused_and_one_of_another_dataset_is_not(tiny, change):
-    trained, drawn = replace(tiny, dataset="a+b"), ReIDDataset("b", drawn=True)
+    trained, drawn = tiny.replace(dataset="a+b"), ReIDDataset("b", drawn=True)
     with pytest.raises(UserError, match=r"trained on b with --test-share 0\.5 --split-seed 0; .*leave these settings"):
-        refuse_another_split(replace(trained, test_dataset="b", **change), trained, drawn)
+        refuse_another_split(trained.replace(test_dataset="b", **change), trained, drawn)
     for spelling in ("./b", "c/../b", os.path.abspath("b")):
         with pytest.raises(UserError, match="leave these settings"):
-            refuse_another_split(replace(trained, test_dataset=spelling, **change), trained, drawn)
-    refuse_another_split(replace(trained, test_dataset="c", **change), trained, drawn)
+            refuse_another_split(trained.replace(test_dataset=spelling, **change), trained, drawn)
+    refuse_another_split(trained.replace(test_dataset="c", **change), trained, drawn)
     refuse_another_split(trained, trained, drawn)
-    refuse_another_split(replace(trained, test_dataset="b", **change), trained, ReIDDataset("b"))  # a split of its own
+    refuse_another_split(trained.replace(test_dataset="b", **change), trained, ReIDDataset("b"))  # a split of its own
     with pytest.raises(UserError, match="trained on all of b"):
-        refuse_another_split(replace(trained, test_dataset="b"), replace(trained, test_dataset="c"), drawn)
+        refuse_another_split(trained.replace(test_dataset="b"), trained.replace(test_dataset="c"), drawn)
 
 
 def test_a_set_without_a_side_says_which_setting_gives_one():
@@ -303,7 +303,7 @@ def test_every_name_is_a_dataset_or_an_error_with_its_tree(tiny, tmp_path):
     (tmp_path / "empty").mkdir()
     for name in set(DATASETS) - {"demo"}:
         with pytest.raises(UserError) as error:
-            make_dataset(replace(tiny, dataset=name, data_root=str(tmp_path / "empty")))
+            make_dataset(tiny.replace(dataset=name, data_root=str(tmp_path / "empty")))
         message = str(error.value)
         assert "--data-root" in message and "REID_DATA" in message and len(message.splitlines()) > 2, name
 

@@ -295,16 +295,16 @@ def test_what_one_process_cannot_do_all_refuse_and_the_first_says_so(base):
     image.write_bytes(b"no picture")
     next((base / "untested" / "demo" / "bounding_box_test").glob("0007_c1*")).unlink()
     others = {
-        "other images": replace(cfg, data_root=str(base / "renamed")),
-        "a bad image": replace(cfg, data_root=str(base / "damaged")),
-        "other test images": replace(cfg, data_root=str(base / "untested")),
-        "other settings": replace(cfg, lr=0.5, seed=7),
+        "other images": cfg.replace(data_root=str(base / "renamed")),
+        "a bad image": cfg.replace(data_root=str(base / "damaged")),
+        "other test images": cfg.replace(data_root=str(base / "untested")),
+        "other settings": cfg.replace(lr=0.5, seed=7),
     }
     attempts = {name: [cfg, other] for name, other in others.items()}
-    attempts["a batch"] = [replace(cfg, batch_size=6)] * 2
-    attempts["no room"] = [replace(cfg, log_dir=str(image))] * 2
-    do_train(replace(cfg, log_dir=str(base / "mine"), eval_every=9))
-    attempts["a log of its own"] = [replace(cfg, log_dir=str(base / "mine"), epochs=2, resume=True)] * 2
+    attempts["a batch"] = [cfg.replace(batch_size=6)] * 2
+    attempts["no room"] = [cfg.replace(log_dir=str(image))] * 2
+    do_train(cfg.replace(log_dir=str(base / "mine"), eval_every=9))
+    attempts["a log of its own"] = [cfg.replace(log_dir=str(base / "mine"), epochs=2, resume=True)] * 2
     attempts["nothing"] = [cfg, cfg]
     launched(base / "refused", 2, together, (refusals, (attempts, base / "refused")))
     first, second = (json.loads((base / "refused" / f"{rank}.json").read_text()) for rank in (0, 1))
@@ -387,15 +387,15 @@ def test_a_signal_to_one_process_stops_both_and_resumed_they_end_with_the_same_b
         (signal.SIGUSR1, 1, 2, "1 after step 2"),
         (signal.SIGTERM, 0, 4, "2 after step 1"),
     ):
-        cfg = replace(cfg, name=number.name)
+        cfg = cfg.replace(name=number.name)
         codes, said = launch(base / "signals", 2, disturbed, cfg, whom, step, number)
         assert codes == [128 + number] * 2, said
         assert said[0].endswith(f"\nstopped in epoch {place}; go on with --resume\n") and not said[1]
-        jobs.append(replace(cfg, resume=True))
+        jobs.append(cfg.replace(resume=True))
     shutil.copytree(base / "signals" / "SIGTERM", base / "signals" / "alone" / "SIGTERM")
     launched(base / "signals", 2, together, (train_one_log, (jobs,)))
     for cfg in jobs[1:]:
-        same_files(base / "signals" / "whole", base / "signals" / cfg.name)
+        same_files(base / "signals" / "whole", base / "signals" / cfg.run.name)
     run = do_train(replace(jobs[-1], log_dir=str(base / "signals" / "alone")))
     said = (run.directory / "train.log").read_text()
     assert len(run.history) == 2 and "resumed with 1 processes, not 2 as before" in said
@@ -417,8 +417,8 @@ def test_torchrun_that_is_told_to_stop_has_all_save_and_go_on(base):
     assert process.returncode == 1 and said.count("go on with --resume") == 1, said
     state = read_checkpoint(base / "log" / "stopped" / "last.pth")
     assert "--nproc-per-node=2 train.py" in state["command"]
-    cfg = replace(cfg, epochs=state["epoch"] + 1)
-    jobs = [replace(cfg, name="not_stopped"), replace(cfg, resume=True)]
+    cfg = cfg.replace(epochs=state["epoch"] + 1)
+    jobs = [cfg.replace(name="not_stopped"), cfg.replace(resume=True)]
     launched(base / "stopped", 2, together, (train_one_log, (jobs,)))
     same_files(base / "log" / "not_stopped", base / "log" / "stopped")
 
@@ -461,7 +461,7 @@ def test_batch_norm_stays_as_it_is_alone_on_cpus_and_where_it_is_not_wanted():
     for changed, ranks, device, warns in (
         (cfg, ALONE, cuda, False),
         (cfg, Ranks(0, 2), CPU, True),
-        (replace(cfg, sync_bn=False), Ranks(0, 2), cuda, False),
+        (cfg.replace(sync_bn=False), Ranks(0, 2), cuda, False),
     ):
         same, warning = synchronised(changed, ranks, model, device)
         assert same is model and ("no SyncBatchNorm on CPUs" in warning) == warns

@@ -158,9 +158,9 @@ def read_points(path: Path) -> list[dict[str, str]]:
 def test_the_csv_has_every_test_image_of_the_identities_and_no_distractor(trained, method):
     if method == "tsne":
         pytest.importorskip("sklearn")
-    shown = program("tools/embedding_plot.py", "--log-dir", trained.log_dir, "--method", method, "--flip")
+    shown = program("tools/embedding_plot.py", "--log-dir", trained.run.log_dir, "--method", method, "--flip")
     assert shown.returncode == 0, shown.stderr
-    path = Path(trained.log_dir) / "demo" / "results" / f"embedding_{method}_demo.png"
+    path = Path(trained.run.log_dir) / "demo" / "results" / f"embedding_{method}_demo.png"
     assert f"36 images of 4 identities: {path} and {path.stem}.csv" in shown.stdout
     assert cv2.imread(str(path)) is not None
     rows = read_points(path.with_suffix(".csv"))
@@ -174,7 +174,7 @@ def test_the_csv_has_every_test_image_of_the_identities_and_no_distractor(traine
 def test_fewer_identities_are_chosen_by_the_seed(trained, tmp_path):
     def chosen(seed: int, name: str) -> set[str]:
         args = ["--ids", "2", "--method", "pca", "--seed", seed, "--output", tmp_path / f"{name}.png"]
-        assert program("tools/embedding_plot.py", "--log-dir", trained.log_dir, *args).returncode == 0
+        assert program("tools/embedding_plot.py", "--log-dir", trained.run.log_dir, *args).returncode == 0
         return {row["pid"] for row in read_points(tmp_path / f"{name}.csv")}
 
     assert chosen(0, "a") == chosen(0, "b") and len(chosen(0, "c")) == 2
@@ -187,7 +187,15 @@ def test_own_people_are_called_by_their_names(trained, tmp_path, figures):
             (tmp_path / "own" / who).mkdir(parents=True, exist_ok=True)
             noise = np.random.default_rng(number).integers(0, 255, (32, 16, 3), np.uint8)
             cv2.imwrite(str(tmp_path / "own" / who / f"{number}.jpg"), noise)
-    where = ["tools/embedding_plot.py", "--log-dir", trained.log_dir, "--method", "pca", "--output", tmp_path / "o.png"]
+    where = [
+        "tools/embedding_plot.py",
+        "--log-dir",
+        trained.run.log_dir,
+        "--method",
+        "pca",
+        "--output",
+        tmp_path / "o.png",
+    ]
     shown = program(*where, "--test-dataset", tmp_path / "own", "--test-share", "1")
     assert shown.returncode == 0, shown.stderr
     assert "9 images of 3 identities" in shown.stdout
@@ -198,20 +206,20 @@ def test_own_people_are_called_by_their_names(trained, tmp_path, figures):
 def test_without_scikit_learn_one_sentence_names_it_and_pca_works(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
-    where = ["tools/embedding_plot.py", "--log-dir", trained.log_dir]
+    where = ["tools/embedding_plot.py", "--log-dir", trained.run.log_dir]
     refused(program(*where), "pip install scikit-learn", "--method pca")
     assert program(*where, "--method", "pca").returncode == 0
 
 
 def test_bad_input_of_the_embedding_plot_gets_a_sentence(trained, tmp_path):
-    where = ["tools/embedding_plot.py", "--log-dir", trained.log_dir]
+    where = ["tools/embedding_plot.py", "--log-dir", trained.run.log_dir]
     refused(program("tools/embedding_plot.py", "--log-dir", tmp_path / "none"), "train.py")
     refused(program(*where, "--ids", "0"), "--ids")
     refused(program(*where, "--test-dataset", tmp_path / "gone"), tmp_path / "gone")
     (tmp_path / "empty").mkdir()
     refused(program(*where, "--test-dataset", tmp_path / "empty"), tmp_path / "empty")
     pytest.importorskip("sklearn")
-    base = Path(trained.data_root) / "demo"
+    base = Path(trained.data.data_root) / "demo"
     for path in [*(base / "query").glob("*"), *(base / "bounding_box_test").glob("*")]:
         if not path.name.startswith("0008_c1") and not path.name.startswith("0008_c2s1_000000"):
             path.unlink()

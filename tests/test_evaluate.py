@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def parts(tiny):
     torch.manual_seed(0)
-    cfg = replace(tiny, backbone="resnet18")
+    cfg = tiny.replace(backbone="resnet18")
     loaders = make_loaders(cfg)
     return cfg, make_model(cfg, len(loaders.labels)).train(), loaders
 
@@ -39,14 +39,14 @@ def test_features_follow_the_order_of_the_files_and_leave_the_model_in_its_mode(
 def test_batch_size_and_cache_do_not_change_the_features(parts):
     cfg, model, loaders = parts
     expected, _ = extract_features(cfg, model, loaders.query, CPU)
-    other = make_loaders(replace(cfg, test_batch_size=5, cache_gb=0))
+    other = make_loaders(cfg.replace(test_batch_size=5, cache_gb=0))
     torch.testing.assert_close(extract_features(cfg, model, other.query, CPU)[0], expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_every_protocol_that_is_asked_for_is_scored_as_its_parts_say(parts, metric):
     cfg, model, loaders = parts
-    cfg = replace(cfg, metric=metric, flip=True, rerank=True, k1=4, k2=2)
+    cfg = cfg.replace(metric=metric, flip=True, rerank=True, k1=4, k2=2)
     result = do_inference(cfg, model, loaders.query, loaders.gallery, CPU)
     ids = (loaders.query.pids, loaders.gallery.pids, loaders.query.camids, loaders.gallery.camids)
     assert list(result.scores) == ["plain", "flip", "flip+rerank"]
@@ -54,7 +54,7 @@ def test_every_protocol_that_is_asked_for_is_scored_as_its_parts_say(parts, metr
     expected = evaluate_distance(k_reciprocal(result.query, result.gallery, 4, 2, metric=metric), *ids)
     assert result.scores["flip+rerank"].mAP == expected.mAP
     assert result.distance(cfg, [0, 3]).shape == (2, 25)
-    assert list(do_inference(replace(cfg, flip=False), model, loaders.query, loaders.gallery, CPU).scores) == [
+    assert list(do_inference(cfg.replace(flip=False), model, loaders.query, loaders.gallery, CPU).scores) == [
         "plain",
         "rerank",
     ]
@@ -69,7 +69,7 @@ def test_a_diverged_model_gets_a_sentence(parts):
 
 def test_the_table_shows_per_cent_and_a_dash_for_ranks_beyond_the_curve(parts):
     cfg, model, loaders = parts
-    scores = do_inference(replace(cfg, max_rank=5), model, loaders.query, loaders.gallery, CPU).scores
+    scores = do_inference(cfg.replace(max_rank=5), model, loaders.query, loaders.gallery, CPU).scores
     values = score_values(scores)
     assert values["plain"]["mAP"] == pytest.approx(100 * scores["plain"].mAP, abs=1e-4)
     table = score_table(values, "a cut set")
@@ -78,7 +78,7 @@ def test_the_table_shows_per_cent_and_a_dash_for_ranks_beyond_the_curve(parts):
 
 def test_a_protocol_of_the_dataset_is_settled_and_what_it_does_not_define_is_refused(tiny):
     vehicles = ReIDDataset("vehicles", query=[Sample("a", 1, 1)], gallery=[Sample("b", 1, 2)], protocol="vehicle_id")
-    plain = replace(tiny, rerank=False, flip=False)
+    plain = tiny.replace(rerank=False, flip=False)
     assert scored_as(plain, vehicles).protocol == "vehicle_id" and plain.protocol == "auto"
     assert scored_as(replace(plain, protocol="standard", rerank=True), vehicles).protocol == "standard"
     with pytest.raises(UserError, match=r"vehicles is scored by .*vehicle_id.* --rerank .*add --no-rerank"):
@@ -88,7 +88,7 @@ def test_a_protocol_of_the_dataset_is_settled_and_what_it_does_not_define_is_ref
 
 
 def test_a_table_of_cameras_needs_cameras_and_not_too_many(tiny):
-    cfg = replace(tiny, by_camera=True)
+    cfg = tiny.replace(by_camera=True)
     few, many = ([Sample(str(i), 1, i) for i in range(n)] for n in (3, 51))
     assert scored_as(cfg, ReIDDataset("few", query=few, gallery=few)).by_camera
     with pytest.raises(UserError, match="those of own are unknown"):

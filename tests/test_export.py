@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -40,7 +39,7 @@ def small(height: int = 64, width: int = 32, stages: int = 2, layers: int | None
     torch.manual_seed(0)
     cfg = Config(height=height, width=width, weights="none", **settings)
     model = build_model(cfg, 3)
-    if cfg.branches == "one":
+    if cfg.model.branches == "one":
         model.backbone.stages = [stage[:layers] for stage in model.backbone.stages[:stages]]
         model.branches[0] = Branch(cfg, model.backbone.stage_channels[stages - 1], 3)
     for layer in model.modules():
@@ -195,7 +194,7 @@ def trained(tmp_path_factory) -> Config:
 
 
 def exported(cfg: Config, *args: object):
-    return program("tools/export_onnx.py", *args, "--log-dir", cfg.log_dir)
+    return program("tools/export_onnx.py", *args, "--log-dir", cfg.run.log_dir)
 
 
 def checked(shown, path: Path) -> dict:
@@ -213,13 +212,13 @@ def checked(shown, path: Path) -> dict:
 @pytest.fixture(scope="module")
 def default(trained):
     """The file that the tool writes without an argument, and what it said."""
-    return exported(trained), Path(trained.log_dir) / "demo" / "last.onnx"
+    return exported(trained), Path(trained.run.log_dir) / "demo" / "last.onnx"
 
 
 @pytest.fixture(scope="module")
 def int8(trained):
     """The same on 8 bits, with the preprocessing inside."""
-    path = Path(trained.log_dir) / "demo" / "last_preprocessing_normalise_int8.onnx"
+    path = Path(trained.run.log_dir) / "demo" / "last_preprocessing_normalise_int8.onnx"
     return exported(trained, "demo", "--int8", "--preprocessing", "--normalise"), path
 
 
@@ -333,10 +332,10 @@ def test_ranges_for_int8_come_from_training_pictures_that_can_be_read(trained, t
     train = write_tree(root / "demo", train_ids=2) / "bounding_box_train"
     bad = sorted(train.iterdir())[1]
     bad.write_bytes(b"no picture")
-    cfg = replace(trained, data_root=str(root))
+    cfg = trained.replace(data_root=str(root))
     with pytest.raises(UserError, match=bad.name):
         export_check.calibration_crops(cfg)
-    crops = export_check.calibration_crops(replace(cfg, on_bad_image="skip"))
+    crops = export_check.calibration_crops(cfg.replace(on_bad_image="skip"))
     assert crops.shape == (11, 3, 32, 16) and crops.dtype == np.float32
     monkeypatch.setattr(export_check, "make_dataset", lambda cfg: ReIDDataset("tests"))
     with pytest.raises(UserError, match="--int8 needs pictures of the training split, and tests has none"):

@@ -6,7 +6,6 @@ import itertools
 import os
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +48,7 @@ def extractor(saved) -> FeatureExtractor:
 @pytest.fixture
 def checkpoint(saved, tiny: Config) -> Path:
     """A copy that a test may change."""
-    path = Path(tiny.log_dir) / "demo" / "last.pth"
+    path = Path(tiny.run.log_dir) / "demo" / "last.pth"
     path.parent.mkdir(parents=True)
     return Path(shutil.copy(saved, path))
 
@@ -73,9 +72,9 @@ def crops(tmp_path: Path) -> Path:
 def of_test(tiny: Config, checkpoint: Path, split: int, flip: bool = False) -> tuple[list[str], torch.Tensor]:
     """Paths and features of a split as test.py computes them, before any scoring."""
     model, cfg = load_model(checkpoint, CPU)
-    if cfg.channels_last:
+    if cfg.loop.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    loader = make_test_loaders(replace(tiny, batch_size=8), make_dataset(tiny))[1 + split]
+    loader = make_test_loaders(tiny.replace(batch_size=8), make_dataset(tiny))[1 + split]
     plain, flipped = extract_features(cfg, model, loader, CPU, flip)
     return [s.path for s in loader.samples], flipped if flip else plain
 
@@ -86,7 +85,7 @@ def of_test(tiny: Config, checkpoint: Path, split: int, flip: bool = False) -> t
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("settings", [{}, {"test_feature": "before"}, {"channels_last": False}], ids=str)
 def test_features_are_those_of_a_test_made_unit_length(tiny, flip, settings):
-    tiny = replace(tiny, **settings)
+    tiny = tiny.replace(**settings)
     checkpoint = save_model(tiny)
     for split in (0, 1):
         paths, expected = of_test(tiny, checkpoint, split, flip)
@@ -99,7 +98,7 @@ def test_features_are_those_of_a_test_made_unit_length(tiny, flip, settings):
 
 
 def test_models_of_several_branches_too(tiny):
-    tiny = replace(tiny, branches="pcb", backbone="resnet18", height=96, width=32)
+    tiny = tiny.replace(branches="pcb", backbone="resnet18", height=96, width=32)
     paths, expected = of_test(tiny, path := save_model(tiny), 0)
     found = FeatureExtractor(path, device="cpu", batch_size=16)(paths)
     assert torch.equal(found, torch.nn.functional.normalize(expected)) and found.shape[1] > 512
@@ -194,9 +193,9 @@ def test_a_fingerprint_follows_weights_and_what_shapes_features_and_nothing_else
     model, cfg = load_model(saved, CPU)
     state = model.state_dict()
     before = fingerprint(state, cfg)
-    assert before == fingerprint(dict(reversed(state.items())), replace(cfg, lr=1.0, name="x", data_root="elsewhere"))
+    assert before == fingerprint(dict(reversed(state.items())), cfg.replace(lr=1.0, name="x", data_root="elsewhere"))
     for changed in ({"height": 64}, {"test_feature": "before"}, {"pooling": "gem_fixed"}, {"last_stride": 2}):
-        assert fingerprint(state, replace(cfg, **changed)) != before
+        assert fingerprint(state, cfg.replace(**changed)) != before
     for name in ("backbone.features.0.0.weight", "branches.0.neck.running_var"):
         other = {k: v.clone() for k, v in state.items()}
         other[name].view(-1)[0] += 1e-6
@@ -303,7 +302,7 @@ def test_features_that_are_not_finite_are_refused(tiny, checkpoint, crops):
 
 
 def run(crops: Path, tiny: Config, *more: object):
-    where = ("--log-dir", tiny.log_dir, "--device", "cpu", "--output", crops.parent / "feats.npz")
+    where = ("--log-dir", tiny.run.log_dir, "--device", "cpu", "--output", crops.parent / "feats.npz")
     return program(EXTRACT, crops, *where, *more)
 
 
@@ -334,7 +333,7 @@ def test_flip_and_half_are_as_the_extractors(tiny, checkpoint, crops):
 
 
 def test_without_output_the_file_is_in_the_runs_directory(tiny, checkpoint, crops):
-    shown = program(EXTRACT, crops, "--log-dir", tiny.log_dir)
+    shown = program(EXTRACT, crops, "--log-dir", tiny.run.log_dir)
     assert shown.returncode == 0 and str(checkpoint.parent / "features_crops.npz") in shown.stdout
     assert len(read_gallery(checkpoint.parent / "features_crops.npz")) == 7
 
@@ -450,7 +449,7 @@ def test_bad_folders_and_outputs(tiny, crops, checkpoint, case, words):
         output.write_bytes(b"precious")
     elif case == "a folder":
         output = crops.parent
-    log_dir = crops.parent / "nowhere" if case == "no run" else tiny.log_dir
+    log_dir = crops.parent / "nowhere" if case == "no run" else tiny.run.log_dir
     shown = program(EXTRACT, folder, "--log-dir", log_dir, "--output", output)
     refused(shown)
     assert re.search(words, shown.stderr), shown.stderr
@@ -460,7 +459,7 @@ def test_bad_folders_and_outputs(tiny, crops, checkpoint, case, words):
 
 def test_a_run_and_a_checkpoint_are_still_tested_as_before(tiny, checkpoint, tmp_path):
     for number, word in enumerate((checkpoint, checkpoint.parent, "demo")):
-        shown = program(EXTRACT, word, "--log-dir", tiny.log_dir, "--data-root", tiny.data_root, "--output",
+        shown = program(EXTRACT, word, "--log-dir", tiny.run.log_dir, "--data-root", tiny.data.data_root, "--output",
                         tmp_path / str(number))  # fmt: skip
         assert shown.returncode == 0, shown.stderr
         assert np.load(tmp_path / str(number) / "qf.npy").shape == (12, 1280)

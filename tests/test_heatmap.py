@@ -36,7 +36,7 @@ class Toy(ReIDModel):
 
     def __init__(self, cfg: Config, backbone: nn.Module, widths: Sequence[int], classes: int = 4, pool: str = "avg"):
         nn.Module.__init__(self)
-        self.num_classes, self.test_after_neck = classes, cfg.test_feature == "after"
+        self.num_classes, self.test_after_neck = classes, cfg.model.test_feature == "after"
         self.backbone, self.pool = backbone, POOLING[pool]()
         self.branches = nn.ModuleList(Branch(cfg, width, classes) for width in widths)
         for branch in self.branches:
@@ -62,7 +62,7 @@ def toy(cfg: Config = PLAIN, pool: str = "avg", relu: bool = False) -> Toy:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 5, 4, 4), *([nn.ReLU()] if relu else [])]
     model = Toy(cfg, nn.Sequential(*layers), [5], pool=pool).double().eval()
-    if cfg.neck == "bnneck":
+    if cfg.model.neck == "bnneck":
         neck = model.branches[0].neck
         neck.running_mean.normal_()
         neck.running_var.uniform_(0.5, 2)
@@ -332,10 +332,18 @@ def trained(tiny: Config) -> Config:
 
 
 def test_queries_are_drawn_with_both_matches(trained, tmp_path):
-    common = ["tools/heatmap.py", "--log-dir", trained.log_dir, "--device", "cpu", "--data-root", trained.data_root]
+    common = [
+        "tools/heatmap.py",
+        "--log-dir",
+        trained.run.log_dir,
+        "--device",
+        "cpu",
+        "--data-root",
+        trained.data.data_root,
+    ]
     shown = program(*common, "--num", "2")
     assert shown.returncode == 0, shown.stderr
-    directory = Path(trained.log_dir) / "demo" / "results" / "heatmaps_worst"
+    directory = Path(trained.run.log_dir) / "demo" / "results" / "heatmaps_worst"
     names = sorted(p.name for p in directory.iterdir())
     assert len(names) == 3 and names[-1] == "overview.png" and names[0].startswith("001_ap")
     assert f"heat maps of 2 images and overview.png written to {directory}" in shown.stdout
@@ -350,7 +358,15 @@ def test_queries_are_drawn_with_both_matches(trained, tmp_path):
 
 def test_a_gallery_without_anyone_else_leaves_the_wrong_match_empty(trained, tmp_path):
     shown = program(
-        "tools/heatmap.py", "--log-dir", trained.log_dir, "--test-ids", "1", "--num", "1", "--output", tmp_path / "out"
+        "tools/heatmap.py",
+        "--log-dir",
+        trained.run.log_dir,
+        "--test-ids",
+        "1",
+        "--num",
+        "1",
+        "--output",
+        tmp_path / "out",
     )
     assert shown.returncode == 0, shown.stderr
     picture = cv2.imread(str(tmp_path / "out" / "overview.png")).astype(int)[..., ::-1]
@@ -364,22 +380,24 @@ def test_own_pictures_and_folders_are_drawn_and_other_files_counted(trained, tmp
     (folder / "notes.txt").write_text("words")
     for name, shape in (("a.jpg", (40, 20, 3)), ("b_$x$.png", (30, 30, 3))):
         cv2.imwrite(str(folder / name), np.random.default_rng(0).integers(0, 255, shape, np.uint8))
-    one = sorted((Path(trained.data_root) / "demo" / "query").glob("*.jpg"))[0]
-    shown = program("tools/heatmap.py", "demo", "--log-dir", trained.log_dir, "--pictures", one, folder)
+    one = sorted((Path(trained.data.data_root) / "demo" / "query").glob("*.jpg"))[0]
+    shown = program("tools/heatmap.py", "demo", "--log-dir", trained.run.log_dir, "--pictures", one, folder)
     assert shown.returncode == 0, shown.stderr
     assert "1 files that are no pictures left out" in shown.stdout and "of 3 images" in shown.stdout
-    directory = Path(trained.log_dir) / "demo" / "results" / "heatmaps_pictures"
+    directory = Path(trained.run.log_dir) / "demo" / "results" / "heatmaps_pictures"
     names = [f"001_{one.stem}.png", "002_a.png", "003_b_$x$.png", "overview.png"]
     assert sorted(p.name for p in directory.iterdir()) == names
-    alone = program("tools/heatmap.py", "--log-dir", trained.log_dir, "--pictures", one, "--output", tmp_path / "out")
+    alone = program(
+        "tools/heatmap.py", "--log-dir", trained.run.log_dir, "--pictures", one, "--output", tmp_path / "out"
+    )
     assert alone.returncode == 0 and "of 1 image and" in alone.stdout
     widths = [cv2.imread(str(d / names[0])).shape[1] for d in (tmp_path / "out", directory)]
     assert widths[0] < widths[1], "a picture alone has no place for a pair"
 
 
 def test_a_model_of_several_branches_has_a_row_for_each(tiny, tmp_path):
-    save_model(replace(tiny, backbone="resnet18", branches="pcb", height=96, width=48))
-    shown = program("tools/heatmap.py", "--log-dir", tiny.log_dir, "--num", "1", "--output", tmp_path / "out")
+    save_model(tiny.replace(backbone="resnet18", branches="pcb", height=96, width=48))
+    shown = program("tools/heatmap.py", "--log-dir", tiny.run.log_dir, "--num", "1", "--output", tmp_path / "out")
     assert shown.returncode == 0, shown.stderr
     tall, flat = (cv2.imread(str(path)).shape[0] for path in sorted((tmp_path / "out").iterdir()))
     assert tall > 6 * flat
@@ -389,13 +407,13 @@ def test_bad_input_of_the_heat_maps_gets_a_sentence(trained, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("words")
     (tmp_path / "bad.jpg").write_bytes(b"these are words, not pixels")
-    where = ["tools/heatmap.py", "--log-dir", trained.log_dir]
+    where = ["tools/heatmap.py", "--log-dir", trained.run.log_dir]
     refused(program("tools/heatmap.py", "--log-dir", tmp_path / "none"), "train.py")
     refused(program(*where, "--pictures", tmp_path / "empty"), tmp_path / "empty", "no picture", "1 other")
     refused(program(*where, "--pictures", tmp_path / "bad.jpg"), tmp_path / "bad.jpg", "not an image")
     refused(program(*where, "--pictures", tmp_path / "gone.jpg"), tmp_path / "gone.jpg")
     refused(program(*where, "--num", "0"), "--num")
-    for path in (Path(trained.data_root) / "demo" / "bounding_box_test").glob("*.jpg"):
+    for path in (Path(trained.data.data_root) / "demo" / "bounding_box_test").glob("*.jpg"):
         path.rename(path.with_name("9" + path.name.lstrip("-")))  # people whom no query shows
     refused(program(*where), "no query")
 
@@ -405,13 +423,13 @@ def test_weights_without_a_trained_classifier_show_no_identity(trained, tmp_path
 
     torch.save(find_backbone("mobilenet_v2")(trained).state_dict(), tmp_path / "w.pth")
     settings = arguments(
-        replace(trained, weights=str(tmp_path / "w.pth")), "name", "steps", "attention_stages", "jitter"
+        trained.replace(weights=str(tmp_path / "w.pth")), "name", "steps", "attention_stages", "jitter"
     )
     shown = program("tools/heatmap.py", *settings, "--num", "1", "--output", tmp_path / "without")
     assert shown.returncode == 0, shown.stderr
     assert (
         program(
-            "tools/heatmap.py", "--log-dir", trained.log_dir, "--num", "1", "--output", tmp_path / "with"
+            "tools/heatmap.py", "--log-dir", trained.run.log_dir, "--num", "1", "--output", tmp_path / "with"
         ).returncode
         == 0
     )

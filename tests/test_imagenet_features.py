@@ -76,7 +76,9 @@ def scored(people: People, cfg: Config) -> tuple[Scores, float]:
 def test_two_crops_of_a_person_are_nearer_than_of_two_people_and_far_more_so_than_with_random_weights(people, backbone):
     cfg = published(people, backbone)
     known, nearer = scored(people, cfg)
-    random, nearer_at_random = scored(people, settings(people.data_root, backbone, stride_in_1x1=cfg.stride_in_1x1))
+    random, nearer_at_random = scored(
+        people, settings(people.data_root, backbone, stride_in_1x1=cfg.model.stride_in_1x1)
+    )
     assert nearer > 0.75 and nearer > nearer_at_random + 0.1, (nearer, nearer_at_random)  # 0.5 is chance
     assert known.mAP > 0.35 and known.mAP > 1.7 * random.mAP, (known.mAP, random.mAP)  # chance is about 0.1
     assert known.rank(1) > 0.5, known.rank(1)
@@ -100,5 +102,5 @@ def test_the_caffe_files_statistics_fit_its_own_stride(people):
             backbone(images)
         return np.mean(ratios)
 
-    elsewhere = settings(people.data_root, "resnet50", weights=cfg.weights)
+    elsewhere = settings(people.data_root, "resnet50", weights=cfg.model.weights)
     assert misfit(cfg) < 0.8 * misfit(elsewhere)

@@ -45,9 +45,9 @@ def random_images(count: int = 4) -> torch.Tensor:
 def whole_backbones(model: LightMBN, cfg: Config) -> list[nn.Module]:
     """Three uncut backbones with the weights of the three copies; the second and third have the finer map."""
     nets = []
-    for tail, last_stride in zip(model.backbone.tails, (cfg.last_stride, 1, 1), strict=True):
-        settings = Config(backbone=cfg.backbone, weights="none", last_stride=last_stride)
-        net = find_backbone(cfg.backbone)(settings).double()
+    for tail, last_stride in zip(model.backbone.tails, (cfg.model.last_stride, 1, 1), strict=True):
+        settings = Config(backbone=cfg.model.backbone, weights="none", last_stride=last_stride)
+        net = find_backbone(cfg.model.backbone)(settings).double()
         net.load_state_dict(model.backbone.trunk.state_dict() | tail.state_dict())  # strict: nothing more or less
         nets.append(net.train(model.training))
     return nets

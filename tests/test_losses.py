@@ -1,6 +1,5 @@
 """Every loss and its gradient against a slow loop in float64; what all of them promise; the criterion."""
 
-from dataclasses import replace
 from functools import partial
 from math import exp, log, log1p
 
@@ -404,7 +403,7 @@ def test_centers_move_as_by_sgd_on_the_loss_without_its_weight():
         cfg = Config(id_weight=0.0, triplet_weight=0.0, center_weight=3e-4, center_lr=0.7)
         by_hand, old = (make_criterion(cfg, 5, [8] * branches, []) for _ in range(2))
         old.load_state_dict(by_hand.state_dict())
-        optimizer = torch.optim.SGD(old.parameters(), lr=cfg.center_lr)
+        optimizer = torch.optim.SGD(old.parameters(), lr=cfg.loss.center_lr)
         start = by_hand.centers[0].centers.detach().clone()
         for step in range(6):
             batches = []
@@ -425,7 +424,7 @@ def test_centers_move_as_by_sgd_on_the_loss_without_its_weight():
         for ours, theirs in zip(by_hand.centers, old.centers, strict=True):
             torch.testing.assert_close(ours.centers, theirs.centers, rtol=1e-5, atol=1e-6)
         assert (by_hand.centers[0].centers - start).abs().max() > 0.1
-    make_criterion(replace(cfg, center_weight=0.0), 5, [8], []).move_centers([torch.zeros(2, 8)], torch.zeros(2))
+    make_criterion(cfg.replace(center_weight=0.0), 5, [8], []).move_centers([torch.zeros(2, 8)], torch.zeros(2))
 
 
 # ---- criterion
@@ -464,7 +463,7 @@ def test_criterion_is_the_weighted_sum_of_its_parts_and_weight_0_removes_one(bra
     total.backward()
     assert all(x.grad is not None and x.grad.isfinite().all() for x in (*logits, *features))
     for name in expected:
-        without = make_criterion(replace(ALL, **{f"{name}_weight": 0.0}), 5, [8] * branches, [unchanged] * branches)
+        without = make_criterion(ALL.replace(**{f"{name}_weight": 0.0}), 5, [8] * branches, [unchanged] * branches)
         assert set(without(logits, features, labels)[1]) == set(expected) - {name}
         assert len(list(without.parameters())) == (0 if name == "center" else branches)
 

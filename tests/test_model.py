@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import urllib.error
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,9 +102,9 @@ def test_the_shared_weights_load_whole_and_caffe_weights_without_their_stride_wa
         assert not report.skipped and not report.missing
     warnings = []
     monkeypatch.setattr(logging.getLogger("plainreid"), "warning", lambda text, *a: warnings.append(text))
-    cfg = replace(config("resnet50"), weights=caffe)
+    cfg = config("resnet50").replace(weights=caffe)
     make_model(cfg, 2)
-    make_model(replace(cfg, stride_in_1x1=True), 2)
+    make_model(cfg.replace(stride_in_1x1=True), 2)
     assert len(warnings) == 1 and "--stride-in-1x1" in warnings[0]
 
 
@@ -116,11 +115,11 @@ def test_an_embedding_layer_is_loaded_from_files_of_others_and_from_our_own(tmp_
     state = {f"module.{k}": v for k, v in state.items()} | {"module.classifier.weight": torch.ones(7, 96)}
     path = tmp_path / "osnet.pth.tar"  # torchreid's: DataParallel's names, a NumPy number next to them
     torch.save({"state_dict": state, "epoch": 3, "rank1": np.float32(0.9)}, path)
-    ours = make_model(replace(cfg, weights=str(path)), num_classes=2).eval()
+    ours = make_model(cfg.replace(weights=str(path)), num_classes=2).eval()
     images = torch.randn(2, 3, 64, 32)
     with torch.no_grad():
         expected = theirs.eval()(images)
         assert expected.shape == (2, 96) and (expected >= 0).all() and torch.equal(ours(images), expected)
         torch.save({"model": ours.state_dict()}, tmp_path / "ours.pth")
-        again = make_model(replace(cfg, weights=str(tmp_path / "ours.pth")), 9).eval()
+        again = make_model(cfg.replace(weights=str(tmp_path / "ours.pth")), 9).eval()
         assert torch.equal(again(images), expected)

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -76,7 +75,7 @@ def larger(tmp_path_factory) -> Config:
 
 def ready(cfg: Config, precision: str, name: str) -> tuple[Run, list]:
     """A run before its first step, and 20 batches."""
-    run, loaders = prepare(replace(cfg, precision=precision, name=name), "")
+    run, loaders = prepare(cfg.replace(precision=precision, name=name), "")
     run.training_mode(False)
     epochs = (loaders.train.epoch(number, run.device) for number in itertools.count())
     return run, list(itertools.islice(itertools.chain.from_iterable(epochs), 20))
@@ -113,12 +112,12 @@ def test_losses_and_gradients_of_20_steps_in_bf16_are_near_those_of_float32(larg
 
 def test_features_in_bf16_rank_as_in_float32(tiny):
     torch.manual_seed(0)
-    tiny = replace(tiny, backbone="resnet18")
+    tiny = tiny.replace(backbone="resnet18")
     model = make_model(tiny, num_classes=6).eval()
     query, gallery = (getattr(make_loaders(tiny), name) for name in ("query", "gallery"))
     scores, features = [], []
     for precision in ("float32", "bf16"):
-        cfg = replace(tiny, test_precision=precision)
+        cfg = tiny.replace(test_precision=precision)
         q, g = (extract_features(cfg, model, loader, CPU)[0] for loader in (query, gallery))
         assert q.dtype == g.dtype == torch.float32
         scores.append(evaluate(q, g, query.pids, gallery.pids, query.camids, gallery.camids).mAP)
@@ -371,7 +370,7 @@ print(before, faults())
 
 
 def test_deterministic_runs_end_with_bit_identical_weights(tiny):
-    runs = [do_train(replace(tiny, epochs=1, eval_first=False, deterministic=True, name=name)) for name in "ab"]
+    runs = [do_train(tiny.replace(epochs=1, eval_first=False, deterministic=True, name=name)) for name in "ab"]
     assert "deterministic" in (runs[0].directory / "train.log").read_text()
     first, second = ([*run.model.state_dict().values(), *run.criterion.state_dict().values()] for run in runs)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -400,8 +399,8 @@ def test_a_compiled_model_trains_as_the_plain_one(tiny, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
 def test_no_step_waits_for_the_gpu(tiny, precision):
-    cfg = replace(tiny, device="cuda", clip_grad=1.0, ema_decay=0.9)
-    run, loaders = prepare(replace(cfg, precision=precision), "")
+    cfg = tiny.replace(device="cuda", clip_grad=1.0, ema_decay=0.9)
+    run, loaders = prepare(cfg.replace(precision=precision), "")
     run.training_mode(False)
     batches = itertools.chain.from_iterable(loaders.train.epoch(number, run.device) for number in range(2))
     for number, (images, labels) in enumerate(batches):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 from conftest import write_tree
 from torch import nn
 
-from config import PRESETS, Config
+from config import PRESETS, Config, load_preset
 from loss import make_criterion
 from model import ReIDModel, build_model
 from processor import do_train
@@ -29,13 +28,13 @@ SEEDS += ["sbn_resnet50", "sbn_veri_wild", "sbn_veri776"]
 BEYOND = ["sbs_resnet50", "sbs_resnet50_ibn_a", "agw_resnet50"]
 NAMES = SEEDS + BEYOND
 OF_THEIR_OWN = {"light_210m", "light_210m_long", "hn_lightmbn"}  # with networks that other tests are about
-KNOWN = {name: PRESETS[name] for name in NAMES if name not in OF_THEIR_OWN}  # of which there are facts below
+KNOWN = {name: load_preset(name) for name in NAMES if name not in OF_THEIR_OWN}  # of which there are facts below
 
 
 def test_every_one_has_a_published_row_on_the_set_that_it_trains_on():
     rows = json.loads((ROOT / "results" / "published.json").read_text())["rows"]
     published = {(row["experiment"], row.get("dataset", "market1501")) for row in rows}
-    assert {(name, PRESETS[name].dataset) for name in NAMES} <= published
+    assert {(name, load_preset(name).dataset) for name in NAMES} <= published
 
 
 def test_a_comment_states_the_published_figures_of_every_preset():
@@ -50,11 +49,11 @@ def test_a_comment_states_the_published_figures_of_every_preset():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_passes_its_checks_and_builds_a_model_and_a_criterion(name):
-    cfg = replace(PRESETS[name].check(), weights="none")
+    cfg = load_preset(name).check().replace(weights="none")
     with torch.device("meta"):
         model = build_model(cfg, 5)
         make_criterion(cfg, 5, model.feature_dims, [head.add_margin for head in model.heads])
-    assert cfg.preset == name
+    assert cfg.run.preset == name
 
 
 @pytest.mark.parametrize(
@@ -63,11 +62,13 @@ def test_every_preset_passes_its_checks_and_builds_a_model_and_a_criterion(name)
 def test_two_steps_of_a_preset_have_finite_losses_and_move_its_weights(name, tmp_path):
     """The recipe's parts, 32 pixels wide, on a demo set of exactly two batches."""
     write_tree(tmp_path / "data" / "demo", train_ids=4, test_ids=2, cameras=2)
-    cfg = PRESETS[name]
-    size = {"height": round(cfg.height * 32 / cfg.width), "width": 32, "batch_size": 8, "images_per_id": 2}
+    cfg = load_preset(name)
+    size = {"height": round(cfg.data.height * 32 / cfg.data.width), "width": 32, "batch_size": 8, "images_per_id": 2}
     place = {"dataset": "demo", "data_root": str(tmp_path / "data"), "log_dir": str(tmp_path), "device": "cpu"}
     short = {"weights": "none", "epochs": 1, "eval_first": False, "ranked_lists": 0, "disk_gb": 0, "workers": 1}
-    cfg = replace(cfg, **size, **place, **short, freeze_epochs=min(cfg.freeze_epochs, 0.5), warmup_factor=0.5).check()
+    cfg = cfg.replace(
+        **size, **place, **short, freeze_epochs=min(cfg.solver.freeze_epochs, 0.5), warmup_factor=0.5
+    ).check()
     seen, forward = [], ReIDModel.forward
 
     def record(model: ReIDModel, images: torch.Tensor):
@@ -77,7 +78,7 @@ def test_two_steps_of_a_preset_have_finite_losses_and_move_its_weights(name, tmp
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ReIDModel, "forward", record)
         do_train(cfg)
-    weights = {"id": cfg.id_weight, "triplet": cfg.triplet_weight, "center": cfg.center_weight}
+    weights = {"id": cfg.loss.id_weight, "triplet": cfg.loss.triplet_weight, "center": cfg.loss.center_weight}
     (entry,) = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
     assert {loss for loss in weights if loss in entry} == {loss for loss, weight in weights.items() if weight}
     moved = {key.split(".")[0] for key, weight in seen[-1].items() if not torch.equal(weight, seen[0][key])}
@@ -87,7 +88,7 @@ def test_two_steps_of_a_preset_have_finite_losses_and_move_its_weights(name, tmp
 
 def rate(name: str, epoch: float, steps_per_epoch: int = 202) -> float:
     """Learning rate of a preset after so many epochs."""
-    return PRESETS[name].lr * lr_factor(PRESETS[name], epoch, steps_per_epoch)
+    return load_preset(name).lr * lr_factor(load_preset(name), epoch, steps_per_epoch)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_rates_are_those_of_the_source(name, rates):
      ("der_resnet50_ibn_a", 60), ("hn_strong", 150), ("sbn_resnet50", 30), ("sbs_", 60), ("agw_", 120)],
 )  # fmt: skip
 def test_runs_are_as_long_as_those_of_the_source(start, epochs):
-    found = [cfg.epochs for name, cfg in KNOWN.items() if name.startswith(start)]
+    found = [cfg.solver.epochs for name, cfg in KNOWN.items() if name.startswith(start)]
     assert found and set(found) == {epochs}
 
 
@@ -131,8 +132,13 @@ def test_runs_are_as_long_as_those_of_the_source(start, epochs):
      ("agw_resnet50", 16, 4, 256, 128)],
 )  # fmt: skip
 def test_batches_and_images_are_those_of_the_source(name, p, k, height, width):
-    cfg = PRESETS[name]
-    assert (cfg.batch_size // cfg.images_per_id, cfg.images_per_id, cfg.height, cfg.width) == (p, k, height, width)
+    cfg = load_preset(name)
+    assert (cfg.data.batch_size // cfg.data.images_per_id, cfg.data.images_per_id, cfg.data.height, cfg.data.width) == (
+        p,
+        k,
+        height,
+        width,
+    )
 
 
 def chosen(test: Callable[[Config], bool]) -> set[str]:
@@ -140,23 +146,26 @@ def chosen(test: Callable[[Config], bool]) -> set[str]:
 
 
 def test_only_names_that_say_scratch_or_mobilenet_start_without_weights():
-    without = chosen(lambda cfg: cfg.weights == "none")
+    without = chosen(lambda cfg: cfg.model.weights == "none")
     assert without == {name for name in KNOWN if "scratch" in name or "mobilenet" in name}
 
 
 def test_losses_are_those_of_the_source():
     der, sbn = ({name for name in KNOWN if name.startswith(start)} for start in ("der_", "sbn_"))
-    assert chosen(lambda cfg: cfg.center_weight > 0) == {"tiny_b1", "tiny_b1_hem", "agw_resnet50"} | der
-    assert chosen(lambda cfg: cfg.label_smoothing == 0) == sbn
+    assert chosen(lambda cfg: cfg.loss.center_weight > 0) == {"tiny_b1", "tiny_b1_hem", "agw_resnet50"} | der
+    assert chosen(lambda cfg: cfg.loss.label_smoothing == 0) == sbn
     circle = {"hn_strong", "sbs_resnet50", "sbs_resnet50_ibn_a"}
-    assert chosen(lambda cfg: (cfg.head, cfg.head_scale, cfg.head_margin) == ("circle", 64, 0.35)) == circle
-    assert chosen(lambda cfg: cfg.soft_margin) == circle
-    assert chosen(lambda cfg: cfg.triplet == "weighted") == {"agw_resnet50"}
+    assert (
+        chosen(lambda cfg: (cfg.model.head, cfg.model.head_scale, cfg.model.head_margin) == ("circle", 64, 0.35))
+        == circle
+    )
+    assert chosen(lambda cfg: cfg.loss.soft_margin) == circle
+    assert chosen(lambda cfg: cfg.loss.triplet == "weighted") == {"agw_resnet50"}
 
 
 def test_der_s_biases_learn_twice_as_fast_and_do_not_decay():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    groups = parameter_groups(PRESETS["der_resnet50_ibn_a"], model)
+    groups = parameter_groups(load_preset("der_resnet50_ibn_a"), model)
     shapes = {(g["lr_factor"], g["weight_decay"]): sum(p.numel() for p in g["params"]) for g in groups}
     assert shapes == {(1.0, 5e-4): 4, (2.0, 0.0): 4, (1.0, 0.0): 2}
 
@@ -171,12 +180,12 @@ def test_der_s_biases_learn_twice_as_fast_and_do_not_decay():
     ],
 )
 def test_widths_and_multiply_adds_are_those_of_the_source(name, embedding, least, most):
-    counted = count(PRESETS[name])
+    counted = count(load_preset(name))
     assert counted["embedding"] == embedding and least <= counted["multiply-adds"] <= most
 
 
 @pytest.mark.parametrize(("name", "channels"), [("hn_strong", 1024 // 16), ("sbs_resnet50", 1), ("agw_resnet50", 1)])
 def test_non_local_blocks_are_as_wide_inside_as_in_the_source(name, channels):
     with torch.device("meta"):
-        attention = ReIDModel(PRESETS[name], 2).backbone.attention
+        attention = ReIDModel(load_preset(name), 2).backbone.attention
     assert list(attention) == ["2", "3"] and attention["3"].theta.out_channels == channels

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -271,7 +270,7 @@ def test_a_report_agrees_with_the_test_and_holds_each_picture_once(tiny, tmp_pat
 
 def test_names_of_people_and_folders_cannot_become_markup(tiny, tmp_path):
     people = write_people(tmp_path / "a <b> & 'c'", [HOSTILE, "anna", "bob", "carl", "dora", "Ömer"], ["in", "out"])
-    cfg = replace(tiny, dataset=str(people), test_share=0.6, name="demo")
+    cfg = tiny.replace(dataset=str(people), test_share=0.6, name="demo")
     data, _ = report(tmp_path / "page.html", save_model(cfg), "--test-share", 0.6)
     assert HOSTILE in data["images"]["names"].values() and "a <b> & 'c'" in data["title"]
     text = (tmp_path / "page.html").read_text()
@@ -294,7 +293,7 @@ def test_script_ends_and_placeholders_in_names_stay_text():
 
 def test_unknown_cameras_are_said_and_not_invented(tiny, tmp_path):
     people = write_people(tmp_path / "people", ["anna", "bob", "carl", "dora"], [""], images=3)
-    data, _ = report(tmp_path / "page.html", save_model(replace(tiny, dataset=str(people), name="demo")))
+    data, _ = report(tmp_path / "page.html", save_model(tiny.replace(dataset=str(people), name="demo")))
     assert data["images"]["camera"] is None and "unknown" in data["cameras"]
     assert "every image counts as its own camera" in data["notes"][0]
 
@@ -311,8 +310,8 @@ def test_a_cut_test_and_the_best_checkpoint_are_noted(tiny, tmp_path):
 
 def test_without_an_argument_the_newest_run_is_shown_beside_its_other_results(tiny):
     save_model(tiny)
-    shown = program("tools/report.py", "--log-dir", tiny.log_dir, "--heatmaps", "0", "--test-ids", "3")
-    path = Path(tiny.log_dir) / "demo" / "results" / "report_last_demo_cosine_plain_3ids.html"
+    shown = program("tools/report.py", "--log-dir", tiny.run.log_dir, "--heatmaps", "0", "--test-ids", "3")
+    path = Path(tiny.run.log_dir) / "demo" / "results" / "report_last_demo_cosine_plain_3ids.html"
     assert shown.returncode == 0 and f"written to {path}" in shown.stdout
     assert contents(path)["heatmaps"] == {}
 
@@ -327,7 +326,7 @@ def test_queries_without_a_match_are_listed_and_not_scored(tiny, tree, tmp_path)
 
 
 def test_bad_input_is_one_sentence(tiny, tree, tmp_path):
-    refused(program("tools/report.py", "--log-dir", tiny.log_dir), "train.py", tiny.log_dir)
+    refused(program("tools/report.py", "--log-dir", tiny.run.log_dir), "train.py", tiny.run.log_dir)
     checkpoint = save_model(tiny)
     refused(program("tools/report.py", checkpoint, "--protocol", "vehicle_id"), "vehicle_id", "ranked list")
     refused(program("tools/report.py", checkpoint, "--top", "0"), "--top")
@@ -341,7 +340,7 @@ def test_bad_input_is_one_sentence(tiny, tree, tmp_path):
     refused(program("tools/report.py", checkpoint), "no query has a match")
     sorted((tree / "demo" / "bounding_box_test").glob("*.jpg"))[0].unlink()
     refused(program("tools/report.py", checkpoint), "one image")
-    assert not list(Path(tiny.log_dir).glob("*/results/*.html"))
+    assert not list(Path(tiny.run.log_dir).glob("*/results/*.html"))
 
 
 # ---- the browser
@@ -363,7 +362,7 @@ def test_the_page_works_by_mouse_and_keyboard_wide_and_narrow(browser, tiny, tmp
     people = [HOSTILE, *(f"person {i}" for i in range(12))]
     write_people(tmp_path / "people" / "test", people, ["1", "2", "3"])
     write_people(tmp_path / "people" / "train", ["x", "y"], ["1", "2"])
-    cfg = replace(tiny, dataset=str(tmp_path / "people"), name="demo")
+    cfg = tiny.replace(dataset=str(tmp_path / "people"), name="demo")
     data, _ = report(tmp_path / "page.html", with_history(save_model(cfg)))
     for width, scheme in ((1280, "light"), (400, "dark")):
         context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)

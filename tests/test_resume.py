@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,11 +50,11 @@ def stop_at(monkeypatch, name: str, nth: int, action, module=processor.train) ->
 def short(tiny: Config, **changes) -> Config:
     """4 steps an epoch, a checkpoint after each, and no test but the last."""
     quick = {"epochs": 2, "eval_first": False, "eval_every": 9, "width_multiplier": 0.25, "log_every": 1}
-    return replace(tiny, **quick | {"save_minutes": 0.0, "keep": 3} | changes)
+    return tiny.replace(**quick | {"save_minutes": 0.0, "keep": 3} | changes)
 
 
 def said(cfg: Config) -> str:
-    return (Path(cfg.log_dir) / "demo" / "train.log").read_text()
+    return (Path(cfg.run.log_dir) / "demo" / "train.log").read_text()
 
 
 def without_times(path: Path) -> list:
@@ -71,22 +70,22 @@ def go_on(cfg: Config, monkeypatch, stop_after: int = 6, **changes) -> Run:
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_at(patch, "train_step", stop_after, lambda: os.kill(os.getpid(), signal.SIGTERM))
         do_train(cfg)
-    return do_train(replace(cfg, resume=True, **changes))
+    return do_train(cfg.replace(resume=True, **changes))
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_before(tiny, monkeypatch):
     cfg = short(tiny)
-    whole = do_train(replace(cfg, name="whole"))
+    whole = do_train(cfg.replace(name="whole"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at(patch, "train_step", 7, fails(KeyboardInterrupt()))
         do_train(cfg)
-    directory = Path(cfg.log_dir) / "demo"
+    directory = Path(cfg.run.log_dir) / "demo"
     states = [read_checkpoint(p) for p in kept(directory / "last.pth")]
     assert [(s["epoch"], s["step"]) for s in states] == [(1, 2), (1, 1), (1, 0)]
     damaged = bytearray((directory / "last.pth").read_bytes())
     damaged[len(damaged) // 2] ^= 4
     (directory / "last.pth").write_bytes(damaged)
-    resumed = do_train(replace(cfg, resume=True))
+    resumed = do_train(cfg.replace(resume=True))
     assert f"{directory}/last.pth is damaged" in said(cfg)
     assert "looking for the one before it" in said(cfg) and "last.1.pth after epoch 1 and 1 steps" in said(cfg)
     assert without_times(resumed.directory / "last.pth") == without_times(whole.directory / "last.pth")
@@ -169,7 +168,7 @@ def test_a_checkpoint_holds_everything_and_all_of_it_is_restored(tiny):
 def test_the_scale_of_half_precision_goes_on_where_it_was(tiny, monkeypatch, stop_after):
     """On the CPU, too, fp16 has its scale, which is too high for these losses at first."""
     cfg = short(tiny, precision="fp16")
-    whole = do_train(replace(cfg, name="whole"))
+    whole = do_train(cfg.replace(name="whole"))
     resumed = go_on(cfg, monkeypatch, stop_after)
     scales = [read_checkpoint(p)["scaler"]["scale"] for p in reversed(kept(resumed.directory / "last.pth"))]
     assert 1 < scales[-1] < 2**16 and resumed.scaler.state_dict()["scale"] == scales[-1]
@@ -181,8 +180,8 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 def test_a_disk_that_is_full_ends_the_run_with_a_sentence_and_the_last_checkpoint(tiny, monkeypatch):
     cfg = short(tiny)
-    whole = do_train(replace(cfg, name="whole"))
-    directory = Path(cfg.log_dir) / "demo"
+    whole = do_train(cfg.replace(name="whole"))
+    directory = Path(cfg.run.log_dir) / "demo"
     found = {}
 
     def full() -> None:
@@ -196,15 +195,15 @@ def test_a_disk_that_is_full_ends_the_run_with_a_sentence_and_the_last_checkpoin
     assert "--resume" in str(error.value) and len(found) == 3
     assert {p.name: p.read_bytes() for p in directory.glob("*.pth")} == found and not list(directory.glob(".*.tmp"))
     monkeypatch.undo()
-    resumed = do_train(replace(cfg, resume=True))
+    resumed = do_train(cfg.replace(resume=True))
     assert without_times(resumed.directory / "last.pth") == without_times(whole.directory / "last.pth")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_directory_that_is_gone_is_made_anew_with_the_state_of_now(tiny, monkeypatch, capsys):
     cfg = short(tiny)
-    whole = do_train(replace(cfg, name="whole"))
-    directory = Path(cfg.log_dir) / "demo"
+    whole = do_train(cfg.replace(name="whole"))
+    directory = Path(cfg.run.log_dir) / "demo"
     stop_at(monkeypatch, "train_step", 6, lambda: shutil.rmtree(directory))
     run = do_train(cfg)
     assert without_times(run.directory / "last.pth") == without_times(whole.directory / "last.pth")
@@ -215,7 +214,7 @@ def test_a_directory_that_is_gone_is_made_anew_with_the_state_of_now(tiny, monke
 
 
 def test_a_directory_that_cannot_be_made_anew_ends_the_run_with_a_sentence(tiny, monkeypatch):
-    directory = Path(tiny.log_dir) / "demo"
+    directory = Path(tiny.run.log_dir) / "demo"
 
     def replaced() -> None:
         shutil.rmtree(directory)
@@ -233,7 +232,7 @@ def test_a_full_disk_is_told_in_a_sentence_whatever_file_it_refuses(tiny, monkey
     stop_at(monkeypatch, "write_json", 1, full, processor.prepare)
     with pytest.raises(SystemExit) as stop:
         utils.errors.run(lambda: do_train(short(tiny)))
-    directory = Path(tiny.log_dir) / "demo"
+    directory = Path(tiny.run.log_dir) / "demo"
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"error: No space left on device: {directory}/config.json\n"
 
@@ -248,7 +247,7 @@ def test_other_batches_begin_the_epoch_anew_with_the_weights_of_now(tiny, monkey
     monkeypatch.setattr(processor.train, "train_step", lambda *a: steps.append(a[3:]) or real(*a))
     run = go_on(cfg, monkeypatch, **changes)
     (name, value) = next(iter(changes.items()))
-    assert f"resumed with other settings than before: {name} {getattr(cfg, name)} -> {value}" in said(cfg)
+    assert f"resumed with other settings than before: {name} {cfg.get(name)} -> {value}" in said(cfg)
     assert "epoch 2 begins anew, as its batches are others now" in said(cfg)
     assert len(run.history) == 2 and len(steps) == 6 + (3 if name == "batch_size" else 4)
     assert steps[6:][:2] == ([(0, 2), (1, 2)] if name == "accumulate" else [(0, 1), (0, 1)])
@@ -299,9 +298,9 @@ def test_two_programs_at_once_get_two_directories_and_one_cannot_be_resumed_whil
         assert run_directory(tiny, first).name == "demo"
         assert run_directory(tiny, second).name == "demo-2"
         with pytest.raises(UserError, match=r"another program is training in .*/demo; wait until it has ended"):
-            run_directory(replace(tiny, resume=True), second)
+            run_directory(tiny.replace(resume=True), second)
     with contextlib.ExitStack() as third:
-        assert run_directory(replace(tiny, resume=True), third).name == "demo"
+        assert run_directory(tiny.replace(resume=True), third).name == "demo"
 
 
 def test_a_run_that_ends_in_whatever_way_leaves_its_directory_to_others(tiny, monkeypatch):
@@ -314,19 +313,19 @@ def test_a_run_that_ends_in_whatever_way_leaves_its_directory_to_others(tiny, mo
 
 
 def test_what_a_killed_run_left_half_written_is_removed_by_the_next(tiny):
-    directory = Path(tiny.log_dir) / "demo"
+    directory = Path(tiny.run.log_dir) / "demo"
     directory.mkdir(parents=True)
     for name in (".last.pth.123.tmp", ".best.pth.9.tmp", ".probe.tmp"):
         (directory / name).write_bytes(b"half")
     (directory / "mine.tmp").touch()
     with contextlib.ExitStack() as at_end:
-        run_directory(replace(tiny, resume=True), at_end)
+        run_directory(tiny.replace(resume=True), at_end)
         assert sorted(p.name for p in directory.iterdir()) == [".lock", "mine.tmp"]
 
 
 def test_a_kill_between_the_two_checkpoints_of_a_test_does_not_lose_the_best(tiny, monkeypatch):
     cfg = short(tiny, eval_first=True)  # the weights of the start are the best here
-    whole = do_train(replace(cfg, name="whole"))
+    whole = do_train(cfg.replace(name="whole"))
     real, written = processor.run.save_checkpoint, []
 
     def save(path: Path, *args) -> None:
@@ -338,7 +337,7 @@ def test_a_kill_between_the_two_checkpoints_of_a_test_does_not_lose_the_best(tin
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(processor.run, "save_checkpoint", save)
         do_train(cfg)
-    resumed = do_train(replace(cfg, resume=True))
+    resumed = do_train(cfg.replace(resume=True))
     assert len(written) == 1 and whole.best == resumed.best == whole.history[0]["scores"]["plain"]["mAP"]
     for name in ("best.pth", "last.pth"):
         assert without_times(resumed.directory / name) == without_times(whole.directory / name)

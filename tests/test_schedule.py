@@ -1,7 +1,5 @@
 """The learning rate at every moment of training."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -37,7 +35,7 @@ COSINE = Config(schedule="cosine", epochs=60, warmup_epochs=10.0, warmup_factor=
     ],
 )
 def test_factors_at_the_corners(cfg, changes, factors):
-    cfg = replace(cfg, **changes)
+    cfg = cfg.replace(**changes)
     found = {progress: lr_factor(cfg, progress, STEPS) for progress in factors}
     assert found == pytest.approx(factors, abs=1e-9)
 
@@ -66,7 +64,7 @@ def test_cosine_is_what_torch_and_fast_reid_step_through():
 
 
 def test_set_lr_gives_every_group_its_share_of_the_rate_and_returns_the_whole():
-    cfg = replace(RECIPE, lr=2.0)
+    cfg = RECIPE.replace(lr=2.0)
     weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
     groups = [{"params": weights[:1], "lr": 9.0, "lr_factor": 1.0}, {"params": weights[1:], "lr_factor": 0.1}]
     optimizer = torch.optim.SGD(groups, lr=5.0)
@@ -78,12 +76,12 @@ def test_set_lr_gives_every_group_its_share_of_the_rate_and_returns_the_whole():
 def test_settings_that_would_take_effect_only_after_the_last_epoch_are_named():
     fine = Config(epochs=10, steps=(5.0,), warmup_epochs=2.0, freeze_epochs=1.0)
     assert settings_without_effect(fine, STEPS) == []
-    assert settings_without_effect(replace(fine, schedule="cosine", steps=(40.0,)), STEPS) == []
+    assert settings_without_effect(fine.replace(schedule="cosine", steps=(40.0,)), STEPS) == []
     for changes, word in (
         ({"steps": (5.0, 10.0)}, "--steps 5.0 10.0"),
         ({"warmup_iters": 2000}, "--lr"),
         ({"warmup_epochs": 10.0}, "--lr"),
         ({"freeze_epochs": 10.0}, "--freeze-epochs 10.0"),
     ):
-        (sentence,) = settings_without_effect(replace(fine, **changes), STEPS)
+        (sentence,) = settings_without_effect(fine.replace(**changes), STEPS)
         assert word in sentence

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def test_the_defaults_are_tried_once_when_the_grid_has_them(tmp_path):
 
 
 def test_held_out_identities_are_searched_and_the_command_reproduces_what_test_would_do(tiny):
-    cfg = replace(tiny, holdout_ids=3)
+    cfg = tiny.replace(holdout_ids=3)
     path = save_model(cfg)
     shown = program(TOOL, path, "--flip", *GRID)
     assert shown.returncode == 0, shown.stderr
@@ -102,11 +101,11 @@ def test_held_out_identities_are_searched_and_the_command_reproduces_what_test_w
 
 
 def test_a_run_that_holds_out_trains_on_the_others_and_its_result_says_so(tiny):
-    done = do_train(replace(tiny, holdout_ids=2, epochs=1, eval_first=False))
+    done = do_train(tiny.replace(holdout_ids=2, epochs=1, eval_first=False))
     assert set(done.labels) == {1, 2, 3, 4} and done.model.num_classes == 4
     note = json.loads((done.directory / "results" / "train.json").read_text())["note"]
     assert note == "trained without the last 2 of 6 identities; not comparable with published scores"
-    shown = program(TOOL, "--log-dir", tiny.log_dir, *GRID)  # the newest run
+    shown = program(TOOL, "--log-dir", tiny.run.log_dir, *GRID)  # the newest run
     assert shown.returncode == 0 and note in shown.stdout
     assert found(done.directory, "heldout")["label"].startswith("2 held-out")
 
@@ -133,7 +132,7 @@ def test_a_search_on_the_test_split_says_so_everywhere_and_so_does_the_test_with
 
 
 def test_a_search_on_training_identities_says_so(tiny):
-    path = save_model(replace(tiny, holdout_ids=1))
+    path = save_model(tiny.replace(holdout_ids=1))
     shown = program(TOOL, path, "--split", "train", "--train-split-ids", "2", "--no-distractors", *GRID)
     assert shown.returncode == 0, shown.stderr
     result = found(path.parent, "train")
@@ -192,12 +191,12 @@ def test_a_checkpoint_that_held_nobody_out_is_refused_with_the_mends(tiny):
     [["--holdout-ids", "3"], ["--holdout-ids", "0"], ["--split", "train", "--holdout-ids", "0"]],
 )
 def test_people_other_than_those_of_the_training_are_refused(tiny, change):
-    refused(program(TOOL, save_model(replace(tiny, holdout_ids=2)), *change, *GRID), "--holdout-ids", "in training")
+    refused(program(TOOL, save_model(tiny.replace(holdout_ids=2)), *change, *GRID), "--holdout-ids", "in training")
 
 
 def test_people_of_another_dataset_are_refused_though_they_have_the_same_numbers(tiny):
-    path = save_model(replace(tiny, holdout_ids=2))
-    (Path(tiny.data_root) / "Market-1501").symlink_to(Path(tiny.data_root) / "demo")
+    path = save_model(tiny.replace(holdout_ids=2))
+    (Path(tiny.data.data_root) / "Market-1501").symlink_to(Path(tiny.data.data_root) / "demo")
     refused(program(TOOL, path, "--dataset", "market1501", *GRID), "--dataset", "in training")
 
 

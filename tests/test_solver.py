@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,7 +109,7 @@ def test_rates_and_weight_decay_of_every_weight():
     cfg = Config(lr=1.0, backbone_lr_factor=0.1, bias_lr_factor=2.0, weight_decay=0.5, no_decay_norm_bias=True)
     names = {id(p): name for name, p in model.named_parameters()}
     groups = parameter_groups(cfg, model)
-    assert all(group["lr"] == cfg.lr * group["lr_factor"] for group in groups)
+    assert all(group["lr"] == cfg.solver.lr * group["lr_factor"] for group in groups)
     found = {names[id(p)]: (g["lr_factor"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert found == {
         "backbone.0.weight": (0.1, 0.5),
@@ -210,7 +209,7 @@ def test_averaging_does_not_wait_for_the_device():
 
 
 def test_clipping_bounds_a_step_of_the_model_and_logs_the_norm_before(tiny, monkeypatch):
-    cfg = replace(tiny, optimizer="sgd", momentum=0.0, weight_decay=0.0, lr=0.1, warmup_epochs=0.0, steps=(), epochs=1)
+    cfg = tiny.replace(optimizer="sgd", momentum=0.0, weight_decay=0.0, lr=0.1, warmup_epochs=0.0, steps=(), epochs=1)
     forward, seen = ReIDModel.forward, []
 
     def record(model: ReIDModel, images: torch.Tensor):
@@ -222,9 +221,9 @@ def test_clipping_bounds_a_step_of_the_model_and_logs_the_norm_before(tiny, monk
     lengths = {}
     for bound in (0.0, 1e-2, 1e6):
         seen.clear()
-        do_train(replace(cfg, clip_grad=bound, name=f"clip-{bound}", eval_first=False, log_every=1))
+        do_train(cfg.replace(clip_grad=bound, name=f"clip-{bound}", eval_first=False, log_every=1))
         lengths[bound] = (seen[1] - seen[0]).double().norm().item()
-        log = (Path(cfg.log_dir) / f"clip-{bound}" / "metrics.jsonl").read_text()
+        log = (Path(cfg.run.log_dir) / f"clip-{bound}" / "metrics.jsonl").read_text()
         assert ("grad_norm" in json.loads(log)) == (bound > 0)
     assert lengths[1e-2] == pytest.approx(0.1 * 1e-2, rel=1e-2) and lengths[0.0] > 0.1 * 1e-2
     assert lengths[1e6] == lengths[0.0]

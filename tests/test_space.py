@@ -370,11 +370,11 @@ def test_a_checkpoint_needs_no_file_where_the_name_holds_the_specification(tiny,
     write_json(file, spec.to_dict())
     name = self_contained(f"searched:{file}")
     assert self_contained(name) == name and self_contained("resnet50") == "resnet50"
-    cfg = replace(tiny, height=spec.height, width=spec.width, last_stride=2)
-    lost = save_model(replace(cfg, backbone=f"searched:{file}"))
-    kept = save_model(replace(cfg, backbone=name, log_dir=str(tmp_path / "kept")))
+    cfg = tiny.replace(height=spec.height, width=spec.width, last_stride=2)
+    lost = save_model(cfg.replace(backbone=f"searched:{file}"))
+    kept = save_model(cfg.replace(backbone=name, log_dir=str(tmp_path / "kept")))
     file.unlink()
     model, trained = load_model(kept, "cpu")
-    assert model.backbone.spec == spec and trained.backbone == name
+    assert model.backbone.spec == spec and trained.model.backbone == name
     with pytest.raises(UserError, match=r"spec\.json is no specification .*No such file"):
         load_model(lost, "cpu")

@@ -252,10 +252,10 @@ def stopped_after(cfg: Config, count: int, monkeypatch) -> None:
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_stopped_and_resumed_training_ends_with_the_same_bits(short, monkeypatch, ema_decay):
     cfg = replace(short, ema_decay=ema_decay)
-    whole = do_train(replace(cfg, name="whole"))
-    stopped_after(replace(cfg, name="parts"), 2, monkeypatch)
+    whole = do_train(cfg.replace(name="whole"))
+    stopped_after(cfg.replace(name="parts"), 2, monkeypatch)
     torch.manual_seed(12345)  # a new process would not have the old one's random state
-    resumed = do_train(replace(cfg, name="parts", resume=True))
+    resumed = do_train(cfg.replace(name="parts", resume=True))
     assert whole.model.backbone.steps == resumed.model.backbone.steps == 6
     first, second = (read_checkpoint(run.directory / "last.pth") for run in (whole, resumed))
     for kind in {"model", "training_model"} & first.keys():

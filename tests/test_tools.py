@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -21,22 +20,22 @@ from tools import benchmark_tables, results_table
 
 
 def train_args(cfg: Config) -> list[str]:
-    return ["train.py", "--data-root", cfg.data_root, "--log-dir", cfg.log_dir, "--device", "cpu", "--epochs", "1",
+    return ["train.py", "--data-root", cfg.data.data_root, "--log-dir", cfg.run.log_dir, "--device", "cpu", "--epochs", "1",
             "--steps", "1", "--height", "32", "--width", "16", "--batch-size", "8", "--images-per-id", "2"]  # fmt: skip
 
 
 @pytest.fixture
 def trained(tiny: Config) -> Config:
-    do_train(replace(tiny, epochs=1, eval_first=False))
+    do_train(tiny.replace(epochs=1, eval_first=False))
     return tiny
 
 
 def test_test_py_scores_the_newest_run_and_writes_json(trained, tmp_path):
-    shown = program("test.py", "--log-dir", trained.log_dir, "--flip", "--rerank", "--metric", "euclidean")
+    shown = program("test.py", "--log-dir", trained.run.log_dir, "--flip", "--rerank", "--metric", "euclidean")
     assert shown.returncode == 0, shown.stderr
     rows = [line.split()[0] for line in shown.stdout.splitlines() if line and line.split()[0] in ("plain", "flip")]
     assert rows == ["plain", "flip"] and "flip+rerank" in shown.stdout
-    file = Path(trained.log_dir) / "demo" / "results" / "test_last_demo_euclidean_flip_rerank.json"
+    file = Path(trained.run.log_dir) / "demo" / "results" / "test_last_demo_euclidean_flip_rerank.json"
     result = json.loads(file.read_text())
     assert set(result["scores"]) == {"plain", "flip", "flip+rerank"}
     assert result["settings"]["metric"] == "euclidean" and "test.py" in result["test_command"]
@@ -45,9 +44,9 @@ def test_test_py_scores_the_newest_run_and_writes_json(trained, tmp_path):
 
 
 def test_a_cut_test_split_is_said_in_every_output(trained):
-    shown = program("test.py", "--log-dir", trained.log_dir, "--test-ids", "2")
+    shown = program("test.py", "--log-dir", trained.run.log_dir, "--test-ids", "2")
     assert "first 2 of 4 identities" in shown.stdout and "not comparable" in shown.stdout
-    file = Path(trained.log_dir) / "demo" / "results" / "test_last_demo_cosine_2ids.json"
+    file = Path(trained.run.log_dir) / "demo" / "results" / "test_last_demo_cosine_2ids.json"
     assert "not comparable" in json.loads(file.read_text())["note"]
 
 
@@ -56,7 +55,7 @@ def test_plain_weights_are_tested_without_a_checkpoint(tiny, tmp_path):
 
     torch.save(find_backbone("mobilenet_v2")(tiny).state_dict(), tmp_path / "w.pth")
     shown = program("test.py", "--weights", tmp_path / "w.pth", "--backbone", "mobilenet_v2", "--data-root",
-                    tiny.data_root, "--log-dir", tiny.log_dir, "--height", "32", "--width", "16")  # fmt: skip
+                    tiny.data.data_root, "--log-dir", tiny.run.log_dir, "--height", "32", "--width", "16")  # fmt: skip
     assert shown.returncode == 0, shown.stderr
     assert "312 tensors loaded" in shown.stdout and "plain" in shown.stdout
 
@@ -64,7 +63,7 @@ def test_plain_weights_are_tested_without_a_checkpoint(tiny, tmp_path):
 @pytest.mark.parametrize("entrance", ["get_vis_result.py", "tools/get_vis_result.py"])
 def test_ranked_lists_are_drawn(trained, tmp_path, entrance):
     out = tmp_path / "pictures"
-    shown = program(entrance, "demo", "--log-dir", trained.log_dir, "--sort", "best", "--num", "3", "--output", out)
+    shown = program(entrance, "demo", "--log-dir", trained.run.log_dir, "--sort", "best", "--num", "3", "--output", out)
     assert shown.returncode == 0, shown.stderr
     names = sorted(p.name for p in out.iterdir())
     assert len(names) == 4 and names[-1] == "overview.png" and names[0].startswith("001_ap")
@@ -85,29 +84,29 @@ def test_queries_are_chosen_by_ap_and_those_without_a_match_never():
 
 
 def test_missing_and_empty_data(tiny, tmp_path):
-    common = ["train.py", "tiny_b1", "--weights", "none", "--log-dir", tiny.log_dir, "--device", "cpu"]
+    common = ["train.py", "tiny_b1", "--weights", "none", "--log-dir", tiny.run.log_dir, "--device", "cpu"]
     refused(program(*common, "--data-root", tmp_path / "nowhere"), tmp_path / "nowhere", "--data-root")
     (tmp_path / "empty" / "Market-1501" / "bounding_box_train").mkdir(parents=True)
     refused(program(*common, "--data-root", tmp_path / "empty"), "Market-1501/query is missing")
     for folder in ("query", "bounding_box_test"):
         (tmp_path / "empty" / "Market-1501" / folder).mkdir()
     refused(program(*common, "--data-root", tmp_path / "empty"), "bounding_box_train", "no image")
-    assert not Path(tiny.log_dir).exists()
+    assert not Path(tiny.run.log_dir).exists()
 
 
 @pytest.mark.parametrize("split", ["bounding_box_train", "bounding_box_test"])
 @pytest.mark.parametrize("damage", ["truncated", "text"])
 def test_a_bad_image_is_named_before_anything_is_written(tiny, split, damage):
-    victim = sorted((Path(tiny.data_root) / "demo" / split).glob("*_c2*.jpg"))[1]
+    victim = sorted((Path(tiny.data.data_root) / "demo" / split).glob("*_c2*.jpg"))[1]
     victim.write_bytes(victim.read_bytes()[:-200] if damage == "truncated" else b"these are words, not pixels")
     refused(program(*train_args(tiny)), victim)
-    assert not Path(tiny.log_dir).exists()
+    assert not Path(tiny.run.log_dir).exists()
 
 
 def test_grey_transparent_and_cmyk_images_are_trained_on(tiny):
     from PIL import Image
 
-    folder = Path(tiny.data_root) / "demo" / "bounding_box_train"
+    folder = Path(tiny.data.data_root) / "demo" / "bounding_box_train"
     grey, clear, cmyk = sorted(folder.glob("*.jpg"))[:3]
     Image.open(grey).convert("L").save(grey)
     Image.open(clear).convert("RGBA").save(clear.with_suffix(".png"))
@@ -119,14 +118,14 @@ def test_grey_transparent_and_cmyk_images_are_trained_on(tiny):
 
 
 def test_no_checkpoint_yet_and_one_that_is_not_there(tiny):
-    refused(program("test.py", "--log-dir", tiny.log_dir), "train.py", tiny.log_dir)
-    refused(program("get_vis_result.py", "--log-dir", tiny.log_dir), "train.py")
-    refused(program("test.py", "nowhere.pth", "--log-dir", tiny.log_dir), "nowhere.pth")
+    refused(program("test.py", "--log-dir", tiny.run.log_dir), "train.py", tiny.run.log_dir)
+    refused(program("get_vis_result.py", "--log-dir", tiny.run.log_dir), "train.py")
+    refused(program("test.py", "nowhere.pth", "--log-dir", tiny.run.log_dir), "nowhere.pth")
 
 
 def test_a_checkpoint_of_another_architecture(trained):
-    refused(program("test.py", "--log-dir", trained.log_dir, "--backbone", "resnet50"), "mobilenet_v2", "resnet50")
-    refused(program("test.py", "demo", "--log-dir", trained.log_dir, "--weights", "x.pth"), "--weights")
+    refused(program("test.py", "--log-dir", trained.run.log_dir, "--backbone", "resnet50"), "mobilenet_v2", "resnet50")
+    refused(program("test.py", "demo", "--log-dir", trained.run.log_dir, "--weights", "x.pth"), "--weights")
 
 
 class Bomb:
@@ -146,7 +145,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tiny, tmp_path):
         refused(program("test.py", bomb), bomb, "no checkpoint" if name == "old" else "refused")
         refused(program(*train_args(tiny), "--weights", bomb, "--backbone", "resnet18"), bomb, "refused")
     assert not (tmp_path / "boom").exists()
-    assert not Path(tiny.log_dir).exists()
+    assert not Path(tiny.run.log_dir).exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"\x80\x02 half a pickle", b"plain words"])
@@ -156,7 +155,7 @@ def test_damaged_checkpoints_are_refused(tmp_path, content):
 
 
 def test_a_truncated_and_a_foreign_checkpoint_are_refused(trained, tmp_path):
-    whole = (Path(trained.log_dir) / "demo" / "last.pth").read_bytes()
+    whole = (Path(trained.run.log_dir) / "demo" / "last.pth").read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
     refused(program("test.py", tmp_path / "cut.pth"), tmp_path / "cut.pth", "damaged")
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "foreign.pth")
@@ -165,9 +164,9 @@ def test_a_truncated_and_a_foreign_checkpoint_are_refused(trained, tmp_path):
 
 def test_a_log_directory_that_cannot_be_written_to(tiny, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    blocked = replace(tiny, log_dir=str(tmp_path / "file" / "log"))
+    blocked = tiny.replace(log_dir=str(tmp_path / "file" / "log"))
     refused(program(*train_args(blocked)), tmp_path / "file" / "log", "--log-dir")
-    refused(program(*train_args(replace(tiny, log_dir="/proc/reid"))), "/proc/reid", "--log-dir")
+    refused(program(*train_args(tiny.replace(log_dir="/proc/reid"))), "/proc/reid", "--log-dir")
 
 
 def test_a_device_that_is_not_there(tiny):
@@ -193,7 +192,7 @@ def fill_table(directory: Path, *more: object) -> subprocess.CompletedProcess:
 
 
 def test_results_become_the_table_with_mean_and_deviation_over_seeds(results, trained, tmp_path):
-    file = Path(trained.log_dir) / "demo" / "results" / "train.json"
+    file = Path(trained.run.log_dir) / "demo" / "results" / "train.json"
     other = json.loads(file.read_text()) | {"seed": 1}
     scores = [50.0, 60.0]
     for value, content in zip(scores, (json.loads(file.read_text()), other), strict=True):
@@ -215,7 +214,7 @@ def test_results_become_the_table_with_mean_and_deviation_over_seeds(results, tr
 
 
 def test_results_on_another_set_have_rows_and_files_of_their_own(results, trained, tmp_path):
-    content = json.loads((Path(trained.log_dir) / "demo" / "results" / "train.json").read_text())
+    content = json.loads((Path(trained.run.log_dir) / "demo" / "results" / "train.json").read_text())
     row = {"experiment": "b1", "protocol": "plain", "source": "paper", "mAP": 85.8, "rank1": 94.1}
     other = {"experiment": "b1", "source": "paper", "dataset": "veri776"}
     rows = [row, other | {"protocol": "plain", "mAP": 55.8, "mINP": 7.5}, other | {"protocol": "rerank", "mAP": 61.0}]
@@ -235,7 +234,7 @@ def test_results_on_another_set_have_rows_and_files_of_their_own(results, traine
 
 
 def test_results_of_a_cut_set_and_other_files_stay_out_of_the_table(results, trained, tmp_path):
-    content = json.loads((Path(trained.log_dir) / "demo" / "results" / "train.json").read_text())
+    content = json.loads((Path(trained.run.log_dir) / "demo" / "results" / "train.json").read_text())
     (tmp_path / "cut.json").write_text(json.dumps(content | {"note": "first 3 of 6; not comparable"}))
     refused(fill_table(results, "--add", tmp_path / "cut.json", "--name", "b1"), "not comparable")
     refused(fill_table(results, "--add", tmp_path / "nothing.json", "--name", "b1"), "nothing.json")

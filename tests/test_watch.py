@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from contextlib import redirect_stderr
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -30,7 +29,7 @@ from utils.errors import UserError
 
 @pytest.fixture
 def quick(tiny) -> Config:
-    return replace(tiny, epochs=3, eval_every=2, width_multiplier=0.25, log_every=1)
+    return tiny.replace(epochs=3, eval_every=2, width_multiplier=0.25, log_every=1)
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +96,13 @@ def test_ranked_lists_are_drawn_at_each_test_and_none_if_the_setting_is_0(whole,
     assert list(lists) == [0, 2, 3]
     assert np.array_equal(lists[3], cv2.imread(str(run.directory / "ranked_lists.png"))[..., ::-1])
     assert not np.array_equal(lists[0], lists[3])
-    none = do_train(replace(quick, epochs=1))
+    none = do_train(quick.replace(epochs=1))
     assert events(none.directory).Tags()["images"] == ["train_batch"]
     assert not (none.directory / "ranked_lists.png").exists()
 
 
 def test_metrics_jsonl_has_the_history_a_line_an_epoch_after_each_epoch(quick, monkeypatch):
-    path, seen, real = Path(quick.log_dir) / "demo" / "metrics.jsonl", [], processor.train.train_step
+    path, seen, real = Path(quick.run.log_dir) / "demo" / "metrics.jsonl", [], processor.train.train_step
 
     def step(*args):
         seen.append(len(path.read_text().splitlines()))
@@ -135,7 +134,7 @@ def test_what_a_kill_kept_from_tensorboard_is_told_by_the_run_that_goes_on(quick
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         killed(patch, what, nth)
         do_train(quick)
-    run = do_train(replace(quick, resume=True))
+    run = do_train(quick.replace(resume=True))
     found = events(run.directory)
     assert scalars(found, "train/loss") == pytest.approx({h["epoch"]: h["loss"] for h in run.history[1:]})
     assert list(scalars(found, "test_plain/mAP")) == [0, 2, 3]
@@ -181,7 +180,7 @@ def test_wandb_offline_gets_every_number_and_goes_on_under_its_name(quick, monke
         return run
 
     monkeypatch.setattr(wandb, "init", init)
-    cfg = replace(quick, wandb="project", epochs=1, eval_first=False, ranked_lists=1)
+    cfg = quick.replace(wandb="project", epochs=1, eval_first=False, ranked_lists=1)
     run = do_train(cfg)
     assert list((run.directory / "wandb").glob("offline-run-*-demo-0/*.wandb"))
     settings, *values = logged
@@ -192,14 +191,14 @@ def test_wandb_offline_gets_every_number_and_goes_on_under_its_name(quick, monke
     assert together["test_plain/mAP"] == run.history[0]["scores"]["plain"]["mAP"]
     assert isinstance(together["train_batch"], wandb.Image) and isinstance(together["ranked_lists"], wandb.Image)
     logged.clear()
-    do_train(replace(cfg, resume=True))
+    do_train(cfg.replace(resume=True))
     assert logged[0]["id"] == "demo-0" and logged[0]["resume"] == "allow"
 
 
 def test_wandb_is_refused_in_a_sentence_where_it_is_missing(quick, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="--wandb needs the package wandb: pip install wandb"):
-        do_train(replace(quick, wandb="project"))
+        do_train(quick.replace(wandb="project"))
 
 
 def test_wandb_is_refused_in_a_sentence_where_nobody_is_logged_in(quick, monkeypatch, tmp_path):
@@ -213,7 +212,7 @@ def test_wandb_is_refused_in_a_sentence_where_nobody_is_logged_in(quick, monkeyp
         r"--wandb project cannot start \(No API key configured. Use `wandb login` to log in.\); or set WANDB_MODE"
     )
     with pytest.raises(UserError, match=sentence):
-        do_train(replace(quick, wandb="project"))
+        do_train(quick.replace(wandb="project"))
 
 
 # ---- the bar

@@ -57,9 +57,9 @@ class Losses(nn.Module):
         self.centers = nn.Parameter(torch.randn(num_classes, width))
 
     def forward(self, logits: torch.Tensor, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.cfg.label_smoothing)
-        loss = loss + self.cfg.triplet_weight * hard_triplet(features, labels, self.cfg.triplet_margin)
-        return loss + self.cfg.center_weight * self.center(features, labels)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.cfg.loss.label_smoothing)
+        loss = loss + self.cfg.loss.triplet_weight * hard_triplet(features, labels, self.cfg.loss.triplet_margin)
+        return loss + self.cfg.loss.center_weight * self.center(features, labels)
 
     def center(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean squared distance to the label's center, by way of all centers."""
@@ -91,8 +91,10 @@ def loss_of(model: nn.Module, losses: Losses, images: torch.Tensor, labels: torc
 
 def train(cfg: Config, model: nn.Module, losses: Losses, loader: Iterable, device: torch.device) -> float:
     """A step of Adam for every batch, and one of SGD for the centers. Gives the mean loss."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=cfg.lr * cfg.warmup_factor, weight_decay=cfg.weight_decay)
-    center_optimizer = torch.optim.SGD(losses.parameters(), lr=cfg.center_lr)
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=cfg.solver.lr * cfg.solver.warmup_factor, weight_decay=cfg.solver.weight_decay
+    )
+    center_optimizer = torch.optim.SGD(losses.parameters(), lr=cfg.loss.center_lr)
     model.train()
     total = correct = steps = 0
     for images, labels in loader:
@@ -103,7 +105,7 @@ def train(cfg: Config, model: nn.Module, losses: Losses, loader: Iterable, devic
         loss = losses(logits, features, labels)
         loss.backward()
         optimizer.step()
-        losses.centers.grad /= cfg.center_weight
+        losses.centers.grad /= cfg.loss.center_weight
         center_optimizer.step()
         total += loss.item()
         correct += (logits.argmax(1) == labels).float().mean().item()

@@ -22,6 +22,8 @@ from pathlib import Path
 import torch
 import tyro
 
+from config.cli import typed_command  # noqa
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.benchmark_task import Task
@@ -91,7 +93,6 @@ def time_an_image(row: dict) -> float:
 
 def compete(task: Task) -> None:
     """Run the contenders, print the table, compare the outcomes, and save all on demand."""
-    from config.cli import typed  # these are too large to be in the contenders' memory
     from processor.environment import describe_environment, pick_device
 
     task.check()
@@ -101,7 +102,7 @@ def compete(task: Task) -> None:
     versions = {"torch": environment["torch"]} | task.versions()
     print(f"{task.describe()}; {', '.join(f'{name} {version}' for name, version in versions.items())}")
     print(f"{environment['hardware']}; threads: {environment['threads']}", flush=True)
-    result = {"task": task.task, **settings, "command": typed()}
+    result = {"task": task.task, **settings, "command": typed_command()}
     result |= task.facts() | environment | versions
     result["rows"] = measure_all(task)
     print(as_text([task.columns, *task.table(result)]))

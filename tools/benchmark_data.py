@@ -38,9 +38,9 @@ TOLERANCE = 0.1  # of a standard deviation, a pixel on average
 
 def classic(cfg: Config, samples: list[Sample]) -> Callable[[], Iterator[torch.Tensor]]:
     """One epoch in the usual way."""
-    random.seed(cfg.seed)
-    torch.manual_seed(cfg.seed)
-    transform = baseline_data.training_transform(cfg.height, cfg.width)
+    random.seed(cfg.run.seed)
+    torch.manual_seed(cfg.run.seed)
+    transform = baseline_data.training_transform(cfg.data.height, cfg.data.width)
     return lambda: baseline_data.batches([s.path for s in samples], index_batches(cfg, samples), transform)
 
 
@@ -58,14 +58,14 @@ def augmented(cfg: Config, samples: list[Sample]) -> Callable[[], Iterator[torch
 
 def stored(cfg: Config, loader: TrainLoader) -> TrainLoader:
     """The same. Raises UserError where the settings want a cache and there is none."""
-    if cfg.disk_gb > 0 and loader.images.pictures is None:
-        raise UserError(f"no cache could be written to {cfg.cache_dir}; make room there, or take fewer --images")
+    if cfg.data.disk_gb > 0 and loader.images.pictures is None:
+        raise UserError(f"no cache could be written to {cfg.data.cache_dir}; make room there, or take fewer --images")
     return loader
 
 
 def index_batches(cfg: Config, samples: list[Sample]) -> list[np.ndarray]:
     """Of the first epoch: the same as TrainLoader's."""
-    return list(PKSampler([s.pid for s in samples], cfg.batch_size, cfg.images_per_id, cfg.seed).epoch(0))
+    return list(PKSampler([s.pid for s in samples], cfg.data.batch_size, cfg.data.images_per_id, cfg.run.seed).epoch(0))
 
 
 @dataclass
@@ -95,7 +95,7 @@ class InputPath(Task):
         size = {"height": self.height, "width": self.width, "batch_size": self.batch_size}
         where = {"dataset": self.dataset, "data_root": self.data_root, "cache_dir": str(scratch)}
         cfg = Config(**where, **size, workers=1, cache_gb=0)  # in a mapped file or not at all
-        return replace(cfg, disk_gb=0) if contender in self.from_files else cfg
+        return cfg.replace(disk_gb=0) if contender in self.from_files else cfg
 
     def samples(self) -> list[Sample]:
         """The training images. Raises UserError where there are none."""

@@ -7,7 +7,7 @@ as it is, `bf16` is it with --test-precision bf16. Classic reads files, ours the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,17 +39,19 @@ def classic(cfg: Config, checkpoint: Path, device: torch.device, watch: Stopwatc
     dataset = make_test_set(cfg)
     paths = [s.path for s in (*dataset.query, *dataset.gallery)]
     model = rebuild_model(read_checkpoint(checkpoint), checkpoint, cfg).to(device)
-    transform = baseline_data.plain_transform(cfg.height, cfg.width)
+    transform = baseline_data.plain_transform(cfg.data.height, cfg.data.width)
     pictures = baseline_train.Pictures(paths, [0] * len(paths), transform)
-    starts = range(0, len(paths), cfg.test_batch_size)
-    rows = (range(i, min(i + cfg.test_batch_size, len(paths))) for i in starts)
-    features = baseline_train.extract(model, watch.over(baseline_train.batches(pictures, rows, cfg.workers)), device)
+    starts = range(0, len(paths), cfg.data.test_batch_size)
+    rows = (range(i, min(i + cfg.data.test_batch_size, len(paths))) for i in starts)
+    features = baseline_train.extract(
+        model, watch.over(baseline_train.batches(pictures, rows, cfg.data.workers)), device
+    )
     return features[: len(dataset.query)], features[len(dataset.query) :]
 
 
 def ours(cfg: Config, checkpoint: Path, device: torch.device, watch: Stopwatch, precision: str) -> Features:
     """As test.py extracts them, in this precision."""
-    test = prepare_test(replace(cfg, test_precision=precision), (checkpoint, read_checkpoint(checkpoint)))
+    test = prepare_test(cfg.replace(test_precision=precision), (checkpoint, read_checkpoint(checkpoint)))
     parts = [feature_batches(test.cfg, test.model, Watched(x, watch), device) for x in (test.query, test.gallery)]
     query, gallery = (torch.cat([plain for plain, _ in part]).cpu() for part in parts)
     return query, gallery
@@ -90,7 +92,7 @@ class Extract(Speed):
         cfg = Config.from_dict(read_checkpoint(self.checkpoint)["config"])
         where = {"dataset": self.dataset, "test_dataset": "", "data_root": self.data_root, "cache_dir": ""}
         how = {"device": self.device, "workers": self.workers, "test_batch_size": self.batch_size}
-        return replace(cfg, **where, **how, test_ids=self.test_ids)
+        return cfg.replace(**where, **how, test_ids=self.test_ids)
 
     def check(self) -> None:
         super().check()
@@ -100,13 +102,13 @@ class Extract(Speed):
 
     def describe(self) -> str:
         cfg, dataset = self.config(), make_test_set(self.config())
-        size = f"{cfg.height} × {cfg.width}, batches of {self.batch_size}"
+        size = f"{cfg.data.height} × {cfg.data.width}, batches of {self.batch_size}"
         images = len(dataset.query) + len(dataset.gallery)
-        return f"extract, {cfg.backbone}, {self.dataset}: {images:,} images at {size}"
+        return f"extract, {cfg.model.backbone}, {self.dataset}: {images:,} images at {size}"
 
     def facts(self) -> dict[str, Any]:
         cfg = self.config()
-        return {name: getattr(cfg, name) for name in ("backbone", "height", "width", "metric")}
+        return {name: cfg.get(name) for name in ("backbone", "height", "width", "metric")}
 
     def measure(self, contender: str, scratch: Path) -> dict:
         """Images and seconds of the fastest pass, memory, and the scores of all features."""
@@ -119,7 +121,7 @@ class Extract(Speed):
         dataset = make_test_set(cfg)
         splits = (dataset.query, dataset.gallery)
         ids = [np.array([getattr(s, name) for s in split]) for name in ("pid", "camid") for split in splits]
-        scores = evaluate(*features, *ids, metric=cfg.metric)
+        scores = evaluate(*features, *ids, metric=cfg.eval.metric)
         return row | {"scores": {"mAP": scores.mAP, "rank1": scores.rank(1)}}
 
     def compare(self, rows: list[dict]) -> dict[str, float]:
@@ -140,5 +142,10 @@ class Extract(Speed):
         """Task, dataset, backbone, device and size; batch and identities where they are not the default."""
         cfg = self.config()
         odd = [f"b{self.batch_size}"] * (self.batch_size != 256) + [f"{self.test_ids}ids"] * (self.test_ids > 0)
-        names = (Path(self.dataset).name, cfg.backbone.replace("/", "_"), self.device, f"{cfg.height}x{cfg.width}")
+        names = (
+            Path(self.dataset).name,
+            cfg.model.backbone.replace("/", "_"),
+            self.device,
+            f"{cfg.data.height}x{cfg.data.width}",
+        )
         return "_".join(["benchmark", self.task, *names, *odd]) + ".json"

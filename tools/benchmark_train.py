@@ -41,15 +41,17 @@ def classic(cfg: Config, device: torch.device, watch: Stopwatch, steps: int) -> 
     samples = make_dataset(cfg).train
     of_pid = label_map(samples)
     labels, paths = [of_pid[s.pid] for s in samples], [s.path for s in samples]
-    torch.manual_seed(cfg.seed)
+    torch.manual_seed(cfg.run.seed)
     model = make_model(cfg, len(of_pid)).to(device)
     losses = baseline_train.Losses(cfg, len(of_pid), *model.feature_dims).to(device)
-    sampler = PKSampler(labels, cfg.batch_size, cfg.images_per_id, cfg.seed)
+    sampler = PKSampler(labels, cfg.data.batch_size, cfg.data.images_per_id, cfg.run.seed)
     first = next(sampler.epoch(0))
-    images = baseline_data.load([paths[i] for i in first], baseline_data.plain_transform(cfg.height, cfg.width))
+    images = baseline_data.load(
+        [paths[i] for i in first], baseline_data.plain_transform(cfg.data.height, cfg.data.width)
+    )
     loss = baseline_train.loss_of(model, losses, images.to(device), torch.tensor(labels)[first].to(device))
-    pictures = baseline_train.Pictures(paths, labels, baseline_data.training_transform(cfg.height, cfg.width))
-    batches = baseline_train.batches(pictures, endless(sampler.epoch), cfg.workers)
+    pictures = baseline_train.Pictures(paths, labels, baseline_data.training_transform(cfg.data.height, cfg.data.width))
+    batches = baseline_train.batches(pictures, endless(sampler.epoch), cfg.data.workers)
     baseline_train.train(cfg, model, losses, watch.over(itertools.islice(batches, steps)), device)
     return loss
 
@@ -64,7 +66,7 @@ def ours(cfg: Config, device: torch.device, watch: Stopwatch, steps: int) -> flo
 
 
 def changed(**changes: Any) -> Callable[[Config, torch.device, Stopwatch, int], float]:
-    return lambda cfg, device, watch, steps: ours(replace(cfg, **changes), device, watch, steps)
+    return lambda cfg, device, watch, steps: ours(cfg.replace(**changes), device, watch, steps)
 
 
 def first_loss(run: Run, loader: TrainLoader) -> float:
@@ -133,7 +135,7 @@ class Train(Speed):
         find_backbone(self.backbone)
         cfg = self.config(Path()).check()
         samples = self.found(lambda: make_dataset(cfg)).train
-        PKSampler([s.pid for s in samples], cfg.batch_size, cfg.images_per_id)
+        PKSampler([s.pid for s in samples], cfg.data.batch_size, cfg.data.images_per_id)
 
     def describe(self) -> str:
         return (

@@ -43,8 +43,8 @@ class LatencyConfig(Config):
 
 def drawn(cfg: LatencyConfig) -> list[Spec]:
     """Networks drawn by the seed."""
-    most, rng = multiply_adds(mobilenet_v2(cfg.height, cfg.width)), np.random.default_rng(cfg.seed)
-    space = Space(cfg.height, cfg.width, most)
+    most, rng = multiply_adds(mobilenet_v2(cfg.data.height, cfg.data.width)), np.random.default_rng(cfg.run.seed)
+    space = Space(cfg.data.height, cfg.data.width, most)
     return [space.random(rng) for _ in range(cfg.networks)]
 
 
@@ -69,16 +69,16 @@ def check(specs: list[Spec], device: torch.device, batch: int) -> dict:
 def main() -> None:
     cfg = parse_settings(LatencyConfig(), sys.argv[1:], os.environ, "tools/check_latency.py")
     setup_logging()
-    device = pick_device(cfg.device)
+    device = pick_device(cfg.run.device)
     environment = describe_environment(device)
     result = check(drawn(cfg), device, cfg.batch)
-    file = Path(cfg.log_dir) / f"latency_{cfg.height}x{cfg.width}_batch{cfg.batch}_{device.type}.json"
+    file = Path(cfg.run.log_dir) / f"latency_{cfg.data.height}x{cfg.data.width}_batch{cfg.batch}_{device.type}.json"
     write_json(file, environment | result)
     wholes = [row["whole"] * 1e3 for row in result["rows"]]
     log.info(
         "%d networks of %.1f to %.1f ms for %d images of at most %d x %d: Spearman's correlation with these is %.3f "
         "for sums of blocks, %.3f for multiply-adds; a sum is %.2f ± %.2f of the whole; %s",
-        len(wholes), min(wholes), max(wholes), cfg.batch, cfg.height, cfg.width, result["spearman"],
+        len(wholes), min(wholes), max(wholes), cfg.batch, cfg.data.height, cfg.data.width, result["spearman"],
         result["spearman_of_multiply_adds"], *result["sum_by_whole"].values(), environment["hardware"],
     )  # fmt: skip
     log.info("written to %s", file)

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config.cli import parse_train, typed
+from config.cli import parse_train, typed_command
 from tools.search_settings import SearchConfig, plain
 from tools.search_steps import open_search, short, size_of, train_each
 from utils.errors import run
@@ -71,7 +71,7 @@ def main() -> None:
     setup_logging(search.directory / "ranking.log")
     drawn = search.run(cfg.ranking, cfg.ranking)
     drawn.sort(key=lambda c: short(c.spec))  # in no order that has to do with the score, so that estimates are fair
-    seeds = range(cfg.seed, cfg.seed + cfg.ranking_seeds)
+    seeds = range(cfg.run.seed, cfg.run.seed + cfg.ranking_seeds)
     trained = [train_each(search, plain(cfg, seed=seed), drawn, "ranking.log") for seed in seeds]
     scores = np.mean(trained, axis=0).tolist()
     rows = [
@@ -89,7 +89,7 @@ def main() -> None:
             tau, about = kendall(foretold, seen, groups), interval(foretold, seen, groups)
             result[name + where] = {"kendall": tau, "90 % of bootstraps": about}
             words.append(f"{tau:.2f} ({about[0]:.2f} to {about[1]:.2f}) for {name}{where}")
-    write_json(search.directory / "ranking.json", {"command": typed(), **result, "rows": rows})
+    write_json(search.directory / "ranking.json", {"command": typed_command(), **result, "rows": rows})
     draw_pairs(search.directory / "ranking.png", rows)
     log.info(
         "Kendall's correlation over %d networks, with 90 %% of bootstraps:\n%s\neverything is in %s",

@@ -100,15 +100,15 @@ def main() -> None:
     test = prepare_test(cfg, stored)
     dataset = make_test_set(cfg)  # for the names
     every = np.setdiff1d(test.query.pids, [0])
-    pids = np.random.default_rng(cfg.seed).permutation(every)[: cfg.ids]
+    pids = np.random.default_rng(cfg.run.seed).permutation(every)[: cfg.ids]
     loaders = {name: chosen_images(getattr(test, name), pids) for name in ("query", "gallery")}
     loaders = {name: loader for name, loader in loaders.items() if loader.samples}
-    features = [extract_features(test.cfg, test.model, x, test.device, cfg.flip) for x in loaders.values()]
-    rows = torch.cat([pair[1] if cfg.flip else pair[0] for pair in features])
+    features = [extract_features(test.cfg, test.model, x, test.device, cfg.eval.flip) for x in loaders.values()]
+    rows = torch.cat([pair[1] if cfg.eval.flip else pair[0] for pair in features])
     if not torch.isfinite(rows).all():
         raise UserError("the features are not finite, so there is nothing to draw; the model has diverged")
-    rows = F.normalize(rows) if cfg.metric == "cosine" else rows
-    points, shares = (tsne(rows, cfg.seed), None) if cfg.method == "tsne" else pca(rows)
+    rows = F.normalize(rows) if cfg.eval.metric == "cosine" else rows
+    points, shares = (tsne(rows, cfg.run.seed), None) if cfg.method == "tsne" else pca(rows)
     samples = [(name, s) for name, loader in loaders.items() for s in loader.samples]
     name = f"embedding_{cfg.method}_{short_name(test_name(cfg))}.png"
     path = Path(cfg.output or test.directory / "results" / name)

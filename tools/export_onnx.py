@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from config.cli import typed
+from config.cli import typed_command
 from datasets.augment import MEAN, STD
 from processor.environment import describe_environment
 from processor.evaluate import score_table, scores_note
@@ -70,21 +70,21 @@ class ExportConfig(Config):
 def metadata(cfg: ExportConfig, test: Prepared, name: str, environment: dict[str, str]) -> dict[str, str]:
     """What a file says of itself."""
     pictures = "uint8 (batch, any height, any width, 3), RGB"
-    floats = f"float32 (batch, 3, {cfg.height}, {cfg.width}), RGB from 0 to 1, less mean, divided by std"
+    floats = f"float32 (batch, 3, {cfg.data.height}, {cfg.data.width}), RGB from 0 to 1, less mean, divided by std"
     values = {
         "input": pictures if cfg.preprocessing else floats,
-        "height": cfg.height,
-        "width": cfg.width,
+        "height": cfg.data.height,
+        "width": cfg.data.width,
         "mean": MEAN,
         "std": STD,
         "preprocessing": cfg.preprocessing,
         "embedding_dim": test.model.embedding_dim,
         "normalised": cfg.normalise,
-        "metric": cfg.metric,
+        "metric": cfg.eval.metric,
         "precision": cfg.numbers,
         "checkpoint": name,
         "epoch": test.state["epoch"],
-        "backbone": cfg.backbone,
+        "backbone": cfg.model.backbone,
         "note": test.note,
         "made_by": f"PlainReID {environment['commit']}, torch {environment['torch']}",
     }
@@ -95,12 +95,12 @@ def onnx_file(cfg: ExportConfig, test: Prepared, name: str, about: dict[str, str
     """The bytes of an ONNX file. Raises UserError where the model, before it is put on 8 bits, is not PyTorch's."""
     inner = "preprocessed" if cfg.preprocessing else INPUT
     embed = Embed(test.model, cfg.normalise, cfg.half)
-    model = to_onnx(embed, torch.zeros(2, 3, cfg.height, cfg.width), 1, name, inner)
+    model = to_onnx(embed, torch.zeros(2, 3, cfg.data.height, cfg.data.width), 1, name, inner)
     if cfg.int8:
         refuse_unlike(compare(test, OnnxRunner(model.SerializeToString()), preprocessing=False), "float32")
         model = quantise(model, calibration_crops(cfg))
     if cfg.preprocessing:
-        before = Preprocess(cfg.height, cfg.width)
+        before = Preprocess(cfg.data.height, cfg.data.width)
         model = put_before(to_onnx(before, SOME_PICTURES, 3, "the preprocessing", INPUT, "pictures"), model)
     return finish(model, about)
 
@@ -109,9 +109,9 @@ def pt2_file(cfg: ExportConfig, test: Prepared, name: str, about: dict[str, str]
     """The bytes of a .pt2 file."""
     embed = Embed(test.model, cfg.normalise, cfg.half)
     if cfg.preprocessing:
-        program = trace(nn.Sequential(Preprocess(cfg.height, cfg.width), embed), SOME_PICTURES, 3, name)
+        program = trace(nn.Sequential(Preprocess(cfg.data.height, cfg.data.width), embed), SOME_PICTURES, 3, name)
     else:
-        program = trace(embed, torch.zeros(2, 3, cfg.height, cfg.width), 1, name)
+        program = trace(embed, torch.zeros(2, 3, cfg.data.height, cfg.data.width), 1, name)
     return pt2_bytes(program, about)
 
 
@@ -153,9 +153,9 @@ def main() -> None:
     cfg, stored = parse_test(None, os.environ, "export_onnx.py [CKPT]", ExportConfig)
     if cfg.format == "onnx":
         load_package("onnx")
-    test = prepare_test(replace(cfg, device="cpu"), stored)
-    cfg, name = test.cfg, str(stored[0]) if stored else f"{cfg.backbone} with weights {cfg.weights}"
-    extras = [word for word in ("preprocessing", "normalise", "half", "int8") if getattr(cfg, word)]
+    test = prepare_test(cfg.replace(device="cpu"), stored)
+    cfg, name = test.cfg, str(stored[0]) if stored else f"{cfg.model.backbone} with weights {cfg.model.weights}"
+    extras = [word for word in ("preprocessing", "normalise", "half", "int8") if cfg.get(word)]
     path = Path(cfg.output or test.directory / ("_".join([test.what, *extras]) + SUFFIX[cfg.format]))
     environment = describe_environment(test.device)
     about = metadata(cfg, test, name, environment)
@@ -170,7 +170,7 @@ def main() -> None:
     write_atomically(path, write)
     weights = {key: x for key, x in test.model.state_dict().items() if ".classifier." not in key}
     sizes = {"bytes": path.stat().st_size, "pytorch_bytes": sum(x.nbytes for x in weights.values())}
-    command = typed()
+    command = typed_command()
     record |= {"file": str(path), "metadata": about, **sizes, "command": command, **environment}
     beside = path.with_name(path.name + ".json")
     write_json(beside, record)

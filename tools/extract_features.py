@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from config.cli import typed
+from config.cli import typed_command
 from datasets.make import short_name, test_name
 from processor.extract import write_features
 from processor.features import ABOUT, ARRAYS, part_name, remove_parts
@@ -49,7 +49,7 @@ def main() -> None:
     cfg, stored = parse_test(None, os.environ, "extract_features.py [CKPT]", ExtractConfig)
     test = prepare_test(cfg, stored)
     dataset = short_name(test_name(cfg))
-    name = f"features_{test.what}_{dataset}" + ("_flip" if cfg.flip else "")
+    name = f"features_{test.what}_{dataset}" + ("_flip" if cfg.eval.flip else "")
     directory = Path(cfg.output) if cfg.output else test.directory / name
     part, parts = map(int, cfg.part.split("/"))
     fewest = min(len(loader.samples) for loader in (test.query, test.gallery))
@@ -57,14 +57,14 @@ def main() -> None:
         raise UserError(f"--part {cfg.part}: {fewest} images cannot be cut into {parts} parts; take {fewest} at most")
     for array, loader in (("qf", test.query), ("gf", test.gallery)):
         path = directory / part_name(array, part, parts)
-        write_features(cfg, path, test.model, loader.part(part - 1, parts), test.device, cfg.flip)
+        write_features(cfg, path, test.model, loader.part(part - 1, parts), test.device, cfg.eval.flip)
         if parts == 1:
             remove_parts(directory, array)
     ids = (test.query.pids, test.gallery.pids, test.query.camids, test.gallery.camids)
     for array, values in zip(ARRAYS[2:], ids, strict=True):
         write_rows(directory / f"{array}.npy", len(values), [values])
-    about = {"checkpoint": str(stored[0]) if stored else None, "flip": cfg.flip, "dataset": dataset}
-    write_json(directory / ABOUT, about | {"note": test.note, "command": typed()})
+    about = {"checkpoint": str(stored[0]) if stored else None, "flip": cfg.eval.flip, "dataset": dataset}
+    write_json(directory / ABOUT, about | {"note": test.note, "command": typed_command()})
     log.info("features written to %s", directory)
 
 

@@ -102,11 +102,13 @@ def best_matches(test: Prepared, index: int, distance: np.ndarray) -> list[Shown
 
 def of_queries(cfg: HeatmapConfig, stored: Stored | None) -> tuple[Looker, Path, list[Job]]:
     """Queries of the test split, each with its best right and wrong match."""
-    cfg.protocol = "standard" if cfg.protocol == "auto" else cfg.protocol  # one ranked list a query, whatever the set
+    cfg.eval.protocol = (
+        "standard" if cfg.eval.protocol == "auto" else cfg.eval.protocol
+    )  # one ranked list a query, whatever the set
     test = prepare_test(cfg, stored)
     inference = do_inference(test.cfg, test.model, test.query, test.gallery, test.device)
     ap = list(inference.scores.values())[-1].ap
-    chosen = choose_queries(ap, cfg.sort, cfg.num, cfg.seed)
+    chosen = choose_queries(ap, cfg.sort, cfg.num, cfg.run.seed)
     jobs = []
     for place, (i, distance) in enumerate(zip(chosen, inference.distance(test.cfg, chosen), strict=True), 1):
         sample = test.query.samples[i]
@@ -119,11 +121,11 @@ def of_queries(cfg: HeatmapConfig, stored: Stored | None) -> tuple[Looker, Path,
 def of_pictures(cfg: HeatmapConfig, stored: Stored | None) -> tuple[Looker, Path, list[Job]]:
     """Own pictures, each with the first of them."""
     setup_logging()
-    paths, device = own_pictures(cfg.pictures), pick_device(cfg.device)
+    paths, device = own_pictures(cfg.pictures), pick_device(cfg.run.device)
     if stored:
         model, directory = rebuild_model(stored[1], stored[0], cfg), stored[0].parent
     else:
-        model, directory = make_model(cfg, num_classes=2), Path(cfg.log_dir) / "weights"
+        model, directory = make_model(cfg, num_classes=2), Path(cfg.run.log_dir) / "weights"
     jobs = []
     for place, path in enumerate(paths, 1):
         others = [Shown(paths[0], "", OTHER) if place > 1 else None] if len(paths) > 1 else []

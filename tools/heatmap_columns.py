@@ -48,11 +48,11 @@ class Shown:
 def columns(looker: Looker, image: Shown, others: Sequence[Shown | None]) -> list[Column]:
     """Those of an image alone, then for each of the others those of the pair. None: they stay empty."""
     chosen = [image, *filter(None, others)]
-    height, width = looker.cfg.height, looker.cfg.width
+    height, width = looker.cfg.data.height, looker.cfg.data.width
     seen = [read_image(shown.path, height, width) for shown in chosen]
     pixels = [read_image(shown.path, SHARP, SHARP * width // height) for shown in chosen]  # those to draw on
     images = normalise(torch.from_numpy(np.stack(seen)).to(looker.device))
-    if not looker.cfg.channels_last:
+    if not looker.cfg.loop.channels_last:
         images = images.contiguous()
     made = alone(looker, image, pixels[0], images[:1])
     place = 0

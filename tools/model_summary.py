@@ -13,7 +13,7 @@ import os
 import statistics
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -74,7 +74,7 @@ def count(cfg: Config) -> dict[str, int]:
 def _count(cfg: Config) -> dict[str, int]:
     model = build_model(cfg, num_classes=1).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as flops, ConvolutionOutputs() as outputs:
-        model(torch.zeros(1, 3, cfg.height, cfg.width))
+        model(torch.zeros(1, 3, cfg.data.height, cfg.data.width))
     return {
         "parameters": sum(p.numel() for name, p in model.named_parameters() if ".classifier." not in name),
         "multiply-adds": flops.get_total_flops() // 2,
@@ -86,9 +86,9 @@ def _count(cfg: Config) -> dict[str, int]:
 def latency(cfg: SummaryConfig, device: torch.device, batch: int) -> float:
     """Median seconds from a batch of images to its embeddings."""
     model = build_model(cfg, num_classes=1).to(device).eval()
-    layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
+    layout = torch.channels_last if cfg.loop.channels_last else torch.contiguous_format
     model = model.to(memory_format=layout)
-    images = torch.randn(batch, 3, cfg.height, cfg.width, device=device).contiguous(memory_format=layout)
+    images = torch.randn(batch, 3, cfg.data.height, cfg.data.width, device=device).contiguous(memory_format=layout)
     seconds = []
     for _ in range(3 + cfg.runs):
         start = time.perf_counter()
@@ -103,7 +103,10 @@ def latency(cfg: SummaryConfig, device: torch.device, batch: int) -> float:
 def row(cfg: SummaryConfig, device: torch.device) -> list[str]:
     """The cells of one model."""
     counted = count(cfg)
-    cells = [cfg.backbone, *(f"{counted[key] / 1e6:.2f}" for key in ("parameters", "multiply-adds", "activations"))]
+    cells = [
+        cfg.model.backbone,
+        *(f"{counted[key] / 1e6:.2f}" for key in ("parameters", "multiply-adds", "activations")),
+    ]
     cells.append(str(counted["embedding"]))
     return cells + [f"{latency(cfg, device, batch) * 1e3:.1f}" for batch in BATCHES if cfg.latency]
 
@@ -121,18 +124,24 @@ def main() -> None:
     if name and cfg.all:
         raise UserError(f"give either {name} or --all")
     setup_logging()
-    device = pick_device(cfg.device)
+    device = pick_device(cfg.run.device)
     head = ["backbone", "parameters M", "multiply-adds M", "activations M", "embedding"]
     rows = [head + [f"ms for {batch}" for batch in BATCHES if cfg.latency]]
     refused = []
-    for backbone in BACKBONES if cfg.all else [cfg.backbone]:
+    for backbone in BACKBONES if cfg.all else [cfg.model.backbone]:
         try:
-            rows.append(row(replace(cfg, backbone=backbone).check(), device))
+            rows.append(row(cfg.replace(backbone=backbone).check(), device))
         except UserError as error:
             if not cfg.all:
                 raise
             refused.append(f"left out: {error}")
-    log.info("one image of %d x %d, last stride %d\n%s", cfg.height, cfg.width, cfg.last_stride, aligned(rows))
+    log.info(
+        "one image of %d x %d, last stride %d\n%s",
+        cfg.data.height,
+        cfg.data.width,
+        cfg.model.last_stride,
+        aligned(rows),
+    )
     for sentence in refused:
         log.info("%s", sentence)
     if cfg.latency:

@@ -13,15 +13,15 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from config.cli import typed
-from config.config import dashed
+from config.cli import typed_command
+from config.config import option
 from datasets.make import short_name, test_name
 from processor.evaluate import do_inference, report, scores_note
 from processor.report_images import pack
@@ -47,7 +47,7 @@ class ReportConfig(Config):
         yield from super()._bad_ranges()
         for name, least in (("top", 1), ("heatmaps", 0), ("thumb_height", 16)):
             if getattr(self, name) < least:
-                yield f"--{dashed(name)} must be at least {least}, not {getattr(self, name)}"
+                yield f"{option(name)} must be at least {least}, not {getattr(self, name)}"
         if self.protocol in ("single_shot", "vehicle_id"):
             yield f"--protocol {self.protocol} has many random galleries, so no one ranked list to show; leave it out"
 
@@ -71,8 +71,10 @@ def page(data: dict[str, Any], thumbs: Sequence[str]) -> str:
 
 def main() -> None:
     cfg, stored = parse_test(None, os.environ, "report.py [CKPT]", ReportConfig)
-    protocol = "standard" if cfg.protocol == "auto" else cfg.protocol  # one ranked list a query, whatever the set
-    cfg = replace(cfg, protocol=protocol, roc=True, by_camera=False)  # cameras come from what the lists are made from
+    protocol = (
+        "standard" if cfg.eval.protocol == "auto" else cfg.eval.protocol
+    )  # one ranked list a query, whatever the set
+    cfg = cfg.replace(protocol=protocol, roc=True, by_camera=False)  # cameras come from what the lists are made from
     test = prepare_test(cfg, stored)
     if len(test.gallery.samples) == 1:
         raise UserError(
@@ -82,9 +84,9 @@ def main() -> None:
     inference = do_inference(cfg, test.model, test.query, test.gallery, test.device)
     report(inference, scores_note(cfg, test.note))
     checkpoint = str(stored[0]) if stored else ""
-    text = page(*gather(cfg, test, inference, checkpoint, command=typed()))
-    words = ["report", test.what, short_name(test_name(cfg)), cfg.metric, list(inference.scores)[-1]]
-    words += [f"{cfg.test_ids}ids"] if cfg.test_ids else []
+    text = page(*gather(cfg, test, inference, checkpoint, command=typed_command()))
+    words = ["report", test.what, short_name(test_name(cfg)), cfg.eval.metric, list(inference.scores)[-1]]
+    words += [f"{cfg.data.test_ids}ids"] if cfg.data.test_ids else []
     path = Path(cfg.output) if cfg.output else test.directory / "results" / f"{'_'.join(words)}.html"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     size = path.stat().st_size / 1e6

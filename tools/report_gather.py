@@ -42,15 +42,15 @@ def gather(
         query_values(pictures, sample, gallery.samples, ranked, ap)
         for sample, ranked, ap in zip(query.samples, lists, scores.ap, strict=True)
     ]
-    size = (max(1, round(cfg.thumb_height * cfg.width / cfg.height)), cfg.thumb_height)
+    size = (max(1, round(cfg.thumb_height * cfg.data.width / cfg.data.height)), cfg.thumb_height)
     chosen = queries_with_maps(scores.ap, cfg.heatmaps)
     values = {
-        "title": f"{Path(checkpoint).parent.name or cfg.backbone}, tested on {dataset.name}",
+        "title": f"{Path(checkpoint).parent.name or cfg.model.backbone}, tested on {dataset.name}",
         "notes": notes(cfg, test, dataset),
         "facts": facts(cfg, test, dataset, checkpoint, command),
         "counts": counts(query.samples, gallery.samples, scores.num_valid_queries),
         "shown": shown,
-        "metric": cfg.metric,
+        "metric": cfg.eval.metric,
         "scores": score_values(inference.scores),
         "cmc": {name: rounded(100 * s.cmc) for name, s in inference.scores.items()},
         "pairs": pairs,
@@ -66,7 +66,7 @@ def gather(
         "size": size,
         "top": cfg.top,
     }
-    return plain(values), thumbnails(list(pictures.samples), *reversed(size), cfg.workers)
+    return plain(values), thumbnails(list(pictures.samples), *reversed(size), cfg.data.workers)
 
 
 class Pictures:
@@ -146,10 +146,10 @@ def counts(query: Sequence[Sample], gallery: Sequence[Sample], valid: int) -> di
 def notes(cfg: Config, test: Prepared, dataset: ReIDDataset) -> list[str]:
     """What the scores must be read with."""
     found = [scores_note(cfg, test.note)]
-    if dataset.protocol not in ("standard", cfg.protocol):
+    if dataset.protocol not in ("standard", cfg.eval.protocol):
         found.append(
             f"the authors of {dataset.name} score it by the protocol {dataset.protocol}; here each query has one list "
-            f"of the whole gallery (protocol {cfg.protocol}), which gives other scores"
+            f"of the whole gallery (protocol {cfg.eval.protocol}), which gives other scores"
         )
     if test.what == "best":
         found.append("best.pth was chosen by its score on the test split, which flatters it; last.pth was not")
@@ -159,12 +159,12 @@ def notes(cfg: Config, test: Prepared, dataset: ReIDDataset) -> list[str]:
 def facts(cfg: Config, test: Prepared, dataset: ReIDDataset, checkpoint: str, command: str) -> list[tuple[str, str]]:
     """Names and values of what was tested and how it was trained."""
     state, environment = test.state, test.state["environment"]
-    trained = f"{state['epoch']} of {cfg.epochs} epochs, seed {cfg.seed}, in {state['seconds'] / 60:.1f} min"
+    trained = f"{state['epoch']} of {cfg.solver.epochs} epochs, seed {cfg.run.seed}, in {state['seconds'] / 60:.1f} min"
     return [
-        ("Checkpoint", checkpoint or f"none: weights {cfg.weights} as they are"),
-        ("Model", f"{cfg.backbone}, {cfg.height} × {cfg.width} pixels"),
+        ("Checkpoint", checkpoint or f"none: weights {cfg.model.weights} as they are"),
+        ("Model", f"{cfg.model.backbone}, {cfg.data.height} × {cfg.data.width} pixels"),
         ("Tested on", dataset.name),
-        ("Trained on", f"{cfg.dataset}: {trained}" if checkpoint else "nothing by PlainReID"),
+        ("Trained on", f"{cfg.data.dataset}: {trained}" if checkpoint else "nothing by PlainReID"),
         *((name.capitalize(), environment[name]) for name in ("hardware", "torch", "commit") if name in environment),
         ("Trained by", state["command"]),
         ("Report by", command),

@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from config.cli import parse_settings, split_first, typed
+from config.cli import parse_settings, split_first, typed_command
 from processor.environment import pick_device
 from processor.evaluate import report, score_features, scores_note
 from processor.features import StoredFeatures, read_features
@@ -50,10 +50,10 @@ def main() -> None:
     setup_logging()
     stored = read_features(name)
     log.info("%s: %d queries in %d images", name, len(stored.query), len(stored.gallery))
-    features = on_device(stored, pick_device(cfg.device))
+    features = on_device(stored, pick_device(cfg.run.device))
     inference = score_features(cfg, {"plain": features}, stored.ids)
     note = scores_note(cfg, stored.note)
-    record = {"features": name, "command": typed(), "note": note}
+    record = {"features": name, "command": typed_command(), "note": note}
     record |= report(inference, note)
     if cfg.output:
         write_json(cfg.output, record)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -196,9 +196,9 @@ class Threshold(Options):
 
 def test_split(trained: Config, name: str, data_root: str) -> ReIDDataset:
     """Query and gallery of a dataset that a model of these settings was not trained on; empty: of its own."""
-    cfg = replace(trained, test_dataset=name or trained.test_dataset, data_root=data_root, test_ids=0)
+    cfg = trained.replace(test_dataset=name or trained.data.test_dataset, data_root=data_root, test_ids=0)
     if name and place(name) not in map(place, train_names(trained)):
-        cfg = replace(cfg, test_share=1.0)  # of people whom the model has not seen, all may be used
+        cfg = cfg.replace(test_share=1.0)  # of people whom the model has not seen, all may be used
     split = make_test_set(cfg)
     refuse_another_split(cfg, trained, split)
     return split

@@ -19,9 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import PRESETS
+from config import load_preset
 from config.cli import parse_train
-from config.config import dashed
+from config.config import option
 from model.backbones.space import Spec, mobilenet_v2, read_spec
 from processor.search import Candidate, costs_within
 from tools.search_report import comparison, report, write_winner
@@ -61,7 +61,7 @@ def choose(search: Search, cfg: RetrainConfig, found: Sequence[Candidate]) -> tu
         return used >= USED, candidate.mAP
 
     best = {size_of(candidate): candidate for candidate in sorted(found, key=rank)}  # the last of a size stays
-    finalists, reference = sorted(best.values(), key=size_of), mobilenet_v2(cfg.height, cfg.width)
+    finalists, reference = sorted(best.values(), key=size_of), mobilenet_v2(cfg.data.height, cfg.data.width)
     costs = costs_within(reference, search.limits)
     if costs is not None:
         finalists.append(Candidate(reference, costs, search.score(reference)))
@@ -86,17 +86,17 @@ def retrain(search: Search, cfg: RetrainConfig, found: dict[str, Spec]) -> dict[
 
 def command_for(cfg: SearchConfig, file: Path) -> str:
     """The line that trains a searched network as `retrain` does."""
-    spec, default = read_spec(file), PRESETS[cfg.preset]
+    spec, default = read_spec(file), load_preset(cfg.run.preset)
     changes = {"backbone": f"searched:{file}", "weights": "none", "holdout_ids": 0, "name": ""}
     changes |= {"height": spec.height, "width": spec.width, "last_stride": spec.last_stride}
-    words = ["python", "train.py", cfg.preset]
+    words = ["python", "train.py", cfg.run.preset]
     for name, value in vars(plain(cfg, **changes)).items():
         if value == getattr(default, name):
             continue
         if isinstance(value, bool):
-            words.append(f"--{'' if value else 'no-'}{dashed(name)}")
+            words.append(f"--{'' if value else 'no-'}{option(name)}")
         else:
-            words += [f"--{dashed(name)}", *map(str, value if isinstance(value, tuple) else (value,))]
+            words += [f"{option(name)}", *map(str, value if isinstance(value, tuple) else (value,))]
     return shlex.join(words)
 
 

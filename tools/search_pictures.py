@@ -37,7 +37,7 @@ def marks(search: Search) -> dict[str, tuple[float, ...]]:
     cfgs = {name: plain(search.cfg, backbone=name, last_stride=last_stride(name), **bare) for name in MARKED}
     costs = {name: (float(count(cfg)["multiply-adds"]),) for name, cfg in cfgs.items()}
     if search.table:
-        shape = (3, search.cfg.height, search.cfg.width)
+        shape = (3, search.cfg.data.height, search.cfg.data.width)
         seconds = search.table.look_up({n: Part(partial(find_backbone(n), cfg), shape) for n, cfg in cfgs.items()})
         costs = {name: (*costs[name], seconds[name]) for name in costs}
     return costs

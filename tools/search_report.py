@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from config import Config
-from config.cli import typed
+from config.cli import typed_command
 from model.backbones.space import mobilenet_v2
 from processor.search import Candidate
 from tools.model_summary import count
@@ -23,7 +23,7 @@ from utils.pareto import pareto_front
 
 def report(search: Search, found: Sequence[Candidate]) -> str:
     """The Pareto front as text, picture and files."""
-    reference, best = search.score(mobilenet_v2(search.cfg.height, search.cfg.width)), front(found)
+    reference, best = search.score(mobilenet_v2(search.cfg.data.height, search.cfg.data.width)), front(found)
     draw(search, found, reference)
     places = search.directory / "front"
     for old in places.glob("*.json"):
@@ -62,8 +62,8 @@ def write_winner(search: Search, candidate: Candidate, alone: float | None) -> P
 def write_spec(search: Search, file: Path, candidate: Candidate, more: dict | None = None) -> None:
     """A specification, with how it was found."""
     cfg = search.cfg
-    about = {"found_by": typed(), "when": date.today().isoformat()}
-    about["on"] = f"{cfg.dataset}, {cfg.holdout_ids} of its training identities held out to score on"
+    about = {"found_by": typed_command(), "when": date.today().isoformat()}
+    about["on"] = f"{cfg.data.dataset}, {cfg.data.holdout_ids} of its training identities held out to score on"
     about |= {"multiply_adds": candidate.costs[0], "heldout_mAP_with_shared_weights": round(candidate.mAP, 2)}
     write_json(file, about | (more or {}) | candidate.spec.to_dict())
 
@@ -76,7 +76,7 @@ def comparison(search: Search, results: dict[str, list[dict]]) -> str:
         scores = {key: [r["scores"]["plain"][key] for r in runs] for key in ("mAP", "rank1")}
         settings = Config.from_dict(runs[0]["settings"])
         rows.append({"name": name, **count(replace(settings, weights="none")), **scores, "seeds": len(runs)})
-    about = {"command": typed(), "epochs": search.cfg.epochs, "dataset": search.cfg.dataset}
+    about = {"command": typed_command(), "epochs": search.cfg.solver.epochs, "dataset": search.cfg.data.dataset}
     about |= {"note": runs[0]["note"], "hardware": runs[0]["hardware"]}
     write_json(search.directory / "comparison.json", about | {"rows": rows})
     draw_comparison(search.directory / "comparison.png", rows)

@@ -26,8 +26,8 @@ from tyro.conf import Fixed, Suppress, arg
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from config.cli import parse_settings, read_settings, split_first, typed
-from config.config import dashed
+from config.cli import parse_settings, read_settings, split_first, typed_command
+from config.config import option
 from datasets.base import ReIDDataset, Sample, full_note, heldout_split, last_identities
 from datasets.loaders import TestLoader, left_out
 from datasets.make import make_dataset, make_test_set, refuse_another_split
@@ -103,7 +103,7 @@ def choose_split(
     """Query, gallery and label of the split in the settings. trained, seen: settings and identities of the training."""
     if cfg.split == "test":
         return dataset.query, dataset.gallery, f"the test split of {dataset.name}"
-    if cfg.split == "heldout" and not trained.holdout_ids:
+    if cfg.split == "heldout" and not trained.data.holdout_ids:
         raise UserError(
             "the checkpoint was trained on all identities; train one with --holdout-ids 100, or search with --split "
             "train (identities that the model has seen) or --split test (the values are then tuned on the test split)"
@@ -111,7 +111,7 @@ def choose_split(
     heldout = cfg.split == "heldout"
     samples = dataset.heldout if heldout else last_identities(dataset.train, cfg.train_split_ids)
     pids = {s.pid for s in samples}
-    if not pids or pids & seen != (set() if heldout else pids) or cfg.dataset != trained.dataset:
+    if not pids or pids & seen != (set() if heldout else pids) or cfg.data.dataset != trained.data.dataset:
         raise UserError(
             "these are not the identities that the checkpoint was trained on and without; leave --dataset, "
             "--data-root, --train-ids and --holdout-ids as they were in training"
@@ -133,10 +133,10 @@ def from_checkpoint(cfg: SearchConfig, stored: Stored, device: torch.device) -> 
         refuse_another_split(cfg, Config.from_dict(state["config"]), dataset)
     *splits, label = choose_split(cfg, Config.from_dict(state["config"]), set(state["labels"]), dataset)
     model = rebuild_model(state, checkpoint, cfg).to(device).eval()
-    if cfg.channels_last:
+    if cfg.loop.channels_last:
         model = model.to(memory_format=torch.channels_last)
     query, gallery = (TestLoader(cfg, x, name) for x, name in zip(splits, ("query", "gallery"), strict=True))
-    features = [extract_features(cfg, model, x, device, cfg.flip)[cfg.flip] for x in (query, gallery)]
+    features = [extract_features(cfg, model, x, device, cfg.eval.flip)[cfg.eval.flip] for x in (query, gallery)]
     ids = [query.pids, gallery.pids, query.camids, gallery.camids]
     note = dataset.test_note if cfg.split == "test" else ""
     note = full_note(state.get("train_note", ""), left_out(left_out(note, query.images), gallery.images))
@@ -147,7 +147,7 @@ def from_file(cfg: SearchConfig, device: torch.device) -> Material:
     """Stored features, of which nobody knows the split."""
     stored = read_features(cfg.features)
     label = f"features of {cfg.features}, split unknown"
-    directory = Path(cfg.log_dir) / f"features_{Path(cfg.features).stem}"
+    directory = Path(cfg.run.log_dir) / f"features_{Path(cfg.features).stem}"
     features = [stored.query.to(device), stored.gallery.to(device)]
     return Material(features, list(stored.ids), "features", label, stored.note, directory)
 
@@ -163,8 +163,8 @@ def search(cfg: SearchConfig, data: Material, rows: list[dict]) -> None:
     total = sum(math.prod(map(len, grid)) for grid in grids(cfg))
     with contextlib.closing(tqdm(total=total, desc="search", unit="comb", leave=False, disable=None)) as bar:
         for grid in grids(cfg):
-            for k1, k2, lambda_value, distance in k_reciprocal_grid(*data.features, *grid, metric=cfg.metric):
-                scores = score_values({"": evaluate_distance(distance, *data.ids, max_rank=cfg.max_rank)})[""]
+            for k1, k2, lambda_value, distance in k_reciprocal_grid(*data.features, *grid, metric=cfg.eval.metric):
+                scores = score_values({"": evaluate_distance(distance, *data.ids, max_rank=cfg.eval.max_rank)})[""]
                 rows.append({"k1": k1, "k2": k2, "lambda_value": lambda_value, **scores})
                 bar.update()
 
@@ -174,15 +174,15 @@ def command_of(cfg: SearchConfig, stored: Stored | None, data: Material, best: d
     trained = Config.from_dict(stored[1]["config"]) if stored else Config()
     words = ["python", "test.py", str(stored[0]) if stored else "CKPT", "--rerank"]
     words += ["--k1", f"{best['k1']}", "--k2", f"{best['k2']}", "--lambda-value", f"{best['lambda_value']}"]
-    if stored and cfg.flip != trained.flip:
-        words.append("--flip" if cfg.flip else "--no-flip")
+    if stored and cfg.eval.flip != trained.eval.flip:
+        words.append("--flip" if cfg.eval.flip else "--no-flip")
     which = ("dataset", "test_dataset", "data_root", "test_ids", "test_share", "split_seed", "camera_pattern")
     which += ("on_bad_image",)
     for name in ("metric", "test_feature", *(which if stored else ())):
-        if getattr(cfg, name) != getattr(trained, name):
-            words += [f"--{dashed(name)}", str(getattr(cfg, name))]
+        if cfg.get(name) != trained.get(name):
+            words += [f"{option(name)}", str(cfg.get(name))]
     note = f"k1, k2 and lambda were searched on {data.label}" if data.split in ("test", "features") else ""
-    return shlex.join(words + (["--rerank-note", note] if note != trained.rerank_note else []))
+    return shlex.join(words + (["--rerank-note", note] if note != trained.eval.rerank_note else []))
 
 
 def report(
@@ -211,8 +211,8 @@ def report(
         "complete": not short, "scored": len(rows), "combinations": total,
         "checkpoint": str(stored[0]) if stored else None, "features": cfg.features or None,
         "queries": len(data.ids[0]), "gallery": len(data.ids[1]), "identities": len(set(data.ids[0].tolist())),
-        "flip": cfg.flip, "metric": cfg.metric, "seconds": round(seconds, 2),
-        **describe_environment(data.features[0].device), "search_command": typed(),
+        "flip": cfg.eval.flip, "metric": cfg.eval.metric, "seconds": round(seconds, 2),
+        **describe_environment(data.features[0].device), "search_command": typed_command(),
         "test_command": command, "best": ranked[0], "defaults": default, "no_reranking": table["no re-ranking"],
         "rows": rows,
     }  # fmt: skip
@@ -223,7 +223,7 @@ def report(
 def main() -> None:
     cfg, stored = parse_search(os.environ)
     setup_logging()
-    device = pick_device(cfg.device)
+    device = pick_device(cfg.run.device)
     data = from_checkpoint(cfg, stored, device) if stored else from_file(cfg, device)
     log.info("searching on %s: %d queries in %d images", data.label, *map(len, data.features))
     people = set(data.ids[0].tolist())
@@ -231,7 +231,7 @@ def main() -> None:
     log.info("%.1f images a person, which k1 follows: where a test has more, so should k1 be", images / len(people))
     started, rows, stopped = time.perf_counter(), [], False
     try:
-        plain = evaluate(*data.features, *data.ids, metric=cfg.metric, max_rank=cfg.max_rank)
+        plain = evaluate(*data.features, *data.ids, metric=cfg.eval.metric, max_rank=cfg.eval.max_rank)
         search(cfg, data, rows)
     except ValueError as error:
         raise UserError(str(error)) from error

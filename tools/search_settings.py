@@ -43,5 +43,5 @@ def flops(text: str) -> float:
 
 def plain(cfg: SearchConfig, **changes) -> Config:
     """The settings of a training, without those of the search."""
-    values = {name: value for name, value in vars(cfg).items() if name in Config.__dataclass_fields__}
+    values = {name: value for name, value in cfg.to_dict().items() if name in Config.__dataclass_fields__}
     return replace(Config(**values), **changes).check()

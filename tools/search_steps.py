@@ -6,12 +6,12 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from config import Config
-from config.cli import typed
-from config.config import dashed
+from config.cli import typed_command
+from config.config import option
 from model.backbones.searchable import self_contained
 from model.backbones.space import Space, Spec, mobilenet_v2, multiply_adds
 from processor.checkpoint import LAST, load_model
@@ -43,7 +43,7 @@ class Search:
     def run(self, count: int, at_random: int) -> list[Candidate]:
         """Score `count` networks, of which `at_random` are drawn and the others bred. The log says ten times on the way
         how far it is, and how long the rest takes if none of it is known from before."""
-        space, found = Space(self.cfg.height, self.cfg.width), []
+        space, found = Space(self.cfg.data.height, self.cfg.data.width), []
         started, known = time.monotonic(), len(self.score.known)
 
         def tell(candidate: Candidate) -> None:
@@ -56,7 +56,7 @@ class Search:
                          len(found), count, "x".join(map(str, size_of(best))), best.mAP, best.costs[0] / 1e6,
                          f", left {minutes(left)}" if fresh else "")  # fmt: skip
 
-        return search_each_size(space, self.limits, self.score, self.cfg.seed, count, at_random, tell)
+        return search_each_size(space, self.limits, self.score, self.cfg.run.seed, count, at_random, tell)
 
 
 def size_of(candidate: Candidate) -> tuple[int, int]:
@@ -73,18 +73,18 @@ def train_once(cfg: Config) -> dict:
 
     Raises UserError where a run of that name had other settings.
     """
-    directory = Path(cfg.log_dir) / cfg.name
+    directory = Path(cfg.run.log_dir) / cfg.run.name
     if (directory / "config.json").exists():
         before = Config.from_dict(json.loads((directory / "config.json").read_text()))
-        changed = [n for n in vars(before) if n not in FREE and getattr(before, n) != getattr(cfg, n)]
+        changed = [n for n in before.to_dict() if n not in FREE and before.get(n) != cfg.get(n)]
         if changed:
             raise UserError(
-                f"{directory} was trained with another --{dashed(changed[0])} ({getattr(before, changed[0])}, not "
-                f"{getattr(cfg, changed[0])}); give another --name, or delete it"
+                f"{directory} was trained with another {option(changed[0])} ({before.get(changed[0])}, not "
+                f"{cfg.get(changed[0])}); give another --name, or delete it"
             )
     result = directory / "results" / "train.json"
     if not result.exists():
-        do_train(replace(cfg, resume=True), command=typed())
+        do_train(cfg.replace(resume=True), command=typed_command())
     return json.loads(result.read_text())
 
 
@@ -93,8 +93,8 @@ def alone(cfg: Config, directory: Path, name: str, spec: Spec | None = None, **c
     if spec:
         text = self_contained("searched:" + json.dumps(spec.to_dict()))
         changes |= {"backbone": text, "height": spec.height, "width": spec.width, "last_stride": spec.last_stride}
-    once = {"log_dir": str(directory), "name": name, "eval_first": False, "eval_every": cfg.epochs}
-    return train_once(replace(cfg, weights="none", **once, **changes).check())
+    once = {"log_dir": str(directory), "name": name, "eval_first": False, "eval_every": cfg.solver.epochs}
+    return train_once(cfg.replace(weights="none", **once, **changes).check())
 
 
 def short(spec: Spec) -> str:
@@ -107,7 +107,7 @@ def train_each(search: Search, cfg: Config, candidates: Sequence[Candidate], log
     one, scores, seconds, done = without_test(cfg, search.directory), [], 0.0, 0.0
     total = sum(c.costs[0] for c in candidates)
     for candidate in candidates:
-        result = alone(one, search.directory, f"alone-{short(candidate.spec)}-s{cfg.seed}", candidate.spec)
+        result = alone(one, search.directory, f"alone-{short(candidate.spec)}-s{cfg.run.seed}", candidate.spec)
         setup_logging(search.directory / logfile)
         scores.append(result["scores"]["plain"]["mAP"])
         seconds, done = seconds + result["train_seconds"], done + candidate.costs[0]
@@ -121,17 +121,20 @@ def train_each(search: Search, cfg: Config, candidates: Sequence[Candidate], log
 
 def open_search(cfg: SearchConfig) -> Search:
     """Train the supernet unless that is done, and make ready what scores and measures its networks."""
-    cfg.holdout_ids = cfg.holdout_ids or 20
-    directory, device = Path(cfg.log_dir) / (cfg.name or f"search_{cfg.preset}"), pick_device(cfg.device)
-    epochs = cfg.supernet_epochs or 4 * cfg.epochs
-    steps = tuple(step * epochs / cfg.epochs for step in cfg.steps)
-    clip = cfg.clip_grad or CLIP
+    cfg.data.holdout_ids = cfg.data.holdout_ids or 20
+    directory, device = (
+        Path(cfg.run.log_dir) / (cfg.run.name or f"search_{cfg.run.preset}"),
+        pick_device(cfg.run.device),
+    )
+    epochs = cfg.supernet_epochs or 4 * cfg.solver.epochs
+    steps = tuple(step * epochs / cfg.solver.epochs for step in cfg.solver.steps)
+    clip = cfg.solver.clip_grad or CLIP
     supernet = plain(cfg, last_stride=1, flip=False, rerank=False, epochs=epochs, steps=steps, clip_grad=clip)
     supernet = without_test(supernet, directory)
-    most = flops(cfg.max_flops) if cfg.max_flops else multiply_adds(mobilenet_v2(cfg.height, cfg.width))
+    most = flops(cfg.max_flops) if cfg.max_flops else multiply_adds(mobilenet_v2(cfg.data.height, cfg.data.width))
     alone(supernet, directory, "supernet", backbone=f"supernet:{int(most)}")
     model, trained = load_model(directory / "supernet" / LAST, device)
-    trained = replace(trained, data_root=cfg.data_root, workers=cfg.workers)
+    trained = trained.replace(data_root=cfg.data.data_root, workers=cfg.data.workers)
     limits, table = [(multiply_adds, most)], None
     if cfg.max_latency:
         hardware = describe_environment(device)["hardware"]

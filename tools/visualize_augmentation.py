@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +52,10 @@ def main() -> None:
     images = loader.images.read(indices)
 
     def column(**settings) -> np.ndarray:
-        draws = Draws(cfg.seed, cfg.epoch, 0, batch=len(images))  # those of the training's own batch
-        return pictures(images, replace(cfg, **settings), draws)
+        draws = Draws(cfg.run.seed, cfg.epoch, 0, batch=len(images))  # those of the training's own batch
+        return pictures(images, cfg.replace(**settings), draws)
 
-    alone = TRANSFORMS | ({"pad and crop": {"pad": cfg.pad}} if cfg.pad else {})
+    alone = TRANSFORMS | ({"pad and crop": {"pad": cfg.augment.pad}} if cfg.augment.pad else {})
     columns = {"original": column(**OFF)} | {name: column(**OFF | on) for name, on in alone.items()}
     columns["as trained"] = column()
     rows = []
@@ -63,7 +63,7 @@ def main() -> None:
         sample = loader.samples[indices[i]]
         tiles = [Tile(c[i], "", RIGHT if name == "as trained" else QUERY) for name, c in columns.items()]
         rows.append((f"pid {sample.pid}, cam {sample.camid}", tiles))
-    path = Path(cfg.output or Path(cfg.log_dir) / f"augmentation_{short_name(cfg.dataset)}.png")
+    path = Path(cfg.output or Path(cfg.run.log_dir) / f"augmentation_{short_name(cfg.data.dataset)}.png")
     draw_rows(path, rows, ["\n".join(textwrap.wrap(name, 12)) for name in columns])
     log.info("%d of the %d images of the first batch of epoch %d: %s", len(rows), len(images), cfg.epoch, path)
 

@@ -1,10 +1,9 @@
 """Recipes for the rendered demo set."""
 
-from config.config import Config
-
 PRESETS = {
     # From scratch, on two CPU cores in a few minutes. The README's first command.
-    "demo": Config(
+    "demo": dict(
+        about="rendered pedestrians, ResNet18 from scratch; a few minutes on two CPU cores",
         dataset="demo",
         height=96,
         width=48,
@@ -24,7 +23,8 @@ PRESETS = {
     # To search light networks on, within half an hour; small batches, as these networks need many steps from scratch,
     # and SGD, with which MobileNetV2 learns in half as many as with Adam (as in mlr_mobilenet_v2_sgd). Without
     # clipping, some networks lose in one step what they had learned in a hundred.
-    "demo_light": Config(
+    "demo_light": dict(
+        about="rendered pedestrians, MobileNetV2 from scratch with SGD; for the search of light models",
         dataset="demo",
         height=96,
         width=48,

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from config.config import Config
-
 # MobileNetV2 from scratch, its baseline for searched networks. All that is published is a row of the README's table:
 # feature width 256, optimizer, weight decay, and "50,120,150", of which 150 must be the number of epochs, as 350 is in
 # the longer schedule that is commented out in the ResNet's file. SGD's rates and momentum come from these comments too.
@@ -38,16 +36,37 @@ PRESETS = {
     # Published: 85.53 / 93.91. Different: there padding is gray (120), the flip comes after the crop, the classifier
     # has twice the identities (half of them only take their share of the label smoothing) and starts with std 0.01, and
     # the ImageNet weights are OpenMMLab's.
-    "mlr_resnet50": Config(dataset="market1501", center_weight=0.0, warmup_iters=2000, steps=(40.0, 90.0)),
+    "mlr_resnet50": dict(
+        about="Matrix Light ReID's ResNet50; published 85.53 / 93.91",
+        dataset="market1501",
+        center_weight=0.0,
+        warmup_iters=2000,
+        steps=(40.0, 90.0),
+    ),
     # Published: 46.96 / 71.17. "The same optimizer from ResNet50 baseline".
-    "mlr_mobilenet_v2_adam": Config(**MOBILENET),
+    "mlr_mobilenet_v2_adam": dict(
+        about="Matrix Light ReID's MobileNetV2 from scratch, Adam; published 46.96 / 71.17", **MOBILENET
+    ),
     # Published: 47.70 / 71.61.
-    "mlr_mobilenet_v2_sgd_wd1e4": Config(**MOBILENET, optimizer="sgd", lr=0.1, weight_decay=1e-4),
+    "mlr_mobilenet_v2_sgd_wd1e4": dict(
+        about="the same with SGD and weight decay 1e-4; published 47.70 / 71.61",
+        **MOBILENET,
+        optimizer="sgd",
+        lr=0.1,
+        weight_decay=1e-4,
+    ),
     # Published: 61.62 / 81.32.
-    "mlr_mobilenet_v2_sgd": Config(**MOBILENET, optimizer="sgd", lr=0.065),
+    "mlr_mobilenet_v2_sgd": dict(
+        about="the same with SGD and weight decay 5e-4; published 61.62 / 81.32", **MOBILENET, optimizer="sgd", lr=0.065
+    ),
     # Published: MLR-210M-A (212 M, counted as above) 64.57 / 84.56, MLR-210M-B (207 M) 65.23 / 83.88, "SGD, wd 5e-4".
     # Different: their networks are not published; ours has 194 M in convolutions, where MobileNetV2 1.0 has 196 M.
-    "light_210m": Config(**LIGHT),
+    "light_210m": dict(
+        about="a searched network of 194 M multiply-adds from scratch; published (MLR-210M-B) 65.23 / 83.88", **LIGHT
+    ),
     # Published: A 69.18 / 86.13, B 71.20 / 87.77. "SGD, wd 5e-4, Warmup-2K", "150,250,320,350".
-    "light_210m_long": Config(**LIGHT | {"warmup_iters": 2000, "steps": (150.0, 250.0, 320.0), "epochs": 350}),
+    "light_210m_long": dict(
+        about="the same with warm-up and 350 epochs; published (MLR-210M-B+) 71.20 / 87.77",
+        **LIGHT | {"warmup_iters": 2000, "steps": (150.0, 250.0, 320.0), "epochs": 350},
+    ),
 }

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import numpy as np
 import torch
 
 from config import Config
+from config.config import SECTION_OF
 from datasets.augment.boxes import cutout, erase_, local_grayscale, random_erasing
 from datasets.augment.colour import autoaugment, colour_jitter, random_grayscale
 from datasets.augment.draws import Draws
@@ -17,7 +16,7 @@ MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in 0..1: what the published wei
 STD = (0.229, 0.224, 0.225)
 
 # Settings that switch off every transform, and for each transform those that switch it on again for every image.
-OFF = {f.name: 0.0 for f in fields(Config) if f.name.endswith("_prob")} | {"pad": 0}
+OFF = {name: 0.0 for name in SECTION_OF if name.endswith("_prob")} | {"pad": 0}
 TRANSFORMS = {
     "flip": {"flip_prob": 1.0},
     "pad and crop": {"pad": 10},
@@ -41,31 +40,31 @@ def augment(images: torch.Tensor, cfg: Config, draws: Draws) -> torch.Tensor:
     First what wants the picture as it was, then moves, then colours, and what hides a part last, so that nothing blurs,
     tints or moves it. With everything off this is `normalise`.
     """
-    if cfg.autoaugment_prob > 0:
-        images = autoaugment(images, cfg.autoaugment_prob, draws)
-    if cfg.flip_prob > 0:
-        images = random_flip(images, cfg.flip_prob, draws)
-    if cfg.translate_prob > 0:
-        images = random_translation(images, cfg.translate_prob, draws)
-    if cfg.pad > 0:
-        images = pad_crop(images, cfg.pad, draws)
-    if cfg.rotate_prob > 0:
-        images = random_rotation(images, cfg.rotate_prob, cfg.rotate_degrees, draws)
-    if cfg.affine_prob > 0:
-        images = random_affine(images, cfg.affine_prob, draws)
-    if cfg.jitter_prob > 0:
-        images = colour_jitter(images, cfg.jitter_prob, cfg.jitter, draws)
-    if cfg.gray_prob > 0:
-        images = random_grayscale(images, cfg.gray_prob, draws)
-    if cfg.lgt_prob > 0:
-        images = local_grayscale(images, cfg.lgt_prob, draws)
-    if cfg.cutout_prob > 0:
-        images = cutout(images, cfg.cutout_prob, cfg.cutout_size, draws)
-    if cfg.erase_prob > 0 and cfg.erase_fill != "mean":
-        images = random_erasing(images, cfg.erase_prob, cfg.erase_fill, draws)
+    if cfg.augment.autoaugment_prob > 0:
+        images = autoaugment(images, cfg.augment.autoaugment_prob, draws)
+    if cfg.augment.flip_prob > 0:
+        images = random_flip(images, cfg.augment.flip_prob, draws)
+    if cfg.augment.translate_prob > 0:
+        images = random_translation(images, cfg.augment.translate_prob, draws)
+    if cfg.augment.pad > 0:
+        images = pad_crop(images, cfg.augment.pad, draws)
+    if cfg.augment.rotate_prob > 0:
+        images = random_rotation(images, cfg.augment.rotate_prob, cfg.augment.rotate_degrees, draws)
+    if cfg.augment.affine_prob > 0:
+        images = random_affine(images, cfg.augment.affine_prob, draws)
+    if cfg.augment.jitter_prob > 0:
+        images = colour_jitter(images, cfg.augment.jitter_prob, cfg.augment.jitter, draws)
+    if cfg.augment.gray_prob > 0:
+        images = random_grayscale(images, cfg.augment.gray_prob, draws)
+    if cfg.augment.lgt_prob > 0:
+        images = local_grayscale(images, cfg.augment.lgt_prob, draws)
+    if cfg.augment.cutout_prob > 0:
+        images = cutout(images, cfg.augment.cutout_prob, cfg.augment.cutout_size, draws)
+    if cfg.augment.erase_prob > 0 and cfg.augment.erase_fill != "mean":
+        images = random_erasing(images, cfg.augment.erase_prob, cfg.augment.erase_fill, draws)
     floats = normalise(images)
-    if cfg.erase_prob > 0 and cfg.erase_fill == "mean":
-        erase_(floats.permute(0, 2, 3, 1), cfg.erase_prob, cfg.erase_fill, draws)
+    if cfg.augment.erase_prob > 0 and cfg.augment.erase_fill == "mean":
+        erase_(floats.permute(0, 2, 3, 1), cfg.augment.erase_prob, cfg.augment.erase_fill, draws)
     return floats
 
 

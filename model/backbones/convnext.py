@@ -25,24 +25,24 @@ class DenseConvolution(nn.Module):
 
 
 def convnext(cfg: Config) -> Backbone:
-    """The ConvNeXt called `cfg.backbone`: (B, 3, H, W) to (B, C, H/16, W/16), or H/32 with last stride 2; rounded down.
+    """The ConvNeXt of the settings: (B, 3, H, W) to (B, C, H/16, W/16), or H/32 with last stride 2; rounded down.
 
     torchvision's last norm comes after the pooling; here it comes before, at each position, as in Swin and ViT. Raises
     UserError for images that leave no map.
     """
-    least = 16 * cfg.last_stride
-    if min(cfg.height, cfg.width) < least:
+    height, width, least = cfg.data.height, cfg.data.width, 16 * cfg.model.last_stride
+    if min(height, width) < least:
         raise UserError(
-            f"--backbone {cfg.backbone} leaves nothing of --height {cfg.height} --width {cfg.width} at last stride "
-            f"{cfg.last_stride}; give {least} or more for both"
+            f"--backbone {cfg.model.backbone} leaves nothing of --height {height} --width {width} at last stride "
+            f"{cfg.model.last_stride}; give {least} or more for both"
         )
-    net = models.get_model(cfg.backbone)
+    net = models.get_model(cfg.model.backbone)
     net.classifier = net.classifier[:1]
-    if cfg.last_stride == 1:
+    if cfg.model.last_stride == 1:
         net.features[6][1] = DenseConvolution(net.features[6][1])
     channels = [net.features[0].out_channels * 2**n for n in range(4)]
     stages = cut("features", (2, 4, 6, 8))
     stages[-1].append("classifier.0")
-    backbone = Backbone(net, stages, channels, cfg.last_stride)
-    backbone.imagenet = models.get_model_weights(cfg.backbone).IMAGENET1K_V1
+    backbone = Backbone(net, stages, channels, cfg.model.last_stride)
+    backbone.imagenet = models.get_model_weights(cfg.model.backbone).IMAGENET1K_V1
     return backbone

@@ -148,12 +148,12 @@ class OSNet(Staged):
 
 
 def osnet(cfg: Config) -> OSNet:
-    """The OSNet called `cfg.backbone`: (B, 3, H, W) to (B, C, H/16, W/16). Raises UserError for last stride 2, and for
+    """The OSNet of the settings: (B, 3, H, W) to (B, C, H/16, W/16). Raises UserError for last stride 2, and for
     OSNet-AIN and images below 32 pixels."""
-    channels, kind, drive = PUBLISHED[cfg.backbone]
+    channels, kind, drive = PUBLISHED[cfg.model.backbone]
     refuse_last_stride_2(cfg)
     if kind == "ain":
         refuse_tiny_images(cfg)
     net = OSNet(channels, kind)
-    net.imagenet = DriveWeights(cfg.backbone, f"https://drive.google.com/file/d/{drive}/view")
+    net.imagenet = DriveWeights(cfg.model.backbone, f"https://drive.google.com/file/d/{drive}/view")
     return net

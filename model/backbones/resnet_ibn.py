@@ -70,14 +70,14 @@ class NormAfterSum(nn.Module):
 
 
 def resnet_ibn(cfg: Config) -> Backbone:
-    """The ResNet-IBN called `cfg.backbone`: (B, 3, H, W) to (B, C, H/16, W/16), or H/32 with last stride 2.
+    """The ResNet-IBN of the settings: (B, 3, H, W) to (B, C, H/16, W/16), or H/32 with last stride 2.
 
     Kind a has IBN as the first norm of every block of stages 1 to 3: best on the domain that it is trained on. Kind b
     has instance norm after the stem's convolution and after the sum of the last block of stages 1 and 2: best on other
     domains. Raises UserError for kind a and images below 32 pixels.
     """
-    layers, kind, digits = PUBLISHED[cfg.backbone]
-    block = BasicBlock if cfg.backbone.startswith("resnet18") else Bottleneck
+    layers, kind, digits = PUBLISHED[cfg.model.backbone]
+    block = BasicBlock if cfg.model.backbone.startswith("resnet18") else Bottleneck
     net, channels = ResNet(block, layers), [width * block.expansion for width in (64, 128, 256, 512)]
     if kind == "a":
         refuse_tiny_images(cfg)
@@ -87,7 +87,7 @@ def resnet_ibn(cfg: Config) -> Backbone:
         net.bn1 = nn.InstanceNorm2d(net.bn1.num_features, affine=True)
         for layer, width in zip((net.layer1, net.layer2), channels, strict=False):
             layer[-1] = NormAfterSum(layer[-1], width)
-    backbone = Backbone(net, RESNET, channels, cfg.last_stride)
+    backbone = Backbone(net, RESNET, channels, cfg.model.last_stride)
     release = "https://github.com/XingangPan/IBN-Net/releases/download/v1.0"
-    backbone.imagenet = ReleasedWeights(f"{release}/{cfg.backbone}-{digits}.pth")
+    backbone.imagenet = ReleasedWeights(f"{release}/{cfg.model.backbone}-{digits}.pth")
     return backbone

@@ -82,14 +82,14 @@ class Searched(Staged):
 def searched(spec: Spec, cfg: Config) -> Searched:
     """The network of a specification. It takes images of any size; a warning says what it costs at one that it was not
     found for. Raises UserError for another last stride than its own."""
-    called = "the searched network" if "{" in cfg.backbone else cfg.backbone
-    if cfg.last_stride != spec.last_stride:
+    called = "the searched network" if "{" in cfg.model.backbone else cfg.model.backbone
+    if cfg.model.last_stride != spec.last_stride:
         raise UserError(f"{called} has last stride {spec.last_stride}; give --last-stride {spec.last_stride} with it")
-    if (cfg.height, cfg.width) != (spec.height, spec.width):
-        here = multiply_adds(replace(spec, height=cfg.height, width=cfg.width)) / 1e6
+    if (cfg.data.height, cfg.data.width) != (spec.height, spec.width):
+        here = multiply_adds(replace(spec, height=cfg.data.height, width=cfg.data.width)) / 1e6
         log.warning(
             "warning: %s was found for images of %d x %d, where it has %.1f M multiply-adds; at %d x %d it has %.1f M",
-            called, spec.height, spec.width, multiply_adds(spec) / 1e6, cfg.height, cfg.width, here,
+            called, spec.height, spec.width, multiply_adds(spec) / 1e6, cfg.data.height, cfg.data.width, here,
         )  # fmt: skip
     return Searched(spec)
 

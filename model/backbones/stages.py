@@ -78,14 +78,16 @@ def cut(sequence: str, ends: Sequence[int]) -> list[list[str]]:
 
 def refuse_last_stride_2(cfg: Config) -> None:
     """Raises UserError for --last-stride 2, for a backbone that has no last stride."""
-    if cfg.last_stride != 1:
-        raise UserError(f"--last-stride {cfg.last_stride} is not possible: {cfg.backbone} ends at 1/16; leave it out")
+    if cfg.model.last_stride != 1:
+        raise UserError(
+            f"--last-stride {cfg.model.last_stride} is not possible: {cfg.model.backbone} ends at 1/16; leave it out"
+        )
 
 
 def refuse_tiny_images(cfg: Config) -> None:
     """Raises UserError where the map at 1/16 has one cell, whose instance norm would always be 0."""
-    if max(cfg.height, cfg.width) < 32:
+    if max(cfg.data.height, cfg.data.width) < 32:
         raise UserError(
-            f"--backbone {cfg.backbone} normalises each image's map at 1/16 of its size, which has one cell with "
-            f"--height {cfg.height} --width {cfg.width}; give --height 32 or more, or another --backbone"
+            f"--backbone {cfg.model.backbone} normalises each image's map at 1/16 of its size, which has one cell with "
+            f"--height {cfg.data.height} --width {cfg.data.width}; give --height 32 or more, or another --backbone"
         )

@@ -152,8 +152,8 @@ def copy_part(layer: nn.Module, source: nn.Module) -> None:
 def supernet(most: str, cfg: Config) -> Supernet:
     """The supernet for images of up to the settings' size, whose steps train networks of up to `most` multiply-adds, or
     all for "". Raises UserError for what is no number, and for last stride 2: it has both."""
-    if cfg.last_stride != 1:
+    if cfg.model.last_stride != 1:
         raise UserError("--backbone supernet has networks of both last strides; leave --last-stride out")
     if most and not most.isdecimal():
         raise UserError(f"--backbone supernet:{most} must name a number of multiply-adds, such as supernet:210000000")
-    return Supernet(Space(cfg.height, cfg.width, int(most) if most else math.inf), cfg.seed)
+    return Supernet(Space(cfg.data.height, cfg.data.width, int(most) if most else math.inf), cfg.run.seed)

@@ -40,13 +40,13 @@ class DenseMerging(nn.Module):
 
 
 def swin(cfg: Config) -> Swin:
-    """The Swin called `cfg.backbone`: (B, 3, H, W) to (B, 768, H/16, W/16), or H/32 with last stride 2."""
-    net = models.get_model(cfg.backbone)
-    if cfg.last_stride == 1:
+    """The Swin of the settings: (B, 3, H, W) to (B, 768, H/16, W/16), or H/32 with last stride 2."""
+    net = models.get_model(cfg.model.backbone)
+    if cfg.model.last_stride == 1:
         net.features[6] = DenseMerging(net.features[6])
     channels = [net.features[0][0].out_channels * 2**n for n in range(4)]
     stages = cut("features", (2, 4, 6, 8))
     stages[-1].append("norm")
-    backbone = Swin(net, stages, channels, cfg.last_stride)
-    backbone.imagenet = models.get_model_weights(cfg.backbone).IMAGENET1K_V1
+    backbone = Swin(net, stages, channels, cfg.model.last_stride)
+    backbone.imagenet = models.get_model_weights(cfg.model.backbone).IMAGENET1K_V1
     return backbone

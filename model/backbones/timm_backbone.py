@@ -38,9 +38,9 @@ def timm_backbone(cfg: Config) -> nn.Module:
     stride 1 asks timm for output stride 16, which also dilates the kernels of the last stage, unlike the other
     backbones. Raises UserError when timm is missing, does not know the name, or gives no such map.
     """
-    timm, name = load_timm(), cfg.backbone.removeprefix("timm/")
+    timm, name = load_timm(), cfg.model.backbone.removeprefix("timm/")
     if not timm.is_model(name):
-        hint = did_you_mean(cfg.backbone, [f"timm/{n}" for n in timm.list_models()], cutoff=0.5)
+        hint = did_you_mean(cfg.model.backbone, [f"timm/{n}" for n in timm.list_models()], cutoff=0.5)
         raise UserError(f"timm {timm.__version__} has no network called {name}; {hint or 'see timm.list_models()'}")
     net, options = create(name, cfg)
     net.attention = nn.ModuleDict()
@@ -63,8 +63,8 @@ def load_timm() -> Any:
 
 def create(name: str, cfg: Config) -> tuple[nn.Module, dict[str, Any]]:
     """The random network, and the options that it accepted: its stride, or its image size, or neither."""
-    tries: list[dict[str, Any]] = [{"output_stride": 16}] if cfg.last_stride == 1 else []
-    tries += [{"img_size": (cfg.height, cfg.width)}, {}]
+    tries: list[dict[str, Any]] = [{"output_stride": 16}] if cfg.model.last_stride == 1 else []
+    tries += [{"img_size": (cfg.data.height, cfg.data.width)}, {}]
     for options in tries:
         options |= {"num_classes": 0, "global_pool": ""}
         try:
@@ -91,21 +91,22 @@ def as_map(net: nn.Module, inputs: tuple[torch.Tensor], out: torch.Tensor) -> to
 
 def probe(net: nn.Module, name: str, cfg: Config) -> int:
     """Channels of the network's map. Raises UserError where it gives none, or one at another stride."""
+    height, width = cfg.data.height, cfg.data.width
     try:
         with torch.no_grad():
-            out = net.eval()(torch.zeros(1, 3, cfg.height, cfg.width))
+            out = net.eval()(torch.zeros(1, 3, height, width))
         net.train()
         channels, rows, columns = out.shape[1:]
     except Exception as error:  # whatever timm's networks raise for a size that they do not support
         raise UserError(
-            f"timm's {name} gives no map for --height {cfg.height} --width {cfg.width} ({_first_line(error)}); use "
-            "another size or --backbone"
+            f"timm's {name} gives no map for --height {height} --width {width} ({_first_line(error)}); use another size "
+            "or --backbone"
         ) from error
-    fine = cfg.height * cfg.width < 512 * rows * columns  # nearer to 1/16 of the image than to 1/32
-    if fine != (cfg.last_stride == 1):
+    fine = height * width < 512 * rows * columns  # nearer to 1/16 of the image than to 1/32
+    if fine != (cfg.model.last_stride == 1):
         raise UserError(
-            f"--last-stride {cfg.last_stride} is not possible with timm's {name}, which gives a map of {rows} x "
-            f"{columns} for {cfg.height} x {cfg.width}; give --last-stride {1 if fine else 2}"
+            f"--last-stride {cfg.model.last_stride} is not possible with timm's {name}, which gives a map of {rows} x "
+            f"{columns} for {height} x {width}; give --last-stride {1 if fine else 2}"
         )
     return channels
 

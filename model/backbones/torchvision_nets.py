@@ -44,15 +44,15 @@ def stages_of(name: str, net: nn.Module) -> tuple[list[list[str]], list[int]]:
 
 
 def torchvision_net(cfg: Config) -> Backbone:
-    """The network called `cfg.backbone`: (B, 3, H, W) to (B, C, H/16, W/16), or H/32 with last stride 2."""
-    name = cfg.backbone
-    options = {"width_mult": cfg.width_multiplier} if name == "mobilenet_v2" else {}
+    """The network of the settings: (B, 3, H, W) to (B, C, H/16, W/16), or H/32 with last stride 2."""
+    name = cfg.model.backbone
+    options = {"width_mult": cfg.model.width_multiplier} if name == "mobilenet_v2" else {}
     net = models.get_model(name, **options)
-    if cfg.stride_in_1x1:
+    if cfg.model.stride_in_1x1:
         # Caffe's ResNets have the stride of a stage in its first 1×1 convolution, and their weights need it there
         for first in (net.layer2[0], net.layer3[0], net.layer4[0]):
             first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
-    backbone = Backbone(net, *stages_of(name, net), cfg.last_stride)
+    backbone = Backbone(net, *stages_of(name, net), cfg.model.last_stride)
     # V1 is what the Bag of Tricks papers started from; V2 transfers worse
     backbone.imagenet = models.get_model_weights(name).IMAGENET1K_V1
     return backbone

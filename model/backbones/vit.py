@@ -61,14 +61,15 @@ def resize_positions(positions: torch.Tensor, height: int, width: int) -> torch.
 
 
 def vit(cfg: Config) -> ViT:
-    """The ViT called `cfg.backbone`: (B, 3, H, W) to (B, 768, H/16, W/16). Raises UserError for last stride 2, and for
+    """The ViT of the settings: (B, 3, H, W) to (B, 768, H/16, W/16). Raises UserError for last stride 2, and for
     sizes that are not multiples of 16."""
     refuse_last_stride_2(cfg)
-    if cfg.height % 16 or cfg.width % 16:
+    height, width = cfg.data.height, cfg.data.width
+    if height % 16 or width % 16:
         raise UserError(
-            f"--backbone {cfg.backbone} needs whole 16 x 16 patches, not --height {cfg.height} --width {cfg.width}; "
-            "give multiples of 16"
+            f"--backbone {cfg.model.backbone} needs whole 16 x 16 patches, not --height {height} --width {width}; give "
+            "multiples of 16"
         )
-    backbone = ViT(models.get_model(cfg.backbone))
-    backbone.imagenet = models.get_model_weights(cfg.backbone).IMAGENET1K_V1
+    backbone = ViT(models.get_model(cfg.model.backbone))
+    backbone.imagenet = models.get_model_weights(cfg.model.backbone).IMAGENET1K_V1
     return backbone

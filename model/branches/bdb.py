@@ -28,15 +28,15 @@ class BDB(ReIDModel):
 
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__(cfg, num_classes)
-        inputs, width = self.backbone.out_channels, cfg.embedding_dim or 512
+        inputs, width = self.backbone.out_channels, cfg.model.embedding_dim or 512
         if inputs % Bottleneck.expansion:
             raise UserError(
-                f"--backbone {cfg.backbone} ends in {inputs} channels, which --branches bdb cannot divide by 4; use "
-                "another one"
+                f"--backbone {cfg.model.backbone} ends in {inputs} channels, which --branches bdb cannot divide by "
+                "4; use another one"
             )
         self.bottleneck = Bottleneck(inputs, inputs // Bottleneck.expansion)
         init_convolutions(self.bottleneck)
-        self.pool, self.part_pool = POOLING[cfg.pooling](), Maximum()
+        self.pool, self.part_pool = POOLING[cfg.model.pooling](), Maximum()
         self.branches = nn.ModuleList(Branch(cfg, n, num_classes, embedding(inputs, n)) for n in (width, 2 * width))
 
     def pooled(self, images: torch.Tensor) -> Sequence[torch.Tensor]:

@@ -35,11 +35,17 @@ class LightMBN(ReIDModel):
 
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__(cfg, num_classes)
-        inputs, width, osnet = self.backbone.out_channels, cfg.embedding_dim or 512, isinstance(self.backbone, OSNet)
-        self.backbone = Split(self.backbone, 3, cfg.backbone)
+        inputs, width, osnet = (
+            self.backbone.out_channels,
+            cfg.model.embedding_dim or 512,
+            isinstance(self.backbone, OSNet),
+        )
+        self.backbone = Split(self.backbone, 3, cfg.model.backbone)
         self.block = OSBlock(inputs, inputs) if osnet else Bottleneck(inputs, inputs // Bottleneck.expansion)
         published = OSNET_POOLING if osnet else RESNET_POOLING
-        self.pools = nn.ModuleList(POOLING[p]() for p in (published if cfg.pooling == "avg" else [cfg.pooling] * 7))
+        self.pools = nn.ModuleList(
+            POOLING[p]() for p in (published if cfg.model.pooling == "avg" else [cfg.model.pooling] * 7)
+        )
         self.shared = nn.Sequential(
             nn.Linear(inputs // 2, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)
         )

@@ -27,9 +27,9 @@ class MGN(ReIDModel):
 
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__(cfg, num_classes)
-        self.backbone = Split(self.backbone, 3, cfg.backbone)
-        self.pool = POOLING[cfg.pooling]()
-        inputs, width = self.backbone.out_channels, cfg.embedding_dim or 256
+        self.backbone = Split(self.backbone, 3, cfg.model.backbone)
+        self.pool = POOLING[cfg.model.pooling]()
+        inputs, width = self.backbone.out_channels, cfg.model.embedding_dim or 256
         self.branches = nn.ModuleList(
             Branch(cfg, width, num_classes, embedding(inputs, width), metric=whole)
             for whole in [True] * 3 + [False] * 5

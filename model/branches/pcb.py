@@ -27,8 +27,8 @@ class PCB(ReIDModel):
 
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__(cfg, num_classes)
-        self.pool = POOLING[cfg.pooling]()
-        inputs, width = self.backbone.out_channels, cfg.embedding_dim or 256
+        self.pool = POOLING[cfg.model.pooling]()
+        inputs, width = self.backbone.out_channels, cfg.model.embedding_dim or 256
         self.branches = nn.ModuleList(
             Branch(cfg, width, num_classes, embedding(inputs, width)) for _ in range(self.parts)
         )
