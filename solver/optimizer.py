@@ -19,20 +19,25 @@ OPTIMIZERS = {
 }
 
 
-def make_optimizers(cfg: Config, model: nn.Module, criterion: nn.Module) -> dict[str, torch.optim.Optimizer]:
-    """`model`: what the settings name, over `parameter_groups`; `center`: SGD over the centers, where there are any."""
+def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the settings over `parameter_groups`."""
     options: dict[str, Any] = {"lr": cfg.solver.lr, "fused": cfg.loop.fused}
     if cfg.solver.optimizer == "sgd":
         options |= {"momentum": cfg.solver.momentum, "nesterov": cfg.solver.nesterov}
     else:
         options["betas"] = (cfg.solver.momentum, 0.999)
-    optimizers = {"model": OPTIMIZERS[cfg.solver.optimizer](parameter_groups(cfg, model), **options)}
+    optimizer = OPTIMIZERS[cfg.solver.optimizer](parameter_groups(cfg, model), **options)
     if cfg.solver.optimizer == "sgd" and cfg.solver.momentum > 0:
-        for parameter in (p for group in optimizers["model"].param_groups for p in group["params"]):
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             # as the first step would do it; but fused SGD fails when weights that were frozen have no buffer yet
-            optimizers["model"].state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    centers = list(criterion.parameters())
-    if centers:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def make_optimizers(cfg: Config, model: nn.Module, criterion: nn.Module) -> dict[str, torch.optim.Optimizer]:
+    """`model`, and `center`: SGD over the centers, if there are any. Goes when `Criterion.move_centers` is called."""
+    optimizers = {"model": make_optimizer(cfg, model)}
+    if centers := list(criterion.parameters()):
         optimizers["center"] = torch.optim.SGD(centers, lr=cfg.loss.center_lr, fused=cfg.loop.fused)
     return optimizers
 

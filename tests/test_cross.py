@@ -10,7 +10,7 @@ from loss import make_criterion
 from model import BACKBONES, build_model
 from model.heads import HEADS
 from model.pooling import POOLING
-from solver import make_optimizers
+from solver import make_optimizer
 
 STEPS = 80  # most need fewer than ten
 SMALL = "shufflenet_v2_x0_5"
@@ -43,7 +43,7 @@ def learns(backbone: str, pooling: str, head: str, frozen: bool = False) -> bool
     model = build_model(cfg, 4).train()
     model.backbone.requires_grad_(not frozen)
     criterion = make_criterion(cfg, 4, model.feature_dims, [head.add_margin for head in model.heads])
-    optimizer = make_optimizers(cfg, model, criterion)["model"]
+    optimizer = make_optimizer(cfg, model)
     images, labels, first = torch.randn(8, 3, 64, 32), torch.arange(4).repeat_interleave(2), None
     images = images.repeat_interleave(16, 2)[:, :, :64].repeat_interleave(8, 3)[..., :32]  # coarse patterns
     for _ in range(STEPS):

@@ -34,7 +34,7 @@ KNOWN = {name: load_preset(name) for name in NAMES if name not in OF_THEIR_OWN} 
 def test_every_one_has_a_published_row_on_the_set_that_it_trains_on():
     rows = json.loads((ROOT / "results" / "published.json").read_text())["rows"]
     published = {(row["experiment"], row.get("dataset", "market1501")) for row in rows}
-    assert {(name, load_preset(name).dataset) for name in NAMES} <= published
+    assert {(name, load_preset(name).data.dataset) for name in NAMES} <= published
 
 
 def test_a_comment_states_the_published_figures_of_every_preset():
@@ -64,8 +64,14 @@ def test_two_steps_of_a_preset_have_finite_losses_and_move_its_weights(name, tmp
     write_tree(tmp_path / "data" / "demo", train_ids=4, test_ids=2, cameras=2)
     cfg = load_preset(name)
     size = {"height": round(cfg.data.height * 32 / cfg.data.width), "width": 32, "batch_size": 8, "images_per_id": 2}
-    place = {"dataset": "demo", "data_root": str(tmp_path / "data"), "log_dir": str(tmp_path), "device": "cpu"}
-    short = {"weights": "none", "epochs": 1, "eval_first": False, "ranked_lists": 0, "disk_gb": 0, "workers": 1}
+    place = {
+        "dataset": "demo",
+        "data_root": str(tmp_path / "data"),
+        "log_dir": str(tmp_path),
+        "device": "cpu",
+        "workers": 1,
+    }
+    short = {"weights": "none", "epochs": 1, "eval_first": False, "ranked_lists": 0, "delay_epochs": 0.0}
     cfg = cfg.replace(
         **size, **place, **short, freeze_epochs=min(cfg.solver.freeze_epochs, 0.5), warmup_factor=0.5
     ).check()
@@ -88,7 +94,7 @@ def test_two_steps_of_a_preset_have_finite_losses_and_move_its_weights(name, tmp
 
 def rate(name: str, epoch: float, steps_per_epoch: int = 202) -> float:
     """Learning rate of a preset after so many epochs."""
-    return load_preset(name).lr * lr_factor(load_preset(name), epoch, steps_per_epoch)
+    return load_preset(name).solver.lr * lr_factor(load_preset(name), epoch, steps_per_epoch)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from config import Config
 from model import ReIDModel, make_model
 from processor import do_train
-from solver import make_average, make_optimizers, restore_optimizer, set_frozen, update_average
+from solver import make_average, make_optimizer, restore_optimizer, set_frozen, update_average
 from solver.optimizer import parameter_groups
 from utils.errors import UserError
-
-NOTHING = nn.Module()  # a criterion without parameters
 
 
 class Toy(nn.Module):
@@ -71,7 +69,7 @@ def test_each_optimizer_takes_the_steps_of_its_paper(name, nesterov):
     model = nn.Module()
     model.w = nn.Parameter(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
     cfg = Config(optimizer=name, nesterov=nesterov, lr=0.1, weight_decay=0.2, momentum=0.8).check()
-    optimizer = make_optimizers(cfg, model, NOTHING)["model"]
+    optimizer = make_optimizer(cfg, model)
     # the second moment falls again after the first step, which is what amsgrad is about
     gradients = [torch.tensor(g, dtype=torch.float64) for g in ([3.0, 9.0, -4.0], [0.1, -0.2, 0.3], [0.0, 0.5, 0.1])]
     start = model.w.detach().clone()
@@ -128,7 +126,7 @@ def test_rates_and_weight_decay_of_every_weight():
 def test_a_frozen_backbone_does_not_move_and_then_moves(name):
     torch.manual_seed(0)
     model = Toy()
-    optimizer = make_optimizers(Config(optimizer=name, lr=0.01), model, NOTHING)["model"]
+    optimizer = make_optimizer(Config(optimizer=name, lr=0.01), model)
     before = copy.deepcopy(model.state_dict())
 
     set_frozen(model, optimizer, True)
@@ -161,7 +159,7 @@ def test_the_average_is_that_of_a_loop_in_float64(decay):
     average = make_average(cfg, model)
     wanted = {k: v.double() for k, v in model.state_dict().items()}
     assert all(torch.equal(v, average.state_dict()[k]) for k, v in model.state_dict().items())
-    optimizer = make_optimizers(Config(optimizer="sgd", lr=0.01), model, NOTHING)["model"]
+    optimizer = make_optimizer(Config(optimizer="sgd", lr=0.01), model)
     decays = []
     for n in range(30):
         step(model, optimizer, n)
@@ -231,10 +229,10 @@ def test_clipping_bounds_a_step_of_the_model_and_logs_the_norm_before(tiny, monk
 
 def test_a_restored_optimizer_has_the_moments_of_then_and_the_settings_of_now():
     model = Toy()
-    then = make_optimizers(Config(optimizer="sgd", weight_decay=0.1), model, NOTHING)["model"]
+    then = make_optimizer(Config(optimizer="sgd", weight_decay=0.1), model)
     step(model, then, 0)
     state = copy.deepcopy(then.state_dict())
-    now = make_optimizers(Config(optimizer="sgd", weight_decay=0.2, momentum=0.5), model, NOTHING)["model"]
+    now = make_optimizer(Config(optimizer="sgd", weight_decay=0.2, momentum=0.5), model)
     restore_optimizer(now, state)
     (group,) = now.param_groups
     assert (group["weight_decay"], group["momentum"]) == (0.2, 0.5)
@@ -245,7 +243,7 @@ def test_a_restored_optimizer_has_the_moments_of_then_and_the_settings_of_now():
     restore_optimizer(now, state)
     assert now.param_groups[0]["lr_factor"] == 1.0
     with pytest.raises(ValueError, match="parameter group"):
-        restore_optimizer(make_optimizers(Config(backbone_lr_factor=0.1), model, NOTHING)["model"], state)
+        restore_optimizer(make_optimizer(Config(backbone_lr_factor=0.1), model), state)
 
 
 def test_bad_settings_of_the_solver_are_refused_and_named():

@@ -51,7 +51,7 @@ def find_backbone(name: str) -> Callable[[Config], nn.Module]:
     if name.startswith("timm/"):
         return load("model.backbones.timm_backbone:timm_backbone")
     if name.startswith("searched:"):
-        spec = load("model.backbones.space:read_spec")(name.removeprefix("searched:"))
+        spec = load("model.backbones.searchable:read_spec")(name.removeprefix("searched:"))
         return partial(load("model.backbones.searchable:searched"), spec)
     if name.split(":")[0] == "supernet":
         return partial(load("model.backbones.supernet:supernet"), name.removeprefix("supernet").removeprefix(":"))

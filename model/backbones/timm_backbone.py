@@ -99,8 +99,8 @@ def probe(net: nn.Module, name: str, cfg: Config) -> int:
         channels, rows, columns = out.shape[1:]
     except Exception as error:  # whatever timm's networks raise for a size that they do not support
         raise UserError(
-            f"timm's {name} gives no map for --height {height} --width {width} ({_first_line(error)}); use another size "
-            "or --backbone"
+            f"timm's {name} gives no map for --height {height} --width {width} ({_first_line(error)}); use another "
+            "size or --backbone"
         ) from error
     fine = height * width < 512 * rows * columns  # nearer to 1/16 of the image than to 1/32
     if fine != (cfg.model.last_stride == 1):
