@@ -17,7 +17,8 @@ from helpers import save_model
 import processor.train
 from config import Config
 from datasets.loaders import make_loaders
-from loss import batch_hard_triplet, make_criterion
+from loss import make_criterion
+from loss.triplet import batch_hard_triplet
 from model import make_model
 from model.heads import LinearHead
 from processor.step import train_step
@@ -65,7 +66,7 @@ def outputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_classic_losses_and_their_gradients_are_ours(outputs):
     logits, features, labels = outputs
     cfg = Config(center_weight=0.3)
-    theirs, ours = baseline_train.Losses(cfg, 5, 16), make_criterion(cfg, 5, [16], [LinearHead(16, 5, 0, 0, 0).harden])
+    theirs, ours = baseline_train.Losses(cfg, 5, 16), make_criterion(cfg, 5, [16], [LinearHead(16, 5).add_margin])
     theirs.centers.data = ours.centers[0].centers.data.clone()
     gradients = []
     for loss in (theirs(*outputs), ours([logits], [features], labels)[0]):
