@@ -10,7 +10,8 @@ from config import Config
 from datasets.images import read_image
 from datasets.loaders import TestLoader
 from processor.evaluate import Inference
-from utils.visualize import QUERY, RIGHT, WRONG, Tile, draw_rows
+from utils.metrics import ranked_order
+from utils.pictures import QUERY, RIGHT, WRONG, Tile, draw_rows
 
 TOP = 10  # ranks drawn while a run goes on
 
@@ -29,16 +30,14 @@ def ranked_row(
 ) -> tuple[str, list[Tile]]:
     """Title and tiles of one query: itself, then the nearest gallery images that the protocol lets count."""
     pid, camid = query.pids[index], query.camids[index]
-    ignored = (gallery.pids == pid) & (gallery.camids == camid)
-    order = np.argsort(distance, kind="stable")
-    order = order[~ignored[order]][:top]
+    order = ranked_order(distance, pid, camid, gallery.pids, gallery.camids)
+    matches = int((gallery.pids[order] == pid).sum())
     tiles = [Tile(read_image(query.samples[index].path, 256, 128), f"pid {pid}\ncam {camid}", QUERY)]
-    for g in order:
+    for g in order[:top]:
         who = f"pid {gallery.pids[g]}" if gallery.pids[g] else "distractor"
         colour = RIGHT if gallery.pids[g] == pid else WRONG
         caption = f"{who}\ncam {gallery.camids[g]} · {distance[g]:.3f}"
         tiles.append(Tile(read_image(gallery.samples[g].path, 256, 128), caption, colour))
-    matches = int(((gallery.pids == pid) & ~ignored).sum())
     return f"AP {100 * ap:.1f} %, {matches} {'match' if matches == 1 else 'matches'} in the gallery", tiles
 
 

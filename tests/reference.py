@@ -48,6 +48,12 @@ def evaluation(distance, query_pids, gallery_pids, query_camids, gallery_camids,
     return ReferenceScores(float(np.nanmean(ap)), float(np.nanmean(inp)), cmc, valid, ap)
 
 
+def ranked_order(distance, query_pid, query_camid, gallery_pids, gallery_camids) -> list[int]:
+    """One query's ranked list: by distance, then by place in the gallery, without its own camera's images of it."""
+    kept = [g for g in range(len(distance)) if not (gallery_pids[g] == query_pid and gallery_camids[g] == query_camid)]
+    return sorted(kept, key=lambda g: (distance[g], g))
+
+
 def accepted_pairs(distance, query_pids, gallery_pids, query_camids, gallery_camids) -> tuple[list, list]:
     """Distances of all matching pairs, and of all pairs of two identities; ignored pairs are in neither list."""
     positives, negatives = [], []

@@ -25,7 +25,7 @@ from datasets.images import read_image
 from datasets.layouts import IMAGES
 from datasets.loaders import make_loaders
 from processor.checkpoint import read_checkpoint
-from processor.features import read_features
+from tools.features import read_features
 from utils.errors import UserError
 from utils.logging import log, setup_logging
 

@@ -26,7 +26,7 @@ from datasets.images import read_image
 from datasets.make import find_dataset, short_name
 from utils.errors import run
 from utils.logging import log, setup_logging
-from utils.visualize import QUERY, RIGHT, Tile, draw_rows
+from utils.pictures import QUERY, RIGHT, Tile, draw_rows
 
 COLOURS = {"train": "#2b6cb0", "query": QUERY, "gallery": RIGHT}  # of the frames on the sheet
 WIDE = 8  # images of an identity on the sheet

@@ -69,7 +69,7 @@ AUGMENTATIONS = {
 }
 EVALUATION = {
     "standard": Inside(metrics.evaluate, "Protocol"),
-    "multi_query": protocols.multi_query,
+    "multi_query": protocols.pool_queries,
     "single_shot": protocols.evaluate_single_shot,
     "vehicle_id": protocols.evaluate_vehicle_id,
     "mINP": Inside(metrics.evaluate, "INP"),

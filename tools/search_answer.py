@@ -12,8 +12,8 @@ import numpy as np
 
 from datasets.images import read_image
 from utils.errors import UserError
+from utils.pictures import QUERY, RIGHT, Tile, draw_rows
 from utils.threshold import Counts, Operating
-from utils.visualize import QUERY, RIGHT, Tile, draw_rows
 
 NARROWEST, WIDE = 6, 10  # tiles in a row, the fewest because of the words above them
 MOST_QUERIES, MOST_DRAWN = 5, 50

@@ -24,7 +24,7 @@ from datasets.loaders import TrainLoader
 from datasets.make import make_dataset, short_name
 from utils.errors import run
 from utils.logging import log, setup_logging
-from utils.visualize import QUERY, RIGHT, Tile, draw_rows
+from utils.pictures import QUERY, RIGHT, Tile, draw_rows
 
 
 @dataclass

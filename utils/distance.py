@@ -1,4 +1,4 @@
-"""Distances between query and gallery features."""
+"""Distances between query and gallery features, exact to float32 and equal for equal features."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from collections.abc import Iterator
 import torch
 
 METRICS = ("cosine", "euclidean")
-CHUNK_BYTES = 8 << 20  # of features that are converted at a time
+CHUNK_BYTES = 8 << 20  # of features converted at a time
 LARGEST = 1e18  # norm of a row: half of what float32 can square, add and subtract
 
 
 def pairwise_distance(query: torch.Tensor, gallery: torch.Tensor, metric: str = "cosine") -> torch.Tensor:
-    """Distance of every query to every gallery feature: (Q, D) and (G, D) to (Q, G) float32, autocast or not.
+    """Distance of every query to every gallery feature: (Q, D) and (G, D) to (Q, G) float32, also under autocast.
 
     cosine: 1 - cos, in 0..2 up to rounding (a zero row is at distance 1 of everything). euclidean: the root of the
-    squared distance. No gradient flows through. Raises ValueError for shapes that do not fit, unknown metrics, and
-    features that are NaN, infinite, or too large to square in float32.
+    squared distance. There is no gradient. Raises ValueError for shapes that do not fit, unknown metrics, and features
+    that are NaN, infinite, or too large to square in float32.
     """
     pair = Pair(query, gallery, metric)
     return pair.finish(pair.product(0, len(query)), 0)
 
 
 class Pair:
-    """Checked query and gallery features, and their distances a block of queries at a time.
+    """Checked query and gallery features, and their distances for some queries at a time.
 
-    The features stay where and as they are (float16, or a memory-mapped file, for instance): rows are converted in
-    chunks, so that nothing of their size is ever allocated.
+    The features are not copied (they may be float16, or in a memory-mapped file): rows are converted in chunks, so that
+    nothing of their size is allocated.
     """
 
     def __init__(self, query: torch.Tensor, gallery: torch.Tensor, metric: str):
@@ -48,16 +48,18 @@ class Pair:
         if out is None:
             out = torch.empty(len(query), len(self.gallery), dtype=torch.float32, device=query.device)
         with exact_products(query.device):
-            for first, rows in float_chunks(self.gallery):
+            first = 0
+            for rows in _float_chunks(self.gallery):
                 torch.mm(query, rows.T, out=out[:, first : first + len(rows)])
-        if len(self.copies):  # a matrix product may add up its last columns in another order than the others
+                first += len(rows)
+        if len(self.copies):  # a matrix product may add up its last columns in a different order than the others
             out[:, self.copies] = out[:, self.originals]
         return out
 
     def finish(self, product: torch.Tensor, start: int) -> torch.Tensor:
-        """Turn rows of inner products, of query `start` and those after it, into distances in place.
+        """Turn inner products (B, G) of the queries from `start` on into distances, in place.
 
-        Every operation rounds once, so that equal products give equal distances wherever in a row they are.
+        Every operation rounds once, so that equal products give equal distances wherever they are in a row.
         """
         if self.metric == "cosine":
             return product.mul_(self.gallery_scale).neg_().add_(1)
@@ -68,15 +70,13 @@ class Pair:
 def check_pair(
     query: torch.Tensor, gallery: torch.Tensor, metric: str
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """Query (Q, D) and gallery (G, D) without a gradient, and their rows' norms, float64. Raises ValueError."""
-    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
-        raise ValueError(f"features must be (Q, D) and (G, D), not {tuple(query.shape)} and {tuple(gallery.shape)}")
+    """Query (Q, D) and gallery (G, D) without a gradient, and the float64 norms of their rows. Raises ValueError."""
     if metric not in METRICS:
         raise ValueError(f"metric {metric!r} is none of {', '.join(METRICS)}")
     query, gallery = query.detach(), gallery.detach()
-    norms = row_norms(query, "query"), row_norms(gallery, "gallery")
+    norms = check_features(query=query, gallery=gallery)
     for name, norm in zip(("query", "gallery"), norms, strict=True):
-        # Cosine divides by the norm first; float64 rows beyond 1e154 have none.
+        # Cosine divides by the norm first; float64 rows above 1e154 have none.
         large = norm > (LARGEST if metric == "euclidean" else torch.finfo(torch.float64).max)
         if bool(large.any()):
             raise ValueError(f"{int(large.sum())} of {len(norm)} {name} features are too large to square")
@@ -85,9 +85,20 @@ def check_pair(
     return query, gallery, norms
 
 
+def check_features(**features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Norms (N,) float64 of the rows of each of the features (N, D).
+
+    Raises ValueError, with their names, if they differ in D, are not floating-point numbers, or hold NaN or infinity.
+    """
+    if any(rows.ndim != 2 for rows in features.values()) or len({rows.shape[1] for rows in features.values()}) > 1:
+        shapes = " and ".join(f"{name} {tuple(rows.shape)}" for name, rows in features.items())
+        raise ValueError(f"features must be (N, D), all of the same D, not {shapes}")
+    return tuple(row_norms(rows, name) for name, rows in features.items())
+
+
 @contextlib.contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
-    """Inside, matrix products of float32 are made in float32: no autocast, no TF32, no bfloat16, whatever is set."""
+    """Inside, float32 matrix products are computed in float32: no autocast, TF32 or bfloat16, whatever is set."""
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
     before = [backend.fp32_precision for backend in backends]
     try:
@@ -100,43 +111,42 @@ def exact_products(device: torch.device) -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def float_chunks(features: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """(first row, float32 rows) one chunk after another; features that are float32 already are one chunk, uncopied."""
+def _chunks(features: torch.Tensor, itemsize: int) -> tuple[torch.Tensor, ...]:
+    """The rows in views of at most CHUNK_BYTES each, at so many bytes per number."""
+    return features.split(max(1, CHUNK_BYTES // (itemsize * max(features.shape[1], 1))))
+
+
+def _float_chunks(features: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The rows in float32, chunk by chunk; features that are float32 already are one chunk, not copied."""
     if features.dtype == torch.float32 and features.is_contiguous():
-        yield 0, features
-        return
-    step = max(1, CHUNK_BYTES // (4 * max(features.shape[1], 1)))
-    for first in range(0, len(features), step):
-        yield first, features[first : first + step].float().contiguous()
+        yield features
+    else:
+        yield from (rows.float().contiguous() for rows in _chunks(features, 4))
 
 
 def row_norms(features: torch.Tensor, name: str) -> torch.Tensor:
     """(N,) float64 norms of rows. Raises ValueError with the number of rows that hold NaN or infinity."""
     if not features.is_floating_point():
         raise ValueError(f"{name} features must be floating-point numbers, not {features.dtype}")
-    norm = torch.empty(len(features), dtype=torch.float64, device=features.device)
-    step = max(1, CHUNK_BYTES // (8 * max(features.shape[1], 1)))
-    bad = 0
-    for first in range(0, len(features), step):
-        rows = features[first : first + step]
-        part = norm[first : first + step]
-        part.copy_(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64))
-        if not torch.isfinite(part).all():
+    norms, bad = [], 0
+    for rows in _chunks(features.detach(), 8):
+        norms.append(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64))
+        if not torch.isfinite(norms[-1]).all():
             bad += int((~torch.isfinite(rows)).any(1).sum())
     if bad:
         raise ValueError(f"{bad} of {len(features)} {name} features hold NaN or infinity; the model has diverged")
-    return norm
+    return torch.cat(norms)
 
 
 def equal_rows(features: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of the rows (N, D) that equal an earlier one, and of the first such. norm: (N,) their norms.
+    """Indices of the rows (N, D) that equal an earlier row, and of the first such row. norm: (N,) their norms.
 
-    Only rows of equal norms are looked at: first at a sum of their bits with random weights, then at themselves.
+    Only rows of equal norms are compared: first a sum of their bits with random weights, then all numbers.
     """
     ordered, order = norm.sort()
     same = torch.zeros(len(norm) + 1, dtype=torch.bool, device=norm.device)
     same[1:-1] = ordered[1:] == ordered[:-1]
-    rows = order[same[1:] | same[:-1]].sort().values  # that have another of their norm beside them
+    rows = order[same[1:] | same[:-1]].sort().values  # whose norm another row shares
     weights = torch.randint(1 << 62, (features.shape[1],), generator=torch.Generator().manual_seed(0)).to(norm.device)
     sums = [_bits(features[some]).mul_(weights).sum(1) for some in rows.split(1024)]
     if not sums:
@@ -154,9 +164,9 @@ def _bits(rows: torch.Tensor) -> torch.Tensor:
 
 
 def unit_factors(features: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features and the float32 factors (N,) that make unit rows of them; a zero row stays zero.
+    """Features and the float32 factors (N,) that turn them into unit rows; a zero row stays zero.
 
-    They are copied, as unit rows with factors 1, only if their own products would leave the range of float32.
+    The features are copied, as unit rows with factors 1, only if their products would leave the range of float32.
     """
     inverse = torch.where(norm > 0, 1 / norm, 0)
     if bool(((norm < LARGEST) & (norm > 1 / LARGEST) | (norm == 0)).all()):

@@ -1,4 +1,4 @@
-"""One kind of error for everything that the user can mend, and the wrapper that prints it."""
+"""One kind of error for everything that the user can fix, and the wrapper that prints it."""
 
 import difflib
 import sys
@@ -6,15 +6,7 @@ from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
-    """Bad input: the message is one clear sentence that names the file or setting and the mend."""
-
-
-def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """A question with the known names that are near this one or begin with it; empty where none does."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=cutoff)
-    near += [other for other in known if other.startswith(name) and other not in near]
-    return f"did you mean {' or '.join(near)}?" if near else ""
+    """Bad input: the message is one clear sentence that names the file or setting and how to fix it."""
 
 
 class Stopped(Exception):
@@ -25,6 +17,14 @@ class Stopped(Exception):
         self.exit_code = exit_code
 
 
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """A question with the known names that are similar to `name` or begin with it; "" if there are none."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=cutoff)
+    near += [other for other in known if other.startswith(name) and other not in near]
+    return f"did you mean {' or '.join(near)}?" if near else ""
+
+
 def run(main: Callable[[], None]) -> None:
     """Call `main`; a `UserError` becomes one line on stderr and exit code 2, a stop its own exit code."""
     try:
@@ -33,7 +33,7 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        # Disk full, no permission, a directory gone: the system's own words already name the file.
+        # Disk full, no permission, directory gone: the system's message already names the file.
         if error.filename is None and error.strerror is None:
             raise
         print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)

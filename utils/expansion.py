@@ -1,26 +1,27 @@
-"""Query expansion: a feature and its nearest neighbours in the gallery say more about a person than the feature alone.
+"""Query expansion: a feature and its nearest neighbours in the gallery describe a person better than the feature alone.
 
-No labels are used and none are known here: the neighbours may well be images that the evaluation ignores for a query.
+No labels are used: the neighbours may be images that the evaluation ignores for a query.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
-from utils.distance import exact_products, row_norms
+from utils.distance import check_features, exact_products
 
 BLOCK_BYTES = 64 << 20  # of similarities or gathered features at a time
 
 
 @torch.no_grad()
 def expand_queries(query: torch.Tensor, gallery: torch.Tensor, k: int = 5, alpha: float = 3.0) -> torch.Tensor:
-    """Alpha query expansion of features (Q, D) by (G, D): unit rows (Q, D) float32, autocast or not.
+    """Alpha query expansion of features (Q, D) by (G, D): unit rows (Q, D) float32, also under autocast.
 
     All rows are L2-normalised; a query q becomes q + the sum over its k nearest gallery rows g of max(cos, 0)^alpha g,
     normalised (Radenović et al., Fine-tuning CNN Image Retrieval with No Human Annotation, TPAMI 2018). With alpha 0
-    every neighbour weighs 1, whatever its cosine: average query expansion (Chum et al., Total Recall, ICCV 2007).
-    Equally near rows are taken by gallery order; k above G counts as G. Raises ValueError for shapes, k and alpha that
-    do not fit, and for NaN or infinite features (and says how many).
+    every neighbour has weight 1: average query expansion (Chum et al., Total Recall, ICCV 2007). Ties are resolved by
+    gallery order; k above G counts as G. Raises ValueError for shapes, k and alpha that do not fit, and for NaN or
+    infinite features (with their number).
     """
     _check_parameters(k, alpha)
     check_features(query=query, gallery=gallery)
@@ -31,9 +32,9 @@ def expand_queries(query: torch.Tensor, gallery: torch.Tensor, k: int = 5, alpha
 def augment_gallery(gallery: torch.Tensor, k: int = 5, alpha: float = 3.0) -> torch.Tensor:
     """Database-side augmentation: `expand_queries` of a gallery (G, D) by itself: unit rows (G, D) float32.
 
-    A row weighs 1 and is none of its own k neighbours; a duplicate of it can be one (Arandjelović and Zisserman, Three
-    Things Everyone Should Know to Improve Object Retrieval, CVPR 2012; Gordo et al., End-to-end Learning of Deep Visual
-    Representations for Image Retrieval, IJCV 2017). k above G - 1 counts as G - 1. Errors as for `expand_queries`.
+    A row has weight 1 and is not one of its own k neighbours; a duplicate of it can be (Arandjelović and Zisserman,
+    Three Things Everyone Should Know to Improve Object Retrieval, CVPR 2012; Gordo et al., End-to-end Learning of Deep
+    Visual Representations for Image Retrieval, IJCV 2017). k above G - 1 counts as G - 1. Errors as above.
     """
     _check_parameters(k, alpha)
     check_features(gallery=gallery)
@@ -41,22 +42,11 @@ def augment_gallery(gallery: torch.Tensor, k: int = 5, alpha: float = 3.0) -> to
     return _expand(rows, rows, k, alpha, same=True)
 
 
-def check_features(**features: torch.Tensor) -> None:
-    """Raise ValueError, with their names, unless all are finite and (N, D) with one D."""
-    if any(rows.ndim != 2 for rows in features.values()) or len({rows.shape[1] for rows in features.values()}) > 1:
-        shapes = " and ".join(f"{name} {tuple(rows.shape)}" for name, rows in features.items())
-        raise ValueError(f"features must be (N, D), all of the same D, not {shapes}")
-    for name, rows in features.items():
-        row_norms(rows, name)
-
-
-@torch.no_grad()
 def unit_rows(features: torch.Tensor) -> torch.Tensor:
     """Rows (N, D) of length 1, float32. A zero row stays zero."""
-    norm = row_norms(features, "unnamed").clamp(min=1e-300)
     rows = torch.empty(features.shape, dtype=torch.float32, device=features.device)
-    for part, divided, length in zip(features.split(1024), rows.split(1024), norm.split(1024), strict=True):
-        divided.copy_(part.double() / length[:, None])  # float64 for a part at a time only
+    for part, unit in zip(features.detach().split(1024), rows.split(1024), strict=True):
+        unit.copy_(F.normalize(part.double(), eps=1e-300))  # float64 for some rows at a time only
     return rows
 
 
@@ -68,7 +58,7 @@ def _check_parameters(k: int, alpha: float) -> None:
 
 
 def _expand(rows: torch.Tensor, gallery: torch.Tensor, k: int, alpha: float, same: bool) -> torch.Tensor:
-    """Unit rows expanded by unit gallery rows. Where both are the same, row i is no neighbour of row i."""
+    """Unit rows expanded by unit gallery rows. same: both are the same, and row i is not a neighbour of itself."""
     k = min(int(k), len(gallery) - same)
     if k < 1:
         return rows
@@ -88,10 +78,10 @@ def _expand(rows: torch.Tensor, gallery: torch.Tensor, k: int, alpha: float, sam
 
 
 def _nearest(similarity: torch.Tensor, k: int) -> torch.Tensor:
-    """Columns (B, k) of the k largest similarities of each row; of equal ones the first are taken."""
+    """Columns (B, k) of the k largest similarities of each row; of equal ones, the first columns."""
     largest = similarity.topk(min(k + 1, similarity.shape[1]))
     nearest = largest.indices[:, :k]
-    # topk takes any of equal ones, which matters in the rows whose k-th value is also the next one
+    # topk picks any of equal values, which matters in rows whose k-th value equals the next one
     unclear = (largest.values[:, k - 1] == largest.values[:, -1]).nonzero()[:, 0]
     rows, smallest = similarity[unclear], largest.values[unclear, k - 1, None]
     above, tied = rows > smallest, rows == smallest

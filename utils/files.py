@@ -1,24 +1,88 @@
-"""Writing files so that a reader never sees half of one."""
+"""Files: reading them with one error message, writing them atomically, and locking directories."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
-from collections.abc import Callable, Iterable
+import pickle
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
+
+from utils.errors import UserError
+from utils.logging import log
+
+# What the readers of JSON, CSV, NumPy, zip, pickle and torch files raise for files that are missing or damaged.
+UNREADABLE = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, RuntimeError, MemoryError,
+    csv.Error, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, fix: str = "") -> Iterator[None]:
+    """Any error while `path` is read or parsed inside becomes the UserError "PATH cannot be read (reason); FIX"."""
+    try:
+        yield
+    except UNREADABLE as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+        raise UserError(f"{path} cannot be read ({reason.splitlines()[0]})" + (f"; {fix}" if fix else "")) from error
+
+
+@contextlib.contextmanager
+def lock_directory(
+    directory: str | Path, *, wait: bool = False, name: str = ".lock", leftovers: str = ".*.tmp"
+) -> Iterator[bool]:
+    """One program at a time uses a directory, which is made if need be: yields False if another one does.
+
+    wait: wait for the other program instead. name: file of the lock, if other things in the directory have locks of
+    their own. leftovers: glob of unfinished files of killed programs, which are removed. The lock ends with the `with`
+    block, or with the program. On a file system without locks there are none. Raises OSError if the directory cannot
+    be written to.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    lock, locked = FileLock(directory / name), True
+    try:
+        lock.acquire(timeout=0.5 if wait else 0)
+    except Timeout:
+        _check_writable(directory)  # a lock file that cannot be opened looks like a held lock
+        locked = wait
+        if wait:
+            log.info("another program uses %s; waiting for it", directory)
+            lock.acquire()
+    except NotImplementedError:  # a file system without locks
+        pass
+    try:
+        if locked:
+            _check_writable(directory)
+            for unfinished in directory.glob(leftovers):
+                unfinished.unlink(missing_ok=True)
+        yield locked
+    finally:
+        lock.release()
+
+
+def _check_writable(directory: Path) -> None:
+    probe = directory / f".probe.{os.getpid()}.tmp"
+    probe.touch()
+    probe.unlink()
 
 
 def write_atomically(
     path: str | Path, write: Callable[[Path], None], before_rename: Callable[[], None] | None = None
 ) -> None:
-    """`write` fills a temporary file beside `path`, which is flushed to disk and then renamed to it.
+    """`write` fills a temporary file next to `path`, which is flushed to disk and then renamed to it.
 
     Whatever stops the program before the rename leaves the old file as it was. `before_rename` is called once the new
-    one is whole and on the disk. Raises OSError.
+    file is complete and on the disk. Raises OSError.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +90,7 @@ def write_atomically(
     try:
         write(temporary)
         with open(temporary, "rb") as file:
-            os.fsync(file.fileno())  # a full network disk says so only here
+            os.fsync(file.fileno())  # a full network disk reports it only here
         if before_rename:
             before_rename()
         os.replace(temporary, path)
@@ -34,14 +98,14 @@ def write_atomically(
         error.filename = error.filename or str(path)  # a full disk names none
         raise
     finally:
-        with contextlib.suppress(OSError):  # of a directory that is gone; the first error is the one to tell
+        with contextlib.suppress(OSError):  # the directory may be gone; the first error is the one to report
             temporary.unlink(missing_ok=True)
     flush_names(path.parent)
 
 
 def flush_names(directory: Path) -> None:
-    """Have the system put a directory's changes of names on the disk, so that they outlive a power cut."""
-    with contextlib.suppress(OSError):  # some file systems do that of themselves, and refuse
+    """Write a directory's changed file names to the disk, so that they survive a power cut."""
+    with contextlib.suppress(OSError):  # some file systems always do, and refuse
         handle = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -50,25 +114,25 @@ def flush_names(directory: Path) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Indented JSON, atomically."""
+    """Write indented JSON, atomically."""
     text = json.dumps(value, indent=1) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def write_rows(path: str | Path, length: int, parts: Iterable[np.ndarray]) -> None:
-    """Arrays one below the other as one .npy file of `length` rows, atomically; one part at a time is in memory.
+    """Write arrays one below the other as one .npy file of `length` rows, atomically; one part at a time is in memory.
 
-    Plain writes, as a full disk is an OSError then; in a memory-mapped file it would end the program.
+    Plain writes, so that a full disk is an OSError; with a memory-mapped file it would kill the program.
     """
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
-            rows, like = 0, None
+            rows, kind = 0, None
             for part in parts:
-                if part.dtype.hasobject or (like is not None and (part.dtype, part.shape[1:]) != like):
-                    raise ValueError(f"rows of {part.dtype} {part.shape[1:]} cannot be added to a file of {like}")
-                if like is None:
-                    like = part.dtype, part.shape[1:]
+                if part.dtype.hasobject or (kind is not None and (part.dtype, part.shape[1:]) != kind):
+                    raise ValueError(f"rows of {part.dtype} {part.shape[1:]} cannot be added to a file of {kind}")
+                if kind is None:
+                    kind = part.dtype, part.shape[1:]
                     header = {"descr": np.lib.format.dtype_to_descr(part.dtype), "fortran_order": False}
                     np.lib.format.write_array_header_1_0(file, header | {"shape": (length, *part.shape[1:])})
                 file.write(np.ascontiguousarray(part).data)

@@ -16,7 +16,7 @@ def check_ids(length: int, **ids: Ids) -> list[np.ndarray]:
     for name, values in ids.items():
         try:
             array = values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-        except ValueError:  # lists within lists, of unequal lengths
+        except ValueError:  # nested lists of unequal lengths
             array = np.empty((), dtype=object)
         if array.shape != (length,) or (array.dtype.kind not in "iu" and length):
             raise ValueError(f"{name} must be {length} integers, not {array.dtype} of shape {array.shape}")

@@ -15,26 +15,26 @@ class _TqdmHandler(logging.Handler):
     """Writes above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record).encode(errors="backslashreplace").decode())  # names may be no UTF-8
+        tqdm.write(self.format(record).encode(errors="backslashreplace").decode())  # file names may be invalid UTF-8
 
 
 def setup_logging(file: str | Path | None = None, quiet: bool = False) -> logging.Logger:
-    """Log to the screen, and append to `file` if given; if `quiet`, only what is worse than a warning.
+    """Log to the screen, and append to `file` if given; if `quiet`, only errors.
 
-    Python's warnings go the same way, without source line.
+    Python's warnings go the same way, without their source line.
     """
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
     log.setLevel(logging.ERROR if quiet else logging.INFO)
     log.propagate = False
-    logging.raiseExceptions = False  # a full disk is told of once, where the run is saved
-    screen = _TqdmHandler()
-    screen.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(screen)
+    logging.raiseExceptions = False  # a full disk is reported once, where the run is saved
+    handlers = [(_TqdmHandler(), "%(message)s")]
     if file:
         to_file = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
-        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(to_file)
+        handlers.append((to_file, "%(asctime)s %(levelname)s %(message)s"))
+    for handler, words in handlers:
+        handler.setFormatter(logging.Formatter(words))
+        log.addHandler(handler)
     warnings.showwarning = lambda message, *_args, **_kwargs: log.warning("warning: %s", message)
     return log

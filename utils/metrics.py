@@ -2,8 +2,8 @@
 
 Protocol (Zheng et al., ICCV 2015): for each query, gallery images of the same identity *and* the same camera are
 ignored. AP is the mean of the precision at each match (the step form), CMC@k the share of queries with a match among
-the first k, INP the number of matches divided by the rank of the last (Ye et al., AGW, 2020). All are means over the
-queries that have a match at all. Equal distances rank by gallery order, as a stable sort would have them.
+the first k, INP the number of matches divided by the rank of the last one (Ye et al., AGW, 2020). All are means over
+the queries that have a match. Equal distances rank by gallery order, as in a stable sort.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from utils.ids import Ids, check_ids
 from utils.ragged import padded_places, ranges
 from utils.roc import Roc, RocCounter
 
-BLOCK_BYTES = 64 << 20  # distances made by one matrix product: memory stays flat whatever the gallery
-MANY_MATCHES = 256  # of one query: from here on a sort of its row is cheaper than a comparison a match
+BLOCK_BYTES = 64 << 20  # of distances computed by one matrix product, whatever the size of the gallery
+MANY_MATCHES = 256  # of one query: from here on, sorting its row is faster than comparing it with each match
+NO_MATCH = "no query has a match in the gallery under another camera, so there is nothing to score"
 
 
 @dataclass
 class Scores:
-    """Retrieval scores, each in 0..1. cmc[k-1] is Rank-k. `ap` holds one value a query, NaN where it has no match."""
+    """Retrieval scores, each in 0..1. cmc[k-1] is Rank-k. `ap` holds one value per query, NaN if it has no match."""
 
     mAP: float
     mINP: float
     cmc: np.ndarray  # (max_rank,) float64
     num_valid_queries: int
     ap: np.ndarray  # (Q,) float64
-    roc: Roc | None = None  # where it was asked for
+    roc: Roc | None = None  # if requested
 
     def rank(self, k: int) -> float:
         """CMC@k."""
@@ -52,11 +53,11 @@ def evaluate(
     max_rank: int = 50,
     roc: bool = False,
 ) -> Scores:
-    """Score features (Q, D) and (G, D), on whatever device they are. Distances are made a block of queries at a time.
+    """Score features (Q, D) and (G, D), on their device. Distances are computed for some queries at a time.
 
     The ids are 1-d integers: arrays, tensors or lists. roc: also count the pairs that a distance threshold accepts.
-    Raises ValueError for NaN or infinite features (and says how many), ids that do not fit the features, unknown
-    metrics, and when no query has a match.
+    Raises ValueError for NaN or infinite features (with their number), ids that do not fit the features, unknown
+    metrics, and if no query has a match.
     """
     pair = Pair(query, gallery, metric)
     truth = Truth((query_pids, gallery_pids, query_camids, gallery_camids), len(query), len(gallery), query.device)
@@ -97,6 +98,17 @@ def evaluate_distance(
     return _score(block, lambda part, start: part, truth, rows, max_rank, roc)
 
 
+def ranked_order(
+    distance: np.ndarray, query_pid: int, query_camid: int, gallery_pids: np.ndarray, gallery_camids: np.ndarray
+) -> np.ndarray:
+    """Gallery indices of one query's ranked list, nearest first, from its distances (G,).
+
+    Images of the query's identity under its own camera are left out; equal distances rank by gallery order.
+    """
+    kept = np.flatnonzero((gallery_pids != query_pid) | (gallery_camids != query_camid))
+    return kept[np.argsort(distance[kept], kind="stable")]
+
+
 class Truth:
     """Which gallery images count for which query."""
 
@@ -111,9 +123,9 @@ class Truth:
         self.num_negatives = queries * images - int(self.number.sum())
 
     def of(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Images of the same identity as queries start..stop: their rows (from 0), columns, and which are matches.
+        """Gallery images of the same identity as queries start..stop: rows (from 0), columns, and which are matches.
 
-        The others are under the query's own camera, and ignored. By row, and within one in gallery order.
+        The others are under the query's own camera, and ignored. Sorted by row, then by gallery order.
         """
         number = self.number[start:stop]
         row = torch.arange(stop - start, device=number.device).repeat_interleave(number)
@@ -122,7 +134,7 @@ class Truth:
 
 
 def _rows_per_block(queries: int, images: int) -> int:
-    """Queries of a block: all blocks about equal, since products with few rows are slow, and so are odd numbers."""
+    """Queries per block: about equal blocks of multiples of 64, as other and small matrix products are slower."""
     most = max(1, BLOCK_BYTES // (4 * max(images, 1)))
     blocks = max(1, -(-queries // most))
     rows = max(1, -(-queries // blocks))
@@ -137,8 +149,8 @@ def _score(
     max_rank: int,
     roc: bool,
 ) -> Scores:
-    """Scores from `block`, which gives (rows, G) of queries start..stop that may be overwritten, and `finish`, which
-    makes distances of some of its rows, the first being query `start`, in place."""
+    """Scores of what `block` returns for queries start..stop, (rows, G) that may be overwritten, once `finish` has
+    turned some of these rows, the first of which is query `start`, into distances in place."""
     if max_rank < 1:
         raise ValueError(f"max_rank must be at least 1, not {max_rank}")
     queries = len(truth.number)
@@ -147,7 +159,7 @@ def _score(
     for start in tqdm(range(0, queries, rows), desc="scoring", unit="block", leave=False, disable=None, delay=2):
         stop = min(start + rows, queries)
         distance, (row, column, match) = block(start, stop), truth.of(start, stop)
-        distance[row[~match], column[~match]] = torch.nan  # ignored: before and behind nothing
+        distance[row[~match], column[~match]] = torch.nan  # ignored: neither smaller nor larger than anything
         row, column = row[match], column[match]
         ranks, number = _ranks(distance, row, column, lambda part, offset, start=start: finish(part, start + offset))
         if counter:
@@ -160,7 +172,7 @@ def _score(
         first[start + valid] = ranks[:, :1].ravel()
     valid = ~np.isnan(ap)
     if not valid.any():
-        raise ValueError("no query has a match in the gallery under another camera, so there is nothing to score")
+        raise ValueError(NO_MATCH)
     cmc = (first[valid, None] <= np.arange(1, max_rank + 1)).mean(0)
     scores = Scores(float(ap[valid].mean()), float(inp[valid].mean()), cmc, int(valid.sum()), ap)
     scores.roc = counter.result() if counter else None
@@ -172,8 +184,8 @@ def _ranks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ascending ranks (B, most matches of a row) of the matches in each row of `distance` (B, G); their number (B,).
 
-    row, column: where the matches are, by row and within one in gallery order. Entries that are NaN are ignored.
-    A few rows at a time, as many as a cache holds, are made distances by `finish` and counted.
+    row, column: places of the matches, sorted by row, then by gallery order. NaN entries are ignored. As many rows as
+    fit into a CPU's cache are turned into distances by `finish` and counted at a time.
     """
     number, slot = padded_places(row, len(distance))
     width = int(number.max()) if len(number) else 0
@@ -193,14 +205,14 @@ def _ranks(
 
 
 def preceding(distance: torch.Tensor, place: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """How many entries of each row of `distance` (B, G) come before the entries at `place` (B, W) of it: (B, W) int64.
+    """How many entries of each row of `distance` (B, G) precede the entries at `place` (B, W) of it: (B, W) int64.
 
-    Before are those that are smaller, and of equal ones those at a smaller column. NaN entries are nowhere. Where
-    `real` (B, W) is False the result means nothing.
+    Smaller ones do, and equal ones at a smaller column; NaN entries never do. Where `real` (B, W) is False the result
+    is undefined.
     """
     value = distance.gather(1, place).masked_fill_(~real, -torch.inf)
     if place.shape[1] >= MANY_MATCHES:
-        ordered = torch.where(distance.isnan(), torch.inf, distance).sort(1).values  # a search knows no NaN
+        ordered = torch.where(distance.isnan(), torch.inf, distance).sort(1).values  # searchsorted expects no NaN
         smaller, not_larger = (torch.searchsorted(ordered, value, right=right) for right in (False, True))
     else:
         smaller, not_larger = (_count(compare, distance, value) for compare in (torch.lt, torch.le))
@@ -216,7 +228,7 @@ def preceding(distance: torch.Tensor, place: torch.Tensor, real: torch.Tensor) -
 def _count(compare: Callable, distance: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """For every value (B, W), how many entries of its row of `distance` (B, G) satisfy compare(entry, value)."""
     rows, width = value.shape
-    # Comparisons that are written as numbers of the compared type, and summed, run several times as fast as booleans.
+    # Comparisons written as numbers of the compared type, then summed, are several times as fast as booleans.
     step = min(_tile_elements(distance.device) // (rows * width), distance.shape[1], 1 << 24)  # float32 counts so far
     tile = distance.new_empty(rows, width, max(step, 1))
     total = torch.zeros(rows, width, dtype=torch.float64, device=distance.device)
@@ -226,5 +238,5 @@ def _count(compare: Callable, distance: torch.Tensor, value: torch.Tensor) -> to
 
 
 def _tile_elements(device: torch.device) -> int:
-    """Comparisons made at a time: what stays in a core's cache, or keeps a GPU busy."""
+    """Comparisons at a time: what stays in a core's cache, or keeps a GPU busy."""
     return 1 << 20 if device.type == "cpu" else 1 << 26

@@ -1,7 +1,7 @@
 """Evaluation protocols other than the single query of `utils.metrics.evaluate`.
 
-Ids, metric, max_rank and errors are as for `evaluate`, and equal distances rank by gallery order here too. In a random
-gallery each query has one match, at rank r: AP and INP are both 1/r. A seed gives the same ones on every device.
+Ids, metric, max_rank and errors are as for `evaluate`, and ties rank by gallery order here too. In a random gallery
+each query has one match, at rank r: AP and INP are both 1/r. A seed gives the same galleries on every device.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.distance import pairwise_distance
-from utils.expansion import check_features, unit_rows
+from utils.distance import check_features, pairwise_distance
+from utils.expansion import unit_rows
 from utils.ids import Ids, check_ids
-from utils.metrics import Scores, evaluate
+from utils.metrics import NO_MATCH, Scores, evaluate, evaluate_distance
 
 BLOCK_BYTES = 32 << 20  # distances held at a time
 
@@ -25,7 +25,7 @@ BLOCK_BYTES = 32 << 20  # distances held at a time
 @dataclass(kw_only=True)
 class TrialScores(Scores):
     """Scores as means over trials, all of which have the same num_valid_queries. `ap` is a query's mean over the trials
-    that it took part in, NaN where there are none. Standard deviations are a sample's, NaN for a single trial."""
+    in which it was scored, NaN if there are none. Standard deviations are those of a sample, NaN for a single trial."""
 
     mAP_std: float
     cmc_std: np.ndarray  # (max_rank,) float64
@@ -33,62 +33,37 @@ class TrialScores(Scores):
 
 
 @torch.no_grad()
-def multi_query(
-    query: Tensor, query_pids: Ids, query_camids: Ids, pool: Tensor, pool_pids: Ids, pool_camids: Ids, how: str = "mean"
-) -> Tensor:
-    """Market-1501's multiple queries (Zheng et al., Scalable Person Re-identification, ICCV 2015): (Q, D) float32.
-
-    Each query (Q, D) becomes the mean (with how="max" the largest value of each dimension) of itself and all images of
-    the pool (P, D) of the same identity under the same camera: Market's `gt_bbox`, or the gallery, whose images of that
-    kind the evaluation ignores anyway. Rows are taken as given, so normalise them first where only directions matter;
-    the result is not normalised. An image that is both a query and in the pool counts twice in the mean.
-    """
-    if how not in ("mean", "max"):
-        raise ValueError(f"how {how!r} is neither 'mean' nor 'max'")
-    check_features(query=query, pool=pool)
-    query_ids = check_ids(len(query), query_pids=query_pids, query_camids=query_camids)
-    pool_ids = check_ids(len(pool), pool_pids=pool_pids, pool_camids=pool_camids)
-    groups, group = np.unique(np.concatenate((query_ids, pool_ids), axis=1), axis=1, return_inverse=True)
-    of_query, of_pool = torch.from_numpy(group.ravel()).to(query.device).split((len(query), len(pool)))
-    reduction, empty = {"mean": ("sum", 0.0), "max": ("amax", -torch.inf)}[how]
-    # float64: the order in which a GPU happens to add then hardly ever shows in float32
-    pooled = query.new_full((groups.shape[1], query.shape[1]), empty, dtype=torch.float64)
-    pooled.scatter_reduce_(0, of_pool[:, None].expand_as(pool), pool.double(), reduction)
-    if how == "max":
-        return pooled[of_query].maximum(query).float()
-    return ((pooled[of_query] + query) / (1 + of_pool.bincount(minlength=len(pooled))[of_query, None])).float()
-
-
 def pool_queries(
     query: Tensor, gallery: Tensor, query_pids: Ids, gallery_pids: Ids, query_camids: Ids, gallery_camids: Ids,
-    *, metric: str = "cosine", how: str = "mean",
+    *, metric: str = "cosine",
 ) -> Tensor:  # fmt: skip
-    """`multi_query` from the gallery, of rows that are L2-normalised first for the cosine metric. (Q, D) float32."""
+    """Market-1501's multiple queries (Zheng et al., Scalable Person Re-identification, ICCV 2015): (Q, D) float32.
+
+    Each query becomes the mean of itself and all gallery images of its identity under its camera, which the evaluation
+    ignores anyway. Rows are L2-normalised first for the cosine metric; the result is not normalised.
+    """
     check_features(query=query, gallery=gallery)
-    check_ids(len(gallery), gallery_pids=gallery_pids, gallery_camids=gallery_camids)  # by the names they have here
+    query_ids = check_ids(len(query), query_pids=query_pids, query_camids=query_camids)
+    gallery_ids = check_ids(len(gallery), gallery_pids=gallery_pids, gallery_camids=gallery_camids)
     if metric == "cosine":
         query, gallery = unit_rows(query), unit_rows(gallery)
-    return multi_query(query, query_pids, query_camids, gallery, gallery_pids, gallery_camids, how)
-
-
-def evaluate_multi_query(
-    query: Tensor, gallery: Tensor, query_pids: Ids, gallery_pids: Ids, query_camids: Ids, gallery_camids: Ids,
-    *, metric: str = "cosine", max_rank: int = 50, how: str = "mean",
-) -> Scores:  # fmt: skip
-    """`evaluate` with the queries of `pool_queries`."""
-    ids = (query_pids, gallery_pids, query_camids, gallery_camids)
-    query = pool_queries(query, gallery, *ids, metric=metric, how=how)
-    return evaluate(query, gallery, *ids, metric=metric, max_rank=max_rank)
+    groups, group = np.unique(np.concatenate((query_ids, gallery_ids), axis=1), axis=1, return_inverse=True)
+    of_query, of_gallery = torch.from_numpy(group.ravel()).to(query.device).split((len(query), len(gallery)))
+    # float64: the random order in which a GPU adds then hardly ever shows in float32
+    sums = query.new_zeros(groups.shape[1], query.shape[1], dtype=torch.float64)
+    sums.index_add_(0, of_gallery, gallery.double())
+    number = 1 + of_gallery.bincount(minlength=len(sums))[of_query, None]
+    return ((sums[of_query] + query) / number).float()
 
 
 def evaluate_single_shot(
     query: Tensor, gallery: Tensor, query_pids: Ids, gallery_pids: Ids, query_camids: Ids, gallery_camids: Ids,
     *, metric: str = "cosine", max_rank: int = 50, trials: int = 10, seed: int = 0,
 ) -> TrialScores:  # fmt: skip
-    """CUHK03's first protocol (Li et al., DeepReID, CVPR 2014): a trial's gallery is one random image an identity.
+    """CUHK03's first protocol (Li et al., DeepReID, CVPR 2014): each trial's gallery has one random image per identity.
 
     The query's own identity is represented by an image under another camera. All queries of a trial meet the same
-    images of the others; torchreid's `eval_cuhk03` draws anew for each query, and gives the mAP of the whole gallery.
+    images of the others; torchreid's `eval_cuhk03` draws again for each query, and gives the mAP of the whole gallery.
     """
     check_features(query=query, gallery=gallery)
     query_pids, query_camids = check_ids(len(query), query_pids=query_pids, query_camids=query_camids)
@@ -100,7 +75,7 @@ def evaluate_single_shot(
     def draw(order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         drawn = _first_of_each(label, order)
         elsewhere = gallery_camids[order] != gallery_camids[drawn][label[order]]
-        # for queries under the drawn image's own camera: the first under another, or any where there is none
+        # for queries under the drawn image's own camera: the first under another, or any if there is none
         spare = _first_of_each(label, np.concatenate((order[elsewhere], order[~elsewhere])))
         own = np.where(gallery_camids[drawn][own_label] != own_camera, drawn[own_label], spare[own_label])
         valid = gallery_camids[own] != own_camera
@@ -114,8 +89,8 @@ def evaluate_vehicle_id(
 ) -> TrialScores:
     """PKU VehicleID's protocol (Liu et al., Deep Relative Distance Learning, CVPR 2016) on features (N, D).
 
-    A trial's gallery is one random image an identity, and all other images are queries; cameras play no part. So the
-    only image of an identity is never a query. `ap` is (N,). Raises ValueError where no identity has two images.
+    Each trial's gallery has one random image per identity; all other images are queries. Cameras are not used, and the
+    only image of an identity is never a query. `ap` is (N,). Raises ValueError if no identity has two images.
     """
     check_features(vehicle=features)
     label = np.unique(*check_ids(len(features), pids=pids), return_inverse=True)[1]
@@ -130,20 +105,28 @@ def evaluate_vehicle_id(
 
 def evaluate_by_camera(
     query: Tensor, gallery: Tensor, query_pids: Ids, gallery_pids: Ids, query_camids: Ids, gallery_camids: Ids,
-    *, metric: str = "cosine", max_rank: int = 50,
+    *, metric: str = "cosine", max_rank: int = 50, distance: Tensor | None = None,
 ) -> dict[tuple[int, int], Scores]:  # fmt: skip
-    """Scores of one camera's queries in another's gallery, by (query camera, gallery camera), if any has a match."""
+    """Scores of one camera's queries in another's gallery, by (query camera, gallery camera), if any has a match.
+
+    distance: a (Q, G) matrix, such as a re-ranked one, to score instead of the features.
+    """
     check_features(query=query, gallery=gallery)
     query_pids, query_camids = check_ids(len(query), query_pids=query_pids, query_camids=query_camids)
     gallery_pids, gallery_camids = check_ids(len(gallery), gallery_pids=gallery_pids, gallery_camids=gallery_camids)
     scores = {}
     for pair in product(np.unique(query_camids).tolist(), np.unique(gallery_camids).tolist()):
         q, g = np.flatnonzero(query_camids == pair[0]), np.flatnonzero(gallery_camids == pair[1])
-        if pair[0] != pair[1] and np.isin(query_pids[q], gallery_pids[g]).any():
-            ids = (query_pids[q], gallery_pids[g], query_camids[q], gallery_camids[g])
+        if pair[0] == pair[1] or not np.isin(query_pids[q], gallery_pids[g]).any():
+            continue
+        ids = (query_pids[q], gallery_pids[g], query_camids[q], gallery_camids[g])
+        if distance is None:
             scores[pair] = evaluate(query[q], gallery[g], *ids, metric=metric, max_rank=max_rank)
+        else:
+            part = distance[torch.from_numpy(q)][:, torch.from_numpy(g)]
+            scores[pair] = evaluate_distance(part, *ids, max_rank=max_rank)
     if not scores:
-        raise ValueError("no query has a match in the gallery under another camera, so there is nothing to score")
+        raise ValueError(NO_MATCH)
     return scores
 
 
@@ -156,9 +139,9 @@ def _over_trials(
     query: Tensor, gallery: Tensor, label: np.ndarray, draw: Callable[[np.ndarray], tuple],
     metric: str, max_rank: int, trials: int, seed: int,
 ) -> TrialScores:  # fmt: skip
-    """Scores of galleries that `draw` takes from a random order of all gallery images, whose identities are `label`.
+    """Scores of galleries that `draw` makes from a random order of all gallery images, whose identities are `label`.
 
-    draw gives the drawn images, one a label, the valid queries, and the image that is each valid query's match.
+    draw returns the drawn images, one per label, the valid queries, and the image that is each valid query's match.
     """
     for name, value in (("max_rank", max_rank), ("trials", trials)):
         if value < 1:
@@ -168,7 +151,7 @@ def _over_trials(
     for row in ranks:
         drawn, valid, own = draw(torch.randperm(len(gallery), generator=generator).numpy())
         if len(valid) == 0:
-            raise ValueError("no query has a match in the gallery, so there is nothing to score")
+            raise ValueError(NO_MATCH)
         row[valid] = _ranks(query[valid], gallery, drawn, own, label[own], metric)
     mAP = np.nanmean(1 / ranks, axis=1)
     cmc = np.array([(row[:, None] <= np.arange(1, max_rank + 1)).sum(0) for row in ranks]) / len(valid)
@@ -183,7 +166,7 @@ def _ranks(
     query: Tensor, gallery: Tensor, drawn: np.ndarray, own: np.ndarray, label: np.ndarray, metric: str
 ) -> np.ndarray:
     """Rank (Q,) of image own[q] for query q among the drawn images of all labels but label[q]."""
-    # One product for all images, lest equal features differ in the last bit; in gallery order, by which ties rank.
+    # One product for all images, or equal features might differ in the last bit; in gallery order, by which ties rank.
     columns, place = np.unique(np.concatenate((drawn, own)), return_inverse=True)
     images, position = gallery[columns], torch.arange(len(columns)).to(query.device)
     of_drawn, of_own = torch.from_numpy(place).to(query.device).split((len(drawn), len(own)))

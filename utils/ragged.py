@@ -1,4 +1,4 @@
-"""Runs of unequal lengths laid end to end in one tensor."""
+"""Runs of unequal lengths stored end to end in one tensor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def offsets(lengths: torch.Tensor) -> torch.Tensor:
-    """Where each of consecutive runs of these lengths begins, and where the last ends: (N,) to (N + 1,)."""
+    """Where each of consecutive runs of these lengths begins, and where the last one ends: (N,) to (N + 1,)."""
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
@@ -17,6 +17,6 @@ def ranges(first: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
 
 
 def padded_places(run: torch.Tensor, runs: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """For entries in ascending order of their run: how many each run has, (runs,), and the place of each in its own."""
+    """For entries in ascending order of their run: the length of each run (runs,), and each entry's place in it."""
     number = torch.bincount(run, minlength=runs)
     return number, torch.arange(len(run), device=run.device) - offsets(number)[run]

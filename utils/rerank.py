@@ -1,9 +1,9 @@
 """k-reciprocal re-ranking (Zhong et al., Re-ranking Person Re-identification with k-reciprocal Encoding, CVPR 2017).
 
 The paper's formulas, row by row, without the N×N matrices of its reference code (N = Q + G; 35 GB each for MSMT17):
-distances are made a tile at a time, each once for both of its rows; of every row the nearest others are kept; the
-encodings are sparse, and their overlaps are summed sparsely. Beside the features, and the (Q, G) result, which first
-holds the original distances, memory is a few lists of neighbours and blocks of `block_bytes`.
+distances are computed tile by tile, each once for both of its rows; for every row only the nearest others are kept; the
+encodings are sparse, and their overlaps are summed sparsely. In addition to the features and the (Q, G) result, which
+first holds the original distances, memory is some lists of neighbours and blocks of `BLOCK_BYTES`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from numbers import Real
 from typing import NamedTuple
 
 import torch
+from tqdm import tqdm
 
-from utils.distance import exact_products
-from utils.neighbours import Features, Found, search
-from utils.ragged import offsets, ranges
+from utils.distance import check_pair, exact_products, unit_factors
+from utils.ragged import offsets, padded_places, ranges
+
+BLOCK_BYTES = 32 << 20  # of temporary distances, converted features or gathered entries at a time
+GPU_BLOCK_BYTES = 512 << 20  # the same on a GPU, which a small tile would not fill
 
 
 def k_reciprocal(
@@ -29,18 +32,16 @@ def k_reciprocal(
     lambda_value: float = 0.3,
     *,
     metric: str = "euclidean",
-    block_bytes: int | None = None,
 ) -> torch.Tensor:
     """Re-ranked distances (Q, G) float32 of features (Q, D) and (G, D), from the squared euclidean distances of the
     rows as given, or with metric="cosine" of the rows divided by their lengths.
 
-    k1: neighbours that may be reciprocal. k2: encodings averaged in the local query expansion; 1: none.
-    lambda_value: share of the original distance, 0..1. k1 and k2 above Q + G count as Q + G. block_bytes bounds the
-    temporary memory (utils.neighbours.BLOCK_BYTES unless given); larger blocks are hardly faster on a CPU.
-    Raises ValueError for shapes and parameters that do not fit, and for NaN, infinite or huge features.
+    k1: neighbours that may be reciprocal. k2: encodings averaged in the local query expansion; 1: none. lambda_value:
+    weight of the original distance, 0..1. k1 and k2 above Q + G count as Q + G. Raises ValueError for shapes and
+    parameters that do not fit, and for NaN, infinite or very large features.
     """
     _check_parameters(k1, k2, lambda_value)
-    features = Features(query, gallery, metric, block_bytes)
+    features = Features(query, gallery, metric)
     with torch.no_grad(), exact_products(query.device):
         found = search(features, max(int(k1) + 1, int(k2)))
         encodings = encode(features, found, int(k1), int(k2))
@@ -58,20 +59,18 @@ def k_reciprocal_grid(
     lambda_values: Sequence[float],
     *,
     metric: str = "euclidean",
-    block_bytes: int | None = None,
 ) -> Iterator[tuple[int, int, float, torch.Tensor]]:
-    """(k1, k2, lambda, re-ranked distances) for all combinations, k1 outermost; the neighbours are searched once.
+    """(k1, k2, lambda, re-ranked distances) for all combinations, k1 outermost; neighbours are searched only once.
 
-    The distances are those of `k_reciprocal`, in a tensor (Q, G) that the next step overwrites. Two more such
-    matrices are held beside it.
+    The distances are those of `k_reciprocal`, in a tensor (Q, G) that the next step overwrites. Two more such matrices
+    are kept.
     """
     k1s, k2s, lambda_values = list(k1s), list(k2s), list(lambda_values)
     if not (k1s and k2s and lambda_values):
         raise ValueError("a grid takes one or more values of each of k1, k2 and lambda")
     for combination in product(k1s, k2s, lambda_values):
         _check_parameters(*combination)
-    features = Features(query, gallery, metric, block_bytes)
-    return _grid(features, k1s, k2s, lambda_values)
+    return _grid(Features(query, gallery, metric), k1s, k2s, lambda_values)  # so that errors are raised at once
 
 
 def _grid(
@@ -96,8 +95,133 @@ def _check_parameters(k1: int, k2: int, lambda_value: float) -> None:
         raise ValueError(f"k1 and k2 must be at least 1 and whole, lambda in 0..1, not {k1}, {k2}, {lambda_value}")
 
 
+# ---- nearest neighbours
+
+
+class Features:
+    """Query rows, then gallery rows, as if they were one float32 tensor (N, D), of unit rows for cosine; not copied."""
+
+    def __init__(self, query: torch.Tensor, gallery: torch.Tensor, metric: str):
+        query, gallery, norms = check_pair(query, gallery, metric)
+        self.queries, self.size = len(query), len(query) + len(gallery)
+        self.width, self.device = query.shape[1], query.device
+        if self.size == 0:
+            raise ValueError("there is neither a query nor a gallery feature to re-rank")
+        self.parts = [(query, None), (gallery, None)]  # rows, and the factors that turn them into unit rows
+        if metric == "cosine":
+            self.parts = [unit_factors(*part) for part in zip((query, gallery), norms, strict=True)]
+        self.block_bytes = BLOCK_BYTES if self.device.type == "cpu" else GPU_BLOCK_BYTES
+        # the largest n for which two tiles (n, n) of distances and two (n, D) of features fit: 8 n (n + D) bytes
+        n = int((math.sqrt(self.width**2 + self.block_bytes / 2) - self.width) / 2)
+        self.step = max(16, n // 64 * 64 if n >= 64 else n)
+        # Subtracting the mean changes no distance, but large squares no longer hide small differences.
+        self.mean = torch.zeros(self.width, dtype=torch.float32, device=self.device)
+        buffer = torch.empty(self.step, self.width, dtype=torch.float32, device=self.device)
+        total = sum(self.tile(*ends, buffer)[0].sum(0, dtype=torch.float64) for ends in self.tiles())
+        self.mean = (total / self.size).float()
+
+    def tiles(self) -> list[tuple[int, int]]:
+        """Ranges of rows, none of which contains both query and gallery rows."""
+        parts = ((0, self.queries), (self.queries, self.size))
+        return [(a, min(a + self.step, end)) for start, end in parts for a in range(start, end, self.step)]
+
+    def tile(self, start: int, stop: int, buffer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of one of the `tiles` minus the mean, in the buffer (`step`, D), and their squares (stop - start,)."""
+        of_gallery = start >= self.queries
+        source, factor = self.parts[of_gallery]
+        part = slice(start - self.queries * of_gallery, stop - self.queries * of_gallery)
+        rows = buffer[: stop - start].copy_(source[part])
+        if factor is not None:
+            rows.mul_(factor[part, None])
+        rows.sub_(self.mean)
+        return rows, torch.linalg.vector_norm(rows, dim=1).square_()
+
+    def take(self, index: torch.Tensor) -> torch.Tensor:
+        """Rows (n, D) at any index, without subtracting the mean."""
+        rows = torch.empty(len(index), self.width, dtype=torch.float32, device=self.device)
+        of_query = index < self.queries
+        for chosen, first, (source, factor) in zip((of_query, ~of_query), (0, self.queries), self.parts, strict=True):
+            place = index[chosen] - first
+            rows[chosen] = source[place].float() if factor is None else source[place].float() * factor[place, None]
+        return rows
+
+
+class Found(NamedTuple):
+    """Result of the neighbour search. Distances are squared, and divided by the largest one of their row."""
+
+    original: torch.Tensor  # (Q, G) query to gallery
+    nearest: torch.Tensor  # (N, count) indices, the nearest (usually itself) first
+    distance: torch.Tensor  # (N, count) to those
+    farthest: torch.Tensor  # (N,) the divisors
+
+
+def search(features: Features, count: int) -> Found:
+    """Distances of all rows to all rows, tile by tile; tiles below the diagonal are those above, transposed."""
+    size, queries, device = features.size, features.queries, features.device
+    count = min(count, size)
+    original = torch.empty(queries, size - queries, dtype=torch.float32, device=device)
+    nearest = torch.zeros(size, count, dtype=torch.int64, device=device)
+    distance = torch.full((size, count), torch.inf, dtype=torch.float32, device=device)
+    farthest = torch.zeros(size, dtype=torch.float32, device=device)
+
+    def keep(start: int, stop: int, tile: torch.Tensor, first: int) -> None:
+        """Merge the distances of rows start..stop to rows first.. into the lists of the former."""
+        farthest[start:stop] = torch.maximum(farthest[start:stop], tile.amax(1))
+        values, index = _candidates(tile, distance[start:stop, -1:], count)
+        values = torch.cat([distance[start:stop], values], 1)
+        index = torch.cat([nearest[start:stop], index + first], 1)
+        distance[start:stop], order = values.topk(count, dim=1, largest=False)
+        nearest[start:stop] = index.gather(1, order)
+
+    step = features.step
+    buffers = [torch.empty(step, features.width, dtype=torch.float32, device=device) for _ in range(2)]
+    tiles = [torch.empty(step * step, dtype=torch.float32, device=device) for _ in range(2)]
+    parts = features.tiles()
+    total = len(parts) * (len(parts) + 1) // 2
+    with tqdm(total=total, desc="neighbours", unit="tile", leave=False, disable=None, delay=2) as bar:
+        for i, (a, b) in enumerate(parts):
+            rows, squares = features.tile(a, b, buffers[0])
+            for c, d in parts[i:]:
+                others, other_squares = features.tile(c, d, buffers[1])
+                tile, turned = (x[: (b - a) * (d - c)] for x in tiles)
+                tile = torch.mm(rows, others.T, out=tile.view(b - a, d - c))
+                tile.mul_(-2).add_(squares[:, None]).add_(other_squares).clamp_(min=0)
+                if a < queries <= c:
+                    original[a:b, c - queries : d - queries] = tile
+                keep(a, b, tile, c)
+                if a != c:
+                    keep(c, d, turned.view(d - c, b - a).copy_(tile.T), a)
+                bar.update()
+    del buffers, tiles
+    farthest.clamp_(min=torch.finfo(torch.float32).tiny)  # if all rows are equal: divide 0 by something
+    for start in range(0, queries, step):
+        part = slice(start, min(start + step, queries))
+        original[part].div_(farthest[part, None])
+    return Found(original, nearest, distance.div_(farthest[:, None]), farthest)
+
+
+def _candidates(tile: torch.Tensor, limit: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distances and columns (n, some) of each row of `tile` (n, m) that can be among its `count` nearest: those below
+    `limit` (n, 1), padded with infinity, or if these are many, the `count` nearest of the tile.
+
+    After the first tiles hardly any are below, and finding them is several times as fast as sorting the tile.
+    """
+    below = tile < limit
+    if torch.count_nonzero(below) > tile.numel() // 16:
+        return tile.topk(min(count, tile.shape[1]), dim=1, largest=False)
+    row, column = below.nonzero(as_tuple=True)
+    number, slot = padded_places(row, len(tile))
+    values = tile.new_full((len(tile), int(number.max())), torch.inf)
+    columns = column.new_zeros(values.shape)
+    values[row, slot], columns[row, slot] = tile[row, column], column
+    return values, columns
+
+
+# ---- encodings
+
+
 class Encodings(NamedTuple):
-    """Sparse rows of an (N, N) matrix: row i holds `weight` at `column`, both from start[i] to start[i + 1]."""
+    """Sparse rows of an (N, N) matrix: row i has `weight` at `column`, both from start[i] to start[i + 1]."""
 
     start: torch.Tensor  # (N + 1,)
     column: torch.Tensor
@@ -119,13 +243,13 @@ def expand(near: torch.Tensor, half: torch.Tensor, block_bytes: int) -> tuple[to
     """R*(i, k1) of every row i, as rows and columns of its members in ascending order (the paper's equations 3 to 5).
 
     near, half: the k1 + 1 and k1/2 + 1 nearest of each row, (N, ...). R(i, k): the rows among the k + 1 nearest of i
-    that have i among theirs. To it are added R(j, k1/2) of each of its members j, where more than two thirds of that
-    set are in R(i, k1) already.
+    that have i among theirs. To it are added R(j, k1/2) of each of its members j, if more than two thirds of that set
+    are in R(i, k1) already.
     """
     size, width = near.shape
     mutual, half_mutual = _mutual(near, block_bytes), _mutual(half, block_bytes)
     keys = []
-    for start, stop in _blocks(size, 150 * width * half.shape[1], block_bytes):
+    for start, stop in _blocks(torch.full((size,), 150 * width * half.shape[1]), block_bytes):
         rows = slice(start, stop)
         inside = torch.where(mutual[rows], near[rows], size).sort(1).values  # R(i, k1), padded at the end
         theirs = half[near[rows]].flatten(1)  # the half lists of all neighbours
@@ -144,16 +268,16 @@ def expand(near: torch.Tensor, half: torch.Tensor, block_bytes: int) -> tuple[to
 
 
 def _mutual(near: torch.Tensor, block_bytes: int) -> torch.Tensor:
-    """(N, k) bool: is i among the k listed of its a-th neighbour?"""
+    """(N, k) bool: is i among the k neighbours of its a-th neighbour?"""
     mutual = torch.empty_like(near, dtype=torch.bool)
-    for start, stop in _blocks(len(near), 20 * near.shape[1] ** 2, block_bytes):
+    for start, stop in _blocks(torch.full((len(near),), 20 * near.shape[1] ** 2), block_bytes):
         mine = torch.arange(start, stop, device=near.device)[:, None, None]
         mutual[start:stop] = (near[near[start:stop]] == mine).any(-1)
     return mutual
 
 
 def _distances_of(features: Features, found: Found, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-    """Distances of these pairs, which are sorted: as the search found them, and computed for those it did not keep."""
+    """Distances of these sorted pairs: as the search found them, and computed for those that it did not keep."""
     listed, order = found.nearest.sort(1)
     rows = torch.arange(features.size, device=row.device)
     key = (rows[:, None] * features.size + listed).flatten()
@@ -172,7 +296,7 @@ def average(encodings: Encodings, nearest: torch.Tensor, block_bytes: int) -> En
     size, k2 = nearest.shape
     lengths = encodings.start.diff()
     columns, weights, counts = [], [], []
-    for start, stop in _blocks_of_cost(150 * lengths[nearest].sum(1), block_bytes):
+    for start, stop in _blocks(150 * lengths[nearest].sum(1), block_bytes):
         near = nearest[start:stop]
         entry = ranges(encodings.start[near.flatten()], lengths[near.flatten()])
         row = torch.arange(stop - start, device=near.device).repeat_interleave(lengths[near].sum(1))
@@ -185,40 +309,32 @@ def average(encodings: Encodings, nearest: torch.Tensor, block_bytes: int) -> En
 
 
 def jaccard_distances(encodings: Encodings, queries: int, block_bytes: int) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """(start, stop, (rows, G)) Jaccard distances of some queries' encodings to those of the gallery (equation 10).
+    """(start, stop, (rows, G)): Jaccard distances of some queries' encodings to those of the gallery (equation 10).
 
-    Only columns that both encodings hold add to the sum of minima; each query column finds its gallery rows in a list.
+    Only columns in both encodings add to the sum of minima; each query column finds its gallery rows in a list.
     """
     start, column, weight = encodings
     size, first_of_gallery = len(start) - 1, int(start[queries])
     images = size - queries
     by_column = torch.argsort(column[first_of_gallery:], stable=True)
     row = torch.arange(size, device=column.device).repeat_interleave(start.diff())
-    holder = (row[first_of_gallery:] - queries)[by_column]  # gallery rows that hold column 0, then column 1, ...
+    holder = (row[first_of_gallery:] - queries)[by_column]  # gallery rows with an entry in column 0, in column 1, ...
     held = weight[first_of_gallery:][by_column]
     number = torch.bincount(column[first_of_gallery:], minlength=size)
     first = offsets(number)
     pairs = number[column[:first_of_gallery]]  # for each entry of a query: gallery entries in its column
-    cost = 160 * torch.zeros(queries, dtype=torch.int64, device=column.device).index_add_(
-        0, row[:first_of_gallery], pairs
-    )
-    for a, b in _blocks_of_cost(cost + 16 * images, block_bytes):
+    cost = 16 * images + 160 * pairs.new_zeros(queries).index_add_(0, row[:first_of_gallery], pairs)
+    for a, b in _blocks(cost, block_bytes):
         mine = slice(int(start[a]), int(start[b]))
         entry = ranges(first[column[mine]], pairs[mine])
         smaller = torch.minimum(weight[mine].repeat_interleave(pairs[mine]), held[entry])
         target = ((row[mine] - a) * images).repeat_interleave(pairs[mine]) + holder[entry]
         overlap = weight.new_zeros((b - a) * images).index_add_(0, target, smaller).view(b - a, images)
-        # Encodings sum to 1, so the sum of maxima is 2 less the sum of minima: 1 - s / (2 - s) = 2 - 2 / (2 - s).
+        # Encodings sum to 1, so the sum of maxima is 2 - the sum s of minima: 1 - s / (2 - s) = 2 - 2 / (2 - s).
         yield a, b, overlap.neg_().add_(2).reciprocal_().mul_(-2).add_(2)
 
 
-def _blocks(rows: int, bytes_per_row: int, block_bytes: int) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that together stay within block_bytes."""
-    step = max(1, block_bytes // max(bytes_per_row, 1))
-    return ((start, min(start + step, rows)) for start in range(0, rows, step))
-
-
-def _blocks_of_cost(cost: torch.Tensor, block_bytes: int) -> Iterator[tuple[int, int]]:
+def _blocks(cost: torch.Tensor, block_bytes: int) -> Iterator[tuple[int, int]]:
     """Ranges of rows whose costs (N,) in bytes add up to at most block_bytes; a row that costs more is alone."""
     total = offsets(cost)
     start = 0

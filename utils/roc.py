@@ -1,4 +1,8 @@
-"""Verification: which share of the matching pairs a distance threshold accepts (TPR) and of the others (FPR)."""
+"""Verification: the share of matching pairs that a distance threshold accepts (TPR), and the share of others (FPR).
+
+A pair is accepted if its distance is at most the threshold. `Roc` is exact, but known for small FPR only; `PairCounter`
+counts all pairs at thresholds chosen beforehand, for whole curves, histograms and operating points.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-PIECE = 1 << 20  # distances that are sifted at a time
+PIECE = 1 << 20  # distances filtered at a time
 
 
 @dataclass
 class Roc:
-    """The exact receiver operating characteristic of all query-gallery pairs but the ignored ones, up to `max_fpr`.
+    """The exact receiver operating characteristic up to `max_fpr`.
 
-    A pair is accepted where its distance is at most the threshold. positives (P,): ascending distances of the
-    matching pairs; negatives: those of the nearest other pairs, as many as `max_fpr` of the `num_negatives` needs.
+    positives (P,): ascending distances of the matching pairs. negatives: those of the nearest other pairs, as many as
+    `max_fpr` of all `num_negatives` needs. Ignored pairs are in neither.
     """
 
     positives: np.ndarray
@@ -24,36 +28,29 @@ class Roc:
     max_fpr: float
 
     def tpr(self, fpr: float) -> float:
-        """The largest TPR of a threshold whose FPR is at most `fpr`; NaN where there are no negative pairs."""
+        """The largest TPR of a threshold whose FPR is at most `fpr`; NaN if there are no other pairs."""
         if not 0 <= fpr <= self.max_fpr:
             raise ValueError(f"the curve is known for FPR from 0 to {self.max_fpr:g}, not at {fpr:g}")
         if self.num_negatives == 0:
             return float("nan")
-        accepted = _share(fpr, self.num_negatives)
+        accepted = _accepted(fpr, self.num_negatives)
         if accepted == self.num_negatives:
             return 1.0
         return float(np.searchsorted(self.positives, self.negatives[accepted])) / len(self.positives)
 
-    def curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """(FPR, TPR) at every matching pair's distance, ascending, as far as `max_fpr`; to be drawn as steps."""
-        accepted = np.searchsorted(self.negatives, self.positives, side="right")
-        known = accepted <= _share(self.max_fpr, self.num_negatives)
-        true = np.searchsorted(self.positives, self.positives, side="right")
-        return accepted[known] / max(self.num_negatives, 1), true[known] / len(self.positives)
-
 
 class RocCounter:
-    """Collects a `Roc` a block of distances at a time, keeping the nearest negatives only."""
+    """Collects a `Roc` from blocks of distances; of the other pairs, only the nearest are kept."""
 
     def __init__(self, num_negatives: int, max_fpr: float = 1e-2):
         self.num_negatives, self.max_fpr = num_negatives, max_fpr
-        self.keep = min(_share(max_fpr, num_negatives) + 1, num_negatives)
+        self.keep = min(_accepted(max_fpr, num_negatives) + 1, num_negatives)
         self.positives: list[torch.Tensor] = []
         self.nearest: list[torch.Tensor] = []
         self.collected, self.limit = 0, float("inf")
 
     def add(self, distance: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> None:
-        """Take in distances (B, G): matches at [row, column], which become NaN, and NaN where they are ignored."""
+        """Add distances (B, G) with matches at [row, column] and NaN where pairs are ignored; matches become NaN."""
         self.positives.append(distance[row, column])
         distance[row, column] = torch.nan
         for piece in distance.flatten().split(PIECE):
@@ -76,6 +73,48 @@ class RocCounter:
         return Roc(positives, negatives, self.num_negatives, self.max_fpr)
 
 
-def _share(fpr: float, total: int) -> int:
-    """The most negatives that may be accepted at this rate; 1e-9 makes up for what 0.01 · 100 loses in binary."""
+class PairCounter:
+    """Numbers of matching pairs (row 0) and of other pairs (row 1) accepted by each of some thresholds.
+
+    For similarities instead of distances, negate both thresholds and values.
+    """
+
+    def __init__(self, thresholds: torch.Tensor):
+        """thresholds: (T,), ascending."""
+        self.thresholds = thresholds
+        # column i: pairs that threshold i is the first to accept; the last column: pairs that no threshold accepts
+        self.first = torch.zeros(2, len(thresholds) + 1, dtype=torch.int64, device=thresholds.device)
+
+    def add(self, matching: torch.Tensor, others: torch.Tensor) -> None:
+        """Count pairs by their distances, of any shape, in the thresholds' dtype."""
+        for counts, distance in zip(self.first, (matching, others), strict=True):
+            counts += torch.bucketize(distance.flatten(), self.thresholds).bincount(minlength=len(counts))
+
+    @property
+    def number(self) -> np.ndarray:
+        """(2,) pairs counted so far."""
+        return self.first.sum(1).cpu().numpy()
+
+    def rates(self) -> np.ndarray:
+        """(2, T): the TPR and FPR of each threshold; 0 where there is no pair of that kind."""
+        return self.first[:, :-1].cumsum(1).cpu().numpy() / np.maximum(self.number, 1)[:, None]
+
+    def at_fpr(self, most: float) -> int:
+        """Index of the largest threshold whose FPR is at most `most`; 0 if there is none."""
+        return max(int(np.searchsorted(self.rates()[1], most + 1e-12, side="right")) - 1, 0)
+
+    def equal_error(self) -> int:
+        """Index of the threshold where FPR and 1 - TPR differ least; the middle one of several."""
+        tpr, fpr = self.rates()
+        difference = np.abs(fpr - (1 - tpr))
+        best = np.flatnonzero(difference == difference.min())
+        return int(best[len(best) // 2])
+
+    def quantile(self, kind: int, share: float) -> int:
+        """Index of the first threshold that accepts at least this share of the pairs of a kind (0 or 1)."""
+        return min(int(np.searchsorted(self.rates()[kind], share - 1e-12)), len(self.thresholds) - 1)
+
+
+def _accepted(fpr: float, total: int) -> int:
+    """The most negatives that may be accepted at this rate; 1e-9 makes up for what 0.01 * 100 loses in binary."""
     return int(fpr * total + 1e-9)
