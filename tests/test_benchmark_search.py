@@ -11,7 +11,7 @@ import torch
 
 from tools import benchmark, benchmark_search, benchmark_tables, results_table
 from tools.benchmark_search import Search, recall
-from utils.engines import ENGINES
+from tools.gallery.engines import ENGINES
 from utils.errors import UserError
 
 SHORT = ["--size", "small", "--width", "48", "--queries", "40", "--repeats", "1"]

@@ -20,10 +20,9 @@ import torch
 
 from tools.benchmark_tables import SEARCH_COLUMNS, search_rows
 from tools.benchmark_task import Task, from_proc, timed
+from tools.gallery.engines import build_engine, load_faiss, nearest, search_engine
 from tools.made_data import GALLERY_STREAM, QUERY_STREAM, make_features
-from utils.engines import build_engine, load_faiss, search_engine
 from utils.errors import UserError
-from utils.nearest import nearest
 
 CPU = torch.device("cpu")
 SIZES = {"million": 1_000_000, "small": 4_000}
