@@ -22,9 +22,9 @@ from config.cli import typed_command
 from datasets.make import short_name, test_name
 from processor.extract import write_features
 from processor.test import parse_test, prepare_test
+from tools.features import ABOUT, ARRAYS, part_name, remove_parts
 from tools.gallery.extract_folder import is_folder_of_pictures
 from tools.gallery.extract_folder import main as extract_folder
-from tools.features import ABOUT, ARRAYS, part_name, remove_parts
 from utils.errors import UserError, run
 from utils.files import write_json, write_rows
 from utils.logging import log
