@@ -74,21 +74,28 @@ class RocCounter:
 
 
 class PairCounter:
-    """Numbers of matching pairs (row 0) and of other pairs (row 1) accepted by each of some thresholds.
+    """Numbers of matching pairs (row 0) and of other pairs (row 1) accepted by each of T = steps + 1 thresholds, which
+    lie equally spaced from low to high. For similarities instead of distances, negate them: -1 to 1 stays as it is."""
 
-    For similarities instead of distances, negate both thresholds and values.
-    """
-
-    def __init__(self, thresholds: torch.Tensor):
-        """thresholds: (T,), ascending."""
-        self.thresholds = thresholds
+    def __init__(self, low: float, high: float, steps: int, device: torch.device | str = "cpu"):
+        self.thresholds = torch.linspace(low, high, steps + 1, dtype=torch.float32, device=device)
+        self.low, self.scale = low, steps / max(high - low, 1e-30)
         # column i: pairs that threshold i is the first to accept; the last column: pairs that no threshold accepts
-        self.first = torch.zeros(2, len(thresholds) + 1, dtype=torch.int64, device=thresholds.device)
+        self.first = torch.zeros(2, steps + 2, dtype=torch.int64, device=device)
 
     def add(self, matching: torch.Tensor, others: torch.Tensor) -> None:
-        """Count pairs by their distances, of any shape, in the thresholds' dtype."""
-        for counts, distance in zip(self.first, (matching, others), strict=True):
-            counts += torch.bucketize(distance.flatten(), self.thresholds).bincount(minlength=len(counts))
+        """Count pairs by their distances, of any shape."""
+        last = len(self.thresholds)
+        beyond = self.thresholds.new_tensor([torch.inf])
+        ends = torch.cat(
+            [-beyond, self.thresholds, beyond]
+        )  # ends[i] < distance <= ends[i + 1]: threshold i is the first
+        for counts, distance in zip(self.first, (matching.flatten(), others.flatten()), strict=True):
+            # twice as fast as torch.bucketize; rounding puts the guess one off at most
+            place = ((distance - self.low) * self.scale).ceil_().clamp_(0, last).long()
+            place -= ((distance <= ends[place]) & (place > 0)).long()
+            place += (distance > ends[place + 1]).long()
+            counts += place.bincount(minlength=len(counts))
 
     @property
     def number(self) -> np.ndarray:
