@@ -87,9 +87,7 @@ class PairCounter:
         """Count pairs by their distances, of any shape."""
         last = len(self.thresholds)
         beyond = self.thresholds.new_tensor([torch.inf])
-        ends = torch.cat(
-            [-beyond, self.thresholds, beyond]
-        )  # ends[i] < distance <= ends[i + 1]: threshold i is the first
+        ends = torch.cat([-beyond, self.thresholds, beyond])  # threshold i is the first if ends[i] < d <= ends[i + 1]
         for counts, distance in zip(self.first, (matching.flatten(), others.flatten()), strict=True):
             # twice as fast as torch.bucketize; rounding puts the guess one off at most
             place = ((distance - self.low) * self.scale).ceil_().clamp_(0, last).long()
