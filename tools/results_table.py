@@ -1,9 +1,9 @@
-"""Write the tables of results and of benchmarks: `python tools/results_table.py [--check]`.
+"""Write the tables of results: `python tools/results_table.py [--check]`.
 
 README.md lists what was measured, docs/results.md all published rows too. Both come from results/published.json and
 results/*.json: copies of RUN/results/train.json or test_*.json, named EXPERIMENT.json, with other seeds
 EXPERIMENT-s1.json, ..., on another test set EXPERIMENT-veri776.json, and with an optional "remark". Several seeds are
-shown as mean ± standard deviation. docs/benchmarks.md comes from results/benchmark_*.json, see tools/benchmark.py.
+shown as mean ± standard deviation. results/benchmark_*.json belong to benchmarks/tables.py.
 """
 
 from __future__ import annotations
@@ -18,14 +18,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config.cli import parse_options
-from tools.benchmark_tables import benchmark_table, read_benchmarks
 from utils.errors import UserError, run
 from utils.files import reading, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results: written by tools/results_table.py -->", "<!-- end of results -->"
-BENCHMARK_START = "<!-- speed and memory: written by tools/results_table.py -->"
-BENCHMARK_END = "<!-- end of speed and memory -->"
 USUAL = ("market1501", "demo")  # test sets that a row does not name
 HEAD = "| experiment | protocol | published mAP / R1 | measured mAP / R1 | mINP | seeds | hardware | training |"
 
@@ -115,10 +112,9 @@ def main() -> None:
     root = Path(options.root)
     with reading(root / "results" / "published.json"):
         published = json.loads((root / "results" / "published.json").read_text())["rows"]
-    results, speeds = read_results(root / "results"), benchmark_table(read_benchmarks(root / "results"))
+    results = read_results(root / "results")
     update(root / "README.md", START, END, table(results, published, all_rows=False), options.check)
     update(root / "docs" / "results.md", START, END, table(results, published, all_rows=True), options.check)
-    update(root / "docs" / "benchmarks.md", BENCHMARK_START, BENCHMARK_END, speeds, options.check)
 
 
 if __name__ == "__main__":
