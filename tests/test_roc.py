@@ -121,7 +121,7 @@ def test_pairs_are_counted_at_every_threshold():
     for seed in range(40):
         rng = np.random.default_rng(seed)
         low, steps = rng.normal(), int(rng.integers(1, 40))
-        counter = PairCounter(low, low + (0.0, 1e-3, 1.0, 50.0)[seed % 4], steps)
+        counter = PairCounter(torch.linspace(low, low + (0.0, 1e-3, 1.0, 50.0)[seed % 4], steps))
         thresholds = counter.thresholds.numpy()
         values = np.concatenate([thresholds, np.nextafter(thresholds, np.float32(np.inf)), rng.normal(size=20)])
         values = np.append(values, [np.inf, -np.inf]).astype(np.float32)
@@ -143,11 +143,11 @@ def test_pairs_are_counted_at_every_threshold():
 
 
 def test_operating_points_worked_out_by_hand():
-    counter = PairCounter(0, 1, 4)
+    counter = PairCounter(torch.linspace(0, 1, 5))
     counter.add(torch.tensor([[0.2, 0.25], [0.7, 0.1]]), torch.tensor([0.5, 0.9, 2.0, 0.3]))
     np.testing.assert_allclose(counter.rates(), [[0, 0.75, 0.75, 1, 1], [0, 0, 0.5, 0.5, 0.75]])
     assert (counter.at_fpr(0), counter.at_fpr(0.5), counter.at_fpr(0.6)) == (1, 3, 3)
     assert counter.equal_error() == 2  # of the indices 1 and 2, both 0.25 apart, the upper middle
     assert (counter.quantile(0, 0.5), counter.quantile(1, 0.5), counter.quantile(1, 1.0)) == (1, 2, 4)
-    empty = PairCounter(0, 2, 2)
+    empty = PairCounter(torch.arange(3.0))
     assert (empty.rates() == 0).all() and empty.number.tolist() == [0, 0]

@@ -74,14 +74,18 @@ class RocCounter:
 
 
 class PairCounter:
-    """Numbers of matching pairs (row 0) and of other pairs (row 1) accepted by each of T = steps + 1 thresholds, which
-    lie equally spaced from low to high. For similarities instead of distances, negate them: -1 to 1 stays as it is."""
+    """Numbers of matching pairs (row 0) and of other pairs (row 1) accepted by each of some thresholds.
 
-    def __init__(self, low: float, high: float, steps: int, device: torch.device | str = "cpu"):
-        self.thresholds = torch.linspace(low, high, steps + 1, dtype=torch.float32, device=device)
-        self.low, self.scale = low, steps / max(high - low, 1e-30)
+    For similarities instead of distances, negate both thresholds and values.
+    """
+
+    def __init__(self, thresholds: torch.Tensor):
+        """thresholds: (T,) float32, ascending and equally spaced."""
+        self.thresholds = thresholds
+        self.low, high = float(thresholds[0]), float(thresholds[-1])
+        self.scale = (len(thresholds) - 1) / max(high - self.low, 1e-30)
         # column i: pairs that threshold i is the first to accept; the last column: pairs that no threshold accepts
-        self.first = torch.zeros(2, steps + 2, dtype=torch.int64, device=device)
+        self.first = torch.zeros(2, len(thresholds) + 1, dtype=torch.int64, device=thresholds.device)
 
     def add(self, matching: torch.Tensor, others: torch.Tensor) -> None:
         """Count pairs by their distances, of any shape."""
