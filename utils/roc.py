@@ -83,7 +83,7 @@ class PairCounter:
         """thresholds: (T,) float32, ascending and equally spaced."""
         self.thresholds = thresholds
         self.low, high = float(thresholds[0]), float(thresholds[-1])
-        self.scale = (len(thresholds) - 1) / max(high - self.low, 1e-30)
+        self.scale = max(len(thresholds) - 1, 1) / max(high - self.low, 1e-30)
         # column i: pairs that threshold i is the first to accept; the last column: pairs that no threshold accepts
         self.first = torch.zeros(2, len(thresholds) + 1, dtype=torch.int64, device=thresholds.device)
 
