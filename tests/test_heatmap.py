@@ -195,7 +195,7 @@ def test_rows_leave_empty_places_and_nothing_is_cut_off(tmp_path, monkeypatch):
     tile = Tile(np.zeros((64, 32, 3), np.uint8), "pid 1234, cam 15\nrank 12345 of 19732", RIGHT)
     names = ["query", "activation", None, "query: like\nthe match"]
     rows = [("AP 3 %, $5_{x}", [tile, tile, None, tile]), ("branch 1 of 1", [None, tile, None, tile])]
-    pixels = draw_rows(tmp_path / "rows.png", rows, names, "each map by itself")
+    pixels = draw_rows(tmp_path / "rows.png", rows, names, "each map on its own scale")
     figure = kept[0]
     assert (cv2.imread(str(tmp_path / "rows.png"))[..., ::-1] == pixels).all()
     assert len(figure.axes) == 6, "five tiles and the bar"
