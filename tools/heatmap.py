@@ -35,7 +35,7 @@ from tools.gradcam import activation_maps, class_maps, overlay, similarity_maps
 from utils.errors import UserError, run
 from utils.logging import log, setup_logging
 from utils.metrics import ranked_order
-from utils.visualize import QUERY, RIGHT, WRONG, Tile, draw_rows
+from utils.pictures import QUERY, RIGHT, WRONG, Tile, draw_rows
 
 OTHER = "#2b6cb0"  # frame of the picture that others are paired with
 OVERVIEW = 10  # images in the overview at most
