@@ -91,6 +91,7 @@ def test_attention_branches_and_generalised_means_are_exported():
     check_onnx(small(height=96, backbone="resnet18", branches="pcb", pooling="gem"), 96, normalise=True)
 
 
+@pytest.mark.slow
 def test_half_precision_holds_float16_weights_takes_float32_and_leaves_the_model_alone():
     model = small(stages=1, backbone="resnet18", pooling="gem", attention="nonlocal", attention_stages=(1,))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
