@@ -45,7 +45,8 @@ def open_onnx(model: str | bytes) -> Runner:
 def open_pt2(path: str | Path) -> Runner:
     """A .pt2 file to be called."""
     with open(path, "rb") as file, quiet():
-        return torch.export.load(file).module()
+        module = torch.export.load(file).module()
+    return lambda images: module(images)  # a function, as the module refuses to be a part of another
 
 
 class FileModel(nn.Module):
