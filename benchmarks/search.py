@@ -17,9 +17,8 @@ import torch
 from benchmarks.features import GALLERY_STREAM, QUERY_STREAM, make_features
 from benchmarks.measure import lacking_memory, measure
 from benchmarks.task import Task
-from utils.engines import build_engine, load_faiss, search_engine
+from tools.gallery.engines import build_engine, load_faiss, nearest, search_engine
 from utils.errors import UserError
-from utils.nearest import nearest
 
 CPU = torch.device("cpu")
 SIZES = {"million": 1_000_000, "small": 4_000}

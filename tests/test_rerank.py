@@ -61,6 +61,9 @@ def test_special_sizes_equal_the_dense_formulas():
     cases += [(12, 4, k1, k2, 6, None) for k1 in (11, 12, 13, 40) for k2 in (1, 6, 12, 40)]  # more than images
     cases += [(q + g, q, 5, 3, 6, None) for q, g in ((1, 1), (1, 30), (30, 1), (2, 3))]
     cases += [(q + g, q, 9, 4, 7, 1) for q in (1, 15, 16, 17, 33) for g in (1, 16, 31, 65)]  # tiles of 16 rows
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rerank, "BLOCK_BYTES", 1)
+        assert Features(clusters(33), clusters(20), "euclidean").step == 16
     checked = 0
     for rows, queries, k1, k2, width, block_bytes in cases:
         features = clusters(rows, width, seed=rows + queries)
@@ -68,13 +71,6 @@ def test_special_sizes_equal_the_dense_formulas():
             checked += 1
             assert_equals_reference(features, queries, block_bytes, k1=k1, k2=k2)
     assert checked > 0.8 * len(cases)
-
-
-def test_the_tiles_are_as_small_as_the_blocks_demand(monkeypatch):
-    monkeypatch.setattr(rerank, "BLOCK_BYTES", 1)
-    features = Features(clusters(33), clusters(20), "euclidean")
-    assert features.step == 16
-    assert features.tiles() == [(0, 16), (16, 32), (32, 33), (33, 49), (49, 53)]
 
 
 def test_each_part_of_the_formula_alone():
@@ -113,15 +109,6 @@ def test_duplicates():
         features = 1 + spread * clusters(40, seed=3)
         found = k_reciprocal(features[:10], features[10:])
         assert found.isfinite().all() and float(found.min()) > -1e-5 and float(found.max()) < 1 + 1e-5
-
-
-def test_another_gallery_order_permutes_the_columns_and_nothing_else():
-    features = clusters(80, seed=7)
-    assert reference.neighbours_are_clear(features, 20, 6)
-    order = torch.from_numpy(np.random.default_rng(0).permutation(60))
-    found = k_reciprocal(features[:20], features[20:])
-    permuted = k_reciprocal(features[:20], features[20:][order])
-    torch.testing.assert_close(permuted, found[:, order], rtol=0, atol=1e-5)
 
 
 def test_in_addition_to_the_result_only_lists_of_neighbours_and_blocks_are_allocated(monkeypatch):

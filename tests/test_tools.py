@@ -49,9 +49,9 @@ def test_a_cut_test_split_is_said_in_every_output(trained):
 
 
 def test_plain_weights_are_tested_without_a_checkpoint(tiny, tmp_path):
-    from model import BACKBONES
+    from model import find_backbone
 
-    torch.save(BACKBONES["mobilenet_v2"](tiny).state_dict(), tmp_path / "w.pth")
+    torch.save(find_backbone("mobilenet_v2")(tiny).state_dict(), tmp_path / "w.pth")
     shown = program("test.py", "--weights", tmp_path / "w.pth", "--backbone", "mobilenet_v2", "--data-root",
                     tiny.data.data_root, "--log-dir", tiny.run.log_dir, "--height", "32", "--width", "16")  # fmt: skip
     assert shown.returncode == 0, shown.stderr

@@ -112,20 +112,15 @@ def make_file(options: Options, test: Prepared, name: str, about: dict[str, str]
     return onnx_bytes(model, about)
 
 
-def log_results(options: Options, path: Path, record: dict) -> None:
+def log_results(record: dict) -> None:
     """The results as text."""
-    check = record["check"]
+    about, check = record["metadata"], record["check"]
     log.info(
-        "%s: %s, %.1f MB (PyTorch's weights in float32: %.1f MB)\n  takes %s\n  gives (batch, %s) float32%s",
-        path, options.precision, record["bytes"] / 1e6, record["pytorch_bytes"] / 1e6, record["metadata"]["input"],
-        record["metadata"]["embedding_dim"], ", of length 1" if options.normalise else "",
+        "%s: %s, %.1f MB (PyTorch's weights in float32: %.1f MB)\n  takes %s\n  gives (batch, %s) float32%s\n"
+        "lowest cosine to PyTorch's embeddings, of %d test images: %.6f",
+        record["file"], about["precision"], record["bytes"] / 1e6, record["pytorch_bytes"] / 1e6, about["input"],
+        about["embedding_dim"], ", of length 1" if about["normalised"] == "true" else "", *check.values(),
     )  # fmt: skip
-    log.info("lowest cosine to PyTorch's embeddings, of %d test images: %.6f", check["crops"], check["lowest_cosine"])
-    if options.preprocessing:
-        log.info(
-            "its pictures differ from our own preprocessing's by %g grey levels at most, in %.2f %% of the values",
-            check["largest_difference_grey_levels"], 100 * check["share_of_values_that_differ"],
-        )  # fmt: skip
     if "scores" in record:
         log.info(score_table(record["scores"], record["note"]))
         log.info("change: mAP %+.2f, Rank-1 %+.2f", *record["change"].values())
@@ -158,7 +153,7 @@ def main() -> None:
     record |= {"command": typed_command(), **environment}
     json_path = path.with_name(path.name + ".json")
     write_json(json_path, record)
-    log_results(options, path, record)
+    log_results(record)
     log.info("written to %s and %s", path, json_path)
 
 

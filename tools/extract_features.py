@@ -5,7 +5,7 @@ The directory holds qf.npy and gf.npy (features of query and gallery, float32) a
 each extract a part (--part 1/4, --part 2/4, ...); the parts are joined when the directory is first read.
 
 With a folder that is not a run (it holds no last.pth) as the first word, the features of its pictures are written:
-`python tools/extract_features.py FOLDER [--output feats.npz]`, see tools/extract_folder.py.
+`python tools/extract_features.py FOLDER [--output feats.npz]`, see tools/gallery/extract_folder.py.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from config.cli import typed_command
 from datasets.make import short_name, test_name
 from processor.extract import write_features
 from processor.test import parse_test, prepare_test
-from tools.extract_folder import is_folder_of_pictures
-from tools.extract_folder import main as extract_folder
 from tools.features import ABOUT, ARRAYS, part_name, remove_parts
+from tools.gallery.extract_folder import is_folder_of_pictures
+from tools.gallery.extract_folder import main as extract_folder
 from utils.errors import UserError, run
 from utils.files import write_json, write_rows
 from utils.logging import log

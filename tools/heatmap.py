@@ -141,7 +141,8 @@ def picture_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[
     setup_logging()
     paths, device = find_own_pictures(options.pictures), pick_device(cfg.run.device)
     if stored:
-        model, labels, directory = rebuild_model(stored[1], stored[0], cfg), stored[1]["labels"], stored[0].parent
+        (checkpoint, state), directory = stored, stored[0].parent
+        model, labels = rebuild_model(state, checkpoint, cfg), state.get("labels", {})
     else:
         model, labels, directory = make_model(cfg, num_classes=2), {}, Path(cfg.run.log_dir) / "weights"
     jobs = []

@@ -15,8 +15,7 @@ import torch
 from tqdm import tqdm
 
 from config import Config
-from datasets.base import ReIDDataset, Sample
-from datasets.check import MOST_CAMERAS
+from datasets.base import MOST_CAMERAS, ReIDDataset, Sample
 from datasets.make import make_test_set
 from processor.evaluate import Inference, score_values, scores_note
 from processor.ranked_lists import choose_queries
@@ -42,30 +41,6 @@ class Ranked(NamedTuple):
     wrong: list[tuple[int, int, float]]  # the same of images of other identities
 
 
-class Pictures:
-    """Images, numbered in the order in which they are first asked for."""
-
-    def __init__(self):
-        self.samples: dict[str, Sample] = {}
-        self.numbers: dict[str, int] = {}
-
-    def number(self, sample: Sample) -> int:
-        self.samples.setdefault(sample.path, sample)
-        return self.numbers.setdefault(sample.path, len(self.numbers))
-
-    def values(self, dataset: ReIDDataset) -> dict[str, Any]:
-        """File names relative to the directory that holds all, pids, cameras (None: unknown), and names of pids."""
-        samples = list(self.samples.values())
-        paths = [os.path.abspath(s.path) for s in samples]
-        above = os.path.commonpath([os.path.dirname(p) for p in paths])
-        return {
-            "file": [os.path.relpath(p, above) for p in paths],
-            "pid": [s.pid for s in samples],
-            "camera": [s.camid for s in samples] if dataset.cameras else None,
-            "names": {s.pid: dataset.names[s.pid] for s in samples if s.pid in dataset.names},
-        }
-
-
 def report_values(
     test: Prepared, inference: Inference, top: int, checkpoint: str, command: str
 ) -> tuple[dict[str, Any], list[str], list[Ranked]]:
@@ -80,17 +55,23 @@ def report_values(
     ids = (query.pids, gallery.pids, query.camids, gallery.camids)
     lists, counter = rank_gallery(cfg, inference, ids, top)
     *_, (last, scores) = inference.scores.items()
-    pictures = Pictures()
+    pictures: dict[str, Sample] = {}  # by path, in the order of their numbers
+    numbers: dict[str, int] = {}
+
+    def number(sample: Sample) -> int:
+        pictures.setdefault(sample.path, sample)
+        return numbers.setdefault(sample.path, len(numbers))
+
     queries = []
     for sample, ranked, ap in zip(query.samples, lists, scores.ap, strict=True):
         nearest = {
-            kind: [[rank, pictures.number(gallery.samples[g]), np.float32(d)] for rank, g, d in found]
+            kind: [[rank, number(gallery.samples[g]), np.float32(d)] for rank, g, d in found]
             for kind, found in (("right", ranked.right), ("wrong", ranked.wrong))
         }
         shown = {
-            "image": pictures.number(sample),
+            "image": number(sample),
             "ap": 100 * float(ap),
-            "list": [pictures.number(gallery.samples[g]) for g in ranked.nearest],
+            "list": [number(gallery.samples[g]) for g in ranked.nearest],
             "distance": ranked.distance,
             "hits": ranked.hits,
         }
@@ -114,11 +95,23 @@ def report_values(
         "cameras": camera_table(cfg, dataset, inference, ids),
         "history": training_curves(test.state["history"]),
         "losses": ["loss", *loss_parts(test.state["history"])],
-        "images": pictures.values(dataset),
+        "images": image_values(dataset, list(pictures.values())),
         "queries": queries,
         "top": top,
     }
-    return values, list(pictures.samples), lists
+    return values, list(pictures), lists
+
+
+def image_values(dataset: ReIDDataset, samples: Sequence[Sample]) -> dict[str, Any]:
+    """File names relative to the directory that holds all, pids, cameras (None: unknown), and names of pids."""
+    paths = [os.path.abspath(s.path) for s in samples]
+    above = os.path.commonpath([os.path.dirname(p) for p in paths])
+    return {
+        "file": [os.path.relpath(p, above) for p in paths],
+        "pid": [s.pid for s in samples],
+        "camera": [s.camid for s in samples] if dataset.cameras else None,
+        "names": {s.pid: dataset.names[s.pid] for s in samples if s.pid in dataset.names},
+    }
 
 
 def rank_gallery(cfg: Config, inference: Inference, ids: tuple, top: int) -> tuple[list[Ranked], PairCounter]:
