@@ -145,7 +145,7 @@ def test_thresholds_are_those_of_all_pairs_one_by_one(monkeypatch):
             assert fpr == pytest.approx((others >= value).mean(), abs=2 / len(others))
         (_, tpr, fpr), at_fpr = find_thresholds(counter).values()
         assert abs(fpr - (1 - tpr)) < 3 / min(len(same), len(others))
-        assert at_fpr.fpr <= 1e-3 < (others >= at_fpr.value - 2 / STEPS).mean() + 1 / len(others)
+        assert at_fpr[2] <= 1e-3 < (others >= at_fpr[0] - 2 / STEPS).mean() + 1 / len(others)
         median = -float(counter.thresholds[counter.quantile(0, 0.5)])
         assert median == pytest.approx(np.median(same), abs=2 / STEPS + np.diff(np.sort(same)).max())
     two, one = np.array([1, 2]), np.array([1, 1])

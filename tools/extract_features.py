@@ -5,7 +5,7 @@ The directory holds qf.npy and gf.npy (features of query and gallery, float32) a
 part of it each (--part 1/4, --part 2/4, ...); whoever reads the directory first joins them.
 
 With a folder that is no run (it holds no last.pth) as the first word, the features of its pictures are written, whoever
-is on them: `python tools/extract_features.py FOLDER [--output feats.npz]`, see tools/gallery/extract_folder.py.
+is on them: `python tools/extract_features.py FOLDER [--output feats]`, see tools/gallery/extract_folder.py.
 """
 
 from __future__ import annotations

@@ -163,10 +163,10 @@ class ThresholdCommand(DataOptions):
             except ValueError as error:
                 raise UserError(f"{split.name}: {error}, so no threshold can be found; use another set") from error
             log.info("%s\n%s", split.name, threshold_table(counter))
-            rule, found = list(find_thresholds(counter).items())[self.store == "fpr"]
-            index.about["threshold"] = {"value": found.value, "rule": rule, "dataset": split.name}
+            rule, (value, _, _) = list(find_thresholds(counter).items())[self.store == "fpr"]
+            index.about["threshold"] = {"value": value, "rule": rule, "dataset": split.name}
             index.save()
-        log.info("%.3f (%s) is stored in %s", found.value, rule, index.directory)
+        log.info("%.3f (%s) is stored in %s", value, rule, index.directory)
 
 
 COMMANDS = {
