@@ -189,6 +189,8 @@ def find(index: Index, query: torch.Tensor, top: int, threshold: float, exact: b
     """The hits of a query (1, D), and a title that says how they were found."""
     similarity, rows = (x[0].tolist() for x in index.search(query, top, exact))
     found = [(index.files[row].path, s) for row, s in zip(rows, similarity, strict=True) if row >= 0]
+    if not found:
+        raise UserError(f"{index.about['engine']['kind']} found nothing in {index.directory}; ask with --exact")
     title = f"{len(found):,} of {len(index):,} pictures, the most similar first"
     if len(found) < min(top, len(index)):
         title += f" ({index.about['engine']['kind']} found no more; ask with --exact)"
