@@ -10,8 +10,7 @@ import torch
 
 from config import Config
 from config.config import option, undefined_for_protocol
-from datasets.base import ReIDDataset
-from datasets.check import MOST_CAMERAS
+from datasets.base import MOST_CAMERAS, ReIDDataset
 from datasets.loaders import TestLoader
 from model import ReIDModel
 from processor.distributed import ALONE, Ranks

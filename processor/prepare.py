@@ -28,7 +28,7 @@ from processor.parallel import synchronised
 from processor.resume import restore, seed_all
 from processor.run import Run, run_directory, taken
 from processor.watch import Watchers
-from solver import beyond_the_end, make_average, make_optimizers
+from solver import make_average, make_optimizers, settings_without_effect
 from utils.files import write_json
 from utils.logging import log, setup_logging
 
@@ -58,8 +58,8 @@ def prepare(
     model, unsynchronised = synchronised(cfg, ranks, model, device)
     memory_format = torch.channels_last if cfg.loop.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)
-    hardens = [head.harden for head in model.heads]
-    criterion = make_criterion(cfg, len(loaders.labels), model.feature_dims, hardens).to(device)
+    add_margins = [head.add_margin for head in model.heads]
+    criterion = make_criterion(cfg, len(loaders.labels), model.feature_dims, add_margins).to(device)
     copy_first(ranks, (*model.state_dict().values(), *criterion.state_dict().values()))
     optimizers = make_optimizers(cfg, model, criterion)
 
@@ -98,5 +98,5 @@ def introduce(run: Run, loaders: Loaders, chosen: str, unsynchronised: str) -> N
     log.info("%s\n%s", dataset.name, dataset.describe())
     if run.note:
         log.info("note: %s", run.note)
-    for sentence in filter(None, (*beyond_the_end(cfg, len(loaders.train)), unsynchronised)):
+    for sentence in filter(None, (*settings_without_effect(cfg, len(loaders.train)), unsynchronised)):
         log.warning("warning: %s", sentence)

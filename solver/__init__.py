@@ -1,14 +1,15 @@
 from solver.average import make_average, update_average
-from solver.optimizer import make_optimizers, restore_optimizer, set_frozen
-from solver.schedule import beyond_the_end, lr_factor, set_lr
+from solver.optimizer import make_optimizer, make_optimizers, restore_optimizer, set_frozen
+from solver.schedule import lr_factor, set_lr, settings_without_effect
 
 __all__ = [
-    "beyond_the_end",
     "lr_factor",
     "make_average",
+    "make_optimizer",
     "make_optimizers",
     "restore_optimizer",
     "set_frozen",
     "set_lr",
+    "settings_without_effect",
     "update_average",
 ]

@@ -1,4 +1,4 @@
-"""Optimizers of the model and of the loss's own parameters, and which weights each of them moves."""
+"""Optimizers, their parameter groups, and freezing of the backbone."""
 
 from __future__ import annotations
 
@@ -19,31 +19,35 @@ OPTIMIZERS = {
 }
 
 
-def make_optimizers(cfg: Config, model: nn.Module, criterion: nn.Module) -> dict[str, torch.optim.Optimizer]:
-    """`model`: what the settings name, over `parameter_groups`; `center`: SGD over the centers, where there are any."""
+def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the settings over `parameter_groups`."""
+    options: dict[str, Any] = {"lr": cfg.solver.lr, "fused": cfg.loop.fused}
     if cfg.solver.optimizer == "sgd":
-        momentum: dict[str, Any] = {"momentum": cfg.solver.momentum, "nesterov": cfg.solver.nesterov}
+        options |= {"momentum": cfg.solver.momentum, "nesterov": cfg.solver.nesterov}
     else:
-        momentum = {"betas": (cfg.solver.momentum, 0.999)}
-    momentum["fused"] = cfg.loop.fused
-    optimizers = {"model": OPTIMIZERS[cfg.solver.optimizer](parameter_groups(cfg, model), lr=cfg.solver.lr, **momentum)}
+        options["betas"] = (cfg.solver.momentum, 0.999)
+    optimizer = OPTIMIZERS[cfg.solver.optimizer](parameter_groups(cfg, model), **options)
     if cfg.solver.optimizer == "sgd" and cfg.solver.momentum > 0:
-        for parameter in (p for group in optimizers["model"].param_groups for p in group["params"]):
-            # What the first step would make, too; but fused SGD fails where weights that were frozen have none yet.
-            optimizers["model"].state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    centers = list(criterion.parameters())
-    if centers:
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            # as the first step would do it; but fused SGD fails when weights that were frozen have no buffer yet
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def make_optimizers(cfg: Config, model: nn.Module, criterion: nn.Module) -> dict[str, torch.optim.Optimizer]:
+    """`model`, and `center`: SGD over the centers, if there are any. Goes when `Criterion.move_centers` is called."""
+    optimizers = {"model": make_optimizer(cfg, model)}
+    if centers := list(criterion.parameters()):
         optimizers["center"] = torch.optim.SGD(centers, lr=cfg.loss.center_lr, fused=cfg.loop.fused)
     return optimizers
 
 
 def parameter_groups(cfg: Config, model: nn.Module) -> list[dict[str, Any]]:
-    """Every parameter that requires a gradient, in exactly one group: as many groups as there are different pairs of
-    rate and weight decay, so a single one unless the settings ask for more.
+    """Every parameter that requires a gradient, in one group per pair of learning rate and weight decay.
 
-    `lr_factor` of a group is its rate as a factor of the schedule's. The backbone is what lies under `model.backbone`.
-    Biases are told by name, those of normalisation layers too (Bag of Tricks' code); what `no_decay_norm_bias` spares
-    are the parameters of one dimension (timm's rule: biases, normalisation weights, scales).
+    `lr_factor` of a group is its rate as a factor of the schedule's. The backbone is everything under
+    `model.backbone`. Biases are recognised by name, those of normalisation layers included (Bag of Tricks' code);
+    `no_decay_norm_bias` is for parameters of one dimension (timm's rule: biases, normalisation weights, scales).
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -61,27 +65,26 @@ def parameter_groups(cfg: Config, model: nn.Module) -> list[dict[str, Any]]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take the moments from a checkpoint, but not the settings (weight decay, momentum): those of today hold.
+    """Load the moments from a checkpoint, but keep the present settings (weight decay, momentum).
 
     Raises ValueError or KeyError when the state has other groups.
     """
     if len(optimizer.param_groups) != len(state["param_groups"]):
         raise ValueError("the state has another number of parameter groups")
     groups = zip(optimizer.param_groups, state["param_groups"], strict=True)
-    groups = [today | {"params": stored["params"]} for today, stored in groups]
+    groups = [present | {"params": stored["params"]} for present, stored in groups]
     optimizer.load_state_dict(state | {"param_groups": groups})
 
 
 def set_frozen(model: nn.Module, optimizer: torch.optim.Optimizer, frozen: bool) -> None:
-    """Put the model into training mode, its backbone only if that is not `frozen`.
+    """Put the model into training mode, but not its backbone if that is `frozen`.
 
-    A frozen backbone is a fixed function: its weights get no gradient and its layers are in evaluation mode, so batch
-    norm uses and keeps its running statistics, and dropout and stochastic depth rest. fast-reid's LayerFreeze does
-    the same. It also computes the gradients, to drop them; here the backward pass ends at the backbone.
+    The weights of a frozen backbone get no gradient and its layers are in evaluation mode, so batch norm uses and keeps
+    its running statistics, and dropout and stochastic depth are off, as in fast-reid's LayerFreeze.
     """
     model.train()
     model.backbone.train(not frozen)
-    ours = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     for parameter in model.backbone.parameters():
-        if parameter in ours:  # one that no optimizer moves stays frozen for good
+        if parameter in trained:  # others are always frozen
             parameter.requires_grad_(not frozen)

@@ -21,7 +21,7 @@ from model.pooling import POOLING
 from model.reid import Branch, ReIDModel
 from tools.gradcam import activation_maps, class_maps, overlay, resize_to_largest, similarity_maps
 from tools.heatmap import best_matches
-from utils.visualize import QUERY, RIGHT, WRONG, Tile, draw_rows
+from utils.pictures import QUERY, RIGHT, WRONG, Tile, draw_rows
 
 PLAIN = Config(backbone="resnet18", weights="none", neck="none", test_feature="before")
 

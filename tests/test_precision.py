@@ -22,11 +22,12 @@ import loss.triplet
 from config import Config
 from config.config import METRIC_LOSSES
 from datasets.loaders import make_loaders
-from loss import CenterLoss, batch_hard_triplet, make_criterion
+from loss import make_criterion
+from loss.center import CenterLoss
 from loss.criterion import metric_losses
 from loss.cross_entropy import focal_loss
 from loss.pairs import euclidean_distances
-from loss.triplet import weighted_triplet
+from loss.triplet import batch_hard_triplet, weighted_triplet
 from model import BACKBONES, make_model
 from model.backbones.stages import Staged
 from model.heads import LinearHead
@@ -164,7 +165,7 @@ def test_fp16_features_a_thousand_times_too_large_give_no_nan(name, mixed):
 def test_the_whole_criterion_at_fp16_gives_no_nan():
     features, labels = scaled(torch.float16, 1e3)
     logits = (1e3 * torch.randn(16, 4)).half().requires_grad_()
-    criterion = make_criterion(EVERY, 4, [64], [LinearHead(64, 4, 0, 0, 0).harden])
+    criterion = make_criterion(EVERY, 4, [64], [LinearHead(64, 4).add_margin])
     with autocast(CPU, "fp16"):
         total, parts = criterion([logits], [features], labels)
     total.backward()
@@ -385,9 +386,9 @@ def few_layers(cfg: Config) -> Staged:
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler for the CPU")
 def test_a_compiled_model_trains_as_the_plain_one(tiny, monkeypatch):
-    monkeypatch.setitem(BACKBONES, "few_layers", few_layers)
-    cfg = tiny.replace(backbone="few_layers")
-    (plain, batches), (compiled, _) = (ready(cfg.replace(compile=c), "float32", str(c)) for c in (False, True))
+    monkeypatch.setitem(BACKBONES, "few_layers", f"{__name__}:few_layers")
+    cfg = replace(tiny, backbone="few_layers")
+    (plain, batches), (compiled, _) = (ready(replace(cfg, compile=c), "float32", str(c)) for c in (False, True))
     for images, labels in batches[:2]:
         expected, found = (train_step(run, images, labels) for run in (plain, compiled))
         assert found["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-3)

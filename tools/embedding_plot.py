@@ -156,7 +156,7 @@ def main() -> None:
     points, shares = (tsne(features, cfg.run.seed), None) if options.method == "tsne" else pca(features)
     name = f"embedding_{options.method}_{short_name(test_name(cfg))}.png"
     path = Path(options.output or test.directory / "results" / name)
-    names = {pid: dataset.called(pid) for pid in sorted(pids)}
+    names = {pid: dataset.name_of(pid) for pid in sorted(pids)}
     title = f"{len(points)} test images of {len(pids)} of {len(every)} identities of {dataset.name}"
     draw_points(path, points, [s for _, s in samples], names, dataset.cameras, title, shares)
     table = io.StringIO()

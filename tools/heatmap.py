@@ -35,7 +35,7 @@ from tools.gradcam import activation_maps, class_maps, overlay, similarity_maps
 from utils.errors import UserError, run
 from utils.logging import log, setup_logging
 from utils.metrics import ranked_order
-from utils.visualize import QUERY, RIGHT, WRONG, Tile, draw_rows
+from utils.pictures import QUERY, RIGHT, WRONG, Tile, draw_rows
 
 OTHER = "#2b6cb0"  # frame of the picture that others are paired with
 OVERVIEW = 10  # images in the overview at most
@@ -141,7 +141,8 @@ def picture_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[
     setup_logging()
     paths, device = find_own_pictures(options.pictures), pick_device(cfg.run.device)
     if stored:
-        model, labels, directory = rebuild_model(stored[1], stored[0], cfg), stored[1]["labels"], stored[0].parent
+        (checkpoint, state), directory = stored, stored[0].parent
+        model, labels = rebuild_model(state, checkpoint, cfg), state.get("labels", {})
     else:
         model, labels, directory = make_model(cfg, num_classes=2), {}, Path(cfg.run.log_dir) / "weights"
     jobs = []

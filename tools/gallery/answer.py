@@ -12,7 +12,7 @@ import numpy as np
 
 from datasets.images import read_image
 from utils.errors import UserError
-from utils.visualize import QUERY, RIGHT, Tile, draw_rows
+from utils.pictures import QUERY, RIGHT, Tile, draw_rows
 
 COLUMNS, MIN_COLUMNS = 10, 6  # tiles per row; the minimum leaves room for the title
 MAX_QUERIES, MAX_HITS = 5, 50  # drawn

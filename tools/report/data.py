@@ -15,8 +15,7 @@ import torch
 from tqdm import tqdm
 
 from config import Config
-from datasets.base import ReIDDataset, Sample
-from datasets.check import MOST_CAMERAS
+from datasets.base import MOST_CAMERAS, ReIDDataset, Sample
 from datasets.make import make_test_set
 from processor.evaluate import Inference, score_values, scores_note
 from processor.ranked_lists import choose_queries
