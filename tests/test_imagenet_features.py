@@ -40,7 +40,7 @@ class People(NamedTuple):
 def people(tmp_path_factory) -> People:
     """Twelve people under three to six cameras each: some 50 queries and 130 gallery images."""
     data_root = tmp_path_factory.mktemp("rendered")
-    render_demo(data_root / "demo", train_ids=1, test_ids=12, distractors=0, junk=0, progress=False)
+    render_demo(data_root / "demo", train_ids=1, test_ids=12, distractors=0, junk=0)
     cfg = settings(data_root, "mobilenet_v2")
     _, query, gallery = make_test_loaders(cfg, make_test_set(cfg))
     return People(data_root, query, gallery)

@@ -23,12 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import Config
 from config.cli import parse_command
 from datasets.base import ReIDDataset
-from datasets.folder import place_of
 from datasets.make import make_test_set, place, refuse_another_split, train_names
 from processor import FeatureExtractor
 from processor.checkpoint import find_checkpoint
 from tools.gallery.answer import MAX_HITS, Hit, draw_answer, hit_table
-from tools.gallery.index import Index, add, changing, extractor_of, make_index, read_index, remove
+from tools.gallery.index import Index, add, changing, extractor_of, make_index, place_of, read_index, remove
 from tools.gallery.threshold import count_pairs, find_thresholds, threshold_table
 from utils.errors import UserError, run
 from utils.logging import log, setup_logging

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from datasets.folder import File, find_pictures, place_of, state_of
+from datasets.folder import find_pictures
 from processor.extractor import FeatureExtractor
 from tools.gallery.engines import build_engine, load_faiss, nearest, read_engine, remove_from_engine, search_engine
 from utils.errors import Stopped, UserError
@@ -37,6 +37,14 @@ FIX = "remove the index and index again"
 SAVE_SECONDS = 60  # while features are computed, the index is saved this often
 COPIED = 1024  # rows that are copied at a time
 LISTED = 10  # unreadable files that a message names
+
+
+class File(NamedTuple):
+    """A picture, and what changes when its content does."""
+
+    path: str  # relative to the index's root, with / as separator
+    size: int  # bytes
+    changed: int  # nanoseconds since 1970 of its last change of any kind: a file that is renamed keeps its mtime
 
 
 @dataclass
@@ -201,6 +209,11 @@ def extractor_of(index: Index, checkpoint: str = "", **options: Any) -> FeatureE
     return extractor
 
 
+def place_of(root: str | Path, path: str) -> Path:
+    """Where a path from os.path.relpath leads, also one with .. in it if `root` is a link or does not exist."""
+    return Path(os.path.normpath(os.path.join(root, path)))
+
+
 def list_files(root: Path, places: Sequence[str | Path]) -> list[File]:
     """Pictures of folders, and picture files, each once, sorted by their path relative to `root`.
 
@@ -219,7 +232,12 @@ def list_files(root: Path, places: Sequence[str | Path]) -> list[File]:
             raise UserError(f"{place} and the folders in it hold no picture (a run's directory would hold a last.pth)")
         for name in names:
             relative = os.path.relpath(os.path.abspath(place / name), root)
-            found[relative] = state_of(place / name, Path(relative).as_posix())
+            try:
+                status = os.stat(place / name)
+                state = (status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))
+            except OSError:
+                state = (0, 0)  # it is listed with the files that cannot be read
+            found[relative] = File(Path(relative).as_posix(), *state)
     return sorted(found.values())
 
 
