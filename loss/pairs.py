@@ -50,9 +50,8 @@ def cosine_similarities(features: torch.Tensor) -> torch.Tensor:
 def means(mask: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """(A, D) mean of the features (B, D) that each row of the mask (A, B) selects; 0 where it selects none."""
     selected = mask.double()
-    return (selected @ features.double() / selected.sum(1, keepdim=True).clamp(min=1)).to(
-        at_least_float32(features).dtype
-    )
+    sums, counts = selected @ features.double(), selected.sum(1, keepdim=True)
+    return (sums / counts.clamp(min=1)).to(at_least_float32(features).dtype)
 
 
 def masked_logsumexp(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -96,11 +96,9 @@ class ReIDModel(nn.Module):
             logits = [b.classifier(x) for b, x in zip(self.branches, after, strict=True) if b.classifier is not None]
             return logits, [x for b, x in zip(self.branches, features, strict=True) if b.metric]
         embeddings = after if self.test_after_neck else features
-        return (
-            torch.cat([F.normalize(at_least_float32(x)) for x in embeddings], 1)
-            if len(embeddings) > 1
-            else embeddings[0]
-        )
+        if len(embeddings) == 1:
+            return embeddings[0]
+        return torch.cat([F.normalize(at_least_float32(x)) for x in embeddings], 1)
 
     @property
     def heads(self) -> list[nn.Module]:
