@@ -9,8 +9,8 @@ from torch import nn
 class CenterLoss(nn.Module):
     """Mean squared euclidean distance of each feature to the learned center of its class.
 
-    features (B, D) and labels (B,) in 0..C-1 to a scalar, computed in float32. The centers (C, D) are parameters that
-    an optimizer of their own moves; as in Bag of Tricks there is no factor 1/2.
+    features (B, D) and labels (B,) in 0..C-1 to a scalar, computed in float32; as in Bag of Tricks there is no factor
+    1/2. The centers (C, D) start at random and are moved by `move`.
     """
 
     def __init__(self, num_classes: int, width: int):
@@ -21,3 +21,11 @@ class CenterLoss(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             # index_select and not [...], whose gradient several threads add up in any order
             return (features.float() - self.centers.index_select(0, labels)).square().sum(1).mean()
+
+    @torch.no_grad()
+    def move(self, features: torch.Tensor, labels: torch.Tensor, lr: float, moved: torch.Tensor | None = None) -> None:
+        """One step of plain SGD on this loss for the centers alone; none where the scalar `moved` is 0."""
+        shift = features.float() - self.centers.index_select(0, labels)
+        if moved is not None:  # without waiting for the device; 0 × NaN would be NaN
+            shift = torch.where(moved > 0, shift, 0.0)
+        self.centers.index_add_(0, labels, shift, alpha=2 * lr / len(labels))

@@ -53,11 +53,17 @@ class Criterion(nn.Module):
             total = total + cfg.loss.center_weight * parts["center"]
         return total, parts
 
-    def undo_center_weight(self) -> None:
-        """Divide the centers' gradient by the loss weight: it weighs the features' pull only."""
-        for centers in self.centers.parameters():
-            if centers.grad is not None:
-                centers.grad /= self.cfg.loss.center_weight
+    def move_centers(
+        self, features: Sequence[torch.Tensor], labels: torch.Tensor, moved: torch.Tensor | None = None
+    ) -> None:
+        """Move the centers of the center loss, after each step of the optimizer; without them, do nothing.
+
+        features: one (B, D) per branch, as `forward` got them, of all batches of the step and of all processes,
+        concatenated; labels (B,). moved: scalar on the device, 0 where the step was skipped because of NaN or inf.
+        This is SGD at `center_lr` on the unweighted loss: the loss weight is for the features' pull only.
+        """
+        for loss, x in zip(self.centers, features, strict=False):
+            loss.move(x, labels, self.cfg.loss.center_lr / len(self.centers), moved)
 
 
 def id_loss(cfg: Config) -> Callable[..., torch.Tensor]:

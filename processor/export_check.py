@@ -19,9 +19,9 @@ from datasets.augment import normalise
 from datasets.images import decode, read_image
 from datasets.loaders import TestLoader, readable
 from datasets.make import make_dataset
-from processor.evaluate import quick, score_features, score_values
+from processor.evaluate import plain_settings, score_features, score_values
 from processor.export_input import Preprocess
-from processor.test import Prepared
+from processor.test import TestJob
 from utils.errors import UserError
 
 Run = Callable[[torch.Tensor], torch.Tensor]  # what a file takes to embeddings (B, D)
@@ -40,7 +40,7 @@ def spread(samples: list, count: int) -> list:
     return [samples[i] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)]
 
 
-def crops_of(test: Prepared) -> list[str]:
+def crops_of(test: TestJob) -> list[str]:
     """Paths of the pictures of the test split that a file is compared on."""
     return [s.path for s in spread([*test.query.samples, *test.gallery.samples], CROPS)]
 
@@ -65,7 +65,7 @@ def batches(cfg: Config, paths: Sequence[str], preprocessing: bool) -> Iterator[
             yield raw if preprocessing else normalise(raw)
 
 
-def compare(test: Prepared, run: Run, preprocessing: bool) -> dict[str, float]:
+def compare(test: TestJob, run: Run, preprocessing: bool) -> dict[str, float]:
     """How near a file's embeddings of test pictures are to those of the model after our own preprocessing.
 
     With preprocessing also how its pictures differ from ours: the largest difference in grey levels, and the share of
@@ -113,7 +113,7 @@ def refuse_unlike(found: dict[str, float], precision: str) -> None:
         )
 
 
-def score_both(test: Prepared, run: Run, preprocessing: bool) -> dict[str, dict[str, float]]:
+def score_both(test: TestJob, run: Run, preprocessing: bool) -> dict[str, dict[str, float]]:
     """Scores on the test split of PyTorch's features and of the file's, both without mirrored images."""
 
     def features(run: Run, loader: TestLoader, raw: bool) -> torch.Tensor:
@@ -126,11 +126,11 @@ def score_both(test: Prepared, run: Run, preprocessing: bool) -> dict[str, dict[
     for name, run_one, raw in (("PyTorch", test.model, False), ("file", run, preprocessing)):
         with torch.no_grad():
             pair = tuple(features(run_one, loader, raw) for loader in (test.query, test.gallery))
-        scores[name] = score_features(quick(test.cfg), {"plain": pair}, ids).scores["plain"]
+        scores[name] = score_features(plain_settings(test.cfg), {"plain": pair}, ids).scores["plain"]
     return score_values(scores)
 
 
-def latencies(test: Prepared, run: Run, preprocessing: bool) -> list[dict[str, float]]:
+def latencies(test: TestJob, run: Run, preprocessing: bool) -> list[dict[str, float]]:
     """Median milliseconds of the file and of PyTorch's modules in float32, for pictures of the model's input size."""
     cfg = test.cfg
     raw = torch.from_numpy(read_image(crops_of(test)[0], cfg.data.height, cfg.data.width))[None]

@@ -1,4 +1,4 @@
-"""Optimizers of the model and of the loss's own parameters, and which weights each of them moves."""
+"""Optimizers, their parameter groups, and freezing of the backbone."""
 
 from __future__ import annotations
 
@@ -19,22 +19,19 @@ OPTIMIZERS = {
 }
 
 
-def make_optimizers(cfg: Config, model: nn.Module, criterion: nn.Module) -> dict[str, torch.optim.Optimizer]:
-    """`model`: what the settings name, over `parameter_groups`; `center`: SGD over the centers, where there are any."""
+def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the settings over `parameter_groups`."""
+    options: dict[str, Any] = {"lr": cfg.solver.lr, "fused": cfg.loop.fused}
     if cfg.solver.optimizer == "sgd":
-        momentum: dict[str, Any] = {"momentum": cfg.solver.momentum, "nesterov": cfg.solver.nesterov}
+        options |= {"momentum": cfg.solver.momentum, "nesterov": cfg.solver.nesterov}
     else:
-        momentum = {"betas": (cfg.solver.momentum, 0.999)}
-    momentum["fused"] = cfg.loop.fused
-    optimizers = {"model": OPTIMIZERS[cfg.solver.optimizer](parameter_groups(cfg, model), lr=cfg.solver.lr, **momentum)}
+        options["betas"] = (cfg.solver.momentum, 0.999)
+    optimizer = OPTIMIZERS[cfg.solver.optimizer](parameter_groups(cfg, model), **options)
     if cfg.solver.optimizer == "sgd" and cfg.solver.momentum > 0:
-        for parameter in (p for group in optimizers["model"].param_groups for p in group["params"]):
-            # What the first step would make, too; but fused SGD fails where weights that were frozen have none yet.
-            optimizers["model"].state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    centers = list(criterion.parameters())
-    if centers:
-        optimizers["center"] = torch.optim.SGD(centers, lr=cfg.loss.center_lr, fused=cfg.loop.fused)
-    return optimizers
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            # as the first step would do it; but fused SGD fails when weights that were frozen have no buffer yet
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def parameter_groups(cfg: Config, model: nn.Module) -> list[dict[str, Any]]:

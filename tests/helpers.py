@@ -18,7 +18,12 @@ from config import Config
 from datasets.base import label_map
 from datasets.make import make_dataset
 from model import make_model
+from datasets.loaders import Loaders
 from processor.checkpoint import save_checkpoint
+from processor.setup import run_directory, start_session, start_state, training_criterion, training_data, training_model
+from processor.state import TrainState
+from processor.train import Network
+from solver import make_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -100,3 +105,14 @@ def filled(net: nn.Module) -> nn.Module:
 def means(x: torch.Tensor) -> list[float]:
     """Two numbers that tell maps of the same shape apart: the mean, and one that weighs each place differently."""
     return [x.mean().item(), (x.flatten() * torch.linspace(-1, 1, x.numel(), dtype=x.dtype)).mean().item()]
+
+
+def start_training(cfg: Config) -> tuple[TrainState, Network, Loaders]:
+    """A run before its first step."""
+    with start_session(cfg) as session:
+        data = training_data(cfg, session)
+        model = training_model(cfg, session, data)
+        criterion, optimizer = training_criterion(cfg, session, data, model), make_optimizer(cfg, model)
+        with run_directory(cfg, session.ranks) as directory:
+            state = start_state(cfg, session, directory, data, model, criterion, optimizer)
+            return state, Network(state), data

@@ -14,7 +14,7 @@ from config import Config
 from loss import make_criterion
 from model import make_model
 from processor.distributed import Ranks
-from processor.numerics import Scaler
+from processor.precision import Scaler
 from processor.step import train_step
 from solver import (
     lr_factor,

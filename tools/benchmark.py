@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from config.cli import typed_command  # noqa
+from config.cli import typed_command
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

@@ -20,7 +20,7 @@ from datasets.loaders import TestLoader
 from datasets.make import make_test_set
 from processor.checkpoint import read_checkpoint, rebuild_model
 from processor.environment import pick_device
-from processor.extract import feature_batches
+from processor.evaluate import feature_batches
 from processor.test import prepare_test
 from tools import baseline_data, baseline_train
 from tools.benchmark_speed import Speed, Stopwatch

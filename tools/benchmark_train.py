@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,10 +23,12 @@ from datasets.make import make_dataset
 from datasets.sampler import PKSampler
 from model import find_backbone, make_model
 from processor.environment import pick_device
-from processor.numerics import autocast, settle_precision
-from processor.prepare import prepare
-from processor.run import Run, StopSignals
-from processor.train import train_one_epoch
+from processor.precision import autocast, resolve_precision
+from processor.setup import run_directory, start_session, start_state, training_criterion, training_data, training_model
+from processor.state import TrainState
+from processor.train import Network, train_one_epoch
+from processor.watch import Watchers
+from solver import make_optimizer
 from tools import baseline_data, baseline_train
 from tools.benchmark_speed import Speed, Stopwatch
 from tools.benchmark_task import memory
@@ -58,10 +60,15 @@ def classic(cfg: Config, device: torch.device, watch: Stopwatch, steps: int) -> 
 
 def ours(cfg: Config, device: torch.device, watch: Stopwatch, steps: int) -> float:
     """An epoch of the real loop, of so many steps. Gives the loss of the first batch likewise."""
-    with contextlib.ExitStack() as at_end:
-        run, loaders = prepare(cfg, "", at_end=at_end)
-        loss = first_loss(run, loaders.train)
-        train_one_epoch(run, replace(loaders, train=Watched(loaders.train, watch, steps)), StopSignals())
+    with start_session(cfg) as session:
+        data = training_data(cfg, session)
+        model = training_model(cfg, session, data)
+        criterion, optimizer = training_criterion(cfg, session, data, model), make_optimizer(cfg, model)
+        with run_directory(cfg) as directory:
+            state = start_state(cfg, session, directory, data, model, criterion, optimizer)
+            loss = first_loss(state, data.train)
+            with contextlib.closing(Watchers(state)) as watchers:
+                train_one_epoch(state, Network(state), Watched(data.train, watch, steps), watchers)
     return loss
 
 
@@ -69,14 +76,14 @@ def changed(**changes: Any) -> Callable[[Config, torch.device, Stopwatch, int], 
     return lambda cfg, device, watch, steps: ours(cfg.replace(**changes), device, watch, steps)
 
 
-def first_loss(run: Run, loader: TrainLoader) -> float:
+def first_loss(state: TrainState, loader: TrainLoader) -> float:
     """Of the first batch before any step, without augmentation."""
-    first = next(loader.sampler.epoch(0))
-    run.model.train()
+    first, device = next(loader.sampler.epoch(0)), state.session.device
+    state.model.train()
     with torch.no_grad():
-        with autocast(run.device, run.precision):
-            logits, features = run.model(normalise(loader.images.read(first).to(run.device)))
-        return run.criterion(logits, features, loader.labels[first].to(run.device))[0].item()
+        with autocast(device, state.session.precision):
+            logits, features = state.model(normalise(loader.images.read(first).to(device)))
+        return state.criterion(logits, features, loader.labels[first].to(device))[0].item()
 
 
 class Watched:
@@ -144,7 +151,7 @@ class Train(Speed):
         )
 
     def reason_not_to_run(self, contender: str) -> str:
-        if contender == settle_precision(Config(), torch.device(self.device)):
+        if contender == resolve_precision(Config(), torch.device(self.device)):
             return f"as ours is in {contender} here"
         return "on GPUs only" if contender == "compiled" and self.device == "cpu" else ""
 

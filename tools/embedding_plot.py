@@ -25,7 +25,7 @@ from config import Config
 from datasets.base import Sample
 from datasets.loaders import TestLoader
 from datasets.make import make_test_set, short_name, test_name
-from processor.extract import extract_features
+from processor.evaluate import extract_features
 from processor.test import parse_test, prepare_test
 from tools.embedding_picture import draw_points
 from utils.errors import UserError, run

@@ -33,7 +33,7 @@ from processor.export import Embed, finish, pt2_bytes, put_before, quantise, to_
 from processor.export_check import RUNS, Run, calibration_crops, compare, latencies, refuse_unlike, score_both
 from processor.export_input import Preprocess
 from processor.export_run import INPUT, OnnxRunner, load_package, open_pt2
-from processor.test import Prepared, parse_test, prepare_test
+from processor.test import TestJob, parse_test, prepare_test
 from utils.errors import run
 from utils.files import write_atomically, write_json
 from utils.logging import log
@@ -67,7 +67,7 @@ class ExportConfig(Config):
         return "half" if self.half else "int8" if self.int8 else "float32"
 
 
-def metadata(cfg: ExportConfig, test: Prepared, name: str, environment: dict[str, str]) -> dict[str, str]:
+def metadata(cfg: ExportConfig, test: TestJob, name: str, environment: dict[str, str]) -> dict[str, str]:
     """What a file says of itself."""
     pictures = "uint8 (batch, any height, any width, 3), RGB"
     floats = f"float32 (batch, 3, {cfg.data.height}, {cfg.data.width}), RGB from 0 to 1, less mean, divided by std"
@@ -91,7 +91,7 @@ def metadata(cfg: ExportConfig, test: Prepared, name: str, environment: dict[str
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
-def onnx_file(cfg: ExportConfig, test: Prepared, name: str, about: dict[str, str]) -> bytes:
+def onnx_file(cfg: ExportConfig, test: TestJob, name: str, about: dict[str, str]) -> bytes:
     """The bytes of an ONNX file. Raises UserError where the model, before it is put on 8 bits, is not PyTorch's."""
     inner = "preprocessed" if cfg.preprocessing else INPUT
     embed = Embed(test.model, cfg.normalise, cfg.half)
@@ -105,7 +105,7 @@ def onnx_file(cfg: ExportConfig, test: Prepared, name: str, about: dict[str, str
     return finish(model, about)
 
 
-def pt2_file(cfg: ExportConfig, test: Prepared, name: str, about: dict[str, str]) -> bytes:
+def pt2_file(cfg: ExportConfig, test: TestJob, name: str, about: dict[str, str]) -> bytes:
     """The bytes of a .pt2 file."""
     embed = Embed(test.model, cfg.normalise, cfg.half)
     if cfg.preprocessing:
@@ -115,7 +115,7 @@ def pt2_file(cfg: ExportConfig, test: Prepared, name: str, about: dict[str, str]
     return pt2_bytes(program, about)
 
 
-def measure(cfg: ExportConfig, test: Prepared, run: Run) -> dict:
+def measure(cfg: ExportConfig, test: TestJob, run: Run) -> dict:
     """All that is found of a file. Raises UserError where its embeddings are not those of PyTorch."""
     found = {"check": compare(test, run, cfg.preprocessing)}
     refuse_unlike(found["check"], cfg.numbers)

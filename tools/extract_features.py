@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import Config
 from config.cli import typed_command
 from datasets.make import short_name, test_name
-from processor.extract import write_features
+from processor.evaluate import write_features
 from processor.features import ABOUT, ARRAYS, part_name, remove_parts
 from processor.test import parse_test, prepare_test
 from tools.extract_folder import is_folder_of_pictures

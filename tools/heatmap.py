@@ -27,7 +27,7 @@ from processor.checkpoint import rebuild_model
 from processor.environment import pick_device
 from processor.evaluate import do_inference
 from processor.ranked_lists import choose_queries
-from processor.test import Prepared, Stored, parse_test, prepare_test
+from processor.test import Stored, TestJob, parse_test, prepare_test
 from tools.heatmap_columns import Looker, Shown, columns
 from utils.errors import UserError, run
 from utils.heatmap import draw_heat_rows
@@ -82,7 +82,7 @@ def own_pictures(places: Sequence[str]) -> list[str]:
     return paths
 
 
-def best_matches(test: Prepared, index: int, distance: np.ndarray) -> list[Shown | None]:
+def best_matches(test: TestJob, index: int, distance: np.ndarray) -> list[Shown | None]:
     """The nearest gallery image of the query's person under another camera, and the nearest of somebody else."""
     query, gallery = test.query, test.gallery
     same = gallery.pids == query.pids[index]

@@ -12,7 +12,7 @@ from datasets.augment import boxes, colour, geometry, recipe
 from loss import CenterLoss, Criterion, batch_hard_triplet, criterion
 from model import attention, backbones, branches, heads, pooling, reid
 from model.backbones import stages
-from processor import evaluate, extract
+from processor import evaluate
 from solver import average, optimizer, schedule
 from utils import expansion, metrics, protocols, rerank, roc
 
@@ -74,7 +74,7 @@ EVALUATION = {
     "mINP": Inside(metrics.evaluate, "INP"),
     "ROC": roc.Roc,
     "scores by camera": protocols.evaluate_by_camera,
-    "flipped features": extract.feature_batches,
+    "flipped features": evaluate.feature_batches,
     "re-ranking": rerank.k_reciprocal,
     "query expansion": expansion.expand_queries,
     "gallery augmentation": expansion.augment_gallery,

@@ -19,12 +19,12 @@ from processor.evaluate import Inference, score_values, scores_note
 from processor.ranked_lists import choose_queries
 from processor.report_data import Ranked, camera_scores, camera_table, plain, ranked_lists, rounded, training_curves
 from processor.report_images import heat_maps, thumbnails
-from processor.test import Prepared
+from processor.test import TestJob
 from utils.plots import loss_parts
 
 
 def gather(
-    cfg: Config, test: Prepared, inference: Inference, checkpoint: str, command: str = ""
+    cfg: Config, test: TestJob, inference: Inference, checkpoint: str, command: str = ""
 ) -> tuple[dict[str, Any], list[str]]:
     """The values that the page shows, and its pictures, in the order in which the values number them.
 
@@ -143,7 +143,7 @@ def counts(query: Sequence[Sample], gallery: Sequence[Sample], valid: int) -> di
     }
 
 
-def notes(cfg: Config, test: Prepared, dataset: ReIDDataset) -> list[str]:
+def notes(cfg: Config, test: TestJob, dataset: ReIDDataset) -> list[str]:
     """What the scores must be read with."""
     found = [scores_note(cfg, test.note)]
     if dataset.protocol not in ("standard", cfg.eval.protocol):
@@ -156,7 +156,7 @@ def notes(cfg: Config, test: Prepared, dataset: ReIDDataset) -> list[str]:
     return [note for note in found if note]
 
 
-def facts(cfg: Config, test: Prepared, dataset: ReIDDataset, checkpoint: str, command: str) -> list[tuple[str, str]]:
+def facts(cfg: Config, test: TestJob, dataset: ReIDDataset, checkpoint: str, command: str) -> list[tuple[str, str]]:
     """Names and values of what was tested and how it was trained."""
     state, environment = test.state, test.state["environment"]
     trained = f"{state['epoch']} of {cfg.solver.epochs} epochs, seed {cfg.run.seed}, in {state['seconds'] / 60:.1f} min"

@@ -33,8 +33,7 @@ from datasets.loaders import TestLoader, left_out
 from datasets.make import make_dataset, make_test_set, refuse_another_split
 from processor.checkpoint import rebuild_model
 from processor.environment import describe_environment, pick_device
-from processor.evaluate import score_table, score_values
-from processor.extract import extract_features
+from processor.evaluate import extract_features, score_table, score_values
 from processor.features import read_features
 from processor.test import Stored, parse_test
 from utils.errors import Stopped, UserError, run

@@ -17,9 +17,9 @@ from model.backbones.space import Space, Spec, mobilenet_v2, multiply_adds
 from processor.checkpoint import LAST, load_model
 from processor.environment import describe_environment, pick_device
 from processor.latency_table import LatencyTable
-from processor.resume import FREE
 from processor.scorer import Scorer, without_test
 from processor.search import Candidate, Limits, Scores, search_each_size
+from processor.state import FREE_SETTINGS
 from processor.train import do_train
 from tools.search_settings import SearchConfig, flops, plain
 from utils.errors import UserError
@@ -76,7 +76,7 @@ def train_once(cfg: Config) -> dict:
     directory = Path(cfg.run.log_dir) / cfg.run.name
     if (directory / "config.json").exists():
         before = Config.from_dict(json.loads((directory / "config.json").read_text()))
-        changed = [n for n in before.to_dict() if n not in FREE and before.get(n) != cfg.get(n)]
+        changed = [n for n in before.to_dict() if n not in FREE_SETTINGS and before.get(n) != cfg.get(n)]
         if changed:
             raise UserError(
                 f"{directory} was trained with another {option(changed[0])} ({before.get(changed[0])}, not "
