@@ -113,7 +113,7 @@ def read_dict(path: str | Path, keys: Iterable[str]) -> dict[str, Any]:
     state = load_plain(path)
     if not isinstance(state, dict) or not all(isinstance(state.get(name), dict) for name in MODEL):
         raise UserError(
-            f"{path} is not a checkpoint of PlainReID (a file of backbone weights is given with --weights and --backbone)"
+            f"{path} is not a checkpoint of PlainReID (give a file of backbone weights with --weights and --backbone)"
         )
     missing = [name for name in keys if name not in state]
     if missing:

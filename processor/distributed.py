@@ -154,17 +154,8 @@ def check_same_settings(ranks: Ranks, cfg: Config) -> None:
 # ---- values and tensors of all processes
 
 
-def broadcast(ranks: Ranks, value: Any) -> Any:
-    """The first process's value, in all of them; tensors in it must be on the CPU."""
-    if ranks.size == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
-
-
 def all_gather(ranks: Ranks, value: Any) -> list[Any]:
-    """The values of all processes, in their order, in all of them."""
+    """The values of all processes, in their order, in all of them; tensors in them must be on the CPU."""
     if ranks.size == 1:
         return [value]
     values = [None] * ranks.size

@@ -17,7 +17,7 @@ TOP = 10  # ranks drawn during training
 
 
 def choose_queries(ap: np.ndarray, sort: str, num: int, seed: int) -> np.ndarray:
-    """Indices of `num` queries that have a match (`ap` is NaN for those without): the worst, the best, or random ones."""
+    """Indices of `num` queries that have a match (`ap` is NaN if not): the worst, the best, or random ones."""
     valid = np.flatnonzero(~np.isnan(ap))
     if sort == "random":
         return np.sort(np.random.default_rng(seed).permutation(valid)[:num])

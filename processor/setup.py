@@ -18,7 +18,7 @@ from model import ReIDModel, find_backbone, make_model
 from processor.distributed import (
     ALONE,
     Ranks,
-    broadcast,
+    all_gather,
     broadcast_tensors,
     check_same,
     check_same_settings,
@@ -97,7 +97,7 @@ def run_directory(cfg: Config, ranks: Ranks = ALONE) -> Iterator[Path]:
     with contextlib.ExitStack() as locks:
         with sync_errors(ranks):
             directory = choose_directory(cfg, locks) if ranks.first else None
-        yield broadcast(ranks, directory)
+        yield all_gather(ranks, directory)[0]
 
 
 def choose_directory(cfg: Config, locks: contextlib.ExitStack) -> Path:

@@ -129,8 +129,8 @@ def has_checkpoint(directory: Path) -> bool:
 
 
 def restore(state: TrainState) -> None:
-    """Load last.pth, or the one before if it is damaged; the damaged one is then renamed to last.damaged.pth, so that it
-    is not counted among the kept ones.
+    """Load last.pth, or the one before if it is damaged; the damaged one is renamed to last.damaged.pth, so that it is
+    not counted among the kept ones.
 
     Raises UserError if none can be read, or if it is of another model, other data or another optimizer.
     """

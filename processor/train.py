@@ -17,7 +17,6 @@ from processor.distributed import (
     Ranks,
     all_gather,
     all_reduce_mean,
-    broadcast,
     broadcast_tensors,
     gather_batch,
     parallel,
@@ -310,7 +309,7 @@ def evaluate_epoch(state: TrainState, data: Loaders, watchers: Watchers) -> None
     if inference is not None:
         log.info("before training:" if state.epoch == 0 else f"after epoch {state.epoch}:")
         values = report(inference, state.about["note"])
-    values = broadcast(session.ranks, values)
+    values = all_gather(session.ranks, values)[0]
     best = values["scores"]["plain"]["mAP"] > state.best
     if state.epoch == 0:
         state.history.append({"epoch": 0})

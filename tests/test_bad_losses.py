@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-import processor.prepare
+import processor.setup
 import processor.train
 from config import Config
 from processor import do_train
-from processor.batchnorm import FiniteStatistics
 from processor.checkpoint import read_checkpoint
-from processor.run import Run
+from processor.precision import FiniteStatistics
+from processor.state import TrainState
+from processor.train import Network
 from utils.errors import Stopped, UserError
 
 BAD = float("nan")
@@ -26,15 +27,15 @@ def quick(tiny) -> Config:
     return tiny.replace(epochs=2, eval_first=False, eval_every=9, width_multiplier=0.25, log_every=3, bad_steps=99)
 
 
-def spoil(monkeypatch, steps: set[int], what: str = "loss", value: float = BAD) -> list[Run]:
+def spoil(monkeypatch, steps: set[int], what: str = "loss", value: float = BAD) -> list[TrainState]:
     """These training steps, counted from 0 over all epochs, get a loss that is not finite, or a bad forward pass.
 
     Gives the list of runs that were seen, which is filled as they train.
     """
     real, seen = processor.train.train_step, []
 
-    def step(run: Run, images: torch.Tensor, *args):
-        number, forward = len(seen), run.network.forward
+    def step(run: TrainState, network: Network, images: torch.Tensor, *args):
+        number, forward = len(seen), network.module.forward
         seen.append(run)
 
         def bad_forward(x: torch.Tensor):
@@ -42,17 +43,17 @@ def spoil(monkeypatch, steps: set[int], what: str = "loss", value: float = BAD) 
             return [x * value for x in logits] if what == "loss" else logits, features
 
         if number in steps:
-            run.network.forward = bad_forward
+            network.module.forward = bad_forward
         try:
-            return real(run, images, *args)
+            return real(run, network, images, *args)
         finally:
-            run.network.forward = forward
+            network.module.forward = forward
 
     monkeypatch.setattr(processor.train, "train_step", step)
     return seen
 
 
-def weights(run: Run) -> list[torch.Tensor]:
+def weights(run: TrainState) -> list[torch.Tensor]:
     return [p.detach().clone() for p in (*run.model.parameters(), *run.criterion.parameters())]
 
 
@@ -60,18 +61,18 @@ def test_gradients_that_are_not_finite_count_though_the_loss_is(quick, monkeypat
     """Else a run could stand still, step after step, with nothing said."""
     real = processor.train.train_step
 
-    def step(run: Run, *args):
+    def step(run: TrainState, *args):
         layer = next(run.model.parameters())
         hook = layer.register_hook(lambda gradient: gradient * BAD)
         try:
-            told = real(run, *args)
+            values = real(run, *args)
         finally:
             hook.remove()
-        assert told["loss"].isfinite()
-        return told
+        assert values["loss"].isfinite()
+        return values
 
     monkeypatch.setattr(processor.train, "train_step", step)
-    with pytest.raises(UserError, match="the loss or its gradient was not finite 3 times in a row"):
+    with pytest.raises(UserError, match="NaN or inf in 3 consecutive steps"):
         do_train(quick.replace(bad_steps=3))
 
 
@@ -82,11 +83,11 @@ def test_a_bad_step_moves_no_weight_and_no_moment(quick, monkeypatch, precision,
     states = []
     real = processor.train.train_step
 
-    def look(run: Run, *args):
+    def look(run: TrainState, *args):
         before = [weights(run), moments(run)]
-        told = real(run, *args)
-        states.append((bool(told["finite"] * told["moved"]), before, [weights(run), moments(run)]))
-        return told
+        values = real(run, *args)
+        states.append((bool(values["finite"] * values["moved"]), before, [weights(run), moments(run)]))
+        return values
 
     monkeypatch.setattr(processor.train, "train_step", look)
     do_train(quick.replace(epochs=3, precision=precision, lr=1e-2, warmup_epochs=0))
@@ -100,8 +101,8 @@ def test_a_bad_step_moves_no_weight_and_no_moment(quick, monkeypatch, precision,
         assert len(a) == len(b) > 100 and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def moments(run: Run) -> list[torch.Tensor]:
-    values = [x for o in run.optimizers.values() for state in o.state.values() for x in state.values()]
+def moments(run: TrainState) -> list[torch.Tensor]:
+    values = [x for state in run.optimizer.state.values() for x in state.values()]
     return [x.detach().clone() for x in values if isinstance(x, torch.Tensor)]
 
 
@@ -113,7 +114,7 @@ def test_the_steps_after_a_bad_one_are_those_of_a_run_that_never_saw_its_batch(q
         one = do_train(cfg.replace(name="one"))
     real = processor.train.train_step
 
-    def skip(run: Run, *args):
+    def skip(run: TrainState, *args):
         if run.step == 1:
             return {name: torch.tensor(BAD) for name in ("loss", "id", "finite")}
         return real(run, *args)
@@ -127,22 +128,22 @@ def test_the_steps_after_a_bad_one_are_those_of_a_run_that_never_saw_its_batch(q
 
 def test_bad_steps_are_counted_out_of_the_means_with_all_their_parts(quick, monkeypatch):
     cfg = quick.replace(epochs=1, log_every=1)
-    told = []
+    values = []
     spoil(monkeypatch, {1, 2})
     real = processor.train.train_step
 
-    def look(run: Run, *args):
-        told.append({name: value.item() for name, value in real(run, *args).items()})
-        return {name: torch.tensor(value) for name, value in told[-1].items()}
+    def look(run: TrainState, *args):
+        values.append({name: value.item() for name, value in real(run, *args).items()})
+        return {name: torch.tensor(value) for name, value in values[-1].items()}
 
     monkeypatch.setattr(processor.train, "train_step", look)
     run = do_train(cfg)
-    assert torch.tensor(told[1]["triplet"]).isfinite() and torch.tensor(told[1]["accuracy"]).isfinite()
+    assert torch.tensor(values[1]["triplet"]).isfinite() and torch.tensor(values[1]["accuracy"]).isfinite()
     for name in ("loss", "id", "triplet", "center", "accuracy"):
-        assert run.history[-1][name] == pytest.approx((told[0][name] + told[3][name]) / 2, abs=1e-5), name
+        assert run.history[-1][name] == pytest.approx((values[0][name] + values[3][name]) / 2, abs=1e-5), name
     assert "finite" not in run.history[-1]
     log = (run.directory / "train.log").read_text()
-    assert log.count("1 steps without effect, as their loss or gradient was not finite") == 2
+    assert log.count("1 steps skipped because of NaN or inf") == 2
 
 
 def test_the_means_of_an_epoch_whose_steps_are_all_bad_are_left_out(quick, monkeypatch):
@@ -159,15 +160,13 @@ def test_so_many_in_a_row_stop_the_run_and_one_good_step_between_does_not(quick,
         do_train(cfg.replace(name="goes on"))
     spoil(monkeypatch, {0, 3, 4, 5})  # over the border between two epochs
     files = r"(/\S+bounding_box_train/\S+jpg\S* ?)+"
-    sentence = (
-        rf"not finite 3 times in a row, the last time in epoch 2, step 2, on .*{files}.*; the last good state is in"
-    )
+    sentence = rf"NaN or inf in 3 consecutive steps, the last time in epoch 2, step 2, on .*{files}.*--lr"
     with pytest.raises(UserError, match=sentence):
         do_train(cfg)
 
 
 def test_the_files_that_are_named_are_those_of_the_batch(quick, monkeypatch):
-    batches, real = [], processor.prepare.make_loaders
+    batches, real = [], processor.setup.make_loaders
 
     def make_loaders(*args):
         loaders = real(*args)
@@ -175,7 +174,7 @@ def test_the_files_that_are_named_are_those_of_the_batch(quick, monkeypatch):
         batches.extend({samples[i].path for i in batch} for batch in sampler.epoch(0))
         return loaders
 
-    monkeypatch.setattr(processor.prepare, "make_loaders", make_loaders)
+    monkeypatch.setattr(processor.setup, "make_loaders", make_loaders)
     spoil(monkeypatch, {2})
     with pytest.raises(UserError) as error:
         do_train(quick.replace(bad_steps=1))
@@ -198,7 +197,7 @@ def test_the_count_goes_on_after_a_stop(quick, monkeypatch, stop_after):
     state = read_checkpoint(Path(cfg.run.log_dir) / "demo" / "last.pth")
     assert state["bad"] == state["step"] == stop_after and state["sums"] == {}
     seen = spoil(monkeypatch, set(range(9)))
-    with pytest.raises(UserError, match="not finite 4 times in a row"):
+    with pytest.raises(UserError, match="in 4 consecutive steps"):
         do_train(cfg.replace(resume=True, log_every=1))
     assert len(seen) == 4 - stop_after
 
@@ -208,7 +207,7 @@ def test_of_batches_that_make_one_step_each_bad_one_counts_and_only_a_good_step_
     cfg = quick.replace(accumulate=2, bad_steps=4, epochs=3)
     with monkeypatch.context() as patch:
         seen = spoil(patch, {0, 3, 4, 6, 9, 10})  # three bad groups, a good one, two bad ones
-        with pytest.raises(UserError, match="not finite 4 times in a row, the last time in epoch 2, step 3"):
+        with pytest.raises(UserError, match="in 4 consecutive steps, the last time in epoch 2, step 3"):
             do_train(cfg.replace(name="one in each"))
         assert len(seen) == 8
         start = weights(seen[0])
@@ -242,7 +241,7 @@ def test_statistics_of_a_bad_batch_are_taken_back_and_those_of_good_ones_stay():
     for number, factor in enumerate([1.0, BAD, 2.0, float("inf"), 1e30, 3.0]):
         images = factor * torch.randn(8, 3, 2, 2)
         net(images)
-        statistics.keep()
+        statistics.check()
         if factor < 10:
             plain(images)
         for name, value in plain.named_buffers():
@@ -251,7 +250,7 @@ def test_statistics_of_a_bad_batch_are_taken_back_and_those_of_good_ones_stay():
 
 
 def test_a_model_without_batch_norm_has_nothing_to_keep():
-    FiniteStatistics(nn.Linear(2, 2)).keep()
+    FiniteStatistics(nn.Linear(2, 2)).check()
 
 
 @pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"ema_decay": 0.9}, {"freeze_epochs": 0.5}])

@@ -20,7 +20,7 @@ from datasets.loaders import make_loaders
 from loss import batch_hard_triplet, make_criterion
 from model import make_model
 from model.heads import LinearHead
-from processor.step import train_step
+from processor.train import train_step
 from tools import (
     baseline_data,
     baseline_train,
@@ -247,7 +247,7 @@ def test_ours_is_the_loop_itself_with_the_changes_of_each_contender(monkeypatch,
     for name, (precision, channels_last, fused) in expected.items():
         row = task.measure(name, tmp_path)
         assert len(seen) == 3 and row["images"] == 16
-        assert (seen[0].precision, seen[0].cfg.loop.channels_last, seen[0].cfg.loop.fused) == (
+        assert (seen[0].session.precision, seen[0].cfg.loop.channels_last, seen[0].cfg.loop.fused) == (
             precision,
             channels_last,
             fused,

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import start_training
 
 from config import Config
 from datasets.demo.render import render_demo
 from model import BACKBONES
 from model.heads import HEADS
 from model.pooling import POOLING
-from processor.prepare import prepare
-from processor.run import Run
-from processor.step import train_step
+from processor.state import TrainState
+from processor.train import Network, train_step
 
 STEPS = 80  # most need fewer than ten
 FAMILIES = [
@@ -45,7 +45,7 @@ def data_root(tmp_path_factory) -> Path:
     return path
 
 
-def start(data_root: Path, log_dir: Path, backbone: str, pooling: str, head: str) -> tuple[Run, tuple]:
+def start(data_root: Path, log_dir: Path, backbone: str, pooling: str, head: str) -> tuple[TrainState, Network, tuple]:
     """A run, and its first batch: two images of each of four people, as they are."""
     cfg = Config(
         dataset="demo", data_root=str(data_root), log_dir=str(log_dir), name="cross", device="cpu", height=64, width=32,
@@ -53,19 +53,19 @@ def start(data_root: Path, log_dir: Path, backbone: str, pooling: str, head: str
         backbone=backbone, weights="none", pooling=pooling, head=head,
         label_smoothing=0.0, center_weight=0.0, lr=3e-4,
     ).check()  # fmt: skip
-    run, loaders = prepare(cfg, command="")
-    run.training_mode(frozen=False)
-    return run, next(loaders.train.epoch(0, run.device))
+    state, network, data = start_training(cfg)
+    network.train(frozen=False)
+    return state, network, next(data.train.epoch(0, state.session.device))
 
 
-def learns(run: Run, batch: tuple[torch.Tensor, torch.Tensor]) -> bool:
+def learns(state: TrainState, network: Network, batch: tuple[torch.Tensor, torch.Tensor]) -> bool:
     """Within so many steps, are all identities right and both losses less than half of what they were?
 
     The triplet loss must fall for itself: neck and classifier alone learn eight images by heart, whatever comes before.
     """
-    first = train_step(run, *batch)
+    first = train_step(state, network, *batch)
     for _ in range(STEPS):
-        now = train_step(run, *batch)
+        now = train_step(state, network, *batch)
         if now["accuracy"] == 1 and all(now[loss] < first[loss] / 2 for loss in ("id", "triplet")):
             return True
     return False
@@ -92,12 +92,12 @@ def test_each_backbone_with_each_pooling_and_head_learns_a_batch_by_heart(data_r
 
 @pytest.mark.parametrize("frozen", ["the backbone", "all"])
 def test_with_frozen_weights_nothing_is_learned_by_heart(data_root, tmp_path, frozen):
-    run, batch = start(data_root, tmp_path, SMALL, "gem", "linear")
+    run, network, batch = start(data_root, tmp_path, SMALL, "gem", "linear")
     if frozen == "all":
-        run.optimizers["model"].param_groups[0]["lr"] = 0.0
+        run.optimizer.param_groups[0]["lr"] = 0.0
     else:
         run.model.backbone.requires_grad_(False)
-    assert not learns(run, batch)
+    assert not learns(run, network, batch)
 
 
 def test_the_families_are_all_there_with_every_pooling_and_every_head():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -10,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write_tree
+from helpers import start_training
 from torch import nn
 
 from config import PRESETS, Config, load_preset
 from model import ReIDModel
-from processor.prepare import prepare
-from processor.run import Run, StopSignals
+from processor.state import TrainState
 from processor.train import train_one_epoch
+from processor.watch import Watchers
 from solver import lr_factor
 from solver.optimizer import parameter_groups
 from tools.model_summary import count
@@ -73,14 +75,13 @@ def shrunken(cfg: Config, root: Path, logs: Path) -> Config:
 def test_two_steps_of_every_preset_have_finite_losses_and_move_its_weights(
     name, two_steps_of_pictures, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(Run, "save", lambda run: None)  # hundreds of MB that nobody reads
+    monkeypatch.setattr(TrainState, "save", lambda state: None)  # hundreds of MB that nobody reads
     cfg = shrunken(load_preset(name), two_steps_of_pictures, tmp_path)
-    run, loaders = prepare(cfg, "")
-    assert len(loaders.train) == 2
+    run, network, data = start_training(cfg)
+    assert len(data.train) == 2
     before = {key: weight.clone() for key, weight in run.model.named_parameters()}
-    with StopSignals() as signals:
-        train_one_epoch(run, loaders, signals)  # raises when a loss is not finite
-    run.watchers.close()
+    with contextlib.closing(Watchers(run)) as watchers:
+        train_one_epoch(run, network, data.train, watchers)  # raises when a loss is not finite
     weights = {"id": cfg.loss.id_weight, "triplet": cfg.loss.triplet_weight, "center": cfg.loss.center_weight}
     assert {loss for loss in weights if loss in run.history[0]} == {loss for loss, weight in weights.items() if weight}
     moved = {part(key) for key, weight in run.model.named_parameters() if not torch.equal(weight, before[key])}

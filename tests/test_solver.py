@@ -15,19 +15,17 @@ from loss import make_criterion
 from model import make_model
 from processor.distributed import Ranks
 from processor.precision import Scaler
-from processor.step import train_step
+from processor.train import Network, train_step
 from solver import (
     lr_factor,
     make_average,
-    make_optimizers,
+    make_optimizer,
     restore_optimizer,
     set_frozen,
     update_average,
 )
 from solver.optimizer import parameter_groups
 from utils.errors import UserError
-
-NOTHING = nn.Module()  # a criterion without parameters
 
 
 class Toy(nn.Module):
@@ -80,7 +78,7 @@ def test_each_optimizer_takes_the_steps_of_its_paper(name, nesterov):
     model = nn.Module()
     model.w = nn.Parameter(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
     cfg = Config(optimizer=name, nesterov=nesterov, lr=0.1, weight_decay=0.2, momentum=0.8).check()
-    optimizer = make_optimizers(cfg, model, NOTHING)["model"]
+    optimizer = make_optimizer(cfg, model)
     # the second moment falls again after the first step, which is what amsgrad is about
     gradients = [torch.tensor(g, dtype=torch.float64) for g in ([3.0, 9.0, -4.0], [0.1, -0.2, 0.3], [0.0, 0.5, 0.1])]
     start = model.w.detach().clone()
@@ -155,7 +153,7 @@ def test_a_weight_that_two_layers_share_is_moved_once():
 def test_a_frozen_backbone_does_not_move_and_then_moves(name):
     torch.manual_seed(0)
     model = Toy()
-    optimizer = make_optimizers(Config(optimizer=name, lr=0.01), model, NOTHING)["model"]
+    optimizer = make_optimizer(Config(optimizer=name, lr=0.01), model)
     before = copy.deepcopy(model.state_dict())
 
     set_frozen(model, optimizer, True)
@@ -178,7 +176,7 @@ def test_a_frozen_backbone_does_not_move_and_then_moves(name):
 
 def test_freezing_holds_after_a_test_has_changed_the_mode():
     model = Toy()
-    optimizer = make_optimizers(Config(), model, NOTHING)["model"]
+    optimizer = make_optimizer(Config(), model)
     set_frozen(model, optimizer, True)
     model.eval()
     model.train()  # as extract_features leaves it
@@ -198,7 +196,7 @@ def test_the_average_is_that_of_a_loop_in_float64(decay):
     average = make_average(cfg, model)
     wanted = {k: v.double() for k, v in model.state_dict().items()}
     assert all(torch.equal(v, average.state_dict()[k]) for k, v in model.state_dict().items())
-    optimizer = make_optimizers(Config(optimizer="sgd", lr=0.01), model, NOTHING)["model"]
+    optimizer = make_optimizer(Config(optimizer="sgd", lr=0.01), model)
     decays = []
     for n in range(30):
         step(model, optimizer, n)
@@ -228,16 +226,17 @@ def test_without_ema_there_is_no_copy():
     assert make_average(Config(), Toy()) is None
 
 
-def parts(**changes) -> SimpleNamespace:
+def parts(**changes) -> tuple[SimpleNamespace, Network]:
     """What train_step needs of a run, with a small model and a center loss."""
     torch.manual_seed(0)
     cfg = Config(backbone="resnet18", weights="none", optimizer="sgd", momentum=0.0, weight_decay=0.0, lr=1.0)
     cfg = cfg.replace(**changes)
-    model = make_model(cfg, 4)
+    model, cpu = make_model(cfg, 4), torch.device("cpu")
     criterion = make_criterion(cfg, 4, model.feature_dims, [head.harden for head in model.heads])
-    optimizers, cpu = make_optimizers(cfg, model, criterion), torch.device("cpu")
-    step = {"device": cpu, "precision": "float32", "scaler": Scaler(cpu, "float32"), "ranks": Ranks()}
-    return SimpleNamespace(cfg=cfg, model=model, network=model, criterion=criterion, optimizers=optimizers, **step)
+    session = SimpleNamespace(device=cpu, precision="float32", ranks=Ranks())
+    state = SimpleNamespace(cfg=cfg, session=session, model=model, criterion=criterion.requires_grad_(False))
+    state.optimizer, state.scaler = make_optimizer(cfg, model), Scaler(cpu, "float32")
+    return state, Network(state)
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -249,31 +248,21 @@ def gradients(run: SimpleNamespace) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in run.model.parameters() if p.grad is not None])
 
 
-def test_clipping_scales_the_whole_gradient_to_its_bound_and_tells_its_length_before():
+def test_clipping_scales_the_whole_gradient_and_returns_its_norm_before():
     free, clipped = parts(), parts(clip_grad=0.25)
-    assert "grad_norm" not in train_step(free, *batch())
-    told = train_step(clipped, *batch())["grad_norm"]
-    whole = gradients(free).double().norm()
+    assert "grad_norm" not in train_step(*free, *batch())
+    norm = train_step(*clipped, *batch())["grad_norm"]
+    whole = gradients(free[0]).double().norm()
     assert whole > 0.25  # or nothing is shown
-    assert told.item() == pytest.approx(whole.item(), rel=1e-4)
-    assert gradients(clipped).double().norm().item() == pytest.approx(0.25, rel=1e-4)
-    assert torch.allclose(gradients(clipped), gradients(free) * (0.25 / whole).float(), rtol=1e-3, atol=1e-7)
-
-
-def test_clipping_leaves_a_short_gradient_as_it_is():
-    free, clipped = parts(), parts(clip_grad=1e6)
-    train_step(free, *batch())
-    train_step(clipped, *batch())
-    assert torch.equal(gradients(free), gradients(clipped))
-
-
-def test_clipping_neither_scales_nor_counts_the_gradient_of_the_centers():
-    free, clipped = parts(), parts(clip_grad=1e-3)
-    train_step(free, *batch())
-    told = train_step(clipped, *batch())["grad_norm"]
-    assert torch.equal(free.criterion.centers[0].centers.grad, clipped.criterion.centers[0].centers.grad)
-    assert torch.equal(free.criterion.centers[0].centers, clipped.criterion.centers[0].centers)
-    assert told.item() == pytest.approx(gradients(free).double().norm().item(), rel=1e-4)
+    assert norm.item() == pytest.approx(whole.item(), rel=1e-4)
+    assert gradients(clipped[0]).double().norm().item() == pytest.approx(0.25, rel=1e-4)
+    assert torch.allclose(gradients(clipped[0]), gradients(free[0]) * (0.25 / whole).float(), rtol=1e-3, atol=1e-7)
+    # the centers are not clipped
+    centers = [state.criterion.centers[0].centers for state, _ in (free, clipped)]
+    assert torch.equal(*centers)
+    large = parts(clip_grad=1e6)
+    train_step(*large, *batch())
+    assert torch.equal(gradients(free[0]), gradients(large[0]))
 
 
 class Reads(TorchDispatchMode):
@@ -289,12 +278,12 @@ class Reads(TorchDispatchMode):
 
 
 def test_neither_clipping_nor_averaging_waits_for_the_device():
-    run = parts(clip_grad=0.1, ema_decay=0.99, center_weight=0.0)  # SGD itself reads nothing
+    run, network = parts(clip_grad=0.1, ema_decay=0.99)  # SGD itself reads nothing
     average = make_average(run.cfg, run.model)
     images, labels = batch()
     run.criterion = Plain()
     with Reads() as reads:
-        train_step(run, images, labels)
+        train_step(run, network, images, labels)
         update_average(run.cfg, average, run.model, 0)
     assert reads.count == 0
     with Reads() as reads:
@@ -305,6 +294,8 @@ def test_neither_clipping_nor_averaging_waits_for_the_device():
 class Plain(nn.Module):
     """A criterion of one loss that reads no value."""
 
+    centers = ()
+
     def forward(self, logits, features, labels):
         return logits[0].square().mean(), {}
 
@@ -314,10 +305,10 @@ class Plain(nn.Module):
 
 def test_a_restored_optimizer_has_the_moments_of_then_and_the_settings_of_now():
     model = Toy()
-    then = make_optimizers(Config(optimizer="sgd", weight_decay=0.1), model, NOTHING)["model"]
+    then = make_optimizer(Config(optimizer="sgd", weight_decay=0.1), model)
     step(model, then, 0)
     state = copy.deepcopy(then.state_dict())
-    now = make_optimizers(Config(optimizer="sgd", weight_decay=0.2, momentum=0.5), model, NOTHING)["model"]
+    now = make_optimizer(Config(optimizer="sgd", weight_decay=0.2, momentum=0.5), model)
     restore_optimizer(now, state)
     (group,) = now.param_groups
     assert (group["weight_decay"], group["momentum"]) == (0.2, 0.5)
@@ -328,7 +319,7 @@ def test_a_restored_optimizer_has_the_moments_of_then_and_the_settings_of_now():
     restore_optimizer(now, state)
     assert now.param_groups[0]["lr_factor"] == 1.0
     with pytest.raises(ValueError, match="parameter group"):
-        restore_optimizer(make_optimizers(Config(backbone_lr_factor=0.1), model, NOTHING)["model"], state)
+        restore_optimizer(make_optimizer(Config(backbone_lr_factor=0.1), model), state)
 
 
 @pytest.mark.parametrize(
@@ -402,4 +393,4 @@ def test_published_recipes_can_be_expressed(changes, epochs_and_factors):
     cfg = Config(**changes).check()
     for epoch, factor in epochs_and_factors.items():
         assert lr_factor(cfg, epoch, STEPS_PER_EPOCH) == pytest.approx(factor, rel=1e-2), epoch
-    make_optimizers(cfg, Toy(), NOTHING)
+    make_optimizer(cfg, Toy())

@@ -251,7 +251,7 @@ def stopped_after(cfg: Config, count: int, monkeypatch) -> None:
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_stopped_and_resumed_training_ends_with_the_same_bits(short, monkeypatch, ema_decay):
-    cfg = replace(short, ema_decay=ema_decay)
+    cfg = short.replace(ema_decay=ema_decay)
     whole = do_train(cfg.replace(name="whole"))
     stopped_after(cfg.replace(name="parts"), 2, monkeypatch)
     torch.manual_seed(12345)  # a new process would not have the old one's random state
@@ -264,7 +264,7 @@ def test_stopped_and_resumed_training_ends_with_the_same_bits(short, monkeypatch
 
 
 def test_a_checkpoint_loads_and_holds_the_average_whose_parts_can_be_chosen(short):
-    run = do_train(replace(short, ema_decay=0.9))
+    run = do_train(short.replace(ema_decay=0.9))
     model, _ = load_model(run.directory / "last.pth", "cpu")
     assert not model.training and model.backbone.chosen == Space(32, 32).largest()
     trained, averaged = run.model.state_dict(), model.state_dict()
