@@ -189,8 +189,8 @@ def plain_settings(cfg: Config) -> Config:
 def resolve_protocol(cfg: Config, dataset: ReIDDataset, ranked_lists: bool = False) -> Config:
     """The settings with the protocol `auto` replaced by that of the dataset's authors.
 
-    ranked_lists: for programs that show one ranked list per query; there `auto` is always `standard`. Raises UserError if
-    the protocol does not fit that or other settings, or if there are too many cameras for a table.
+    ranked_lists: for programs that show one ranked list per query: there `auto` is `standard`. Raises UserError if the
+    protocol does not fit that or other settings, or if there are too many cameras for a table.
     """
     if ranked_lists and cfg.eval.protocol in RANDOM_GALLERIES:
         raise UserError(f"--protocol {cfg.eval.protocol} has random galleries and no single ranked list; leave it out")

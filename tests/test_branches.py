@@ -23,7 +23,7 @@ from model.branches.stripes import stripes
 from model.reid import ReIDModel, make_backbone
 from model.weights import load_backbone
 from processor.checkpoint import load_model, save_checkpoint
-from solver import make_optimizers, set_frozen
+from solver import make_optimizer, set_frozen
 from utils.errors import UserError
 
 SMALL = ["resnet18", "osnet_x0_25", "mobilenet_v2"]
@@ -410,7 +410,7 @@ def test_freezing_the_backbone_freezes_the_trunk_and_every_copy_and_nothing_else
     cfg = config("mgn", "osnet_x0_25")
     model = build_model(cfg, 4)
     criterion = make_criterion(cfg, 4, model.feature_dims, [head.harden for head in model.heads])
-    optimizer = make_optimizers(cfg, model, criterion)["model"]
+    optimizer = make_optimizer(cfg, model)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     set_frozen(model, optimizer, True)
     criterion(*model(torch.randn(8, 3, 96, 32)), LABELS)[0].backward()
