@@ -1,39 +1,40 @@
-"""What a dataset is here: three lists of images with identity and camera. Reading them is someone else's job."""
+"""What a dataset is: lists of images with identity and camera."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from utils.errors import UserError
 
-SPAN = 10**7  # pids of a dataset lie below; those of the k-th of several are moved up by k times this
+MOST_CAMERAS = 50  # a table by camera is printed for up to so many
+PID_OFFSET = 10**7  # pids and cameras lie below; those of the k-th of several datasets are raised by k times this
 
 
 class Sample(NamedTuple):
     path: str
-    pid: int  # identity, from 1 up; 0 is a distractor, nobody's image in a gallery
+    pid: int  # identity, from 1 up; 0 is a distractor: a gallery image of no identity
     camid: int
 
 
 @dataclass
 class ReIDDataset:
-    """Images to train on, to ask with (query) and to search in (gallery); either side may be empty."""
+    """Images to train on, queries, and the gallery in which they are searched; either side may be empty."""
 
     name: str
     train: list[Sample] = field(default_factory=list)
     query: list[Sample] = field(default_factory=list)
     gallery: list[Sample] = field(default_factory=list)
-    heldout: list[Sample] = field(default_factory=list)  # images of the identities that were kept out of `train`
+    heldout: list[Sample] = field(default_factory=list)  # training images of the identities held out of `train`
     protocol: str = "standard"  # how its authors score it, a value of Config.protocol
-    drawn: bool = False  # by --split-seed: another seed has other people in its test
-    cameras: bool = True  # are known; else every image has one of its own
-    names: dict[int, str] = field(default_factory=dict)  # of identities, where they have other names than their pids
-    train_note: str = ""  # what every score of a model trained on it must be read with, empty for all of its images
-    test_note: str = ""  # and every score on its test side
+    drawn: bool = False  # the split is drawn by --split-seed: another seed has other identities in its test
+    cameras: bool = True  # camera labels exist; otherwise each image has a camera of its own
+    names: dict[int, str] = field(default_factory=dict)  # pid to the identity's name, where that is not the pid
+    train_note: str = ""  # caveat of all scores of models trained on it, empty if it is the full training set
+    test_note: str = ""  # caveat of all scores on its test side
 
     @property
     def note(self) -> str:
@@ -41,88 +42,127 @@ class ReIDDataset:
         return full_note(self.train_note, self.test_note)
 
     def describe(self) -> str:
-        """One line a split: images, identities, cameras."""
+        """One line per split: images, identities, cameras."""
         rows = []
         for split in ("train", "heldout", "query", "gallery"):
             samples = getattr(self, split)
             if split == "heldout" and not samples:
                 continue
-            ids, cameras = {s.pid for s in samples} - {0}, len({s.camid for s in samples})
-            seen = f"{cameras:>3} cameras" if self.cameras else "cameras unknown"
-            rows.append(f"{split:<8}{len(samples):>7} images {len(ids):>5} identities {seen}")
+            cameras = f"{len({s.camid for s in samples}):>3} cameras" if self.cameras else "cameras unknown"
+            ids = len({s.pid for s in samples} - {0})
+            rows.append(f"{split:<8}{len(samples):>7} images {ids:>5} identities {cameras}")
         return "\n".join(rows)
 
-    def called(self, pid: int) -> str:
-        """An identity's name, or its pid."""
+    def name_of(self, pid: int) -> str:
+        """Name of an identity, or its pid."""
         return self.names.get(pid, f"pid {pid}")
 
 
+def join_notes(*notes: str) -> str:
+    """The notes that are not empty, as one string."""
+    return "; ".join(filter(None, notes))
+
+
 def full_note(*notes: str) -> str:
-    """One sentence of all that scores must be read with; empty when there is nothing."""
-    note = more_note(*notes)
-    return more_note(note, "not comparable with published scores") if note else ""
-
-
-def join(datasets: Sequence[ReIDDataset]) -> ReIDDataset:
-    """One training set of several, identities and cameras kept apart; the test side is that of the first."""
-    for dataset in datasets:
-        if any(max(s.pid, s.camid) >= SPAN for s in dataset.train) and len(datasets) > 1:
-            raise UserError(
-                f"{dataset.name} has pids or cameras from {SPAN} up; renumber them to train on several sets"
-            )
-
-    def moved(samples: list[Sample], number: int) -> list[Sample]:
-        return [Sample(s.path, s.pid + number * SPAN, s.camid + number * SPAN) for s in samples]
-
-    train = [s for number, dataset in enumerate(datasets) for s in moved(dataset.train, number)]
-    name, note = "+".join(d.name for d in datasets), more_note(*(d.train_note for d in datasets))
-    return replace(datasets[0], name=name, train=train, train_note=note)
-
-
-def label_map(train: list[Sample]) -> dict[int, int]:
-    """Identity to class label 0..C-1; identities are sorted first, so that the map never depends on file order."""
-    return {pid: label for label, pid in enumerate(sorted({s.pid for s in train}))}
+    """All caveats of a score as one string; empty if there are none."""
+    note = join_notes(*notes)
+    return join_notes(note, "not comparable with published scores") if note else ""
 
 
 def fingerprint(samples: list[Sample]) -> str:
-    """Of names, pids and cameras in their order: two lists with the same give the same batches, wherever they lie."""
+    """Digest of file names, pids and cameras in order: equal for lists that give equal batches, wherever they lie."""
     text = "\n".join(f"{os.path.basename(s.path)} {s.pid} {s.camid}" for s in samples)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
+# ---- identities
+
+
+def identities(samples: list[Sample]) -> list[int]:
+    """The pids, sorted."""
+    return sorted({s.pid for s in samples})
+
+
+def label_map(train: list[Sample]) -> dict[int, int]:
+    """Identity to class label 0..C-1; identities are sorted first, so that labels do not depend on file order."""
+    return {pid: label for label, pid in enumerate(identities(train))}
+
+
+def keep_ids(samples: list[Sample], pids: Collection[int]) -> list[Sample]:
+    """The images of these identities."""
+    pids = set(pids)
+    return [s for s in samples if s.pid in pids]
+
+
 def last_identities(samples: list[Sample], count: int) -> list[Sample]:
-    """The images of the `count` identities that `label_map` puts last; of all where there are no more."""
-    pids = sorted({s.pid for s in samples})
-    keep = set(pids[max(len(pids) - count, 0) :])
-    return [s for s in samples if s.pid in keep]
+    """The images of the `count` identities that `label_map` puts last; of all if there are no more."""
+    pids = identities(samples)
+    return keep_ids(samples, pids[max(len(pids) - count, 0) :])
 
 
-def hold_out(dataset: ReIDDataset, count: int) -> ReIDDataset:
-    """The last `count` training identities moved to `heldout`: people on whom settings may be chosen without the test.
+def select_train(dataset: ReIDDataset, holdout_ids: int, train_ids: int) -> ReIDDataset:
+    """Move the last `holdout_ids` training identities to `heldout`, and keep the first `train_ids` (0: all) others.
 
-    Raises UserError when fewer than two identities would be left to train on.
+    Raises UserError when fewer than two identities would remain.
     """
-    if count == 0:
-        return dataset
-    total = len({s.pid for s in dataset.train})
-    if not 0 < count <= total - 2:
+    pids = identities(dataset.train)
+    if not pids:
+        raise UserError(f"{dataset.name} has no training images; train on another --dataset and give --test-dataset")
+    if holdout_ids and not 0 < holdout_ids <= len(pids) - 2:
         raise UserError(
-            f"{dataset.name}: --holdout-ids {count} of {total} training identities cannot be; two or more must be "
-            f"left to train on, so hold out {max(total - 2, 0)} at most"
+            f"{dataset.name}: --holdout-ids {holdout_ids} of {len(pids)} training identities is not possible; two or "
+            f"more must remain, so hold out at most {max(len(pids) - 2, 0)}"
         )
-    heldout = last_identities(dataset.train, count)
-    pids = {s.pid for s in heldout}
-    train = [s for s in dataset.train if s.pid not in pids]
-    note = f"trained without the last {count} of {total} identities"
-    return replace(dataset, train=train, heldout=heldout, train_note=more_note(dataset.train_note, note))
+    rest, heldout, note = pids[: len(pids) - holdout_ids], pids[len(pids) - holdout_ids :], dataset.train_note
+    if heldout:
+        note = join_notes(note, f"trained without the last {len(heldout)} of {len(pids)} identities")
+    kept = rest[:train_ids] if train_ids > 0 else rest
+    if len(kept) < len(rest):
+        note = join_notes(note, f"trained on the first {len(kept)} of {len(rest)} identities")
+    if len(kept) < 2:
+        fix = "raise --train-ids" if len(rest) > 1 else "add more"
+        raise UserError(f"{dataset.name}: fewer than two identities to train on; {fix}")
+    train, held = keep_ids(dataset.train, kept), keep_ids(dataset.train, heldout)
+    return replace(dataset, train=train, heldout=held, train_note=note)
+
+
+def select_test(dataset: ReIDDataset, test_ids: int) -> ReIDDataset:
+    """Keep the first `test_ids` (0: all) test identities; a cut also drops the distractors.
+
+    Raises UserError when no query or no gallery image remains.
+    """
+    pids = identities(dataset.query)
+    if not pids:
+        raise UserError(f"{dataset.name} has no test split; name another dataset with --test-dataset")
+    if 0 < test_ids < len(pids):
+        query, gallery = (keep_ids(samples, pids[:test_ids]) for samples in (dataset.query, dataset.gallery))
+        note = f"tested on the first {test_ids} of {len(pids)} identities, no distractors"
+        dataset = replace(dataset, query=query, gallery=gallery, test_note=join_notes(dataset.test_note, note))
+    if not dataset.gallery:
+        raise UserError(f"{dataset.name}: the test split has no gallery image; raise --test-ids")
+    return dataset
+
+
+def join(datasets: Sequence[ReIDDataset]) -> ReIDDataset:
+    """One training set from several, with separate identities and cameras; the test side is that of the first."""
+    train = []
+    for number, dataset in enumerate(datasets):
+        offset = number * PID_OFFSET
+        if len(datasets) > 1 and any(max(s.pid, s.camid) >= PID_OFFSET for s in dataset.train):
+            raise UserError(
+                f"{dataset.name} has pids or cameras from {PID_OFFSET} up; renumber them to train on several sets"
+            )
+        train += [Sample(s.path, s.pid + offset, s.camid + offset) for s in dataset.train]
+    name, note = "+".join(d.name for d in datasets), join_notes(*(d.train_note for d in datasets))
+    return replace(datasets[0], name=name, train=train, train_note=note)
 
 
 def heldout_split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Training images to query and gallery as in Market-1501: one query an identity and camera, all others gallery.
+    """Training images to query and gallery as in Market-1501: one query per identity and camera, the rest gallery.
 
-    The query is the first image by path. A camera's only image of somebody stays in the gallery, for the queries of the
-    other cameras; so every query has a match. Identities that one camera alone has seen are distractors. Raises
-    UserError where no query remains.
+    The query is the first image by path. A camera's only image of an identity stays in the gallery, for the queries of
+    the other cameras, so that every query has a match. Identities seen by one camera only are distractors. Raises
+    UserError if there is no query.
     """
     samples = sorted(samples)
     cameras: dict[int, set[int]] = {}
@@ -130,49 +170,10 @@ def heldout_split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
     for s in samples:
         cameras.setdefault(s.pid, set()).add(s.camid)
         images.setdefault((s.pid, s.camid), []).append(s)
-    asked = {group[0] for (pid, _), group in images.items() if len(group) > 1 and len(cameras[pid]) > 1}
-    if not asked:
+    query = {group[0] for (pid, _), group in images.items() if len(group) > 1 and len(cameras[pid]) > 1}
+    if not query:
         raise UserError(
             f"none of {len(cameras)} training identities has two images under one camera and another under a second, "
-            "so they make no query; take more identities"
+            "so they give no query; use more identities"
         )
-    return [s for s in samples if s in asked], [s for s in samples if s not in asked]
-
-
-def cut_train(dataset: ReIDDataset, count: int) -> ReIDDataset:
-    """The first `count` training identities (0: all), for a quick look. Raises UserError when fewer than two remain."""
-    every = sorted({s.pid for s in dataset.train})
-    if not every:
-        raise UserError(f"{dataset.name} holds nothing to train on; train on another --dataset and give --test-dataset")
-    if 0 < count < len(every):
-        keep = set(every[:count])
-        train = [s for s in dataset.train if s.pid in keep]
-        note = f"trained on the first {count} of {len(every)} identities"
-        dataset = replace(dataset, train=train, train_note=more_note(dataset.train_note, note))
-    if len({s.pid for s in dataset.train}) < 2:
-        mend = "raise --train-ids" if count == 1 < len(every) else "there must be more"
-        raise UserError(f"{dataset.name}: fewer than two identities to train on; {mend}")
-    return dataset
-
-
-def cut_test(dataset: ReIDDataset, count: int) -> ReIDDataset:
-    """The first `count` test identities (0: all), for a quick look; a cut loses the distractors too.
-
-    Raises UserError when no query or no gallery image remains.
-    """
-    every = sorted({s.pid for s in dataset.query})
-    if not every:
-        raise UserError(f"{dataset.name} holds no test split; name another dataset with --test-dataset")
-    if 0 < count < len(every):
-        keep = set(every[:count])
-        query, gallery = ([s for s in samples if s.pid in keep] for samples in (dataset.query, dataset.gallery))
-        note = f"tested on the first {count} of {len(every)} identities, no distractors"
-        dataset = replace(dataset, query=query, gallery=gallery, test_note=more_note(dataset.test_note, note))
-    if not dataset.gallery:
-        raise UserError(f"{dataset.name}: the test split holds no gallery image; raise --test-ids")
-    return dataset
-
-
-def more_note(*notes: str) -> str:
-    """A note, and what else must be said; empty ones say nothing."""
-    return "; ".join(filter(None, notes))
+    return [s for s in samples if s in query], [s for s in samples if s not in query]

@@ -1,4 +1,4 @@
-"""The pictures in a folder and below it, whoever is on them: no identities, no cameras."""
+"""Find the pictures in a folder and below it, without identities or cameras."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.own_files import PICTURES
+from datasets.own import PICTURES
 from utils.errors import UserError
 
 
 class File(NamedTuple):
     """A file, and what changes when its content does."""
 
-    path: str  # relative to the folder, with / between
+    path: str  # relative to the folder, with / as separator
     size: int  # bytes
-    changed: int  # nanoseconds from 1970 to its last change of any kind: a file renamed to another keeps its mtime
+    changed: int  # nanoseconds since 1970 of its last change of any kind: a file that is renamed keeps its mtime
 
 
 def find_pictures(folder: str | Path) -> tuple[list[str], int]:
-    """Paths of all pictures in a folder and below it, relative to it, with / between and in their order; and the number
-    of other files, which are passed over.
+    """Sorted paths of all pictures in a folder and below it, relative to it, and the number of other files.
 
-    What is a picture is told by the end of its name. Hidden files and folders are neither. Links are followed, and
-    every folder is entered once, however many lead to it. Raises UserError where a folder cannot be read.
+    Pictures are recognised by their suffix. Hidden files and folders are skipped. Links are followed, and every folder
+    is entered once, however many links lead to it. Raises UserError where a folder cannot be read.
     """
     pictures, others, entered = [], 0, {os.path.realpath(folder)}
 
@@ -48,14 +47,14 @@ def find_pictures(folder: str | Path) -> tuple[list[str], int]:
 
 
 def state_of(path: str | Path, name: str) -> File:
-    """The file at `path` under another name; size and time are 0 where there is none."""
+    """The file at `path` under another name; size and time are 0 if it does not exist."""
     try:
-        about = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return File(name, 0, 0)
-    return File(name, about.st_size, max(about.st_mtime_ns, about.st_ctime_ns))
+    return File(name, status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))
 
 
 def place_of(root: str | Path, path: str) -> Path:
-    """Where a path that os.path.relpath gave leads, also one with .. in it where `root` is a link, or gone."""
+    """Where a path from os.path.relpath leads, also one with .. in it if `root` is a link or does not exist."""
     return Path(os.path.normpath(os.path.join(root, path)))

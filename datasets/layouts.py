@@ -1,5 +1,4 @@
-"""What most datasets share: a folder that may have several names, images named by identity and camera, list files,
-and published counts to compare with."""
+"""What the datasets share: folders under several names, labels in file names, list files, and published counts."""
 
 from __future__ import annotations
 
@@ -10,31 +9,39 @@ from pathlib import Path
 
 from datasets.base import ReIDDataset, Sample
 from utils.errors import UserError
+from utils.files import reading
 
 IMAGES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 JUNK = -1  # boxes that are neither a person to find nor a distractor: dropped, as the protocols say
-# 0002_c1s1_000451_03.jpg; some end in .jpg.jpg; Thumbs.db lies beside them
-MARKET_NAME = re.compile(r"^(-?\d+)_c(\d+)")
+MARKET_NAME = r"(-?\d+)_c(\d+)"  # 0002_c1s1_000451_03.jpg; some names end in .jpg.jpg
+MARKET_EXAMPLE = "0002_c1s1_000451_03.jpg"
 MARKET_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 
 
-def find_base(title: str, root: str | Path, names: Sequence[str], needed: str, tree: str) -> Path:
-    """The first of ROOT/NAME that holds `needed`, a file or folder; names may end with "." for ROOT itself.
+def find_base(title: str, root: str | Path, names: Sequence[str], needed: str) -> Path:
+    """The first ROOT/NAME that holds `needed`, a file or folder; names may end with "." for ROOT itself.
 
-    tree: what the dataset should look like, a line a folder. Raises UserError that shows it when there is none.
+    Raises UserError when there is none.
     """
     root = Path(root)
-    base = next((root / name for name in names if (root / name / needed).exists()), None)
-    if base is None:
-        raise UserError(
-            f"{title} is not under {root.absolute()}; unpack it there like this, or name its place with --data-root or "
-            f"REID_DATA:\n{root / names[0]}/\n" + "\n".join(f"    {line}" for line in tree.strip().splitlines())
-        )
-    return base
+    for name in names:
+        if (root / name / needed).exists():
+            return root / name
+    raise UserError(
+        f"{title} is not under {root.absolute()}: none of {', '.join(names)} is a folder with {needed} in it; unpack "
+        "it there, or set --data-root or REID_DATA (docs/datasets.md shows the folders of each dataset)"
+    )
+
+
+def require_folder(path: Path) -> Path:
+    """`path`. Raises UserError when it is not a folder."""
+    if not path.is_dir():
+        raise UserError(f"{path} is missing; unpack the dataset again so that it has this folder")
+    return path
 
 
 def check_counts(title: str, dataset: ReIDDataset, published: Mapping[str, tuple[int, int]]) -> ReIDDataset:
-    """Warn where a split has not the published numbers of images and pids (0, the distractors, counts as one)."""
+    """Warn where a split does not have the published numbers of images and pids (0, the distractors, counts as one)."""
     for split, (images, ids) in published.items():
         samples = getattr(dataset, split)
         found = (len(samples), len({s.pid for s in samples}))
@@ -47,44 +54,49 @@ def check_counts(title: str, dataset: ReIDDataset, published: Mapping[str, tuple
     return dataset
 
 
-def read_layout(name: str, base: Path, folders: Mapping[str, str] = MARKET_FOLDERS) -> ReIDDataset:
-    """A set in Market-1501's folders and file names. Raises UserError where a folder is missing or empty."""
-    for folder in folders.values():
-        if not (base / folder).is_dir():
-            raise UserError(f"{base / folder} is missing; {', '.join(folders.values())} must lie beside each other")
-    return ReIDDataset(name, **{split: read_folder(base / folder) for split, folder in folders.items()})
+def read_layout(name: str, base: Path) -> ReIDDataset:
+    """A dataset in Market-1501's folders and file names. Raises UserError where a folder is missing or empty."""
+    return ReIDDataset(name, **{split: read_folder(base / folder) for split, folder in MARKET_FOLDERS.items()})
 
 
-def read_folder(folder: Path, pattern: re.Pattern[str] = MARKET_NAME) -> list[Sample]:
-    """The images of one folder whose names begin with `pattern`, of which group 1 is the pid and 2 the camera."""
-    samples = []
-    for path in list_images(folder):
-        match = pattern.match(path.name)
-        if match and int(match[1]) != JUNK:
-            samples.append(Sample(str(path), int(match[1]), int(match[2])))
-    if not samples:
-        raise UserError(f"{folder} holds no image named like 0002_c1s1_000451_03.jpg; is it the right folder?")
-    return samples
+def read_folder(folder: Path) -> list[Sample]:
+    """The images of one folder named as in Market-1501, without junk."""
+    found = match_images(folder, MARKET_NAME, MARKET_EXAMPLE)
+    return [Sample(path, int(m[1]), int(m[2])) for path, m in found if int(m[1]) != JUNK]
+
+
+def match_images(folder: Path, pattern: str, example: str) -> list[tuple[str, re.Match[str]]]:
+    """Path and match of each image whose name begins with `pattern`; other files are skipped.
+
+    Raises UserError, which shows `example`, when the folder is missing or has no such image.
+    """
+    require_folder(folder)
+    found = [(str(path), match) for path in list_images(folder) if (match := re.match(pattern, path.name))]
+    if not found:
+        raise UserError(f"{folder} holds no image named like {example}; is it the right folder?")
+    return found
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Image files by name. File order decides ties, so it must not depend on the file system."""
-    return sorted(path for path in folder.iterdir() if is_image(path))
+    """Image files by name: their order decides ties. Hidden ones are skipped, as macOS adds ._x.jpg to x.jpg."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES and path.name[0] != ".")
 
 
-def is_image(path: Path) -> bool:
-    """By its name. Hidden files are none: macOS leaves ._x.jpg beside x.jpg."""
-    return path.suffix.lower() in IMAGES and not path.name.startswith(".")
+def read_list(path: Path, pattern: str, example: str, skip: int = 0) -> list[re.Match[str]]:
+    """The match of each line that is not blank, without surrounding spaces; the first `skip` lines may be anything.
 
-
-def numbered_lines(path: Path) -> list[tuple[int, str]]:
-    """Lines that are not empty, without the spaces and the Windows line ends around them, each with its number from 1.
-
-    What is not UTF-8 becomes U+FFFD: list files are ASCII where it matters, but may hold words of any encoding beside.
-    Raises UserError where the file is missing.
+    Bytes that are not UTF-8 are replaced: what matters is ASCII, other columns may have any encoding. Raises UserError,
+    which shows `example`, when the file is missing or empty or a line does not match.
     """
-    try:
+    with reading(path):
         text = path.read_text(encoding="utf-8-sig", errors="replace")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    return [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        match = re.fullmatch(pattern, line.strip())
+        if match:
+            found.append(match)
+        elif line.strip() and number > skip:
+            raise UserError(f"{path}, line {number}: {line.strip()!r} is not like {example!r}; restore the file")
+    if not found:
+        raise UserError(f"{path} is empty; restore the file")
+    return found

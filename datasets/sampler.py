@@ -6,20 +6,22 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from config import Config
+from datasets.base import Sample
 from utils.errors import UserError
 
 
 class PKSampler:
-    """P identities × K images a batch (Hermans et al., In Defense of the Triplet Loss, 2017).
+    """P identities × K images per batch (Hermans et al., In Defense of the Triplet Loss, 2017).
 
-    An epoch cuts the shuffled images of each identity into groups of K: n // K of them, so that identities are seen
-    in proportion to their images; one with fewer than K images gives one group, in which some come twice. A batch is P
+    An epoch cuts the shuffled images of each identity into n // K groups of K, so that identities are seen in
+    proportion to their images; one with fewer than K images gives one group, in which some come twice. A batch is P
     groups of P different identities. `len()` is exactly the number of batches that an epoch emits.
 
     pids: identity or label of each image, (N,). batch_size: P × K over all ranks. Rank r of `world_size` emits its
     P / world_size identities of every batch, so that the ranks together emit the single-process batch.
     camids: camera of each image, (N,); with these, a group's images come from as many cameras as its identity allows.
-    Raises UserError when there are fewer than P identities or the batch cannot be shared out.
+    Raises UserError when there are fewer than P identities or the batch cannot be split over the ranks.
     """
 
     def __init__(
@@ -38,7 +40,7 @@ class PKSampler:
         if rest or self.p % world_size:
             raise UserError(
                 f"--batch-size {batch_size} does not split into identities of {images_per_id} images over "
-                f"{world_size} process(es); take a multiple of {images_per_id * world_size}"
+                f"{world_size} process(es); use a multiple of {images_per_id * world_size}"
             )
         self.seed, self.rank, self.world_size = seed, rank, world_size
         by_pid = np.argsort(pids, kind="stable")
@@ -46,7 +48,7 @@ class PKSampler:
         self.images_of = np.split(by_pid, first[1:])
         if len(self.images_of) < self.p:
             raise UserError(
-                f"a batch of {batch_size} with {images_per_id} images an identity needs {self.p} identities, the "
+                f"a batch of {batch_size} with {images_per_id} images per identity needs {self.p} identities, the "
                 f"training set has {len(self.images_of)}; try --batch-size {len(self.images_of) * images_per_id}"
             )
         self.groups = np.array([max(len(images) // self.k, 1) for images in self.images_of])
@@ -79,24 +81,24 @@ class PKSampler:
         chosen = rng.permutation(images)[: number * self.k]
         if self.camids is None:
             return chosen.reshape(number, self.k)
-        # Dealt out camera by camera like cards: a camera's images go to as many groups as can be.
+        # Dealt camera by camera like cards: a camera's images go to as many groups as possible.
         cameras, camera = np.unique(self.camids[chosen], return_inverse=True)
         chosen = chosen[np.argsort(rng.permutation(len(cameras))[camera], kind="stable")]
         return rng.permutation(chosen.reshape(self.k, number).T)
 
     def _choose(self, left: np.ndarray, batches_left: int, rng: np.random.Generator) -> np.ndarray:
-        """P identities that still have groups, the ones with many more likely. One with as many groups as there are
+        """P identities that still have groups, those with many more likely. One with as many groups as there are
         batches left must come now: that alone keeps the rest of the epoch solvable."""
         # The P largest of u^(1/w) are a weighted draw without replacement (Efraimidis & Spirakis 2006).
         with np.errstate(divide="ignore"):
-            keys = np.log(rng.random(len(left))) / left  # negative; -inf for an identity that is used up
+            keys = np.log(rng.random(len(left))) / left  # negative; -inf for an identity without groups
         must = left >= batches_left
         keys[must] = 1.0 + rng.random(must.sum())
         return np.argsort(-keys, kind="stable")[: self.p]
 
 
 class ShuffleSampler:
-    """Images in random order without repeats; the last incomplete batch is dropped, since BN dislikes tiny ones.
+    """Images in random order without repeats; the last incomplete batch is dropped, as tiny ones harm batch norm.
 
     Raises UserError when there are fewer images than a batch holds.
     """
@@ -104,7 +106,7 @@ class ShuffleSampler:
     def __init__(self, pids: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
         if batch_size % world_size:
             raise UserError(
-                f"--batch-size {batch_size} does not split over {world_size} processes; take a multiple of {world_size}"
+                f"--batch-size {batch_size} does not split over {world_size} processes; use a multiple of {world_size}"
             )
         if len(pids) < batch_size:
             raise UserError(f"--batch-size {batch_size} is more than the {len(pids)} training images; lower it")
@@ -126,7 +128,7 @@ class ShuffleSampler:
 
 
 class WeightedSampler(ShuffleSampler):
-    """Random images, of every identity equally many however many it has: round after round, each identity gives one.
+    """Random images, equally many of every identity: round after round, each identity gives one.
 
     An epoch is as long as that of ShuffleSampler; images of small identities come several times in it.
     """
@@ -140,3 +142,16 @@ class WeightedSampler(ShuffleSampler):
         identities, rounds = len(self.counts), -(-self.images // len(self.counts))
         who = np.concatenate([rng.permutation(identities) for _ in range(rounds)])[: self.images]
         return self.by_pid[self.first[who] + rng.integers(self.counts[who])]
+
+
+def make_sampler(
+    cfg: Config, samples: Sequence[Sample], rank: int = 0, world_size: int = 1
+) -> PKSampler | ShuffleSampler:
+    """The sampler that the settings choose."""
+    pids, common = [s.pid for s in samples], (cfg.run.seed, rank, world_size)
+    if cfg.data.sampler == "weighted":
+        return WeightedSampler(pids, cfg.data.batch_size, *common)
+    if cfg.data.sampler == "shuffle":
+        return ShuffleSampler(pids, cfg.data.batch_size, *common)
+    camids = [s.camid for s in samples] if cfg.data.sampler == "pk_cameras" else None
+    return PKSampler(pids, cfg.data.batch_size, cfg.data.images_per_id, *common, camids)

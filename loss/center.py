@@ -7,10 +7,10 @@ from torch import nn
 
 
 class CenterLoss(nn.Module):
-    """Mean squared euclidean distance of each feature to the learned center of its class.
+    """Mean squared euclidean distance of each feature to the center of its class, in float32.
 
-    features (B, D) and labels (B,) in 0..C-1 to a scalar, computed in float32; as in Bag of Tricks there is no factor
-    1/2. The centers (C, D) start at random and are moved by `move`.
+    features (B, D) and labels (B,) in 0..C-1 to a scalar; as in Bag of Tricks there is no factor 1/2. The centers (C,
+    D) start at random.
     """
 
     def __init__(self, num_classes: int, width: int):

@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from loss.pairs import (
-    NEVER,
-    distance,
-    euclidean_distances,
-    first_images,
-    masked_mean,
-    means,
-    pair_masks,
-    refuse_unless,
-)
+from loss.pairs import MASKED, check_any, distance, euclidean_distances, first_images, masked_mean, means, pair_masks
 from utils.precision import wide
 
 
 def cluster_loss(features: torch.Tensor, labels: torch.Tensor, margin: float = 10.0) -> torch.Tensor:
     """Mean over identities of max(0, margin + radius - distance to the nearest other identity).
 
-    An identity lies at the mean of its images in the batch; its radius is the distance of the farthest of them.
-    features (B, D), labels (B,); distances are euclidean, in float32. The default margin is that of the code of
-    reid_baseline with SyncBN. Raises ValueError when there is one identity only (with labels on a GPU: 0).
+    An identity is at the mean of its images in the batch; its radius is the distance of the farthest of them.
+    features (B, D), labels (B,); distances are euclidean, in float32. The default margin is that of reid_baseline with
+    SyncBN. Raises ValueError when there is only one identity (with labels on a GPU the loss is then 0).
     """
     positive, negative = pair_masks(labels)
-    refuse_unless(negative.any(), "the cluster loss needs a batch with two identities")
+    check_any(negative.any(), "the cluster loss needs a batch with two identities")
     centroids = means(~negative, features)
     to_own = distance(wide(features), centroids)
-    radius = to_own.expand(len(labels), -1).masked_fill(negative, NEVER).amax(1)
+    radius = to_own.expand(len(labels), -1).masked_fill(negative, MASKED).amax(1)
     nearest = euclidean_distances(centroids, centroids).masked_fill(~negative, torch.inf).amin(1)
     return masked_mean(torch.relu(margin + radius - nearest), first_images(positive) & negative.any(1))

@@ -1,7 +1,7 @@
-"""What the metric losses share: which images of a batch form pairs, how far apart they are, the mean over anchors.
+"""Helpers of the metric losses: which images of a batch form pairs, their distances, the mean over anchors.
 
-Nothing here waits for a GPU: what is left out is masked, never picked with a boolean index, and counts stay tensors.
-Matrix products are made in float64, which neither autocast nor TF32 touches; for a batch that costs next to nothing.
+Nothing here synchronises with a GPU: what is left out is masked, never selected with a boolean index, and counts stay
+tensors. Matrix products are in float64, which neither autocast nor TF32 affects; for a batch that costs little.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import torch
 
 from utils.precision import wide
 
-NEVER = -1e9  # stands for -inf in a softmax or logsumexp, where a row of nothing but -inf would give NaN
+MASKED = -1e9  # for -inf in a softmax or logsumexp, where a row of nothing but -inf would give NaN
 
 
 def pair_masks(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels (B,) to two masks (B, B): pairs of one identity, an image and itself excepted, and of two identities."""
+    """Labels (B,) to two masks (B, B): pairs of two images of one identity, and pairs of two identities."""
     same = labels[:, None] == labels[None, :]
     return same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same
 
 
 def first_images(positive: torch.Tensor) -> torch.Tensor:
-    """(B,) mask of one image an identity, the first in the batch: for sums over identities."""
+    """(B,) mask of the first image of each identity in the batch, for sums over identities."""
     return ~positive.tril().any(1)
 
 
@@ -43,38 +43,38 @@ def cosine_similarities(features: torch.Tensor) -> torch.Tensor:
     """
     rows = features.double()
     squares = rows.square().sum(1, keepdim=True)
-    unit = torch.where(squares <= 1e-12, 0.0, rows * squares.clamp(min=1e-12).rsqrt())  # and NaN stays NaN
+    unit = torch.where(squares <= 1e-12, 0.0, rows * squares.clamp(min=1e-12).rsqrt())  # NaN stays NaN
     return (unit @ unit.T).to(wide(features).dtype)
 
 
 def means(mask: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """(A, D) mean of the features (B, D) that each row of the mask (A, B) chooses; 0 where it chooses none."""
-    chosen = mask.double()
-    return (chosen @ features.double() / chosen.sum(1, keepdim=True).clamp(min=1)).to(wide(features).dtype)
+    """(A, D) mean of the features (B, D) that each row of the mask (A, B) selects; 0 where it selects none."""
+    selected = mask.double()
+    return (selected @ features.double() / selected.sum(1, keepdim=True).clamp(min=1)).to(wide(features).dtype)
 
 
 def masked_logsumexp(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """log(sum(exp(values))) of each row (A, B) over the mask, (A,); about -1e9 where the mask chooses none."""
-    return values.masked_fill(~mask, NEVER).logsumexp(1)
+    """log(sum(exp(values))) of each row (A, B) over the mask, (A,); about -1e9 where the mask selects none."""
+    return values.masked_fill(~mask, MASKED).logsumexp(1)
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean of the values (B,) over the mask; 0, with a gradient of 0, where it chooses none."""
+    """Mean of the values (B,) over the mask; 0, with a gradient of 0, where it selects none."""
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 
 
 def anchor_mean(values: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor, loss: str) -> torch.Tensor:
     """Mean of the anchors' losses (B,) over those that have a positive and a negative in the batch.
 
-    Raises ValueError when none has, where that can be known without waiting: with labels on a GPU the mean is 0, and
-    the settings must see to it (`Config.check` wants a PK sampler for metric losses).
+    Raises ValueError when none has, but only on a CPU: on a GPU the mean is 0, and the settings must prevent that
+    (`Config.check` wants a PK sampler for metric losses).
     """
     usable = positive.any(1) & negative.any(1)
-    refuse_unless(usable, f"the {loss} loss needs a batch with two images of one identity and one image of another")
+    check_any(usable, f"the {loss} loss needs a batch with two images of one identity and one image of another")
     return masked_mean(values, usable)
 
 
-def refuse_unless(usable: torch.Tensor, sentence: str) -> None:
-    """Raises ValueError when the mask chooses nothing; only on a CPU, since looking would halt a GPU at every step."""
+def check_any(usable: torch.Tensor, message: str) -> None:
+    """Raises ValueError when the mask selects nothing; only on a CPU, as looking would stall a GPU in every step."""
     if usable.device.type == "cpu" and not usable.any():
-        raise ValueError(sentence)
+        raise ValueError(message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from loss.pairs import NEVER, euclidean_distances, first_images, means, pair_masks
+from loss.pairs import MASKED, euclidean_distances, first_images, means, pair_masks
 
 
 def range_loss(
@@ -17,18 +17,17 @@ def range_loss(
 ) -> torch.Tensor:
     """intra·(sum over identities of their range) + inter·max(0, margin - distance of the two nearest identities).
 
-    An identity's range is the harmonic mean of the k largest distances between its images, or of all where it has
-    fewer; an identity of one image has none. Identities are as far apart as the means of their images in the batch.
-    features (B, D), labels (B,); distances are euclidean, in float32, and not squared, as in the code of reid_baseline
-    with SyncBN, from which the defaults are.
-    Raises ValueError when there is no pair: fewer than two images.
+    An identity's range is the harmonic mean of the k largest distances between its images, or of all where there are
+    fewer; an identity of one image has none. The distance of two identities is that of their means in the batch.
+    features (B, D), labels (B,); distances are euclidean, in float32, and not squared. Defaults and distances are those
+    of reid_baseline with SyncBN. Raises ValueError for fewer than two images.
     """
     if len(labels) < 2:
         raise ValueError("the range loss needs a batch with two images")
     positive, negative = pair_masks(labels)
     ranges = largest_distances(features, positive, k)
-    there = ranges > 0
-    harmonic = there.sum(1) / torch.where(there, 1 / ranges, 0.0).sum(1).clamp(min=1e-30)
+    exists = ranges > 0
+    harmonic = exists.sum(1) / torch.where(exists, 1 / ranges, 0.0).sum(1).clamp(min=1e-30)
     within = torch.where(first_images(positive), harmonic, 0.0).sum()
     centroids = means(~negative, features)
     nearest = euclidean_distances(centroids, centroids).masked_fill(~negative, torch.inf).amin()
@@ -36,11 +35,11 @@ def range_loss(
 
 
 def largest_distances(features: torch.Tensor, positive: torch.Tensor, k: int) -> torch.Tensor:
-    """(B, <=k) largest distances between images of each image's identity; NEVER where there are no more pairs."""
+    """(B, <=k) largest distances between images of each image's identity; MASKED where there are no more pairs."""
     images = len(features)
     once = positive.triu()  # each pair counts once
-    of_rows = euclidean_distances(features, features).masked_fill(~once, NEVER).topk(min(k, images), 1).values
+    of_rows = euclidean_distances(features, features).masked_fill(~once, MASKED).topk(min(k, images), 1).values
     same = positive | torch.eye(images, dtype=torch.bool, device=features.device)
     candidates = same.repeat_interleave(of_rows.shape[1], 1)  # the k of an identity are among the k of its rows
-    of_identity = of_rows.flatten().expand(images, -1).masked_fill(~candidates, NEVER)
+    of_identity = of_rows.flatten().expand(images, -1).masked_fill(~candidates, MASKED)
     return of_identity.topk(min(k, of_identity.shape[1]), 1).values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import softplus
 
-from loss.pairs import NEVER, anchor_mean, distance, euclidean_distances, pair_masks
+from loss.pairs import MASKED, anchor_mean, distance, euclidean_distances, pair_masks
 from utils.precision import wide
 
 
@@ -18,8 +18,8 @@ def batch_hard_triplet(
     features: (B, D), any float type; distances are euclidean and computed in float32. labels: (B,).
     margin: None for the soft margin, softplus(...) in place of max(0, margin + ...).
     hard_factor: a, the harder example mining of Tiny Person ReID Baseline; 0 is the plain loss.
-    Anchors without a positive or without a negative are left out of the mean.
-    Raises ValueError when no anchor has both (with labels on a GPU the loss is then 0).
+    Anchors without a positive or a negative are left out. Raises ValueError when no anchor has both (with labels on a
+    GPU the loss is then 0).
     """
     positive, negative = pair_masks(labels)
     with torch.autocast(features.device.type, enabled=False):
@@ -39,14 +39,14 @@ def weighted_triplet(features: torch.Tensor, labels: torch.Tensor) -> torch.Tens
 
     The weighted regularisation triplet of AGW (Ye et al., Deep Learning for Person Re-identification: A Survey and
     Outlook, 2021): w_p is the softmax of the distances d_p to the positives, w_n that of -d_n, so that hard pairs
-    weigh most. features (B, D), labels (B,); distances are euclidean, in float32. Unlike in the authors' code an image
-    is not its own positive, and the weights always sum to 1 (there 1e-6 is added to sums that may be smaller than it).
+    weigh most. features (B, D), labels (B,); distances are euclidean, in float32. Unlike in the authors' code, an image
+    is not its own positive, and the weights sum to 1 (theirs adds 1e-6 to sums that may be smaller than that).
     Anchors without a positive or a negative are left out. Raises ValueError as batch_hard_triplet does.
     """
     positive, negative = pair_masks(labels)
     distances = euclidean_distances(features, features)
-    to_positive = (distances.masked_fill(~positive, NEVER).softmax(1) * distances).sum(1)
-    to_negative = ((-distances).masked_fill(~negative, NEVER).softmax(1) * distances).sum(1)
+    to_positive = (distances.masked_fill(~positive, MASKED).softmax(1) * distances).sum(1)
+    to_negative = ((-distances).masked_fill(~negative, MASKED).softmax(1) * distances).sum(1)
     return anchor_mean(hinge(to_positive, to_negative, None), positive, negative, "weighted triplet")
 
 

@@ -1,5 +1,4 @@
-"""Name to global pooling: a function without arguments that gives a module from maps (B, C, H, W), of any float type,
-to features (B, C) in float32 (float64 stays). A new one is a class, and one line below."""
+"""Global pooling: modules from maps (B, C, H, W) of any float type to features (B, C) in float32 (float64 stays)."""
 
 from __future__ import annotations
 
@@ -38,11 +37,11 @@ class AverageMaximum(nn.Module):
 
 
 class GeM(nn.Module):
-    """Generalised mean, (mean of x^p)^(1/p), of values raised to at least `eps` (Radenović et al., Fine-tuning CNN
+    """Generalised mean, (mean of x^p)^(1/p), of values clamped to at least `eps` (Radenović et al., Fine-tuning CNN
     Image Retrieval with No Human Annotation, TPAMI 2019): the average at p = 1, the maximum as p grows.
 
-    learn: p, one number, is trained (fast-reid: GeneralizedMeanPoolingP) or stays (GeneralizedMeanPooling).
-    A p that training would push below 1 counts as 1: further down, the background's near-zeros would rule.
+    learn: p, one number, is trained (fast-reid: GeneralizedMeanPoolingP) or fixed (GeneralizedMeanPooling).
+    A p below 1 counts as 1: otherwise near-zero values of the background would dominate.
     """
 
     def __init__(self, p: float = 3.0, learn: bool = True, eps: float = 1e-6):
@@ -56,10 +55,11 @@ class GeM(nn.Module):
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         logs = wide(maps).clamp(min=self.eps).log().flatten(2)
         p = wide(self.p).clamp(min=1.0)
-        # In logarithms no power overflows, whatever p becomes.
+        # in logarithms no power overflows
         return ((torch.logsumexp(p * logs, 2) - math.log(logs.shape[2])) / p).exp()
 
 
+# --pooling: a function without arguments
 POOLING = {
     "avg": Average,
     "max": Maximum,

@@ -1,5 +1,5 @@
-"""What all models are: a backbone, and behind it branches, each of them pooled feature → reduction → neck → classifier
-(Luo et al., Bag of Tricks, CVPR workshops 2019). `branches/` has the arrangements."""
+"""Structure of all models: a backbone and one or more branches, each of them pooled feature → reduction → neck →
+classifier (Luo et al., Bag of Tricks, CVPR workshops 2019). `OneBranch` is the plain model, `branches/` has others."""
 
 from __future__ import annotations
 
@@ -10,17 +10,46 @@ from torch import nn
 from torch.nn import functional as F
 
 from config import Config
-from model.attention import make_attention
 from model.backbones import find_backbone
 from model.heads import HEADS
+from model.pooling import POOLING
+from model.weights import load_backbone
 from utils.errors import UserError
+from utils.logging import log
+from utils.lookup import load
 from utils.precision import wide
+
+# --branches: a class of (Config, number of identities). A new model is one file, and one line here.
+BRANCHES = {
+    "one": "model.reid:OneBranch",
+    "pcb": "model.branches.pcb:PCB",
+    "mgn": "model.branches.mgn:MGN",
+    "bdb": "model.branches.bdb:BDB",
+    "lightmbn": "model.branches.lightmbn:LightMBN",
+}
+
+
+def build_model(cfg: Config, num_classes: int) -> ReIDModel:
+    """The model of the settings with random weights. Raises UserError for settings that do not go together."""
+    return load(BRANCHES[cfg.model.branches])(cfg, num_classes)
+
+
+def make_model(cfg: Config, num_classes: int) -> ReIDModel:
+    """The model of the settings with its start weights. Raises UserError when they cannot be loaded or do not fit."""
+    model = build_model(cfg, num_classes)
+    fc = model.branches[0].fc if len(model.branches) == 1 else None
+    report = load_backbone(model.backbone, cfg.model.weights, fc)
+    if report:
+        log.info(str(report))
+        if "caffe" in cfg.model.weights and not cfg.model.stride_in_1x1:
+            log.warning("Caffe weights usually need --stride-in-1x1: without it they load, but the features are worse")
+    return model
 
 
 class Branch(nn.Module):
-    """What is behind a pooling: a feature (B, C), reduced by `fc` to (B, width), its neck and its classifier.
+    """The layers after a pooling: `fc` reduces the feature (B, C) to (B, width), then come neck and classifier.
 
-    Metric losses get the reduced feature before the neck unless `metric` is False; the identity loss gets the
+    Metric losses see the reduced feature before the neck unless `metric` is False; the identity loss sees the
     classifier's logits unless `identity` is False.
     """
 
@@ -37,19 +66,15 @@ class Branch(nn.Module):
         self.width, self.metric = width, metric
         self.fc = fc or nn.Identity()
         self.neck = bnneck(width) if cfg.model.neck == "bnneck" else nn.Identity()
-        self.classifier = None
-        if identity:
-            self.classifier = HEADS[cfg.model.head](
-                width, num_classes, cfg.model.head_scale, cfg.model.head_margin, cfg.model.sub_centers
-            )
+        self.classifier = HEADS[cfg.model.head](cfg, width, num_classes) if identity else None
 
 
 class ReIDModel(nn.Module):
-    """Images (B, 3, H, W), normalised, to what the mode asks for. A kind of model says how the map is pooled.
+    """Normalised images (B, 3, H, W) to logits and features (training) or embeddings (evaluation).
 
     Training: (logits, features), two lists: logits (B, C) of every branch with a classifier, features (B, D) before
-    the neck of every branch that metric losses see. Evaluation: embeddings (B, D) of all branches next to each other,
-    each of length 1 so that all have the same say; of one branch alone as it is, not L2-normalised.
+    the neck of every branch that metric losses see. Evaluation: the embeddings (B, D) of all branches, concatenated;
+    each is L2-normalised so that all weigh the same, except where there is only one.
     """
 
     branches: nn.ModuleList
@@ -61,7 +86,7 @@ class ReIDModel(nn.Module):
         self.backbone = make_backbone(cfg)
 
     def pooled(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
-        """The pooled feature (B, C) of each branch, in their order."""
+        """The pooled feature (B, C) of each branch, in order. Every kind of model has its own."""
         raise NotImplementedError
 
     def forward(self, images: torch.Tensor):
@@ -80,7 +105,7 @@ class ReIDModel(nn.Module):
 
     @property
     def feature_dims(self) -> list[int]:
-        """Widths of the features that are trained on."""
+        """Widths of the features that metric losses see."""
         return [branch.width for branch in self.branches if branch.metric]
 
     @property
@@ -89,12 +114,27 @@ class ReIDModel(nn.Module):
         return sum(branch.width for branch in self.branches)
 
 
+class OneBranch(ReIDModel):
+    """One feature of the whole image: the Bag of Tricks baseline (Luo et al., CVPR workshops 2019)."""
+
+    def __init__(self, cfg: Config, num_classes: int):
+        super().__init__(cfg, num_classes)
+        self.pool = POOLING[cfg.model.pooling]()
+        width = cfg.model.embedding_dim or self.backbone.out_channels
+        fc = embedding(self.backbone.out_channels, width) if cfg.model.embedding_dim else None
+        self.branches = nn.ModuleList([Branch(cfg, width, num_classes, fc)])
+
+    def pooled(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
+        return [self.pool(self.backbone(images))]
+
+
 def make_backbone(cfg: Config) -> nn.Module:
-    """The backbone of the settings with its attention. Raises UserError where it has no place for any."""
+    """The backbone of the settings with its attention. Raises UserError if it has no place for attention."""
     backbone = find_backbone(cfg.model.backbone)(cfg)
     if cfg.model.attention != "none":
         if not hasattr(backbone, "attention"):
             raise UserError(f"--backbone {cfg.model.backbone} has no place for attention; leave --attention out")
+        make_attention = load("model.attention:make_attention")
         stages = make_attention(
             cfg.model.attention, cfg.model.attention_stages, backbone.stage_channels, cfg.model.attention_ratio
         )
@@ -103,9 +143,9 @@ def make_backbone(cfg: Config) -> nn.Module:
 
 
 def embedding(inputs: int, width: int) -> nn.Sequential:
-    """Pooled features (B, inputs) to (B, width): Linear, batch norm, ReLU.
+    """Embedding layer, pooled features (B, inputs) to (B, width): Linear, batch norm, ReLU.
 
-    PCB, MGN and BDB reduce theirs so. OSNet's authors test on it, 512 wide with average pooling and no neck; their
+    PCB, MGN and BDB use it as reduction. OSNet's authors test on it, 512 wide with average pooling and no neck; their
     files have it under `fc`.
     """
     linear = nn.Linear(inputs, width)

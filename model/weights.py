@@ -1,4 +1,4 @@
-"""Start weights of a backbone, and a full account of what was loaded."""
+"""Start weights of a backbone, and a report of what was loaded."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import nn
 
 from utils.errors import UserError
 
-# torchreid's checkpoints hold their Rank-1 as a NumPy number, which is plain but not to torch; NumPy 2 moved its maker
-_MAKER = np.float32(0).__reduce__()[0]
-NUMPY_NUMBERS = [(_MAKER, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-NUMPY_NUMBERS += [np.dtype, type(np.dtype("float32")), type(np.dtype("float64"))]
+# torchreid's checkpoints hold Rank-1 as a NumPy scalar, which torch does not load by itself; NumPy 2 moved its module
+_SCALAR = np.float32(0).__reduce__()[0]
+NUMPY_SCALARS = [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+NUMPY_SCALARS += [np.dtype, type(np.dtype("float32")), type(np.dtype("float64"))]
 
 
 @dataclass
 class LoadReport:
-    """Names of the tensors that were loaded, that the file has but the model cannot use, and that it lacks."""
+    """Names of the tensors that were loaded, that fit nothing in the model, and that the model lacks."""
 
     source: str
     loaded: list[str]
@@ -30,26 +30,23 @@ class LoadReport:
 
     def __str__(self) -> str:
         text = f"weights from {self.source}: {len(self.loaded)} tensors loaded"
-        for word, names in (
-            ("skipped (not in the backbone, or of another shape)", self.skipped),
-            ("missing", self.missing),
-        ):
-            if names:
-                text += f"; {len(names)} {word}: {', '.join(names)}"
+        for what in ("skipped", "missing"):
+            names = getattr(self, what)
+            text += f"; {len(names)} {what}: {', '.join(names)}" if names else ""
         return text
 
 
 def load_backbone(backbone: nn.Module, source: str, fc: nn.Module | None = None) -> LoadReport | None:
-    """Fill `backbone` from `source`: imagenet, none, or a file. Returns the account, None for `none`.
+    """Load `source` (imagenet, none, or a file) into `backbone`. Returns a report, None for `none`.
 
-    A file may be a state dict, or a dict that holds one under `model` or `state_dict` (our own checkpoints, other
-    people's), with or without `module.`, `backbone.` and `branches.0.` before the names; float16 is cast to float32.
-    `fc` is filled from the names `fc.*`, where torchreid's files and ours have the embedding layer after the pooling.
+    A file may be a state dict, or a dict that holds one under `model` or `state_dict` (our own checkpoints and those of
+    others), with or without `module.`, `backbone.` and `branches.0.` before the names; float16 is cast to float32. `fc`
+    gets the names `fc.*`, where torchreid's files and ours have the embedding layer after the pooling.
     Raises UserError when it cannot be read or downloaded, or when nothing in it fits.
     """
     if source == "none":
         return None
-    state = _imagenet(backbone) if source == "imagenet" else read_state(source)
+    state = download(backbone) if source == "imagenet" else read_state(source)
     if hasattr(backbone, "rename"):
         state = backbone.rename(state)
     target = backbone.state_dict()
@@ -83,34 +80,35 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def load_plain(path: str | Path) -> Any:
-    """torch.load of tensors and plain values only. Raises UserError for every file that is not that."""
+    """torch.load of tensors and plain values only. Raises UserError for any other file."""
     if not Path(path).is_file():
         raise UserError(f"{path} is not a file; give imagenet, none or the path of a weights file")
     try:
-        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is damaged, or holds more than tensors and plain values and would run code when loaded; refused"
+            f"{path} is damaged, or holds more than tensors and plain values and could run code when loaded; refused"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{path} is damaged or no PyTorch file: {reason}") from error
+        raise UserError(f"{path} is damaged or not a PyTorch file: {reason}") from error
 
 
-def _imagenet(backbone: nn.Module) -> dict[str, torch.Tensor]:
+def download(backbone: nn.Module) -> dict[str, torch.Tensor]:
+    """The backbone's ImageNet weights. Raises UserError if it has none, without a network, or for a wrong hash."""
     if not hasattr(backbone, "imagenet"):
         raise UserError("this backbone has no ImageNet weights; give --weights none, or a file")
     weights = backbone.imagenet
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
-    except OSError as error:  # no network, no such host, timed out: URLError is one
+    except OSError as error:  # URLError is one
         raise UserError(
-            f"the ImageNet weights {weights} could not be downloaded ({error}); fetch {weights.url} elsewhere and give "
-            "the file with --weights FILE, or train from scratch with --weights none"
+            f"the ImageNet weights {weights} could not be downloaded ({error}); download {weights.url} elsewhere and "
+            "give the file with --weights FILE, or train from scratch with --weights none"
         ) from error
-    except RuntimeError as error:  # torch.hub: the hash is not the one in the file's name, or a file there is cut off
+    except RuntimeError as error:  # torch.hub: the file has another hash than its name says, or is truncated
         raise UserError(
             f"the ImageNet weights {weights} are damaged ({error}); delete that file from {torch.hub.get_dir()}"
-            "/checkpoints, if it is there, and run the command again"
+            "/checkpoints, if it exists, and run the command again"
         ) from error

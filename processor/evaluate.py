@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from config import Config
 from config.config import option, undefined_for_protocol
-from datasets.base import ReIDDataset
+from datasets.base import MOST_CAMERAS, ReIDDataset
 from datasets.loaders import TestLoader
 from model import ReIDModel
 from processor.distributed import ALONE, Ranks, gather_rows
@@ -27,7 +27,6 @@ from utils.logging import log
 from utils.metrics import Scores, evaluate, evaluate_distance
 
 RANDOM_GALLERIES = ("single_shot", "vehicle_id")  # protocols without one ranked list per query
-MAX_CAMERAS = 50  # in a table of cameras
 FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # features of queries (Q, D) and gallery (G, D)
@@ -206,9 +205,9 @@ def resolve_protocol(cfg: Config, dataset: ReIDDataset, ranked_lists: bool = Fal
         cameras = max(len({s.camid for s in samples}) for samples in (dataset.query, dataset.gallery))
         if not dataset.cameras:
             raise UserError(f"--by-camera needs cameras, and those of {dataset.name} are unknown; leave it out")
-        if cameras > MAX_CAMERAS:
+        if cameras > MOST_CAMERAS:
             raise UserError(
-                f"--by-camera is for up to {MAX_CAMERAS} cameras, {dataset.name} has {cameras}; leave it out"
+                f"--by-camera is for up to {MOST_CAMERAS} cameras, {dataset.name} has {cameras}; leave it out"
             )
     return cfg
 

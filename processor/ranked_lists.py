@@ -11,7 +11,7 @@ from datasets.images import read_image
 from datasets.loaders import TestLoader
 from processor.evaluate import Inference
 from utils.metrics import ranked_order
-from utils.visualize import QUERY, RIGHT, WRONG, Tile, draw_rows
+from utils.pictures import QUERY, RIGHT, WRONG, Tile, draw_rows
 
 TOP = 10  # ranks drawn during training
 

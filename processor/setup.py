@@ -32,7 +32,7 @@ from processor.evaluate import resolve_protocol, scores_note
 from processor.precision import Scaler, configure_torch, resolve_precision
 from processor.signals import StopSignals
 from processor.state import Session, TrainState, has_checkpoint, restore, seed_all
-from solver import beyond_the_end, make_average
+from solver import make_average, settings_without_effect
 from utils.errors import UserError
 from utils.files import lock_directory, write_json
 from utils.logging import log, setup_logging
@@ -81,7 +81,7 @@ def training_model(cfg: Config, session: Session, data: Loaders) -> ReIDModel:
 
 def training_criterion(cfg: Config, session: Session, data: Loaders, model: ReIDModel) -> Criterion:
     """The losses on the device, with the same centers in all processes; these move without gradients."""
-    margins = [head.harden for head in model.heads]
+    margins = [head.add_margin for head in model.heads]
     criterion = make_criterion(cfg, len(data.labels), model.feature_dims, margins).to(session.device)
     broadcast_tensors(session.ranks, criterion.state_dict().values())
     return criterion.requires_grad_(False)
@@ -164,7 +164,7 @@ def log_run(state: TrainState, data: Loaders) -> None:
     log.info("%s\n%s", dataset.name, dataset.describe())
     if state.about["note"]:
         log.info("note: %s", state.about["note"])
-    warnings = beyond_the_end(cfg, len(data.train))
+    warnings = settings_without_effect(cfg, len(data.train))
     if ranks.size > 1 and cfg.loop.sync_bn and state.session.device.type != "cuda":
         warnings += ["torch has no SyncBatchNorm on CPUs: each process normalizes over its own part of a batch"]
     for warning in warnings:

@@ -11,24 +11,22 @@ from config import Config
 
 
 def make_average(cfg: Config, model: nn.Module) -> nn.Module | None:
-    """A copy of the model in evaluation mode that `update_average` lets follow it; None where `ema_decay` is 0."""
+    """A copy of the model in evaluation mode, for `update_average`; None where `ema_decay` is 0."""
     return copy.deepcopy(model).eval().requires_grad_(False) if cfg.solver.ema_decay > 0 else None
 
 
 @torch.no_grad()
 def update_average(cfg: Config, average: nn.Module, model: nn.Module, steps_before: int) -> None:
-    """Move each weight w of `average` to d·w + (1 - d)·(the model's), after step number `steps_before` (from 0).
+    """Replace each weight w of `average` by d·w + (1 - d)·(the model's), after step number `steps_before` (from 0).
 
-    d = min(ema_decay, (1 + n) / (10 + n)) with n = steps_before: a young average soon forgets the weights that it
-    started from (TensorFlow's ExponentialMovingAverage). Batch norm's statistics are averaged like weights (timm's
-    ModelEmaV3): those of the last weights do not go with averaged ones. Integer counters are copied. Nothing waits
-    for the device.
+    d = min(ema_decay, (1 + n) / (10 + n)) with n = steps_before, so that the initial weights are soon forgotten
+    (TensorFlow's ExponentialMovingAverage). Batch norm's statistics are averaged like weights (timm's ModelEmaV3):
+    those of the latest weights do not fit averaged ones. Integer counters are copied. Nothing waits for the device.
     """
     decay = min(cfg.solver.ema_decay, (1 + steps_before) / (10 + steps_before))
     pairs = [*zip(average.parameters(), model.parameters(), strict=True)]
     pairs += zip(average.buffers(), model.buffers(), strict=True)
-    real = [pair for pair in pairs if pair[0].is_floating_point()]
-    whole = [pair for pair in pairs if not pair[0].is_floating_point()]
-    torch._foreach_lerp_(*map(list, zip(*real, strict=True)), 1 - decay)
-    if whole:
-        torch._foreach_copy_(*map(list, zip(*whole, strict=True)))
+    floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    torch._foreach_lerp_(*map(list, zip(*floats, strict=True)), 1 - decay)
+    for kept, new in (pair for pair in pairs if not pair[0].is_floating_point()):
+        kept.copy_(new)

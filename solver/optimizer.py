@@ -35,12 +35,11 @@ def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def parameter_groups(cfg: Config, model: nn.Module) -> list[dict[str, Any]]:
-    """Every parameter that requires a gradient, in exactly one group: as many groups as there are different pairs of
-    rate and weight decay, so a single one unless the settings ask for more.
+    """Every parameter that requires a gradient, in one group per pair of learning rate and weight decay.
 
-    `lr_factor` of a group is its rate as a factor of the schedule's. The backbone is what lies under `model.backbone`.
-    Biases are told by name, those of normalisation layers too (Bag of Tricks' code); what `no_decay_norm_bias` spares
-    are the parameters of one dimension (timm's rule: biases, normalisation weights, scales).
+    `lr_factor` of a group is its rate as a factor of the schedule's. The backbone is everything under
+    `model.backbone`. Biases are recognised by name, those of normalisation layers included (Bag of Tricks' code);
+    `no_decay_norm_bias` is for parameters of one dimension (timm's rule: biases, normalisation weights, scales).
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -58,27 +57,26 @@ def parameter_groups(cfg: Config, model: nn.Module) -> list[dict[str, Any]]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take the moments from a checkpoint, but not the settings (weight decay, momentum): those of today hold.
+    """Load the moments from a checkpoint, but keep the present settings (weight decay, momentum).
 
     Raises ValueError or KeyError when the state has other groups.
     """
     if len(optimizer.param_groups) != len(state["param_groups"]):
         raise ValueError("the state has another number of parameter groups")
     groups = zip(optimizer.param_groups, state["param_groups"], strict=True)
-    groups = [today | {"params": stored["params"]} for today, stored in groups]
+    groups = [present | {"params": stored["params"]} for present, stored in groups]
     optimizer.load_state_dict(state | {"param_groups": groups})
 
 
 def set_frozen(model: nn.Module, optimizer: torch.optim.Optimizer, frozen: bool) -> None:
-    """Put the model into training mode, its backbone only if that is not `frozen`.
+    """Put the model into training mode, but not its backbone if that is `frozen`.
 
-    A frozen backbone is a fixed function: its weights get no gradient and its layers are in evaluation mode, so batch
-    norm uses and keeps its running statistics, and dropout and stochastic depth rest. fast-reid's LayerFreeze does
-    the same. It also computes the gradients, to drop them; here the backward pass ends at the backbone.
+    The weights of a frozen backbone get no gradient and its layers are in evaluation mode, so batch norm uses and keeps
+    its running statistics, and dropout and stochastic depth are off, as in fast-reid's LayerFreeze.
     """
     model.train()
     model.backbone.train(not frozen)
-    ours = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     for parameter in model.backbone.parameters():
-        if parameter in ours:  # one that no optimizer moves stays frozen for good
+        if parameter in trained:  # others are always frozen
             parameter.requires_grad_(not frozen)

@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of how far training is: nothing to store in a checkpoint, nothing to step twice."""
+"""Learning rate as a pure function of the progress of training, so that a checkpoint need not store it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from config import Config
 def lr_factor(cfg: Config, progress: float, steps_per_epoch: int) -> float:
     """Factor on the base rate at `progress` epochs (3.5: in the middle of the fourth): warm-up times decay.
 
-    Warm-up (Goyal et al. 2017): from `warmup_factor` to 1 in a line, or `warmup_factor` until it is over.
+    Warm-up (Goyal et al. 2017) is linear from `warmup_factor` to 1, or constant at `warmup_factor`.
     Decay: `steps` multiplies by `gamma` at each of the steps. `cosine` (one cycle of SGDR, Loshchilov & Hutter 2017)
     and `linear` stay at 1 until warm-up and `delay_epochs` are over (fast-reid's DELAY_EPOCHS) and reach
-    `min_lr_factor` with the last epoch's end.
+    `min_lr_factor` at the end of the last epoch.
     """
     warmup_end = warmup_length(cfg, steps_per_epoch)
     warmup = 1.0
@@ -39,15 +39,15 @@ def warmup_length(cfg: Config, steps_per_epoch: int) -> float:
 
 
 def set_lr(cfg: Config, optimizer: torch.optim.Optimizer, progress: float, steps_per_epoch: int) -> float:
-    """Give each group of the model's optimizer its rate of this moment; return the rate of a group of factor 1."""
+    """Set the learning rate of each parameter group; returns the rate of a group with factor 1."""
     lr = cfg.solver.lr * lr_factor(cfg, progress, steps_per_epoch)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
     return lr
 
 
-def beyond_the_end(cfg: Config, steps_per_epoch: int) -> list[str]:
-    """A sentence for every setting whose time comes only after the last epoch."""
+def settings_without_effect(cfg: Config, steps_per_epoch: int) -> list[str]:
+    """One sentence per setting that would take effect only after the last epoch."""
     sentences = []
     if cfg.solver.schedule == "steps" and any(step >= cfg.solver.epochs for step in cfg.solver.steps):
         sentences.append(f"--steps {' '.join(map(str, cfg.solver.steps))} go beyond the {cfg.solver.epochs} epochs")

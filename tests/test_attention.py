@@ -1,20 +1,13 @@
 """Attention modules against loops in float64, and what each promises of its start, its size and its precision."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.attention import ATTENTION, make_attention
-from model.attention.common import reduced
-from model.attention.dual import ChannelAttention, PositionAttention
+from model.attention import ATTENTION, make_attention, reduced
 from utils.errors import UserError
-
-IDENTITY = ["gc", "nonlocal", "nonlocal_softmax", "fpb"]
-GATES = ["se", "cbam", "gc_gate"]
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -137,150 +130,74 @@ SLOW = {
 
 
 @pytest.mark.parametrize("name", ATTENTION)
-@pytest.mark.parametrize("size", [(4, 3), (1, 1), (3, 9), (1, 5)])
-def test_a_trained_module_equals_the_loops(name, size):
-    module = randomise(ATTENTION[name](12, 0.25).double()).eval()
-    x = maps(2, 12, *size)
-    expected = np.stack([SLOW[name](module, image) for image in x.numpy()])
-    torch.testing.assert_close(module(x), torch.from_numpy(expected), rtol=1e-9, atol=1e-9)
-
-
-# ---- shapes, starts and sizes
-
-
-@pytest.mark.parametrize("name", ATTENTION)
-@pytest.mark.parametrize(("channels", "ratio", "size"), [(1, 0.0625, (1, 1)), (3, 0.0, (7, 5)), (16, 1.0, (2, 1))])
-def test_any_width_ratio_and_size_trains(name, channels, ratio, size):
-    module = randomise(ATTENTION[name](channels, ratio)).train()
-    x = maps(3, channels, *size, dtype=torch.float32).requires_grad_()
-    out = module(x)
-    out.square().sum().backward()
-    assert out.shape == x.shape and out.dtype == torch.float32
-    assert all(v.grad is not None and v.grad.isfinite().all() for v in (x, *module.parameters()))
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", IDENTITY)
-def test_what_is_said_to_start_as_the_identity_does_and_leaves_it(name, training):
-    torch.manual_seed(0)
-    module = ATTENTION[name](8, 0.25).train(training)
-    x = maps(4, 8, 6, 3, dtype=torch.float32)
-    assert torch.equal(module(x), x)
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    for _ in range(3):
-        optimizer.zero_grad()
-        F.mse_loss(module(x), x.flip(0)).backward()
-        optimizer.step()
-    assert not torch.allclose(module(x), x)
-
-
-@pytest.mark.parametrize("name", GATES)
-def test_gates_weigh_between_0_and_1(name):
-    module = randomise(ATTENTION[name](8, 0.25).double())
-    weights = module(maps(2, 8, 6, 3)) / maps(2, 8, 6, 3)
-    assert ((weights > 0) & (weights < 1)).all()
-    torch.manual_seed(0)
-    start = ATTENTION[name](64, 0.25).double()(maps(2, 64, 6, 3)) / maps(2, 64, 6, 3)
-    middle = 0.25 if name == "cbam" else 0.5  # CBAM weighs twice
-    assert start.mean().item() == pytest.approx(middle, abs=0.1)
-
-
-def test_plr_starts_as_squeeze_and_excitation():
-    module = ATTENTION["plr"](8, 0.25)
-    x = maps(2, 8, 6, 3, dtype=torch.float32)
-    assert torch.equal(module(x), module[1](x))
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),  # of 64 channels with 4 of them inside
-    [
-        ("se", 64 * 4 + 4 + 4 * 64 + 64),
-        ("cbam", 2 * 64 * 4 + 2 * 7 * 7 + 2),
-        ("gc", 64 + 64 * 4 + 4 + 2 * 4 + 4 * 64 + 64),
-        ("gc_gate", 64 + 64 * 4 + 4 + 2 * 4 + 4 * 64 + 64),
-        ("nonlocal", 3 * (64 * 4 + 4) + 4 * 64 + 2 * 64),
-        ("nonlocal_softmax", 3 * (64 * 4 + 4) + 4 * 64 + 2 * 64),
-        ("plr", (2 * 64 * 4 + 4 + 64 * 64 + 2 * 64) + (64 * 4 + 4 + 4 * 64 + 64)),
-        ("fpb", (2 * 64 * 4 + 4 + 64 * 64 + 2 * 64) + 2 * 64),
-    ],
-)
-def test_number_of_parameters(name, expected):
-    assert sum(p.numel() for p in ATTENTION[name](64, 0.0625).parameters()) == expected
-
-
-def test_a_reduced_width_is_the_nearest_whole_number_and_at_least_one():
-    assert [reduced(c, r) for c, r in [(512, 0.0625), (100, 0.29), (8, 0.0625), (8, 0.0), (1, 0.5)]] == [
-        32,
-        29,
-        1,
-        1,
-        1,
-    ]
-
-
-@pytest.mark.parametrize("name", ATTENTION)
-def test_every_parameter_has_a_part_in_the_result(name):
+def test_a_trained_module_equals_the_loops_and_trains_at_any_size(name):
+    for size in ((4, 3), (1, 1), (3, 9)):
+        module = randomise(ATTENTION[name](12, 0.25).double()).eval()
+        x = maps(2, 12, *size)
+        expected = np.stack([SLOW[name](module, image) for image in x.numpy()])
+        torch.testing.assert_close(module(x), torch.from_numpy(expected), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(module(x.contiguous(memory_format=torch.channels_last)), module(x))
+    for channels, ratio, size in ((1, 0.0625, (1, 1)), (3, 0.0, (7, 5)), (16, 1.0, (2, 1))):
+        module = randomise(ATTENTION[name](channels, ratio)).train()
+        x = maps(3, channels, *size, dtype=torch.float32).requires_grad_()
+        out = module(x)
+        out.square().sum().backward()
+        assert out.shape == x.shape and out.dtype == torch.float32
+        assert all(v.grad is not None and v.grad.isfinite().all() for v in (x, *module.parameters()))
     module = randomise(ATTENTION[name](16, 0.5).double(), seed=2)
     (module(maps(4, 16, 5, 3)) * maps(4, 16, 5, 3, seed=1)).sum().backward()
     idle = {n for n, p in module.named_parameters() if p.grad.abs().max() < 1e-9}
-    undone = {"phi.bias", "g.bias"}  # by the softmax, and by the batch norm of weights that sum to 1
-    assert idle == (undone if name == "nonlocal_softmax" else set())
+    cancelled = {"phi.bias", "g.bias"}  # by the softmax, and by the batch norm of weights that sum to 1
+    assert idle == (cancelled if name == "nonlocal_softmax" else set())
 
 
-# ---- what must not matter
+def test_residual_modules_start_as_the_identity_and_gates_between_0_and_1():
+    torch.manual_seed(0)
+    x = maps(4, 8, 6, 3, dtype=torch.float32)
+    for name in ("gc", "nonlocal", "nonlocal_softmax", "fpb"):
+        for training in (True, False):
+            module = ATTENTION[name](8, 0.25).train(training)
+            assert torch.equal(module(x), x), name
+            optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+            for _ in range(3):
+                optimizer.zero_grad()
+                F.mse_loss(module(x), x.flip(0)).backward()
+                optimizer.step()
+            assert not torch.allclose(module(x), x), name
+    for name in ("se", "cbam", "gc_gate"):
+        weights = randomise(ATTENTION[name](8, 0.25))(x) / x
+        assert ((weights > 0) & (weights < 1)).all(), name
+        wide = maps(2, 64, 6, 3)
+        middle = 0.25 if name == "cbam" else 0.5  # CBAM weights twice
+        start = ATTENTION[name](64, 0.25).double()(wide) / wide
+        assert start.mean().item() == pytest.approx(middle, abs=0.1), name
+    module = ATTENTION["plr"](8, 0.25)
+    assert torch.equal(module(x), module[1](x))
+
+
+def test_number_of_parameters_and_reduced_widths():
+    se, context, pairs = (
+        64 * 4 + 4 + 4 * 64 + 64,
+        64 + 64 * 4 + 4 + 2 * 4 + 4 * 64 + 64,
+        3 * (64 * 4 + 4) + 4 * 64 + 128,
+    )
+    position = 2 * 64 * 4 + 4 + 64 * 64 + 2 * 64
+    expected = {"se": se, "cbam": 2 * 64 * 4 + 2 * 7 * 7 + 2, "gc": context, "gc_gate": context, "nonlocal": pairs}
+    expected |= {"nonlocal_softmax": pairs, "plr": position + se, "fpb": position + 2 * 64}
+    counts = {name: sum(p.numel() for p in make(64, 0.0625).parameters()) for name, make in ATTENTION.items()}
+    assert counts == expected
+    cases = {(512, 0.0625): 32, (100, 0.29): 29, (8, 0.0625): 1, (8, 0.0): 1, (1, 0.5): 1}
+    assert {case: reduced(*case) for case in cases} == cases
 
 
 @pytest.mark.parametrize("name", ATTENTION)
-def test_images_do_not_see_each_other_and_memory_order_does_not_matter(name):
-    module = randomise(ATTENTION[name](8, 0.5).double()).eval()
-    x = maps(3, 8, 5, 4)
-    whole = module(x)
-    torch.testing.assert_close(torch.cat([module(image[None]) for image in x]), whole)
-    torch.testing.assert_close(module(x.contiguous(memory_format=torch.channels_last)), whole)
-
-
-@pytest.mark.parametrize("name", [n for n in ATTENTION if n != "cbam"])
-def test_without_convolutions_over_space_positions_can_be_shuffled(name):
-    module = randomise(ATTENTION[name](8, 0.5).double()).eval()
-    x, order = maps(2, 8, 5, 3), torch.randperm(15, generator=torch.Generator().manual_seed(0))
-
-    def shuffle(m):
-        return m.flatten(2)[:, :, order].unflatten(2, (5, 3))
-
-    torch.testing.assert_close(module(shuffle(x)), shuffle(module(x)))
-
-
-@pytest.mark.parametrize("name", ATTENTION)
-def test_gradients_are_those_of_finite_differences(name):
-    module = randomise(ATTENTION[name](4, 0.5).double(), seed=1).eval()
-    x = maps(2, 4, 2, 3).requires_grad_()
-    parameters = dict(module.named_parameters())
-
-    def function(x, *values):
-        return torch.func.functional_call(module, dict(zip(parameters, values, strict=True)), (x,))
-
-    assert torch.autograd.gradcheck(function, (x, *parameters.values()))
-
-
-# ---- precision
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ATTENTION)
-def test_autocast_changes_rounding_only(name, dtype):
+def test_autocast_changes_rounding_only_and_large_products_do_not_overflow(name):
     module = randomise(ATTENTION[name](16, 0.25)).eval()
     x = 0.3 * maps(2, 16, 6, 4, dtype=torch.float32)
-    expected = module(x)
-    with torch.autocast("cpu", dtype=dtype):
-        found = module(x)
-    found.float().square().sum().backward()
-    error = (found.float() - expected).norm() / expected.norm()
-    assert error < (0.03 if dtype == torch.bfloat16 else 0.004)
-    assert all(p.grad.isfinite().all() for p in module.parameters())
-
-
-@pytest.mark.parametrize("name", ATTENTION)
-def test_products_that_outgrow_float16_do_no_harm(name):
+    for dtype, most in ((torch.bfloat16, 0.03), (torch.float16, 0.004)):
+        with torch.autocast("cpu", dtype=dtype):
+            found = module(x)
+        assert (found.float() - module(x)).norm() < most * module(x).norm()
     torch.manual_seed(0)
     module = ATTENTION[name](32, 1.0).train()
     x = 100 * maps(2, 32, 16, 8, dtype=torch.float16).abs()
@@ -288,43 +205,13 @@ def test_products_that_outgrow_float16_do_no_harm(name):
     with torch.autocast("cpu", dtype=torch.float16):
         out = module(x)
     out.float().mean().backward()
-    assert out.isfinite().all()
-    assert all(p.grad.isfinite().all() for p in module.parameters())
+    assert out.isfinite().all() and all(p.grad.isfinite().all() for p in module.parameters())
 
 
-@pytest.mark.parametrize("name", ATTENTION)
-def test_weights_survive_a_float16_file(name):
-    module, file = randomise(ATTENTION[name](16, 0.25)).eval(), io.BytesIO()
-    torch.save({k: v.half() if v.is_floating_point() else v for k, v in module.state_dict().items()}, file)
-    file.seek(0)
-    loaded = ATTENTION[name](16, 0.25).eval()
-    loaded.load_state_dict(torch.load(file, weights_only=True))
-    x = 0.3 * maps(2, 16, 6, 4, dtype=torch.float32)
-    assert (loaded(x) - module(x)).norm() < 0.004 * module(x).norm()
-
-
-# ---- several stages
-
-
-def test_one_module_a_stage_of_the_stages_own_width():
+def test_each_stage_gets_a_module_of_its_width_and_a_missing_stage_is_refused():
     attention = make_attention("nonlocal", (2, 3), (256, 512, 1024, 2048), 0.0625)
-    assert list(attention) == ["2", "3"]
-    assert [attention[n].theta.weight.shape[:2] for n in attention] == [(32, 512), (64, 1024)]
+    assert [(n, *module.theta.weight.shape[:2]) for n, module in attention.items()] == [("2", 32, 512), ("3", 64, 1024)]
     assert len(make_attention("none", (2, 3), (), 0.0625)) == 0
-
-
-@pytest.mark.parametrize("stage", [0, 3, -1])
-def test_a_stage_that_is_not_there_is_refused(stage):
-    with pytest.raises(UserError, match=rf"--attention-stages {stage} does not exist; this backbone has 1 to 2"):
-        make_attention("se", (1, stage), (8, 16), 0.0625)
-
-
-@pytest.mark.parametrize("module", [PositionAttention(8, 0.25), ChannelAttention(8)])
-def test_the_papers_gamma_before_the_batch_norm_is_a_switch_only(module):
-    """Why it is left out: its size is normalised away."""
-    x = maps(4, 8, 6, 3, dtype=torch.float32)
-    bn = nn.BatchNorm2d(8)
-    torch.testing.assert_close(bn(0.3 * x), bn(7.0 * x), rtol=1e-3, atol=1e-3)
-    nn.init.ones_(module.bn.weight)
-    branch = module(x) - x
-    torch.testing.assert_close(branch.var((0, 2, 3), correction=0), torch.ones(8), rtol=0.01, atol=0.01)
+    for stage in (0, 3, -1):
+        with pytest.raises(UserError, match=rf"--attention-stages {stage} "):
+            make_attention("se", (1, stage), (8, 16), 0.0625)

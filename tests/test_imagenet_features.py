@@ -1,4 +1,4 @@
-"""ImageNet's weights, untrained on any person, tell the rendered people of the demo set apart."""
+"""ImageNet's weights, untrained on any person, distinguish the rendered people of the demo set."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ def scored(people: People, cfg: Config) -> tuple[Scores, float]:
     return evaluate(query, gallery, q, g, qc, gc), float(np.searchsorted(of_one, of_two).mean() / len(of_one))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", FILES)
 def test_two_crops_of_a_person_are_nearer_than_of_two_people_and_far_more_so_than_with_random_weights(people, backbone):
     cfg = published(people, backbone)
@@ -83,8 +84,9 @@ def test_two_crops_of_a_person_are_nearer_than_of_two_people_and_far_more_so_tha
     assert known.rank(1) > 0.5, known.rank(1)
 
 
-def test_the_caffe_file_remembers_the_maps_that_its_own_stride_gives(people):
-    """Variances of the maps on their way, beside those that batch norm has kept from ImageNet."""
+@pytest.mark.slow
+def test_the_caffe_files_statistics_fit_its_own_stride(people):
+    """Variances of the maps against batch norm's running variances."""
     cfg = published(people, "resnet50")
     images = next(people.query.batches(torch.device("cpu")))[:32]
 

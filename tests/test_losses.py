@@ -1,189 +1,431 @@
-"""Losses and their gradients against loops in float64, and the criterion that adds them up."""
+"""Every loss and its gradient against a slow loop in float64; what all of them promise; the criterion."""
+
+from functools import partial
+from math import exp, log, log1p
 
 import numpy as np
 import pytest
 import reference
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy, softplus
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import Config
-from loss import CenterLoss, Criterion, batch_hard_triplet, make_criterion
+from loss import make_criterion
+from loss.center import CenterLoss
+from loss.centroid_triplet import centroid_triplet
+from loss.circle import circle_loss
+from loss.cluster import cluster_loss
+from loss.contrastive import contrastive_loss
+from loss.cosface import cosface_loss
+from loss.cross_entropy import focal_loss
+from loss.multi_similarity import multi_similarity_loss
+from loss.range import range_loss
+from loss.triplet import batch_hard_triplet, weighted_triplet
 
-SOME = settings(max_examples=50, deadline=None, derandomize=True)
+soft_triplet = partial(batch_hard_triplet, margin=None)
 
-
-def unchanged(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """A head without a margin."""
-    return logits
-
-
-def batch(size: int = 12, width: int = 8, identities: int = 3, seed: int = 0, scale: float = 1.0):
-    """Random features (size, width) float32 and labels 0..identities-1, each of which is there."""
-    rng = np.random.default_rng(seed)
-    labels = np.concatenate([np.arange(identities), rng.integers(0, identities, size - identities)])
-    features = torch.from_numpy((rng.normal(size=(size, width)) * scale).astype(np.float32))
-    return features, torch.from_numpy(rng.permutation(labels))
-
-
-# ---- triplet
+# ---- the loops: features (B, D) float64 and labels as a list to a scalar, or None where there is nothing to sum
 
 
-@SOME
-@given(
-    labels=st.lists(st.integers(0, 4), min_size=1, max_size=16),
-    width=st.integers(1, 20),
-    margin=st.sampled_from((0.0, 0.3, 1.2, 5.0)),
-    hard_factor=st.sampled_from((0.0, 0.2, 0.7)),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_triplet_and_its_gradient_equal_the_loops(labels, width, margin, hard_factor, seed):
-    values = np.random.default_rng(seed).normal(size=(len(labels), width)).astype(np.float32)
-    slow = torch.from_numpy(values).double().requires_grad_()
-    expected = reference.triplet(slow, labels, margin, hard_factor)
-    fast = torch.from_numpy(values).requires_grad_()
-    if expected is None:
-        with pytest.raises(ValueError, match="two images of one identity and one image of another"):
-            batch_hard_triplet(fast, torch.tensor(labels), margin, hard_factor)
-        return
-    loss = batch_hard_triplet(fast, torch.tensor(labels), margin, hard_factor)
-    assert loss.shape == ()
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-4)
-    loss.backward()
-    expected.backward()
-    torch.testing.assert_close(fast.grad.double(), slow.grad, rtol=2e-3, atol=2e-3)
+def euclid(a, b):
+    return (a - b).square().sum().clamp(min=1e-12).sqrt()
 
 
-def test_triplet_worked_out_by_hand():
-    features = torch.tensor([[0.0], [3.0], [5.0], [20.0]])
-    labels = torch.tensor([1, 1, 2, 3])  # identities 2 and 3 have no positive: they are only negatives
-    # anchor 0: positive at 3, nearest negative at 5; anchor 1: positive at 3, nearest negative at 2
-    assert batch_hard_triplet(features, labels, margin=0.5).item() == pytest.approx((0 + 1.5) / 2)
-    assert batch_hard_triplet(features, labels, margin=3.0).item() == pytest.approx((1 + 4) / 2)
-    # harder: positives 1.5 times as far, negatives half as far
-    assert batch_hard_triplet(features, labels, 0.5, 0.5).item() == pytest.approx((2.5 + 4) / 2)
+def cosine(a, b):
+    return (a @ b) / (a.norm() * b.norm())
 
 
-def test_triplet_tells_small_distances_apart():
-    features = torch.tensor([[0.0], [3e-5], [5e-5], [1.0]])
-    loss = batch_hard_triplet(features, torch.tensor([1, 1, 2, 3]), margin=0.5e-5)
-    assert loss.item() == pytest.approx(1.5e-5 / 2, rel=1e-3)
+def mean(values):
+    return sum(values) / len(values) if values else None
 
 
-def test_triplet_does_not_assume_k_images_an_identity_or_an_order():
-    features, _ = batch(10, seed=1)
-    labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 2, 3])
-    order = torch.from_numpy(np.random.default_rng(0).permutation(10))
-    loss = batch_hard_triplet(features, labels)
-    assert loss.item() == pytest.approx(reference.triplet(features.double(), labels).item(), rel=1e-5)
-    assert batch_hard_triplet(features[order], labels[order]).item() == pytest.approx(loss.item(), rel=1e-5)
+def anchors(labels):
+    """(anchor, its positives, its negatives) of each image that has both, as positions in the batch."""
+    for a, own in enumerate(labels):
+        positives = [i for i, other in enumerate(labels) if other == own and i != a]
+        negatives = [i for i, other in enumerate(labels) if other != own]
+        if positives and negatives:
+            yield a, positives, negatives
 
 
-def test_triplet_takes_any_integers_as_labels():
-    features, labels = batch()
-    expected = batch_hard_triplet(features, labels)
-    assert torch.equal(batch_hard_triplet(features, labels * 1000 - 7), expected)
-    assert torch.equal(batch_hard_triplet(features, labels.int()), expected)
+def clusters(f, labels):
+    """The features of each identity."""
+    return [[f[i] for i, label in enumerate(labels) if label == pid] for pid in sorted(set(labels))]
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 123.456])
-def test_triplet_of_equal_features_is_the_margin_and_has_a_finite_gradient(value):
-    features = torch.full((8, 64), value, requires_grad=True)
-    loss = batch_hard_triplet(features, torch.arange(8) // 2, 0.3)
-    loss.backward()
-    assert loss.item() == pytest.approx(0.3, abs=1e-4)
-    assert features.grad.isfinite().all()
+def slow_triplet(f, labels, margin=0.3, hard_factor=0.0):
+    return reference.triplet(f, labels, margin, hard_factor)
 
 
-def test_triplet_of_some_equal_features_has_a_finite_gradient():
-    features, labels = batch(seed=2)
-    features[torch.nonzero(labels == 0).flatten()] = features[0].clone()  # one identity collapsed
-    features[5] = features[6].clone()
-    features.requires_grad_()
-    batch_hard_triplet(features, labels, 3.0).backward()
-    assert features.grad.isfinite().all()
-    assert features.grad.abs().sum() > 0
+def slow_soft_triplet(f, labels, hard_factor=0.0):
+    values = []
+    for a, p, n in anchors(labels):
+        far, near = max(euclid(f[a], f[i]) for i in p), min(euclid(f[a], f[i]) for i in n)
+        values.append(softplus((1 + hard_factor) * far - (1 - hard_factor) * near))
+    return mean(values)
 
 
-@pytest.mark.parametrize(
-    "labels", [[0, 1, 2, 3], [7, 7, 7, 7], [5]], ids=["one image each", "one identity", "one image"]
-)
-def test_triplet_without_positives_or_negatives_is_refused(labels):
-    features = torch.randn(len(labels), 4, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match="two images of one identity and one image of another"):
-        batch_hard_triplet(features, torch.tensor(labels))
+def slow_weighted_triplet(f, labels):
+    values = []
+    for a, p, n in anchors(labels):
+        far, near = [euclid(f[a], f[i]) for i in p], [euclid(f[a], f[i]) for i in n]
+        far = sum(d.exp() * d for d in far) / sum(d.exp() for d in far)
+        near = sum((-d).exp() * d for d in near) / sum((-d).exp() for d in near)
+        values.append(softplus(far - near))
+    return mean(values)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_triplet_of_half_precision_features_is_computed_in_float32(dtype):
-    features, labels = batch(16, 256, scale=3.0)
-    features = features.to(dtype)
-    loss = batch_hard_triplet(features, labels)
-    assert loss.dtype == torch.float32
-    assert torch.equal(loss, batch_hard_triplet(features.float(), labels))
+def slow_contrastive(f, labels, margin=1.0):
+    values = []
+    for i in range(len(labels)):
+        for j in range(i):
+            d = euclid(f[i], f[j])
+            values.append(d**2 / 2 if labels[i] == labels[j] else max(margin - d, 0 * d) ** 2 / 2)
+    return mean(values)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_triplet_distances_stay_float32_under_autocast(dtype):
-    features, labels = batch(16, 256, scale=3.0)
-    features = features.to(dtype)
-    expected = batch_hard_triplet(features, labels)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = batch_hard_triplet(features, labels)
-    assert loss.dtype == torch.float32
-    assert torch.equal(loss, expected)
+def slow_circle(f, labels, margin=0.25, gamma=128.0):
+    values = []
+    for a, p, n in anchors(labels):
+        terms = []
+        for i in p:
+            for j in n:
+                s_p, s_n = cosine(f[a], f[i]), cosine(f[a], f[j])
+                a_p, a_n = max(0.0, 1 + margin - s_p.item()), max(0.0, s_n.item() + margin)
+                terms.append(gamma * (a_n * (s_n - margin) - a_p * (s_p - 1 + margin)))
+        values.append(torch.stack([*terms, 0 * terms[0]]).logsumexp(0))
+    return mean(values)
 
 
-def test_triplet_gradient_descent_pulls_identities_together_and_apart():
-    features, labels = batch(12, 4, 3, seed=3)
-    features.requires_grad_()
-    for _ in range(300):
-        loss = batch_hard_triplet(features, labels, 1.0)
-        (gradient,) = torch.autograd.grad(loss, features)
-        features = (features - 0.3 * gradient).detach().requires_grad_()
-    assert batch_hard_triplet(features, labels, 1.0).item() < 0.05
+def slow_cosface(f, labels, margin=0.25, gamma=128.0):
+    values = []
+    for a, p, n in anchors(labels):
+        terms = [gamma * (cosine(f[a], f[j]) + margin - cosine(f[a], f[i])) for i in p for j in n]
+        values.append(torch.stack([*terms, 0 * terms[0]]).logsumexp(0))
+    return mean(values)
 
 
-# ---- center
+def slow_multi_similarity(f, labels, alpha=2.0, beta=50.0, base=0.5, epsilon=0.1):
+    values = []
+    for a, p, n in anchors(labels):
+        s_p, s_n = [cosine(f[a], f[i]) for i in p], [cosine(f[a], f[i]) for i in n]
+        hard_p = [s for s in s_p if s.item() < max(s_n).item() + epsilon]
+        hard_n = [s for s in s_n if s.item() > min(s_p).item() - epsilon]
+        one = 1 + 0 * s_p[0]
+        pull = (one + sum((-alpha * (s - base)).exp() for s in hard_p)).log() / alpha
+        push = (one + sum((beta * (s - base)).exp() for s in hard_n)).log() / beta
+        values.append(pull + push)
+    return mean(values)
 
 
-@SOME
-@given(st.integers(1, 12), st.integers(1, 8), st.integers(1, 5), st.integers(0, 2**32 - 1))
-def test_center_loss_and_its_gradients_equal_the_loops(size, width, classes, seed):
-    rng = np.random.default_rng(seed)
-    labels = torch.from_numpy(rng.integers(0, classes, size))
-    values = rng.normal(size=(size, width)).astype(np.float32)
-    loss = CenterLoss(classes, width)
-    centers = torch.from_numpy(rng.normal(size=(classes, width)).astype(np.float32))
-    loss.centers.data.copy_(centers)
-    fast, slow = torch.from_numpy(values).requires_grad_(), torch.from_numpy(values).double().requires_grad_()
-    slow_centers = centers.double().requires_grad_()
-    found, expected = loss(fast, labels), reference.center(slow, labels, slow_centers)
-    assert found.shape == ()
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
-    found.backward()
-    expected.backward()
-    torch.testing.assert_close(fast.grad.double(), slow.grad, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(loss.centers.grad.double(), slow_centers.grad, rtol=1e-4, atol=1e-5)
+def slow_centroid_triplet(f, labels, margin=0.3):
+    values = []
+    for a, p, n in anchors(labels):
+        own = euclid(f[a], sum(f[i] for i in p) / len(p))
+        others = [[f[i] for i in n if labels[i] == pid] for pid in {labels[i] for i in n}]
+        gap = own - min(euclid(f[a], sum(rows) / len(rows)) for rows in others)
+        values.append(softplus(gap) if margin is None else max(margin + gap, 0 * gap))
+    return mean(values)
 
 
-def test_center_loss_has_one_learned_center_a_class():
-    loss = CenterLoss(7, 5)
-    assert [tuple(p.shape) for p in loss.parameters()] == [(7, 5)]
-    assert loss.centers.requires_grad
+def slow_range(f, labels, margin=0.1, intra=0.5, inter=0.5, k=2):
+    if len(labels) < 2:
+        return None
+    total = 0 * f.sum()
+    for rows in clusters(f, labels):
+        ranges = sorted((euclid(a, b) for i, a in enumerate(rows) for b in rows[:i]), reverse=True)[:k]
+        if ranges:
+            total = total + intra * len(ranges) / sum(1 / d for d in ranges)
+    centers = [sum(rows) / len(rows) for rows in clusters(f, labels)]
+    gaps = [euclid(a, b) for i, a in enumerate(centers) for b in centers[:i]]
+    return total + inter * max(margin - min(gaps), 0 * total) if gaps else total
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_center_loss_is_float32_under_autocast(dtype):
-    features, labels = batch(scale=9.0)
-    loss = CenterLoss(3, 8)
-    features = features.to(dtype)
-    expected = loss(features.float(), labels)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = loss(features, labels)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, expected)
+def slow_cluster(f, labels, margin=10.0):
+    rows = clusters(f, labels)
+    if len(rows) < 2:
+        return None
+    centers = [sum(r) / len(r) for r in rows]
+    values = []
+    for i, center in enumerate(centers):
+        radius = max(euclid(center, x) for x in rows[i])
+        nearest = min(euclid(center, c) for j, c in enumerate(centers) if j != i)
+        values.append(max(0 * f.sum(), margin + radius - nearest))
+    return mean(values)
+
+
+METRIC = {  # name: the loss, its loop, settings to try
+    "triplet": (batch_hard_triplet, slow_triplet, ({}, {"margin": 5.0}, {"margin": 1.2, "hard_factor": 0.7})),
+    "soft triplet": (soft_triplet, slow_soft_triplet, ({}, {"hard_factor": 0.2})),
+    "weighted triplet": (weighted_triplet, slow_weighted_triplet, ({},)),
+    "contrastive": (contrastive_loss, slow_contrastive, ({}, {"margin": 4.0})),
+    "circle": (circle_loss, slow_circle, ({}, {"margin": 0.4, "gamma": 16.0})),
+    "cosface": (cosface_loss, slow_cosface, ({}, {"margin": 0.4, "gamma": 16.0})),
+    "multi-similarity": (
+        multi_similarity_loss,
+        slow_multi_similarity,
+        ({}, {"alpha": 3.0, "beta": 40.0, "base": 0.7, "epsilon": 0.3}, {"epsilon": 2.1}),
+    ),
+    "centroid triplet": (centroid_triplet, slow_centroid_triplet, ({}, {"margin": 3.0}, {"margin": None})),
+    "range": (range_loss, slow_range, ({}, {"margin": 4.0, "intra": 0.2, "inter": 3.0, "k": 3}, {"k": 1})),
+    "cluster": (cluster_loss, slow_cluster, ({}, {"margin": 1.0})),
+}
+UNEVEN = [0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4]  # five images of one identity, one of others
+every_metric_loss = pytest.mark.parametrize("name", METRIC)
+
+
+def batch(labels, width: int = 8, seed: int = 0, dtype=torch.float32):
+    """Random features (B, width), with a gradient, and the labels as a tensor."""
+    features = np.random.default_rng(seed).normal(size=(len(labels), width))
+    return torch.from_numpy(features).to(dtype).requires_grad_(), torch.tensor(labels)
+
+
+@every_metric_loss
+def test_loss_and_gradient_equal_the_loops(name):
+    fast, slow, configs = METRIC[name]
+    rng = np.random.default_rng(0)
+    batches = [[0, 1, 2, 3], [7, 7, 7, 7], [5], UNEVEN, *(rng.integers(0, 5, n).tolist() for n in (2, 3, 5, 8, 11, 16))]
+    for seed, (labels, config) in enumerate((labels, config) for labels in batches for config in configs):
+        rows, targets = batch(labels, int(rng.integers(2, 10)), seed, torch.float64)
+        expected = slow(rows, labels, **config)
+        if expected is None:
+            with pytest.raises(ValueError, match="needs a batch with two"):
+                fast(rows, targets, **config)
+            continue
+        (wanted,) = torch.autograd.grad(expected, rows)
+        for dtype, tolerance in ((torch.float64, 1e-7), (torch.float32, 2e-3)):
+            features = rows.detach().to(dtype).requires_grad_()
+            found = fast(features, targets, **config)
+            assert found.shape == () and found.dtype == dtype
+            assert found.item() == pytest.approx(expected.item(), rel=tolerance, abs=tolerance)
+            (gradient,) = torch.autograd.grad(found, features)
+            scale = 1 + wanted.abs().max()
+            torch.testing.assert_close(gradient.double(), wanted, rtol=tolerance, atol=tolerance * scale)
+
+
+def special(kind: str) -> torch.Tensor:
+    """Features (12, 16) that are hard to differentiate at."""
+    rows = batch(UNEVEN, 16)[0].detach().clone()
+    if kind == "all equal":
+        return torch.full_like(rows, 12.345)
+    if kind == "all zero":
+        return torch.zeros_like(rows)
+    if kind == "some zero":
+        rows[[0, 3, 5, 11]] = 0.0
+    if kind == "duplicates":
+        rows[1] = rows[6] = rows[0]  # 6 is of another identity
+        rows[8:10] = rows[8].clone()
+    if kind == "opposite":
+        rows[:6] = rows[0] * torch.tensor([1.0, -1, 1, -1, 1, -1])[:, None]
+    return rows * {"tiny": 1e-30, "small": 1e-9, "huge": 1e6}.get(kind, 1.0)
+
+
+@every_metric_loss
+def test_extreme_features_give_finite_losses_and_gradients_and_nan_is_not_hidden(name):
+    loss = METRIC[name][0]
+    for kind in ("all equal", "all zero", "some zero", "duplicates", "opposite", "tiny", "small", "huge"):
+        features = special(kind).requires_grad_()
+        value = loss(features, torch.tensor(UNEVEN))
+        value.backward()
+        assert value.isfinite() and value >= 0 and features.grad.isfinite().all(), kind
+        largest = max(1.0, features.detach().abs().max().item())
+        assert features.grad.abs().max() < 1e4 * largest, kind  # as 1 / norm of a row of zeros would be
+    for value, row in ((np.nan, 0), (np.nan, 11), (np.inf, 0)):  # row 11 is the only one of its identity
+        features, labels = batch(UNEVEN)
+        with torch.no_grad():
+            features[row, 3] = value
+        assert not loss(features, labels).isfinite()
+
+
+@every_metric_loss
+def test_half_precision_and_autocast_are_computed_in_float32_and_order_and_labels_do_not_matter(name):
+    loss = METRIC[name][0]
+    features, labels = batch(UNEVEN, 64)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        rounded = (3 * features.detach()).to(dtype)
+        expected = loss(rounded.float(), labels)
+        for enabled in (False, True):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                found = loss(rounded, labels)
+            assert found.dtype == torch.float32 and torch.equal(found, expected)
+    order = torch.from_numpy(np.random.default_rng(1).permutation(len(UNEVEN)))
+    expected = loss(features, labels).item()
+    assert loss(features[order], labels[order]).item() == pytest.approx(expected, rel=1e-5)
+    assert loss(features, (labels * 1000 - 7).int()).item() == expected
+
+
+WAITS = {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "_unique2"}
+INDEXES = {"index", "index_put", "index_put_", "_index_put_impl_"}  # these wait with a mask
+
+
+class Refused(TorchDispatchMode):
+    """Inside, operations that wait for a GPU or add up gradients in any order raise AssertionError."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in WAITS | INDEXES, f"{name} is refused"
+        return func(*args, **(kwargs or {}))
+
+
+@every_metric_loss
+def test_nothing_waits_for_a_gpu_and_hopeless_labels_there_give_finite_gradients(name, monkeypatch):
+    loss = METRIC[name][0]
+    for module in ("pairs", "cluster"):
+        monkeypatch.setattr(f"loss.{module}.check_any", lambda usable, message: None)  # as for labels on a GPU
+    values = torch.arange(4.0)
+    with pytest.raises(AssertionError), Refused():
+        values[values > 1]
+    features, labels = batch(UNEVEN)
+    with Refused():
+        loss(features, labels).backward()
+    for labels in ([0, 1, 2, 3], [7, 7, 7, 7], [0, 0]):
+        features, targets = batch(labels)
+        value = loss(features, targets)
+        value.backward()
+        assert value.isfinite() and features.grad.isfinite().all()
+
+
+@pytest.mark.slow
+@every_metric_loss
+def test_gradients_are_bit_identical_on_two_threads_and_descent_ranks_all_images_right(name):
+    loss = METRIC[name][0]
+    features = torch.randn(64, 2048, generator=torch.Generator().manual_seed(0))
+    features[0] *= 0.01  # near to all: many gradients meet in one row
+    labels, threads, seen = torch.arange(64) // 4, torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        for _ in range(6):
+            row = features.clone().requires_grad_()
+            loss(row, labels).backward()
+            seen.append(row.grad)
+    finally:
+        torch.set_num_threads(threads)
+    assert seen[0].any() and all(torch.equal(seen[0], other) for other in seen)
+    features, labels = batch([0, 0, 0, 0, 1, 1, 1, 2, 2, 2], 4, seed=3)
+    optimizer = torch.optim.Adam([features], lr=0.05)
+    options = {"range": {"margin": 3.0}, "triplet": {"margin": 1.0}}.get(name, {})
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss(features, labels, **options).backward()
+        optimizer.step()
+    nearest = torch.cdist(features, features).fill_diagonal_(torch.inf).argmin(1)
+    assert torch.equal(labels[nearest], labels)
+
+
+def test_losses_by_hand():
+    line = torch.tensor([[0.0], [3.0], [5.0], [20.0]]), torch.tensor([1, 1, 2, 3])  # two identities have one image
+    assert batch_hard_triplet(*line, margin=0.5).item() == pytest.approx((0 + 1.5) / 2)
+    assert batch_hard_triplet(*line, 0.5, 0.5).item() == pytest.approx((2.5 + 4) / 2)
+    small = torch.tensor([[0.0], [3e-5], [5e-5], [1.0]])
+    assert batch_hard_triplet(small, line[1], margin=0.5e-5).item() == pytest.approx(1.5e-5 / 2, rel=1e-3)
+    assert soft_triplet(*line).item() == pytest.approx((log1p(exp(3 - 5)) + log1p(exp(3 - 2))) / 2)
+    # the authors' weighted triplet adds 1e-6 to the sum of the weights, so that far negatives would seem near
+    far = weighted_triplet(torch.tensor([[0.0], [40.0], [-50.0]]), torch.tensor([1, 1, 2]))
+    assert far.item() == pytest.approx((log1p(exp(40 - 50)) + log1p(exp(40 - 90))) / 2, rel=1e-4)
+    found = contrastive_loss(torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([1, 1, 2]), margin=2.5)
+    assert found.item() == pytest.approx((1 / 2 + 0 + 0.5**2 / 2) / 3)
+    angle = torch.tensor([[2.0, 0.0], [5.0, 0.0], [0.0, 1.0]]), torch.tensor([1, 1, 2])  # s_p = 1, s_n = 0
+    assert circle_loss(*angle, margin=0.25, gamma=8.0).item() == pytest.approx(log1p(exp(-1)))
+    assert cosface_loss(*angle, margin=0.25, gamma=2.0).item() == pytest.approx(log1p(exp(2 * (0.25 - 1))))
+    assert multi_similarity_loss(*angle).item() == 0  # no pair is hard
+    points = torch.tensor([[0.0], [1.0], [4.0], [10.0], [12.0], [20.0]]), torch.tensor([1, 1, 1, 2, 2, 3])
+    expected = 0.5 * (2 / (1 / 4 + 1 / 3) + 2) + 0.7 * (10 - 9)  # largest distances 4 and 3, 2; means 9 apart
+    assert range_loss(*points, margin=10.0, inter=0.7).item() == pytest.approx(expected)
+    assert cluster_loss(*points).item() == pytest.approx(np.mean([10 + 7 / 3 - 28 / 3, 10 + 1 - 9, 10 + 0 - 9]))
+
+
+# ---- focal loss
+
+
+def slow_focal(logits, labels, gamma, epsilon):
+    total = 0
+    for row, label in zip(logits, labels, strict=True):
+        p = row.exp() / row.exp().sum()
+        for c in range(len(row)):
+            q = epsilon / len(row) + (1 - epsilon if c == label else 0)
+            total = total - q * (1 - p[c]) ** gamma * p[c].log()
+    return total / len(labels)
+
+
+def test_focal_loss():
+    logits, labels = batch([0, 3, 1, 1, 4, 2, 0], 5, 1, torch.float64)
+    for gamma, epsilon in ((0.0, 0.1), (0.5, 0.0), (1.5, 1.0), (2.0, 0.1)):
+        expected = slow_focal(3 * logits, labels.tolist(), gamma, epsilon)
+        found = focal_loss(3 * logits, labels, gamma, epsilon)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-9)
+        torch.testing.assert_close(torch.autograd.grad(found, logits), torch.autograd.grad(expected, logits))
+        for scale in (0.0, 20.0, 1e4):
+            sure = (scale * torch.eye(3)[[0, 1, 2, 0]]).requires_grad_()
+            loss = focal_loss(sure, torch.tensor([0, 1, 2, 2]), gamma, epsilon)  # the last one is wrong
+            loss.backward()
+            assert loss.isfinite() and sure.grad.isfinite().all()
+    same = cross_entropy(logits, labels, label_smoothing=0.1)
+    torch.testing.assert_close(focal_loss(logits, labels, 0.0, 0.1), same)
+    assert focal_loss(torch.zeros(3, 4), torch.tensor([0, 1, 3]), 2.0).item() == pytest.approx(0.75**2 * log(4))
+    for dtype in (torch.float16, torch.bfloat16):
+        half = (5 * logits.detach()).to(dtype)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = focal_loss(half, labels)
+        assert found.dtype == torch.float32 and torch.equal(found, focal_loss(half.float(), labels))
+
+
+# ---- center loss
+
+
+def test_center_loss_equals_the_loops_in_all_precisions():
+    rng = np.random.default_rng(0)
+    for size, width, classes in ((1, 1, 1), (5, 3, 2), (12, 8, 5)):
+        labels = torch.from_numpy(rng.integers(0, classes, size))
+        loss = CenterLoss(classes, width)
+        features = torch.from_numpy(rng.normal(size=(size, width)).astype(np.float32)).requires_grad_()
+        slow, centers = (x.detach().double().requires_grad_() for x in (features, loss.centers))
+        found, expected = loss(features, labels), reference.center(slow, labels, centers)
+        assert found.shape == () and found.item() == pytest.approx(expected.item(), rel=1e-5)
+        found.backward()
+        expected.backward()
+        for gradient, wanted in ((features.grad, slow.grad), (loss.centers.grad, centers.grad)):
+            torch.testing.assert_close(gradient.double(), wanted, rtol=1e-4, atol=1e-5)
+        for dtype in (torch.float16, torch.bfloat16):
+            half = features.detach().to(dtype)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                assert torch.equal(loss(half, labels), loss(half.float(), labels))
+
+
+def test_centers_move_as_by_sgd_on_the_loss_without_its_weight():
+    """Several steps beside the two optimizers of commit 90ae170: branches, groups of batches, skipped steps, bf16."""
+    for branches, group, dtype in (
+        (1, 1, torch.float32),
+        (3, 1, torch.float32),
+        (2, 4, torch.float32),
+        (1, 1, torch.bfloat16),
+    ):
+        cfg = Config(id_weight=0.0, triplet_weight=0.0, center_weight=3e-4, center_lr=0.7)
+        by_hand, old = (make_criterion(cfg, 5, [8] * branches, []) for _ in range(2))
+        old.load_state_dict(by_hand.state_dict())
+        optimizer = torch.optim.SGD(old.parameters(), lr=cfg.loss.center_lr)
+        start = by_hand.centers[0].centers.detach().clone()
+        for step in range(6):
+            batches = []
+            for number in range(group):
+                rows = [batch(UNEVEN, seed=100 * step + 10 * number + b)[0].detach().to(dtype) for b in range(branches)]
+                labels = torch.tensor(UNEVEN).roll(step)
+                batches.append((rows, labels))
+                (old([], rows, labels)[0] / group).backward()
+            moved = torch.tensor(float(step != 2))
+            for loss in old.centers:
+                loss.centers.grad /= cfg.loss.center_weight
+            if moved:
+                optimizer.step()
+            else:
+                batches[0][0][0][0, 0] = torch.nan
+            optimizer.zero_grad()
+            features = [torch.cat(rows) for rows in zip(*(rows for rows, _ in batches), strict=True)]
+            by_hand.move_centers(features, torch.cat([labels for _, labels in batches]), moved if step else None)
+        for ours, theirs in zip(by_hand.centers, old.centers, strict=True):
+            torch.testing.assert_close(ours.centers, theirs.centers, rtol=1e-5, atol=1e-6)
+        assert (by_hand.centers[0].centers - start).abs().max() > 0.1
+    make_criterion(cfg.replace(center_weight=0.0), 5, [8], []).move_centers([torch.zeros(2, 8)], torch.zeros(2))
 
 
 # ---- criterion
@@ -193,119 +435,57 @@ ALL = Config(
 )
 
 
-def outputs(branches: int = 1, classes: int = 3, seed: int = 0):
+def unchanged(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """A head without a margin."""
+    return logits
+
+
+def outputs(branches: int):
     """Logits and features of some branches, and labels."""
-    labels = batch(seed=seed)[1]
-    features = [batch(seed=seed + 10 + b)[0].requires_grad_() for b in range(branches)]
-    rng = np.random.default_rng(seed)
-    logits = [torch.from_numpy(rng.normal(size=(12, classes)).astype(np.float32) * 3) for _ in range(branches)]
-    return [x.requires_grad_() for x in logits], features, labels
+    features = [batch(UNEVEN, seed=10 + b)[0] for b in range(branches)]
+    logits = [3 * batch(UNEVEN, 5, seed=b)[0].detach() for b in range(branches)]
+    return [x.requires_grad_() for x in logits], features, torch.tensor(UNEVEN)
 
 
 @pytest.mark.parametrize("branches", [1, 3])
-def test_criterion_is_the_weighted_sum_of_its_unweighted_parts(branches):
+def test_criterion_is_the_weighted_sum_of_its_parts_and_weight_0_removes_one(branches):
     logits, features, labels = outputs(branches)
-    criterion = make_criterion(ALL, 3, [8] * branches, [unchanged] * branches)
+    criterion = make_criterion(ALL, 5, [8] * branches, [unchanged] * branches)
     total, parts = criterion(logits, features, labels)
+    centers = [loss.centers for loss in criterion.centers]
     expected = {
         "id": np.mean([reference.smoothed_cross_entropy(x.detach(), labels, 0.2) for x in logits]),
         "triplet": np.mean([reference.triplet(x.detach().double(), labels, 0.7, 0.1).item() for x in features]),
-        "center": np.mean(
-            [reference.center(x, labels, c.centers).item() for x, c in zip(features, criterion.centers, strict=True)]
-        ),
+        "center": np.mean([reference.center(x, labels, c).item() for x, c in zip(features, centers, strict=True)]),
     }
     assert {name: value.item() for name, value in parts.items()} == pytest.approx(expected, rel=1e-4)
-    weighted = 0.5 * expected["id"] + 2.0 * expected["triplet"] + 0.01 * expected["center"]
-    assert total.item() == pytest.approx(weighted, rel=1e-4)
+    weights = {"id": 0.5, "triplet": 2.0, "center": 0.01}
+    assert total.item() == pytest.approx(sum(weights[n] * v for n, v in expected.items()), rel=1e-4)
     total.backward()
     assert all(x.grad is not None and x.grad.isfinite().all() for x in (*logits, *features))
+    for name in expected:
+        without = make_criterion(ALL.replace(**{f"{name}_weight": 0.0}), 5, [8] * branches, [unchanged] * branches)
+        assert set(without(logits, features, labels)[1]) == set(expected) - {name}
+        assert len(list(without.parameters())) == (0 if name == "center" else branches)
 
 
-@pytest.mark.parametrize("name", ["id", "triplet", "center"])
-def test_weight_0_switches_a_loss_off(name):
-    cfg = Config(**{**ALL.to_dict(), f"{name}_weight": 0.0})
-    logits, features, labels = outputs()
-    criterion = Criterion(cfg, 3, [8], [unchanged])
-    total, parts = criterion(logits, features, labels)
-    assert set(parts) == {"id", "triplet", "center"} - {name}
-    weights = {"id": 0.5, "triplet": 2.0, "center": 0.01}
-    assert total.item() == pytest.approx(sum(weights[n] * v.item() for n, v in parts.items()), rel=1e-5)
-    assert len(list(criterion.parameters())) == (0 if name == "center" else 1)
-
-
-def test_a_switched_off_triplet_does_not_refuse_a_batch_without_positives():
-    cfg = Config(triplet_weight=0.0, center_weight=0.0)
-    total, _ = Criterion(cfg, 12, [8], [unchanged])([torch.zeros(12, 12)], [torch.zeros(12, 8)], torch.arange(12))
-    assert total.item() == pytest.approx(np.log(12), rel=1e-5)
-
-
-@pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize("classes", [2, 5])
-def test_label_smoothing_spreads_epsilon_over_all_classes(epsilon, classes):
-    cfg = Config(triplet_weight=0.0, center_weight=0.0, label_smoothing=epsilon)
-    rng = np.random.default_rng(classes)
-    logits = torch.from_numpy(rng.normal(size=(9, classes)) * 4).float()
-    labels = torch.from_numpy(rng.integers(0, classes, 9))
-    total, _ = Criterion(cfg, classes, [8], [unchanged])([logits], [torch.zeros(9, 8)], labels)
-    assert total.item() == pytest.approx(reference.smoothed_cross_entropy(logits, labels, epsilon), rel=1e-5)
-
-
-@pytest.mark.parametrize("weight", [5e-4, 3.0])
-def test_undoing_the_center_weight_leaves_the_centers_the_plain_gradient(weight):
-    cfg = Config(id_weight=0.0, triplet_weight=0.0, center_weight=weight)
-    logits, features, labels = outputs()
-    criterion = Criterion(cfg, 3, [8], [unchanged])
-    total, _ = criterion(logits, features, labels)
-    total.backward()
-    weighted_pull = features[0].grad.clone()
-    criterion.undo_center_weight()
-    centers = criterion.centers[0].centers.detach().double().requires_grad_()
-    rows = features[0].detach().double().requires_grad_()
-    reference.center(rows, labels, centers).backward()
-    torch.testing.assert_close(criterion.centers[0].centers.grad.double(), centers.grad, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(weighted_pull.double(), weight * rows.grad, rtol=1e-4, atol=1e-6)
-    assert torch.equal(features[0].grad, weighted_pull)  # the features keep the weight
-
-
-def test_undoing_the_center_weight_is_harmless_without_centers_or_gradients():
-    Criterion(Config(center_weight=0.0), 3, [8], [unchanged]).undo_center_weight()
-    criterion = Criterion(ALL, 3, [8], [unchanged])
-    criterion.undo_center_weight()  # before any backward pass
-    assert criterion.centers[0].centers.grad is None
-
-
-@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
-def test_criterion_takes_half_precision_and_computes_in_float32(autocast):
-    logits, features, labels = outputs()
-    logits, features = [x.detach().bfloat16() for x in logits], [x.detach().bfloat16() for x in features]
-    criterion = Criterion(ALL, 3, [8], [unchanged])
-    expected, _ = criterion([x.float() for x in logits], [x.float() for x in features], labels)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        total, parts = criterion(logits, features, labels)
-    assert total.dtype == torch.float32
-    assert all(value.dtype == torch.float32 for value in parts.values())
-    assert total.item() == pytest.approx(expected.item(), rel=1e-6)
-
-
-def test_criterion_refuses_a_batch_without_positives_for_the_triplet():
+def test_criterion_smooths_labels_computes_in_float32_and_refuses_a_batch_without_positives():
+    logits, features, labels = outputs(1)
+    for epsilon in (0.0, 0.5, 1.0):
+        cfg = Config(triplet_weight=0.0, center_weight=0.0, label_smoothing=epsilon)
+        total, _ = make_criterion(cfg, 5, [8], [unchanged])(logits, features, labels)
+        expected = reference.smoothed_cross_entropy(logits[0].detach(), labels, epsilon)
+        assert total.item() == pytest.approx(expected, rel=1e-5)
+    criterion = make_criterion(ALL, 5, [8], [unchanged])
+    half = [[x.detach().bfloat16() for x in rows] for rows in (logits, features)]
+    expected, _ = criterion(*([x.float() for x in rows] for rows in half), labels)
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            total, parts = criterion(*half, labels)
+        assert all(value.dtype == torch.float32 for value in (total, *parts.values()))
+        assert total.item() == pytest.approx(expected.item(), rel=1e-6)
+    hopeless = [torch.zeros(12, 12)], [torch.zeros(12, 8)], torch.arange(12)
     with pytest.raises(ValueError, match="two images of one identity"):
-        Criterion(Config(), 12, [8], [unchanged])([torch.zeros(12, 12)], [torch.zeros(12, 8)], torch.arange(12))
-
-
-@pytest.mark.parametrize("loss", ["triplet", "center"])
-def test_gradients_are_bit_identical_every_time_on_several_threads(loss):
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(64, 2048, generator=generator)
-    features[0] *= 0.01  # nearest to all: many gradients meet in one row
-    labels = torch.arange(64) // 4 if loss == "triplet" else torch.zeros(64, dtype=torch.int64)
-    center, threads, seen = CenterLoss(2, 2048), torch.get_num_threads(), []
-    torch.set_num_threads(2)
-    try:
-        for _ in range(40):
-            row = features.clone().requires_grad_()
-            center.zero_grad()
-            (batch_hard_triplet(row, labels, 5.0) if loss == "triplet" else center(row, labels)).backward()
-            seen.append(row.grad if loss == "triplet" else center.centers.grad.clone())
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(seen[0], other) for other in seen)
+        make_criterion(Config(), 12, [8], [unchanged])(*hopeless)
+    total, _ = make_criterion(Config(triplet_weight=0.0, center_weight=0.0), 12, [8], [unchanged])(*hopeless)
+    assert total.item() == pytest.approx(log(12), rel=1e-5)

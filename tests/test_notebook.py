@@ -14,6 +14,7 @@ NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
 SETTINGS = 'name="quickstart", epochs=8, steps=(5.0, 7.0), eval_every=8, resume=True'
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_first_to_last_cell(tree, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     book = nbformat.read(NOTEBOOK, 4)
@@ -21,7 +22,7 @@ def test_the_notebook_runs_from_first_to_last_cell(tree, tmp_path, monkeypatch):
     tiny += ', device="cpu", batch_size=8, images_per_id=2, height=32, width=16, k1=4, k2=2, ranked_lists=2'
     cell = next(cell for cell in book.cells if SETTINGS in cell.source)
     cell.source = cell.source.replace(SETTINGS, tiny)
-    nbclient.NotebookClient(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": ROOT}}).execute()
+    nbclient.NotebookClient(book, timeout=600, kernel_name="python3", resources={"metadata": {"path": ROOT}}).execute()
     outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
     printed = "".join(output.get("text", "") for output in outputs)

@@ -167,7 +167,7 @@ def test_fp16_features_a_thousand_times_too_large_give_no_nan():
 def test_the_whole_criterion_at_fp16_gives_no_nan():
     features, labels = scaled(torch.float16, 1e3)
     logits = (1e3 * torch.randn(16, 4)).half().requires_grad_()
-    criterion = make_criterion(EVERY, 4, [64], [LinearHead(64, 4, 0, 0, 0).harden])
+    criterion = make_criterion(EVERY, 4, [64], [LinearHead(64, 4).add_margin])
     with autocast(CPU, "fp16"):
         total, parts = criterion([logits], [features], labels)
     total.backward()
@@ -286,28 +286,6 @@ def test_the_scale_of_fp16_doubles_after_2000_good_steps_and_is_kept_in_a_checkp
     assert again.state_dict()["scale"] == 2.0**16
 
 
-def test_the_centers_move_as_by_an_optimizer_of_their_own():
-    """SGD on the loss with its weight undone, over batches that make one step together."""
-    torch.manual_seed(0)
-    cfg = Config(center_weight=5e-4, center_lr=0.3)
-    ours, reference = (make_criterion(cfg, 4, [8, 6], []) for _ in range(2))
-    reference.load_state_dict(ours.state_dict())
-    optimizer = torch.optim.SGD(reference.parameters(), lr=0.3)
-    for skipped in (0, 0, 1, 0):
-        group = [([torch.randn(5, 8), torch.randn(5, 6)], torch.randint(4, (5,))) for _ in range(2)]
-        optimizer.zero_grad()
-        for features, labels in group:
-            parts = [loss(x, labels) for loss, x in zip(reference.centers, features, strict=True)]
-            (torch.stack(parts).mean() / 2).backward()
-        if not skipped:
-            optimizer.step()
-        features = [torch.cat(rows) for rows in zip(*(rows for rows, _ in group), strict=True)]
-        features[0][0, 0] = torch.nan if skipped else features[0][0, 0]
-        ours.move_centers(features, torch.cat([labels for _, labels in group]), torch.tensor(1.0 - skipped))
-        for a, b in zip(ours.parameters(), reference.parameters(), strict=True):
-            assert torch.allclose(a, b, atol=1e-6)
-
-
 # ---- what suits the device, and torch's switches
 
 
@@ -393,7 +371,7 @@ def few_layers(cfg: Config) -> Staged:
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler for the CPU")
 def test_a_compiled_model_trains_as_the_plain_one(tiny, monkeypatch):
-    monkeypatch.setitem(BACKBONES, "few_layers", few_layers)
+    monkeypatch.setitem(BACKBONES, "few_layers", f"{__name__}:few_layers")
     cfg = tiny.replace(backbone="few_layers")
     runs = [ready(cfg.replace(compile=c), "float32", str(c)) for c in (False, True)]
     (plain, plain_network, batches), (compiled, compiled_network, _) = runs

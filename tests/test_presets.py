@@ -1,8 +1,7 @@
-"""Presets: facts of their sources that a typing error would break, and two steps of training of every one."""
+"""Presets: facts of their sources that a typing error would break; each builds, and three take two training steps."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -11,14 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write_tree
-from helpers import start_training
 from torch import nn
 
 from config import PRESETS, Config, load_preset
-from model import ReIDModel
-from processor.state import TrainState
-from processor.train import train_one_epoch
-from processor.watch import Watchers
+from loss import make_criterion
+from model import ReIDModel, build_model
+from processor import do_train
 from solver import lr_factor
 from solver.optimizer import parameter_groups
 from tools.model_summary import count
@@ -34,15 +31,10 @@ OF_THEIR_OWN = {"light_210m", "light_210m_long", "hn_lightmbn"}  # with networks
 KNOWN = {name: load_preset(name) for name in NAMES if name not in OF_THEIR_OWN}  # of which there are facts below
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_name_of_the_seeds_is_a_preset_that_passes_its_checks(name):
-    assert load_preset(name).check().preset == name
-
-
 def test_every_one_has_a_published_row_on_the_set_that_it_trains_on():
     rows = json.loads((ROOT / "results" / "published.json").read_text())["rows"]
     published = {(row["experiment"], row.get("dataset", "market1501")) for row in rows}
-    assert {(name, load_preset(name).dataset) for name in NAMES} <= published
+    assert {(name, load_preset(name).data.dataset) for name in NAMES} <= published
 
 
 def test_a_comment_states_the_published_figures_of_every_preset():
@@ -55,48 +47,54 @@ def test_a_comment_states_the_published_figures_of_every_preset():
             assert not lacking, (row, lacking)
 
 
-@pytest.fixture(scope="module")
-def two_steps_of_pictures(tmp_path_factory) -> Path:
-    """A data root whose demo set makes an epoch of exactly two batches of 4 identities × 2 images."""
-    root = tmp_path_factory.mktemp("data")
-    write_tree(root / "demo", train_ids=4, test_ids=2, cameras=2)
-    return root
-
-
-def shrunken(cfg: Config, root: Path, logs: Path) -> Config:
-    """The recipe's parts, 32 pixels wide, on the demo set; frozen, if at all, in the first of two steps only."""
-    size = {"height": round(cfg.data.height * 32 / cfg.data.width), "width": 32, "batch_size": 8, "images_per_id": 2}
-    start = {"weights": "none", "freeze_epochs": min(cfg.solver.freeze_epochs, 0.5)}
-    place = {"dataset": "demo", "data_root": str(root), "log_dir": str(logs), "device": "cpu", "disk_gb": 0}
-    return cfg.replace(**size, **start, **place, workers=1).check()
-
-
 @pytest.mark.parametrize("name", PRESETS)
-def test_two_steps_of_every_preset_have_finite_losses_and_move_its_weights(
-    name, two_steps_of_pictures, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(TrainState, "save", lambda state: None)  # hundreds of MB that nobody reads
-    cfg = shrunken(load_preset(name), two_steps_of_pictures, tmp_path)
-    run, network, data = start_training(cfg)
-    assert len(data.train) == 2
-    before = {key: weight.clone() for key, weight in run.model.named_parameters()}
-    with contextlib.closing(Watchers(run)) as watchers:
-        train_one_epoch(run, network, data.train, watchers)  # raises when a loss is not finite
+def test_every_preset_passes_its_checks_and_builds_a_model_and_a_criterion(name):
+    cfg = load_preset(name).check().replace(weights="none")
+    with torch.device("meta"):
+        model = build_model(cfg, 5)
+        make_criterion(cfg, 5, model.feature_dims, [head.add_margin for head in model.heads])
+    assert cfg.run.preset == name
+
+
+@pytest.mark.parametrize(
+    "name", ["mlr_mobilenet_v2_sgd", "hn_lightmbn", pytest.param("agw_resnet50", marks=pytest.mark.slow)]
+)
+def test_two_steps_of_a_preset_have_finite_losses_and_move_its_weights(name, tmp_path):
+    """The recipe's parts, 32 pixels wide, on a demo set of exactly two batches."""
+    write_tree(tmp_path / "data" / "demo", train_ids=4, test_ids=2, cameras=2)
+    cfg = load_preset(name)
+    size = {"height": round(cfg.data.height * 32 / cfg.data.width), "width": 32, "batch_size": 8, "images_per_id": 2}
+    place = {
+        "dataset": "demo",
+        "data_root": str(tmp_path / "data"),
+        "log_dir": str(tmp_path),
+        "device": "cpu",
+        "workers": 1,
+    }
+    short = {"weights": "none", "epochs": 1, "eval_first": False, "ranked_lists": 0, "delay_epochs": 0.0}
+    cfg = cfg.replace(
+        **size, **place, **short, freeze_epochs=min(cfg.solver.freeze_epochs, 0.5), warmup_factor=0.5
+    ).check()
+    seen, forward = [], ReIDModel.forward
+
+    def record(model: ReIDModel, images: torch.Tensor):
+        seen.append({key: weight.detach().clone() for key, weight in model.named_parameters()})
+        return forward(model, images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReIDModel, "forward", record)
+        do_train(cfg)
     weights = {"id": cfg.loss.id_weight, "triplet": cfg.loss.triplet_weight, "center": cfg.loss.center_weight}
-    assert {loss for loss in weights if loss in run.history[0]} == {loss for loss, weight in weights.items() if weight}
-    moved = {part(key) for key, weight in run.model.named_parameters() if not torch.equal(weight, before[key])}
-    assert moved == {part(key) for key in before}
-    assert all(value.isfinite().all() for value in run.model.state_dict().values())
-
-
-def part(key: str) -> str:
-    """`backbone`, `neck`, ..."""
-    return key.split(".")[0]
+    (entry,) = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+    assert {loss for loss in weights if loss in entry} == {loss for loss, weight in weights.items() if weight}
+    moved = {key.split(".")[0] for key, weight in seen[-1].items() if not torch.equal(weight, seen[0][key])}
+    assert moved == {key.split(".")[0] for key in seen[0]}
+    assert all(value.isfinite().all() for value in seen[-1].values())
 
 
 def rate(name: str, epoch: float, steps_per_epoch: int = 202) -> float:
     """Learning rate of a preset after so many epochs."""
-    return load_preset(name).lr * lr_factor(load_preset(name), epoch, steps_per_epoch)
+    return load_preset(name).solver.lr * lr_factor(load_preset(name), epoch, steps_per_epoch)
 
 
 @pytest.mark.parametrize(

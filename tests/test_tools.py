@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
 from pathlib import Path
 
 import cv2
@@ -16,7 +15,6 @@ from helpers import program, refused
 from config import Config
 from processor import do_train
 from processor.ranked_lists import choose_queries
-from tools import benchmark_tables, results_table
 
 
 def train_args(cfg: Config) -> list[str]:
@@ -52,9 +50,9 @@ def test_a_cut_test_split_is_said_in_every_output(trained):
 
 
 def test_plain_weights_are_tested_without_a_checkpoint(tiny, tmp_path):
-    from model import BACKBONES
+    from model import find_backbone
 
-    torch.save(BACKBONES["mobilenet_v2"](tiny).state_dict(), tmp_path / "w.pth")
+    torch.save(find_backbone("mobilenet_v2")(tiny).state_dict(), tmp_path / "w.pth")
     shown = program("test.py", "--weights", tmp_path / "w.pth", "--backbone", "mobilenet_v2", "--data-root",
                     tiny.data.data_root, "--log-dir", tiny.run.log_dir, "--height", "32", "--width", "16")  # fmt: skip
     assert shown.returncode == 0, shown.stderr
@@ -165,122 +163,3 @@ def test_a_log_directory_that_cannot_be_written_to_and_a_device_that_is_not_ther
     refused(program(*train_args(blocked)), tmp_path / "file" / "log", "--log-dir")
     refused(program(*train_args(tiny.replace(log_dir="/proc/reid"))), "/proc/reid", "--log-dir")
     refused(program(*train_args(tiny), "--device", "gpu7"), "gpu7")
-
-
-@pytest.fixture
-def results(tmp_path):
-    (tmp_path / "results").mkdir()
-    readme = tmp_path / "README.md"
-    tables = [(results_table.START, results_table.END), (results_table.BENCHMARK_START, results_table.BENCHMARK_END)]
-    readme.write_text("before\n" + "".join(f"{start}\nold\n{end}\nafter\n" for start, end in tables))
-    rows = [{"experiment": "b1", "protocol": "plain", "source": "paper", "mAP": 85.8, "rank1": 94.1},
-            {"experiment": "b2", "protocol": "plain", "source": "paper", "mAP": 86.2, "rank1": 94.4}]  # fmt: skip
-    (tmp_path / "results" / "published.json").write_text(json.dumps({"rows": rows}))
-    return tmp_path
-
-
-def fill_table(directory: Path, *more: object) -> subprocess.CompletedProcess:
-    where = ["--results", directory / "results", "--readme", directory / "README.md"]
-    where += ["--benchmarks", directory / "README.md"]
-    return program("tools/results_table.py", *where, *more)
-
-
-def test_results_become_the_table_with_mean_and_deviation_over_seeds(results, trained, tmp_path):
-    file = Path(trained.run.log_dir) / "demo" / "results" / "train.json"
-    other = json.loads(file.read_text()) | {"seed": 1}
-    scores = [50.0, 60.0]
-    for value, content in zip(scores, (json.loads(file.read_text()), other), strict=True):
-        content["scores"]["plain"]["mAP"] = value
-        (tmp_path / "one.json").write_text(json.dumps(content))
-        shown = fill_table(results, "--add", tmp_path / "one.json", "--name", "b1", "--remark", f"mAP was {value}")
-        assert shown.returncode == 0, shown.stderr
-    text = (results / "README.md").read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    row = next(line for line in text.splitlines() if line.startswith("| b1 |"))
-    assert "`b1`, seed 1: mAP was 60.0" in text and "`b1`, seed 0: mAP was 50.0" in text
-    assert "55.00 ± 7.07" in row and "n = 2" in row and "85.8 / 94.1" in row
-    assert "| b2 | plain | 86.2 / 94.4 | not measured |" in text
-    assert sorted(p.name for p in (results / "results").iterdir()) == ["b1-s1.json", "b1.json", "published.json"]
-    assert "data_root" not in json.loads((results / "results" / "b1.json").read_text())["settings"]
-    assert fill_table(results, "--check").returncode == 0
-    (results / "README.md").write_text(text.replace("55.00", "99.00"))
-    refused(fill_table(results, "--check"), "results_table.py")
-
-
-def test_results_on_another_set_have_rows_and_files_of_their_own(results, trained, tmp_path):
-    content = json.loads((Path(trained.run.log_dir) / "demo" / "results" / "train.json").read_text())
-    row = {"experiment": "b1", "protocol": "plain", "source": "paper", "mAP": 85.8, "rank1": 94.1}
-    other = {"experiment": "b1", "source": "paper", "dataset": "veri776"}
-    rows = [row, other | {"protocol": "plain", "mAP": 55.8, "mINP": 7.5}, other | {"protocol": "rerank", "mAP": 61.0}]
-    (results / "results" / "published.json").write_text(json.dumps({"rows": rows}))
-    sets = [{"dataset": "market1501"}, {"dataset": "market1501", "test_dataset": "veri776"},
-            {"dataset": "veri776+market1501", "test_dataset": "", "seed": 1}]  # fmt: skip
-    for mAP, which in zip((84.0, 50.0, 60.0), sets, strict=True):
-        content["scores"]["plain"] |= {"mAP": mAP, "rank1": mAP}
-        (tmp_path / "one.json").write_text(json.dumps(content | which))
-        assert fill_table(results, "--add", tmp_path / "one.json", "--name", "b1").returncode == 0
-    files = sorted(p.name for p in (results / "results").iterdir())
-    assert files == ["b1-veri776-s1.json", "b1-veri776.json", "b1.json", "published.json"]
-    text = (results / "README.md").read_text()
-    assert "| b1 | plain | 85.8 / 94.1 | 84.00 / 84.00 |" in text
-    assert "| b1, veri776 | plain | 55.8 / –, mINP 7.5 | 55.00 ± 7.07 / 55.00 ± 7.07 |" in text
-    assert "| b1, veri776 | rerank | 61.0 / – | not measured |" in text
-
-
-def test_results_of_a_cut_set_and_other_files_stay_out_of_the_table(results, trained, tmp_path):
-    content = json.loads((Path(trained.run.log_dir) / "demo" / "results" / "train.json").read_text())
-    (tmp_path / "cut.json").write_text(json.dumps(content | {"note": "first 3 of 6; not comparable"}))
-    refused(fill_table(results, "--add", tmp_path / "cut.json", "--name", "b1"), "not comparable")
-    refused(fill_table(results, "--add", tmp_path / "nothing.json", "--name", "b1"), "nothing.json")
-    refused(fill_table(results, "--add", tmp_path / "cut.json"), "--name")
-    assert [p.name for p in (results / "results").iterdir()] == ["published.json"]
-
-
-MEASURED = {
-    "task": "eval", "size": "market", "features": "clustered", "metric": "cosine", "width": 2048, "hardware": "a core",
-    "rows": [
-        {"contender": "matmul", "seconds": 2.0, "cpu_seconds": 3.9, "peak_mb": 900.4, "above_mb": 204.0, "scores": {}},
-        {"contender": "ours", "seconds": 2.5, "cpu_seconds": 5.0, "peak_mb": 1234.0, "above_mb": 90.0,
-         "scores": {"mAP": 0.81234}},
-        {"contender": "numpy", "not_run": "needs 99 GB"},
-    ],
-}  # fmt: skip
-
-
-def test_benchmarks_have_a_table_of_their_own(results):
-    assert fill_table(results).returncode == 0
-    assert "Not measured yet." in (results / "README.md").read_text()
-    file = results / "results" / "benchmark_eval_market_cpu.json"
-    file.write_text(json.dumps(MEASURED))
-    refused(fill_table(results, "--check"), "results_table.py")
-    assert fill_table(results).returncode == 0
-    text = (results / "README.md").read_text()
-    training, speed = text.split(results_table.BENCHMARK_START)
-    assert "market" not in training and "| b1 | plain | 85.8 / 94.1 | not measured |" in training
-    what = "| eval, market, clustered, cosine |"
-    assert f"{what} matmul | 2 | 3.9 | 1 |  |  | 900 | 204 |  | a core |" in speed
-    assert f"{what} ours | 2.5 | 5 | 1.25 |  |  | 1,234 | 90 | 81.23 | a core |" in speed
-    assert f"{what} numpy | not run: needs 99 GB |" in speed
-    assert len({line.count("|") for line in speed.splitlines() if line.startswith("|")}) == 1
-    assert fill_table(results, "--check").returncode == 0
-    (results / "README.md").write_text(text.replace("81.23", "91.23"))
-    refused(fill_table(results, "--check"), "results_table.py")
-
-
-def test_faster_than_numpy_is_numpy_s_time_divided_by_the_contender_s():
-    rows = [row | {"seconds": s, "cpu_seconds": s} for row, s in zip(MEASURED["rows"][:2], (4.0, 1.0), strict=True)]
-    numpy_row = rows[1] | {"contender": "numpy", "seconds": 1234.4}
-    cells = benchmark_tables.benchmark_rows({"rows": [*rows, numpy_row]})
-    assert [row[3] for row in cells] == ["1", "0.25", "309"]
-    assert [row[4] for row in cells] == ["309", "1,234", "1"]
-
-
-def test_odd_benchmark_files_and_a_readme_without_the_lines_are_refused(results, tmp_path):
-    file = results / "results" / "benchmark_eval_market_cpu.json"
-    for content in ("{", "[]", '{"rows": [{"contender": "ours"}]}'):
-        file.write_text(content)
-        refused(fill_table(results), file)
-    file.unlink()
-    refused(fill_table(results, "--add", tmp_path / "x.json", "--name", "benchmark_x"), "--name benchmark_x")
-    (results / "README.md").write_text(f"{results_table.START}\n{results_table.END}\n")
-    refused(fill_table(results), results_table.BENCHMARK_START)

@@ -1,67 +1,138 @@
-"""Look a dataset over before training on it: `python tools/check_dataset.py DATASET [--data-root data]`.
+"""Check a dataset before training on it: `python tools/check_dataset.py DATASET [--data-root data]`.
 
 DATASET is a name as for --dataset, or a folder or .csv file of your own pictures. Prints images, identities and cameras
-of each split, images an identity and a camera, the sizes of the pictures, files that cannot be decoded, equal files,
-identities in both training and test, and queries without a match; draws a sheet of some identities. The exit code is 1
-where there is something to mend.
+of each split, images per identity and per camera, image sizes, and problems: files that cannot be decoded, equal files,
+identities in both training and test, queries without a match. Draws a sheet of some identities. The exit code is 1
+where there is something to fix.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import tyro
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from datasets.base import ReIDDataset, Sample
-from datasets.check import SIDES, SPLITS, File, counts, equal_files, look_at_all, problems, sizes
-from datasets.images import read_image
+from config.cli import parse_options
+from config.config import DataSettings
+from datasets.base import MOST_CAMERAS, ReIDDataset
+from datasets.images import decode_bytes, read_bytes, read_image
 from datasets.make import find_dataset, short_name
-from utils.errors import run
+from utils.errors import UserError, run
 from utils.logging import log, setup_logging
-from utils.visualize import QUERY, RIGHT, Tile, draw_rows
+from utils.pictures import QUERY, RIGHT, Tile, draw_rows
 
+SIDES = {"train": "training", "query": "test", "gallery": "test"}  # of the splits
 COLOURS = {"train": "#2b6cb0", "query": QUERY, "gallery": RIGHT}  # of the frames on the sheet
-WIDE = 8  # images of an identity on the sheet
-LISTED = 10  # cases of each kind of problem that are printed
+COLUMNS = 8  # images per identity on the sheet
+MAX_CASES = 10  # printed of each kind of problem
 
 
 @dataclass
 class Options:
-    dataset: tyro.conf.Positional[str]  # a dataset's name, or a folder or .csv file of your own pictures
-    data_root: str = os.environ.get("REID_DATA") or "data"  # directory that holds the datasets
+    dataset: str  # a dataset's name, or a folder or .csv file of your own pictures
+    data_root: str = ""  # directory that holds the datasets; default: the variable REID_DATA, else data
     test_share: float = 0.5  # own pictures without a split: share of the identities that are kept for the test
     split_seed: int = 0  # own pictures without a split, CUHK03's classic protocol: which random split
-    camera_pattern: str = Config.camera_pattern  # own pictures: what finds the camera's number in a file name
+    camera_pattern: str = DataSettings.camera_pattern  # own pictures: regular expression of the camera in a file name
     people: int = 10  # identities on the sheet
     output: str = ""  # file of the sheet; empty: log/check_DATASET.png
     workers: int = 4  # threads that read and decode images
 
 
+class File(NamedTuple):
+    width: int
+    height: int
+    digest: str  # of its bytes
+    error: str = ""  # why it cannot be decoded
+
+
+def inspect(path: str) -> File:
+    try:
+        data = read_bytes(path)
+        height, width = decode_bytes(path, data).shape[:2]
+        return File(width, height, hashlib.sha1(data).hexdigest())
+    except UserError as error:
+        return File(0, 0, path, str(error))
+
+
+def describe(dataset: ReIDDataset) -> list[str]:
+    """Images per identity and per camera, of each split."""
+    lines, cameras = [dataset.describe()], defaultdict(lambda: {split: [] for split in SIDES})
+    for split in SIDES:
+        samples = getattr(dataset, split)
+        images = sorted(Counter(s.pid for s in samples if s.pid).values())
+        if images:
+            row = f"{images[0]} to {images[-1]}, median {images[len(images) // 2]}, mean {np.mean(images):.1f}"
+            lines.append(f"{split}: images per identity {row}; {sum(s.pid == 0 for s in samples)} distractors")
+        for s in samples:
+            cameras[s.camid][split].append(s.pid)
+    if dataset.cameras and len(cameras) <= MOST_CAMERAS:
+        lines.append(f"{'camera':<8}" + "".join(f"{split + ' img':>13}{'ids':>7}" for split in SIDES))
+        for camera, pids in sorted(cameras.items()):
+            lines.append(f"{camera:<8}" + "".join(f"{len(p):>13}{len(set(p) - {0}):>7}" for p in pids.values()))
+    return lines
+
+
+def describe_sizes(files: dict[str, File]) -> list[str]:
+    """Quantiles of width, height and height:width."""
+    lines = [f"{len(files)} files{'least':>12}{'5 %':>8}{'median':>8}{'95 %':>8}{'most':>8}"]
+    sizes = np.array([(f.width, f.height, f.height / f.width) for f in files.values() if not f.error])
+    for name, values, digits in zip(("width", "height", "height:width"), sizes.T, (0, 0, 2), strict=bool(len(sizes))):
+        quantiles = np.quantile(values, (0, 0.05, 0.5, 0.95, 1))
+        lines.append(f"{name:<14}" + "".join(f"{q:>8.{digits}f}" for q in quantiles))
+    return lines
+
+
+def find_problems(dataset: ReIDDataset, files: dict[str, File]) -> dict[str, list[str]]:
+    """Kind of problem to its cases."""
+    groups, cameras = defaultdict(set), defaultdict(set)  # digest to images; pid to its cameras in the gallery
+    for split, side in SIDES.items():
+        for s in getattr(dataset, split):
+            groups[files[s.path].digest].add((s.path, s.pid, side))
+    for s in dataset.gallery:
+        cameras[s.pid].add(s.camid)
+    found = defaultdict(list, {"files that cannot be decoded": [f.error for f in files.values() if f.error]})
+    for group in groups.values():
+        paths, pids, sides = (sorted(set(values)) for values in zip(*group, strict=True))
+        if len(paths) > 1 and len(pids) > 1:
+            found["equal files of different identities"].append(" = ".join(paths))
+        if len(paths) > 1 and len(sides) > 1:
+            found["equal files in training and test"].append(" = ".join(paths))
+    both = {s.pid for s in dataset.train} & {s.pid for s in dataset.query + dataset.gallery} - {0}
+    found["identities in both training and test"] = [dataset.name_of(pid) for pid in sorted(both)]
+    if dataset.protocol == "standard":
+        alone = [s.path for s in dataset.query if not cameras[s.pid] - {s.camid}]
+        found["queries without a match under another camera"] = alone
+    return {kind: cases for kind, cases in found.items() if cases}
+
+
 def draw_sheet(path: Path, dataset: ReIDDataset, files: dict[str, File], people: int) -> None:
-    """Images of some identities, all taken at even distances; half of the identities are those of training."""
-    rows = []
-    for side, splits in SIDES.items():
-        by_pid: dict[int, list[tuple[str, Sample]]] = defaultdict(list)
-        for split in splits:
-            for s in getattr(dataset, split):
-                if s.pid and not files[s.path].error:
-                    by_pid[s.pid].append((split, s))
-        for pid in spread(sorted(by_pid), -(-people // 2)):
+    """Images of some identities at even distances, half of the identities from the training side."""
+    by_pid, rows = {"training": defaultdict(list), "test": defaultdict(list)}, []
+    for split, side in SIDES.items():
+        for s in getattr(dataset, split):
+            if s.pid and not files[s.path].error:
+                by_pid[side][s.pid].append((split, s))
+    for side, images in by_pid.items():
+        for pid in spread(sorted(images), -(-people // 2)):
             tiles = []
-            for split, s in spread(by_pid[pid], WIDE):
-                camera = f"\ncam {s.camid}" if dataset.cameras else ""
-                tiles.append(Tile(read_image(s.path, 256, 128), split + camera, COLOURS[split]))
-            rows.append((f"{dataset.called(pid)}: {len(by_pid[pid])} images, {side}", tiles))
+            for split, s in spread(images[pid], COLUMNS):
+                title = f"{split}\ncam {s.camid}" if dataset.cameras else split
+                tiles.append(Tile(read_image(s.path, 256, 128), title, COLOURS[split]))
+            rows.append((f"{dataset.name_of(pid)}: {len(images[pid])} images, {side}", tiles))
     if rows:
-        draw_rows(path, rows, [""] * WIDE)
+        draw_rows(path, rows, [""] * COLUMNS)
         log.info("sheet of identities: %s", path)
 
 
@@ -71,28 +142,28 @@ def spread(items: list, number: int) -> list:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+    options = parse_options(None, Options, __doc__, positional="dataset", ranges={"people": "[0, inf)"})
     setup_logging()
-    names = ("data_root", "test_share", "split_seed", "camera_pattern", "workers")
-    cfg = Config(dataset=options.dataset, **{name: getattr(options, name) for name in names}).check()
+    names = ("dataset", "test_share", "split_seed", "camera_pattern", "workers")
+    data_root = options.data_root or os.environ.get("REID_DATA") or "data"
+    cfg = Config(data_root=data_root, **{name: getattr(options, name) for name in names}).check()
     dataset = find_dataset(options.dataset, cfg)
-    log.info("%s, scored by protocol %s\n%s", dataset.name, dataset.protocol, "\n".join(counts(dataset)))
-    for note in filter(None, (dataset.train_note, dataset.test_note)):
-        log.info("note: %s", note)
-    files = look_at_all(sorted({s.path for split in SPLITS for s in getattr(dataset, split)}), options.workers)
-    log.info("%s", "\n".join(sizes(files)))
+    log.info("%s, scored by protocol %s\n%s", dataset.name, dataset.protocol, "\n".join(describe(dataset)))
+    if dataset.note:
+        log.info("note: %s", dataset.note)
+    paths = sorted({s.path for s in dataset.train + dataset.query + dataset.gallery})
+    with ThreadPoolExecutor(options.workers) as pool:
+        progress = tqdm(pool.map(inspect, paths), "check", len(paths), leave=False, disable=None)
+        files = dict(zip(paths, progress, strict=True))
+    log.info("%s", "\n".join(describe_sizes(files)))
     sheet = Path(options.output or Path("log") / f"check_{short_name(options.dataset)}.png")
-    draw_sheet(sheet, dataset, files, max(options.people, 0))
-    equal = equal_files(dataset, files)
-    log.info("%d files looked at, %d groups of equal files, some of which may be meant", len(files), len(equal))
-    found = problems(dataset, files)
+    draw_sheet(sheet, dataset, files, options.people)
+    found = find_problems(dataset, files)
     for kind, cases in found.items():
-        log.info("PROBLEM: %d %s\n  %s", len(cases), kind, "\n  ".join(cases[:LISTED]))
-        if len(cases) > LISTED:
-            log.info("  and %d more", len(cases) - LISTED)
+        log.info("PROBLEM: %d %s\n  %s", len(cases), kind, "\n  ".join(cases[:MAX_CASES]))
     if found:
         sys.exit(1)
-    log.info("nothing to mend")
+    log.info("nothing to fix")
 
 
 if __name__ == "__main__":

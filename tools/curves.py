@@ -1,8 +1,7 @@
-"""Compare runs: `python tools/curves.py [RUN ...] [--log-dir log]`. A run is its name or directory; without one, the
-newest is drawn.
+"""Compare runs: `python tools/curves.py [RUN ...] [--log-dir log]`. RUN is a name or directory (default: the newest).
 
-One PNG of loss, accuracy, learning rate, mAP, Rank-1 and training speed over the epochs, from metrics.jsonl, which a
-run that is still going has too.
+Draws loss, accuracy, learning rate, mAP, Rank-1 and training speed over the epochs to one PNG, from metrics.jsonl,
+which a run that is still training has too.
 """
 
 from __future__ import annotations
@@ -14,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from config.cli import parse_options
 from utils.errors import UserError, did_you_mean, run
 from utils.logging import log, setup_logging
 from utils.plots import METRICS, plot_curves, read_history
@@ -25,33 +23,29 @@ from utils.plots import METRICS, plot_curves, read_history
 
 @dataclass
 class Options:
-    runs: tyro.conf.Positional[tuple[str, ...]] = ()  # names or directories of runs; none: the newest
-    log_dir: str = "log"  # directory that holds all runs
-    output: str = ""  # file of the picture; empty: curves.png in the run's directory, of several runs in LOG_DIR
+    runs: tuple[str, ...] = ()  # names or directories of runs (default: the newest)
+    log_dir: str = "log"  # directory of all runs
+    output: str = ""  # PNG file (empty: curves.png in the run's directory, or in LOG_DIR for several runs)
 
 
-def find_run(name: str, log_dir: str) -> Path:
-    """The directory of a run from what a user types. Raises UserError where there is none."""
-    for path in (Path(name), Path(log_dir) / name):
-        directory = path.parent if path.is_file() else path
-        if (directory / METRICS).is_file():
-            return directory
-    near = did_you_mean(name, [p.parent.name for p in Path(log_dir).glob(f"*/{METRICS}")])
-    raise UserError(f"{name} is no run with a {METRICS}, here or under {log_dir}; {near or 'give a name or directory'}")
-
-
-def newest_run(log_dir: str) -> Path:
-    """The directory whose metrics were written last. Raises UserError where there is none."""
-    found = sorted(Path(log_dir).glob(f"*/{METRICS}"), key=lambda p: p.stat().st_mtime)
-    if not found:
-        raise UserError(
-            f"there is no run with an epoch behind it under {Path(log_dir).absolute()}; train one with python train.py"
-        )
-    return found[-1].parent
+def find_runs(names: Sequence[str], log_dir: Path) -> list[Path]:
+    """Directories of the runs that a user names, or the one whose metrics were written last. Raises UserError."""
+    known = sorted(log_dir.glob(f"*/{METRICS}"), key=lambda path: path.stat().st_mtime)
+    if not names and not known:
+        raise UserError(f"there is no run with an epoch under {log_dir.absolute()}; train one with python train.py")
+    found = [] if names else [known[-1].parent]
+    for name in names:
+        places = (path.parent if path.is_file() else path for path in (Path(name), log_dir / name))
+        place = next((place for place in places if (place / METRICS).is_file()), None)
+        if place is None:
+            near = did_you_mean(name, [path.parent.name for path in known]) or "give a name or directory"
+            raise UserError(f"{name} is no run with a {METRICS}, here or under {log_dir}; {near}")
+        found.append(place)
+    return list({path.resolve(): path for path in found}.values())
 
 
 def label(directory: Path, history: Sequence[dict[str, Any]], whole: bool) -> str:
-    """A run's name (or, `whole`, its path), and how far it is where it has not come to its end."""
+    """A run's name (or path, if `whole`), and its progress if it is not finished."""
     name = str(directory) if whole else directory.absolute().name
     try:
         epochs = json.loads((directory / "config.json").read_text())["epochs"]
@@ -62,10 +56,9 @@ def label(directory: Path, history: Sequence[dict[str, Any]], whole: bool) -> st
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
+    options = parse_options(None, Options, __doc__, positional="runs")
     setup_logging()
-    found = [find_run(name, options.log_dir) for name in options.runs] or [newest_run(options.log_dir)]
-    directories = list({path.resolve(): path for path in found}.values())
+    directories = find_runs(options.runs, Path(options.log_dir))
     names = [path.absolute().name for path in directories]
     runs = {}
     for directory, name in zip(directories, names, strict=True):

@@ -1,121 +1,171 @@
 """Draw embeddings as points: `python tools/embedding_plot.py [CKPT] [--ids 20] [--method tsne|pca]`.
 
-All test images, queries and gallery, of some identities: a colour an identity, a marker a camera. `tsne` keeps
-neighbours together, and the distances between groups mean little; `pca` keeps large distances. Own pictures are given
+All test images, queries and gallery, of some identities: one colour per identity, one marker per camera. `tsne` keeps
+neighbours together, and distances between groups mean little; `pca` keeps large distances. Your own pictures are given
 as in a test: `--test-dataset path/to/pictures` (with `--test-share 1` all of their identities may be chosen).
-Writes a PNG, and a CSV of the coordinates beside it.
+Writes a PNG, and a CSV of the coordinates next to it.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import Config
 from datasets.base import Sample
 from datasets.loaders import TestLoader
 from datasets.make import make_test_set, short_name, test_name
 from processor.evaluate import extract_features
 from processor.test import parse_test, prepare_test
-from tools.embedding_picture import draw_points
 from utils.errors import UserError, run
 from utils.files import write_atomically
 from utils.logging import log
+from utils.plots import plain
+
+MARKERS = "osD^vP*X<>phd8H"  # filled ones, which differ in outline
+MOST_NAMED = 40  # identities in the legend
 
 
 @dataclass
-class EmbeddingConfig(Config):
-    ids: int = 20  # identities to draw, chosen by --seed
+class Options:
+    ids: int = 20  # number of identities to draw, chosen by --seed
     method: Literal["tsne", "pca"] = "tsne"  # how the embedding becomes two numbers; tsne needs scikit-learn
-    output: str = ""  # file of the picture; empty: results/embedding_METHOD_DATASET.png in the run's directory
-
-    def _bad_ranges(self):
-        yield from super()._bad_ranges()
-        if self.ids < 1:
-            yield f"--ids must be at least 1, not {self.ids}"
+    output: str = ""  # file of the picture (empty: results/embedding_METHOD_DATASET.png in the run's directory)
 
 
 def tsne(features: torch.Tensor, seed: int) -> np.ndarray:
-    """(N, D) to (N, 2) by t-SNE (van der Maaten and Hinton, JMLR 2008), begun at the principal components.
+    """(N, D) to (N, 2) by t-SNE (van der Maaten and Hinton, JMLR 2008), starting from the principal components.
 
     Raises UserError without scikit-learn, and for fewer than 4 points.
     """
     try:
         from sklearn.manifold import TSNE
     except ImportError as error:
-        raise UserError("--method tsne needs scikit-learn: pip install scikit-learn; or take --method pca") from error
+        raise UserError("--method tsne needs scikit-learn: pip install scikit-learn; or use --method pca") from error
     if len(features) < 4:
-        raise UserError(f"t-SNE of {len(features)} images says nothing; take more --ids, or --method pca")
+        raise UserError(f"t-SNE of {len(features)} images says nothing; use more --ids, or --method pca")
     perplexity = min(30.0, (len(features) - 1) / 3)
     return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features.cpu().numpy())
 
 
 def pca(features: torch.Tensor) -> tuple[np.ndarray, list[float]]:
-    """(N, D) to (N, 2), the first two principal components, and the share of the variance that each of them has.
+    """(N, D) to (N, 2), the first two principal components, and the share of the variance of each.
 
     The signs are such that the point farthest out is on the positive side.
     """
-    centred = (features - features.mean(0)).double().cpu()
-    left, sizes, _ = torch.linalg.svd(centred, full_matrices=False)
-    points = F.pad(left * sizes, (0, 2))[:, :2]  # one image, or one number an image, has fewer components
+    left, sizes, _ = torch.linalg.svd((features - features.mean(0)).double().cpu(), full_matrices=False)
+    points = F.pad(left * sizes, (0, 2))[:, :2]  # one image, or embeddings of width 1, have fewer components
     points = points * points.gather(0, points.abs().argmax(0, keepdim=True)).sign()
     shares = F.pad(sizes.square() / sizes.square().sum().clamp(min=1e-12), (0, 2))[:2]
     return points.numpy().astype(np.float32), shares.tolist()
 
 
-def chosen_images(loader: TestLoader, pids: np.ndarray) -> TestLoader:
-    """Those of a split that show these identities."""
-    kept = np.flatnonzero(np.isin(loader.pids, pids))
-    part = loader.part(0, 1)
-    part.samples = [loader.samples[i] for i in kept]
-    part.rows, part.pids, part.camids = (getattr(loader, name)[kept] for name in ("rows", "pids", "camids"))
-    return part
+def draw_points(
+    path: Path, points: np.ndarray, samples: Sequence[Sample], names: Mapping[int, str], cameras: bool, title: str,
+    shares: Sequence[float] | None = None,
+) -> None:  # fmt: skip
+    """Write a PNG of points (N, 2), one per sample, with the name of each identity above its points.
+
+    names: pid to name, of all that are drawn. cameras: whether they are known. shares: of the variance, for the axes of
+    principal components.
+    """
+    pids, camids = np.array([s.pid for s in samples]), np.array([s.camid for s in samples])
+    if len(names) <= 20:
+        colours = colormaps["tab10" if len(names) <= 10 else "tab20"].colors
+    else:  # hues around the circle in three shades
+        shades = np.resize([0.95, 0.7, 0.45], len(names))[:, None]
+        colours = map(tuple, colormaps["hsv"](np.arange(len(names)) / len(names))[:, :3] * shades)
+    colours = dict(zip(names, colours, strict=False))
+    known = cameras and len(set(camids)) <= len(MARKERS)
+    markers = dict(zip(np.unique(camids).tolist(), MARKERS if known else "o" * len(samples), strict=False))
+    figure = Figure(figsize=(11, 7.6), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for camid, marker in markers.items():
+        here = camids == camid
+        style = {"s": 42, "marker": marker, "edgecolors": "white", "linewidths": 0.5}
+        axis.scatter(*points[here].T, c=[colours[pid] for pid in pids[here]], **style)
+    for pid, name in names.items():
+        x, y = points[pids == pid].T
+        style = {"fontsize": 8, "weight": "bold", "ha": "center", "color": [0.6 * c for c in colours[pid]]}
+        style["path_effects"] = [withStroke(linewidth=2, foreground="white")]
+        where = (np.median(x), np.quantile(y, 0.8)), (0, 6)
+        axis.annotate(shorten(name.removeprefix("pid "), 13), *where, textcoords="offset points", **style)
+    axis.set_title(plain(title), fontsize=10, loc="left")
+    axis.set_aspect("equal", adjustable="datalim")
+    if shares is None:
+        axis.set(xticks=[], yticks=[])  # coordinates of t-SNE have no unit
+    else:
+        axis.tick_params(labelsize=8)
+        axis.set_xlabel(f"first principal component, {100 * shares[0]:.0f} % of the variance", fontsize=9)
+        axis.set_ylabel(f"second, {100 * shares[1]:.0f} %", fontsize=9)
+
+    def legend(place: str, title: str, entries: Sequence[tuple[str, object, str]]) -> None:
+        dots = [Line2D([], [], marker=m, color=c, label=n, linestyle="", markersize=7) for m, c, n in entries]
+        style = {"frameon": False, "fontsize": 8, "title_fontsize": 9, "alignment": "left", "ncols": 2}
+        figure.legend(handles=dots, title=title, loc=place, **style)
+
+    few = len(names) <= MOST_NAMED
+    entries = [("o", colours[pid], shorten(name, 11)) for pid, name in names.items() if few]
+    legend("outside right upper", "identity" if few else f"{len(names)} identities, one colour each", entries)
+    unknown = "more cameras than markers:\nnot shown" if cameras else "cameras unknown"
+    entries = [(marker, "#555555", f"cam {camid}") for camid, marker in markers.items() if known]
+    legend("outside right lower", "camera" if known else unknown, entries)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
-def write_points(path: Path, points: np.ndarray, samples: list[tuple[str, Sample]]) -> None:
-    """A line a point: its coordinates, identity, camera, split and file."""
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = csv.writer(file)
-            rows.writerow(["x", "y", "pid", "camid", "split", "path"])
-            for (x, y), (split, s) in zip(points.tolist(), samples, strict=True):
-                rows.writerow([f"{x:.5f}", f"{y:.5f}", s.pid, s.camid, split, s.path])
-
-    write_atomically(path, write)
+def shorten(name: str, most: int) -> str:
+    """Both ends of a name that is longer than `most` characters."""
+    half = most // 2
+    return plain(name if len(name) <= most else f"{name[: most - 1 - half]}…{name[-half:]}")
 
 
 def main() -> None:
-    cfg, stored = parse_test(None, os.environ, "embedding_plot.py [CKPT]", EmbeddingConfig)
+    cfg, options, stored = parse_test(None, os.environ, __doc__, Options, {"ids": "[1, inf)"})
     test = prepare_test(cfg, stored)
     dataset = make_test_set(cfg)  # for the names
     every = np.setdiff1d(test.query.pids, [0])
-    pids = np.random.default_rng(cfg.run.seed).permutation(every)[: cfg.ids]
-    loaders = {name: chosen_images(getattr(test, name), pids) for name in ("query", "gallery")}
-    loaders = {name: loader for name, loader in loaders.items() if loader.samples}
-    features = [extract_features(test.cfg, test.model, x, test.device, cfg.eval.flip) for x in loaders.values()]
-    rows = torch.cat([pair[1] if cfg.eval.flip else pair[0] for pair in features])
-    if not torch.isfinite(rows).all():
+    pids = np.random.default_rng(cfg.run.seed).permutation(every)[: options.ids].tolist()
+    rows, samples = [], []
+    for name in ("query", "gallery"):
+        if chosen := [s for s in getattr(test, name).samples if s.pid in pids]:
+            loader = TestLoader(test.cfg.replace(disk_gb=0), chosen, name)
+            features = extract_features(test.cfg, test.model, loader, test.device, cfg.eval.flip)
+            rows.append(features[1] if cfg.eval.flip else features[0])
+            samples += [(name, s) for s in chosen]
+    features = torch.cat(rows)
+    if not torch.isfinite(features).all():
         raise UserError("the features are not finite, so there is nothing to draw; the model has diverged")
-    rows = F.normalize(rows) if cfg.eval.metric == "cosine" else rows
-    points, shares = (tsne(rows, cfg.run.seed), None) if cfg.method == "tsne" else pca(rows)
-    samples = [(name, s) for name, loader in loaders.items() for s in loader.samples]
-    name = f"embedding_{cfg.method}_{short_name(test_name(cfg))}.png"
-    path = Path(cfg.output or test.directory / "results" / name)
-    named = {pid: dataset.called(pid) for pid in sorted(pids.tolist())}
+    features = F.normalize(features) if cfg.eval.metric == "cosine" else features
+    points, shares = (tsne(features, cfg.run.seed), None) if options.method == "tsne" else pca(features)
+    name = f"embedding_{options.method}_{short_name(test_name(cfg))}.png"
+    path = Path(options.output or test.directory / "results" / name)
+    names = {pid: dataset.name_of(pid) for pid in sorted(pids)}
     title = f"{len(points)} test images of {len(pids)} of {len(every)} identities of {dataset.name}"
-    draw_points(path, points, [s for _, s in samples], named, dataset.cameras, title, shares)
-    write_points(path.with_suffix(".csv"), points, samples)
+    draw_points(path, points, [s for _, s in samples], names, dataset.cameras, title, shares)
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["x", "y", "pid", "camid", "split", "path"])
+    for (x, y), (split, s) in zip(points, samples, strict=True):
+        writer.writerow([f"{x:.5f}", f"{y:.5f}", s.pid, s.camid, split, s.path])
+    text = table.getvalue().encode(errors="surrogateescape")  # file names may be no UTF-8
+    write_atomically(path.with_suffix(".csv"), lambda temporary: temporary.write_bytes(text))
     log.info("%d images of %d identities: %s and %s", len(points), len(pids), path, path.with_suffix(".csv").name)
 
 

@@ -1,10 +1,10 @@
-"""Draw where a model looks: `python tools/heatmap.py [CKPT] [--sort worst|best|random] [--num N]`, or on your own
+"""Draw where a model looks: `python tools/heatmap.py [CKPT] [--sort worst|best|random] [--num N]`, or for your own
 pictures: `python tools/heatmap.py [CKPT] --pictures A.jpg B.jpg FOLDER`.
 
-A row has an image, its activation map, what makes it look like the training identity that scores highest, and what
-makes both images of a pair similar (Grad-CAM, see processor/heatmap.py): a query of the test split with its best right
-and its best wrong match, an own picture with the first one. The file of an image has a row a branch more, where the
-model has several. A map tells which places of the last layer count; each of these has seen much of the image around.
+A row shows an image, its activation map, what makes it look like the training identity with the highest score, and what
+makes the two images of a pair similar (Grad-CAM, see tools/gradcam.py): a query of the test split with its best right
+and its best wrong match, or an own picture with the first one. The file of an image has one more row per branch if the
+model has several. A map shows which positions of the last layer count; each has seen much of the image around it.
 """
 
 from __future__ import annotations
@@ -14,32 +14,67 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
+from datasets.augment import normalise
 from datasets.folder import find_pictures
-from model import make_model
+from datasets.images import read_image
+from model import ReIDModel, make_model
 from processor.checkpoint import rebuild_model
 from processor.environment import pick_device
 from processor.evaluate import do_inference
 from processor.ranked_lists import choose_queries
 from processor.test import Stored, TestJob, parse_test, prepare_test
-from tools.heatmap_columns import Looker, Shown, columns
+from tools.gradcam import activation_maps, class_maps, overlay, similarity_maps
 from utils.errors import UserError, run
-from utils.heatmap import draw_heat_rows
 from utils.logging import log, setup_logging
 from utils.metrics import ranked_order
-from utils.visualize import RIGHT, WRONG
+from utils.pictures import QUERY, RIGHT, WRONG, Tile, draw_rows
 
-ALONE = ["activation", "looks like"]
-PAIR = ["{0}: like\nthe {1}", "{1}: like\nthe {0}"]  # of the words for an image and for another
-WORD = {"right match": "match", "wrong match": "match", "first picture": "first"}
 OTHER = "#2b6cb0"  # frame of the picture that others are paired with
-MOST = 10  # images in the overview
+OVERVIEW = 10  # images in the overview at most
+DRAWN_HEIGHT = 256  # pixels
+BAR = "each map by itself"
+Column = list[Tile | None]  # the row of the whole model, then a row per branch
+
+
+@dataclass
+class Options:
+    pictures: tuple[str, ...] = ()  # image files and folders of your own (empty: queries of the test split)
+    sort: Literal["worst", "best", "random"] = "worst"  # queries with the lowest AP, with the highest, or any
+    num: int = 5  # queries to draw (your own pictures are all drawn)
+    output: str = ""  # directory of the files (empty: results/heatmaps_... in the run's directory)
+
+
+@dataclass
+class Source:
+    """A model and what its maps are made with."""
+
+    cfg: Config
+    model: ReIDModel
+    device: torch.device
+    labels: dict[int, int]  # training identity to class label; empty: the classifier is untrained
+    directory: Path  # of the run
+
+    @property
+    def rows(self) -> int:
+        """One for the whole model, and one per branch if there are several."""
+        branches = len(self.model.branches)
+        return branches + 1 if branches > 1 else 1
+
+
+class Picture(NamedTuple):
+    """An image to draw: its file, the text below it, and the colour of its frame."""
+
+    path: str
+    caption: str
+    colour: str = QUERY
 
 
 class Job(NamedTuple):
@@ -47,115 +82,140 @@ class Job(NamedTuple):
 
     name: str
     title: str
-    image: Shown
-    others: list[Shown | None]
+    image: Picture
+    others: list[Picture | None]
 
 
-@dataclass
-class HeatmapConfig(Config):
-    pictures: tuple[str, ...] = ()  # image files and folders of your own; empty: queries of the test split
-    sort: Literal["worst", "best", "random"] = "worst"  # queries with the lowest AP, with the highest, or any
-    num: int = 5  # queries to draw; own pictures are all drawn
-    output: str = ""  # directory of the files; empty: results/heatmaps_... in the run's directory
-
-    def _bad_ranges(self):
-        yield from super()._bad_ranges()
-        if self.num < 1:
-            yield f"--num must be at least 1, not {self.num}"
-        if self.protocol in ("single_shot", "vehicle_id") and not self.pictures:
-            yield f"--protocol {self.protocol} has many random galleries, so no one ranked list to draw; leave it out"
-
-
-def own_pictures(places: Sequence[str]) -> list[str]:
-    """Image files, and those in folders. Raises UserError for a folder without any and for what is not there."""
+def find_own_pictures(places: Sequence[str]) -> list[str]:
+    """Image files, and those in folders. Raises UserError for a folder without any."""
     paths = []
     for place in places:
-        if not os.path.isdir(place):
-            paths.append(place)  # whoever reads it says what is wrong with it
-            continue
-        found, others = find_pictures(place)
+        found, others = find_pictures(place) if os.path.isdir(place) else ([""], 0)
         if not found:
             raise UserError(f"{place} holds no picture and {others} other files; name a folder of images, or images")
         if others:
             log.info("%s: %d files that are no pictures left out", place, others)
-        paths += [str(Path(place) / name) for name in found]
+        paths += [os.path.join(place, name) if name else place for name in found]
     return paths
 
 
-def best_matches(test: TestJob, index: int, distance: np.ndarray) -> list[Shown | None]:
-    """The nearest gallery image of the query's person under another camera, and the nearest of somebody else."""
+def best_matches(test: TestJob, index: int, distance: np.ndarray) -> list[Picture | None]:
+    """The query's nearest gallery image of the same identity under another camera, and the nearest of another one."""
     query, gallery = test.query, test.gallery
-    same = gallery.pids == query.pids[index]
     order = ranked_order(distance, query.pids[index], query.camids[index], gallery.pids, gallery.camids)
-    found = []
+    found: list[Picture | None] = []
     for right, colour in ((True, RIGHT), (False, WRONG)):
-        ranks = np.flatnonzero(same[order] == right)
-        if not len(ranks):
+        ranks = np.flatnonzero((gallery.pids[order] == query.pids[index]) == right)
+        if len(ranks) == 0:
             found.append(None)
             continue
         g = order[ranks[0]]
         who = f"pid {gallery.pids[g]}" if gallery.pids[g] else "distractor"
         caption = f"{who}, cam {gallery.camids[g]}\nrank {ranks[0] + 1} of {len(order)}"
-        found.append(Shown(gallery.samples[g].path, caption, colour))
+        found.append(Picture(gallery.samples[g].path, caption, colour))
     return found
 
 
-def of_queries(cfg: HeatmapConfig, stored: Stored | None) -> tuple[Looker, Path, list[Job]]:
+def query_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[Source, list[Job]]:
     """Queries of the test split, each with its best right and wrong match."""
-    cfg.eval.protocol = (
-        "standard" if cfg.eval.protocol == "auto" else cfg.eval.protocol
-    )  # one ranked list a query, whatever the set
-    test = prepare_test(cfg, stored)
+    test = prepare_test(cfg, stored, ranked_lists=True)
     inference = do_inference(test.cfg, test.model, test.query, test.gallery, test.device)
     ap = list(inference.scores.values())[-1].ap
-    chosen = choose_queries(ap, cfg.sort, cfg.num, cfg.run.seed)
+    chosen = choose_queries(ap, options.sort, options.num, cfg.run.seed)
     jobs = []
     for place, (i, distance) in enumerate(zip(chosen, inference.distance(test.cfg, chosen), strict=True), 1):
         sample = test.query.samples[i]
         name = f"{place:03}_ap{100 * ap[i]:05.1f}_{Path(sample.path).stem}"
-        image = Shown(sample.path, f"pid {sample.pid}\ncam {sample.camid}")
+        image = Picture(sample.path, f"pid {sample.pid}\ncam {sample.camid}")
         jobs.append(Job(name, f"AP {100 * ap[i]:.1f} %", image, best_matches(test, i, distance.cpu().numpy())))
-    return Looker(test.cfg, test.model, test.device, people(test.state)), test.directory, jobs
+    return Source(test.cfg, test.model, test.device, test.state.get("labels", {}), test.directory), jobs
 
 
-def of_pictures(cfg: HeatmapConfig, stored: Stored | None) -> tuple[Looker, Path, list[Job]]:
+def picture_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[Source, list[Job]]:
     """Own pictures, each with the first of them."""
     setup_logging()
-    paths, device = own_pictures(cfg.pictures), pick_device(cfg.run.device)
+    paths, device = find_own_pictures(options.pictures), pick_device(cfg.run.device)
     if stored:
-        model, directory = rebuild_model(stored[1], stored[0], cfg), stored[0].parent
+        (checkpoint, state), directory = stored, stored[0].parent
+        model, labels = rebuild_model(state, checkpoint, cfg), state.get("labels", {})
     else:
-        model, directory = make_model(cfg, num_classes=2), Path(cfg.run.log_dir) / "weights"
+        model, labels, directory = make_model(cfg, num_classes=2), {}, Path(cfg.run.log_dir) / "weights"
     jobs = []
     for place, path in enumerate(paths, 1):
-        others = [Shown(paths[0], "", OTHER) if place > 1 else None] if len(paths) > 1 else []
+        others = [Picture(paths[0], "", OTHER) if place > 1 else None] if len(paths) > 1 else []
         title = path if len(path) <= 60 else "…" + path[-59:]
-        jobs.append(Job(f"{place:03}_{Path(path).stem}", title, Shown(path, ""), others))
-    return Looker(cfg, model.to(device).eval(), device, people(stored[1] if stored else {})), directory, jobs
+        jobs.append(Job(f"{place:03}_{Path(path).stem}", title, Picture(path, ""), others))
+    return Source(cfg, model.to(device).eval(), device, labels, directory), jobs
 
 
-def people(state: dict[str, Any]) -> list[int]:
-    """Training identities in the order of their class labels."""
-    labels = state.get("labels", {})
-    return sorted(labels, key=labels.get)
+def make_columns(source: Source, job: Job) -> list[Column]:
+    """The columns of the image alone, then those of each pair. They stay empty where the other image is missing."""
+    model, rows, data = source.model, source.rows, source.cfg.data
+    present = [job.image, *filter(None, job.others)]
+    drawn = [read_image(p.path, DRAWN_HEIGHT, DRAWN_HEIGHT * data.width // data.height) for p in present]
+    pixels = np.stack([read_image(p.path, data.height, data.width) for p in present])
+    images = normalise(torch.from_numpy(pixels).to(source.device))
+    if not source.cfg.loop.channels_last:
+        images = images.contiguous()
+
+    def picture(number: int) -> Column:
+        return [Tile(drawn[number], *present[number][1:]), *[None] * (rows - 1)]
+
+    def overlays(number: int, maps: torch.Tensor, branches: Sequence[int], captions: Sequence[str]) -> Column:
+        """The mean of maps (n, h, w), then each of them in the row of its branch."""
+        column: Column = [None] * rows
+        heats = {branch + 1: heat for branch, heat in zip(branches, maps, strict=False)} | {0: maps.mean(0)}
+        for row in heats.keys() & set(range(rows)):
+            image = overlay(drawn[number], heats[row].cpu().numpy())
+            column[row] = Tile(image, captions[row] if row < len(captions) else "", present[number].colour)
+        return column
+
+    maps = activation_maps(model, images[:1])[0]
+    maps = maps - maps.amin((1, 2), keepdim=True)  # as torchreid draws them
+    several = range(len(maps)) if len(maps) > 1 else []  # otherwise all branches share the map
+    columns = [picture(0), overlays(0, maps, several, ["", *(f"map {i} of {len(maps)}" for i in range(1, rows))])]
+    if source.labels:
+        maps, logits = class_maps(model, images[:1])
+        share, label = logits[0].softmax(0).max(0)
+        pid = next(pid for pid, number in source.labels.items() if number == label)
+        classified = [number for number, branch in enumerate(model.branches) if branch.classifier is not None]
+        columns.append(overlays(0, maps[0], classified, [f"training pid {pid}\nby {100 * share:.0f} %"]))
+    number = 0
+    for other in job.others:
+        columns.append([None] * rows)  # space
+        if other is None:
+            columns += [[None] * rows] * 3
+            continue
+        number += 1
+        *both, cosines = similarity_maps(model, images[:1], images[number : number + 1])
+        captions = [f"cosine {c:.2f}" for c in (cosines[0].mean().item(), *cosines[0].tolist())]
+        columns.append(picture(number))
+        columns += [overlays(i, m[0], range(rows), captions) for i, m in zip((0, number), both, strict=True)]
+    return columns
+
+
+def column_titles(source: Source, options: Options, pairs: int) -> list[str | None]:
+    """Titles of the columns of an image that is paired with so many others; None for the space before each pair."""
+    image, others = ("picture", ["first picture"]) if options.pictures else ("query", ["right match", "wrong match"])
+    titles: list[str | None] = [image, "activation", *(["looks like"] if source.labels else [])]
+    for other in others[:pairs]:
+        word = "first" if options.pictures else "match"
+        titles += [None, other, f"{image}: like\nthe {word}", f"{word}: like\nthe {image}"]
+    return titles
 
 
 def main() -> None:
-    cfg, stored = parse_test(None, os.environ, "heatmap.py [CKPT]", HeatmapConfig)
-    looker, directory, jobs = (of_pictures if cfg.pictures else of_queries)(cfg, stored)
-    directory = Path(cfg.output or directory / "results" / f"heatmaps_{'pictures' if cfg.pictures else cfg.sort}")
-    image, others = ("picture", ["first picture"]) if cfg.pictures else ("query", ["right match", "wrong match"])
-    titles = [image, *ALONE[: 2 if looker.people else 1]]
-    for other in others[: len(jobs[0].others)]:
-        titles += ["", other, *(words.format(image, WORD[other]) for words in PAIR)]
-    overview = []
+    cfg, options, stored = parse_test(None, os.environ, __doc__, Options, {"num": "[1, inf)"})
+    source, jobs = (picture_jobs if options.pictures else query_jobs)(cfg, options, stored)
+    name = f"heatmaps_{'pictures' if options.pictures else options.sort}"
+    directory = Path(options.output or source.directory / "results" / name)
+    titles, overview = column_titles(source, options, len(jobs[0].others)), []
     for job in jobs:
-        made = columns(looker, job.image, job.others)
-        rows = [[column[row] for column in made] for row in range(looker.rows)]
-        words = [job.title, *(f"branch {row} of {looker.rows - 1}" for row in range(1, looker.rows))]
-        draw_heat_rows(directory / f"{job.name}.png", list(zip(words, rows, strict=True)), titles)
+        rows = list(zip(*make_columns(source, job), strict=True))
+        words = [job.title, *(f"branch {row} of {source.rows - 1}" for row in range(1, source.rows))]
+        draw_rows(directory / f"{job.name}.png", list(zip(words, rows, strict=True)), titles, BAR)
         overview.append((job.title, rows[0]))
-    draw_heat_rows(directory / "overview.png", overview[:MOST], titles)
+    draw_rows(directory / "overview.png", overview[:OVERVIEW], titles, BAR)
     images = "image" if len(jobs) == 1 else "images"
     log.info("heat maps of %d %s and overview.png written to %s", len(jobs), images, directory)
 

@@ -1,11 +1,9 @@
-"""Write the README's table of results and docs/benchmarks.md's of speed and memory: `python tools/results_table.py`.
+"""Write the tables of results: `python tools/results_table.py [--check]`.
 
-Results come from results/published.json and the runs in results/*.json, speed and memory from
-results/benchmark_*.json, which `tools/benchmark.py --save` writes.
-
-`--add FILE --name EXPERIMENT` first copies a result (RUN/results/train.json or test_*.json) to results/. Runs of one
-experiment with other seeds are files NAME-s1.json, NAME-s2.json, ...; the table then shows mean ± standard deviation.
-What was tested on another set than Market-1501 has rows and files of its own, which add the set's name.
+README.md lists what was measured, docs/results.md all published rows too. Both come from results/published.json and
+results/*.json: copies of RUN/results/train.json or test_*.json, named EXPERIMENT.json, with other seeds
+EXPERIMENT-s1.json, ..., on another test set EXPERIMENT-veri776.json, and with an optional "remark". Several seeds are
+shown as mean ± standard deviation. results/benchmark_*.json belong to benchmarks/tables.py.
 """
 
 from __future__ import annotations
@@ -17,84 +15,60 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tools.benchmark_tables import benchmark_table, read_benchmarks
+from config.cli import parse_options
 from utils.errors import UserError, run
-from utils.files import write_atomically, write_json
+from utils.files import reading, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results: written by tools/results_table.py -->", "<!-- end of results -->"
-BENCHMARK_START = "<!-- speed and memory: written by tools/results_table.py -->"
-BENCHMARK_END = "<!-- end of speed and memory -->"
 USUAL = ("market1501", "demo")  # test sets that a row does not name
 HEAD = "| experiment | protocol | published mAP / R1 | measured mAP / R1 | mINP | seeds | hardware | training |"
 
 
 @dataclass
 class Options:
-    add: str = ""  # result file of a run to take in first
-    name: str = ""  # experiment that it belongs to
-    remark: str = ""  # what a reader of the result must know and its settings do not say
-    results: str = str(ROOT / "results")  # directory of the results
-    readme: str = str(ROOT / "README.md")  # file whose table of results is rewritten
-    benchmarks: str = str(ROOT / "docs" / "benchmarks.md")  # file whose tables of speed and memory are rewritten
+    root: str = str(ROOT)  # directory that holds results/, README.md and docs/
     check: bool = False  # write nothing; fail if a table is not up to date
 
 
-def add_result(source: str, name: str, remark: str, directory: Path) -> None:
-    """Copy a result under its experiment's name, without the machine's own paths. A result of a cut set is refused."""
-    if not name:
-        raise UserError("--add needs --name, the experiment that the result belongs to")
-    if name.startswith("benchmark_"):
-        raise UserError(f"--name {name}: files of that name hold speed and memory; give the experiment another name")
-    try:
-        result = json.loads(Path(source).read_text())
-        seed, note = result["seed"], result["note"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{source} is no result file of a run ({error}); give RUN/results/train.json") from error
-    if note:
-        raise UserError(f"{source} does not belong into a table: {note}")
-    result |= {"experiment": name, "remark": remark}
-    for place in ("data_root", "log_dir"):
-        result["settings"].pop(place, None)
-    file = labelled(name, tested_on(result), "-") + (f"-s{seed}" if seed else "")
-    write_json(directory / f"{file}.json", result)
-
-
-def tested_on(result: dict) -> str:
-    """Name of the set that a result was tested on."""
-    return Path(result.get("test_dataset") or result["dataset"].split("+")[0]).name
-
-
-def labelled(experiment: str, dataset: str, joint: str = ", ") -> str:
-    """The experiment, with the set that it was tested on unless that is the usual one."""
-    return experiment if dataset in USUAL else f"{experiment}{joint}{dataset}"
-
-
 def read_results(directory: Path) -> dict[str, list[dict]]:
-    """Labelled experiment to its results, one a seed. Benchmarks are none."""
+    """Results by experiment, one per seed. Raises UserError for results of a cut test set."""
     experiments: dict[str, list[dict]] = {}
     for path in sorted(directory.glob("*.json")):
-        if path.name != "published.json" and not path.name.startswith("benchmark_"):
+        if path.name == "published.json" or path.name.startswith("benchmark_"):
+            continue
+        with reading(path, "give a copy of RUN/results/train.json"):
             result = json.loads(path.read_text())
-            experiments.setdefault(labelled(result["experiment"], tested_on(result)), []).append(result)
+            note, _, _ = result["note"], result["seed"], result["scores"]
+            tested_on = Path(result.get("test_dataset") or result["dataset"].split("+")[0]).name
+        if note:
+            raise UserError(f"{path} does not belong in a table: {note}")
+        name = result.get("experiment") or re.sub(r"-s\d+$", "", path.stem).removesuffix(f"-{tested_on}")
+        experiments.setdefault(labelled(name, tested_on), []).append(result)
     return experiments
 
 
-def table(experiments: dict[str, list[dict]], published: list[dict]) -> str:
-    """The table in Markdown: published rows first, in their order, then what has no published counterpart; remarks."""
+def labelled(experiment: str, dataset: str) -> str:
+    """The experiment, with the set that it was tested on unless that is the usual one."""
+    return experiment if dataset in USUAL else f"{experiment}, {dataset}"
+
+
+def table(experiments: dict[str, list[dict]], published: list[dict], all_rows: bool) -> str:
+    """The table in Markdown: published rows in their order, then experiments without one; then the remarks.
+
+    all_rows: also the published rows that are not measured yet.
+    """
     rows = [(labelled(p["experiment"], p.get("dataset", USUAL[0])), p["protocol"], p) for p in published]
     known = {(e, p) for e, p, _ in rows}
     rows += [(e, p, None) for e, runs in experiments.items() for p in runs[0]["scores"] if (e, p) not in known]
     order = list(dict.fromkeys(e for e, _, _ in rows))
-    rows.sort(key=lambda row: order.index(row[0]))
     lines = [HEAD, re.sub(r"[^|]+", "---", HEAD)]
-    for experiment, protocol, reference in rows:
+    for experiment, protocol, reference in sorted(rows, key=lambda row: order.index(row[0])):
         scored = [r for r in experiments.get(experiment, []) if protocol in r["scores"]]
-        lines.append(_row(experiment, protocol, reference, scored))
+        if scored or all_rows:
+            lines.append(_row(experiment, protocol, reference, scored))
     remarks = [(e, r["seed"], r["remark"]) for e, runs in experiments.items() for r in runs if r.get("remark")]
     return "\n".join(lines + [f"\n`{e}`, seed {seed}: {remark}" for e, seed, remark in remarks])
 
@@ -118,18 +92,14 @@ def _mean(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f}{spread}"
 
 
-def replaced(text: str, start: str, end: str, content: str, readme: Path) -> str:
-    """`text` with `content` between its lines `start` and `end`."""
-    if start not in text or end not in text.split(start, 1)[1]:
-        raise UserError(f"{readme} lacks the lines {start} and {end} between which a table goes")
-    head, rest = text.split(start, 1)
-    return f"{head}{start}\n{content}\n{end}{rest.split(end, 1)[1]}"
-
-
 def update(file: Path, start: str, end: str, content: str, check: bool) -> None:
-    """Put `content` between these lines of a file. With `check`, raises UserError where that would change it."""
-    before = file.read_text()
-    after = replaced(before, start, end, content, file)
+    """Put `content` between these lines of a file. With `check`, raises UserError if that would change it."""
+    with reading(file):
+        before = file.read_text()
+    if start not in before or end not in before.split(start, 1)[1]:
+        raise UserError(f"{file} lacks the lines {start} and {end} between which a table goes")
+    head, rest = before.split(start, 1)
+    after = f"{head}{start}\n{content}\n{end}{rest.split(end, 1)[1]}"
     if check and after != before:
         raise UserError(f"a table in {file} is not what results/ says; run python tools/results_table.py")
     if not check:
@@ -138,14 +108,13 @@ def update(file: Path, start: str, end: str, content: str, check: bool) -> None:
 
 
 def main() -> None:
-    options = tyro.cli(Options, description=__doc__)
-    directory = Path(options.results)
-    if options.add:
-        add_result(options.add, options.name, options.remark, directory)
-    published = json.loads((directory / "published.json").read_text())["rows"]
-    results, speeds = table(read_results(directory), published), benchmark_table(read_benchmarks(directory))
-    update(Path(options.readme), START, END, results, options.check)
-    update(Path(options.benchmarks), BENCHMARK_START, BENCHMARK_END, speeds, options.check)
+    options = parse_options(None, Options, __doc__)
+    root = Path(options.root)
+    with reading(root / "results" / "published.json"):
+        published = json.loads((root / "results" / "published.json").read_text())["rows"]
+    results = read_results(root / "results")
+    update(root / "README.md", START, END, table(results, published, all_rows=False), options.check)
+    update(root / "docs" / "results.md", START, END, table(results, published, all_rows=True), options.check)
 
 
 if __name__ == "__main__":

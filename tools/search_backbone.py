@@ -1,11 +1,10 @@
-"""Search the best backbone for a budget: `tools/search_backbone.py [PRESET] [--max-flops 210M] [--max-latency 5]`.
+"""Find the best backbone for a budget: `tools/search_backbone.py [PRESET] [--max-flops 210M] [--max-latency 5]`.
 
-Trains a supernet that holds all networks of the space (`model/backbones/space.py`), scores parts of it on training
-identities that it has not seen, breeds the better ones, trains the best by themselves to choose among, and writes the
-winner as a specification that `train.py --backbone searched:FILE.json` trains like any other. With `--retrain n` it
-does so itself, with n seeds, beside MobileNetV2 1.0 and other backbones, all with the preset's schedule. Each step goes
-on where it was stopped; the same settings give the same result. No test image is looked at before the retraining.
-`docs/light_models.md` says more.
+Trains a supernet with all networks of the search space, scores parts of it on held-out training identities, evolves the
+better ones, trains the best of each image size alone, and writes the winner as a specification for
+`train.py --backbone searched:FILE.json`. With `--retrain N` it also trains the winner and reference backbones with N
+seeds and compares them. Each step resumes where it was stopped. No test image is read before the retraining.
+More: docs/light_models.md.
 """
 
 from __future__ import annotations
@@ -19,106 +18,107 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import load_preset
-from config.cli import parse_train
+from config import Config, load_preset
 from config.config import option
-from model.backbones.space import Spec, mobilenet_v2, read_spec
-from processor.search import Candidate, costs_within
-from tools.search_report import comparison, report, write_winner
-from tools.search_settings import SearchConfig, plain
-from tools.search_steps import Search, alone, last_stride, open_search, short, size_of, train_each
+from model.backbones.searchable import Spec, read_spec
+from tools.light.checks import check_latency, check_ranking
+from tools.light.evolution import Candidate, costs_within
+from tools.light.report import compare, report, write_winner
+from tools.light.runs import Search, SearchOptions, open_search, parse_search, spec_id, train_network, usual_last_stride
+from tools.light.space import mobilenet_v2
 from utils.errors import run
 from utils.logging import log, setup_logging
 
-USED = 0.8  # share of a limit that a finalist uses
+RANGES = {"retrain": "[0, inf)", "check_ranking": "[0, inf)", "ranking_seeds": "[1, inf)", "check_latency": "[0, inf)"}
+USED = 0.8  # smallest share of a limit that a finalist uses
 
 
 @dataclass
-class RetrainConfig(SearchConfig):
-    finals: bool = True  # train the best of each image size by themselves, to choose among; else shared weights do
-    against_random: bool = False  # also search by chance alone, as many networks, with finals, and retrain their best
-    retrain: int = 0  # seeds with which the winner and its references are trained and tested; 0: only say how
-    references: tuple[str, ...] = ("mobilenet_v2",)  # backbones that are retrained beside the winner
-
-    def _bad_ranges(self):
-        yield from super()._bad_ranges()
-        if self.retrain < 0:
-            yield f"--retrain must be 0 or more, not {self.retrain}"
+class Options(SearchOptions):
+    finals: bool = True  # choose among the best of each image size by training each alone, not by shared weights
+    against_random: bool = False  # also search among random networks only, and retrain their best
+    retrain: int = 0  # number of seeds with which the winner and the references are trained and tested
+    check_ranking: int = 0  # only check how well the supernet ranks this many random networks, by training each alone
+    ranking_seeds: int = 1  # trainings of each network in that check
+    check_latency: int = 0  # only check how well sums of blocks rank the latencies of this many random networks
+    references: tuple[str, ...] = ("mobilenet_v2",)  # backbones that are retrained next to the winner
 
 
-def choose(search: Search, cfg: RetrainConfig, found: Sequence[Candidate]) -> tuple[Candidate, float | None]:
-    """Of the best network of each image size, and of MobileNetV2 where that is within the limits, the one that does
-    best on people held out when each is trained by itself; and its score then.
+def choose(search: Search, finals: bool, found: Sequence[Candidate]) -> tuple[Candidate, float | None]:
+    """The winner, and its score when trained alone (None without finals).
 
-    Networks that leave much of the budget are finalists only where a size has no others: alone, those with more
-    multiply-adds do better, which scores with shared weights hardly tell (docs/light_models.md).
+    Finalists are the best network of each image size, and MobileNetV2 if it is within the limits. Networks that use
+    little of the budget are finalists only where a size has no others: trained alone, those with more multiply-adds
+    are better, which scores with shared weights hardly show (docs/light_models.md).
     """
-    if not cfg.finals:
+    if not finals:
         return found[0], None
 
     def rank(candidate: Candidate) -> tuple[bool, float]:
-        used = max(cost / most for cost, (_, most) in zip(candidate.costs, search.limits, strict=True))
+        used = max(cost / limit for cost, (_, limit) in zip(candidate.costs, search.limits, strict=True))
         return used >= USED, candidate.mAP
 
-    best = {size_of(candidate): candidate for candidate in sorted(found, key=rank)}  # the last of a size stays
-    finalists, reference = sorted(best.values(), key=size_of), mobilenet_v2(cfg.data.height, cfg.data.width)
+    best = {candidate.size: candidate for candidate in sorted(found, key=rank)}  # the last of a size stays
+    finalists = sorted(best.values(), key=lambda c: c.size)
+    reference = mobilenet_v2(search.cfg.data.height, search.cfg.data.width)
     costs = costs_within(reference, search.limits)
     if costs is not None:
         finalists.append(Candidate(reference, costs, search.score(reference)))
-    scores = train_each(search, plain(cfg), finalists, "search.log")
-    score, place = max((score, -place) for place, score in enumerate(scores))
-    return finalists[-place], score
+    scores = search.train_each(finalists, search.cfg.run.seed)
+    winner = max(range(len(scores)), key=scores.__getitem__)
+    return finalists[winner], scores[winner]
 
 
-def retrain(search: Search, cfg: RetrainConfig, found: dict[str, Spec]) -> dict[str, list[dict]]:
-    """Train what was found, and the references, with each seed; gives their results by name. The name of a run says
-    which network it is, so that none is trained twice."""
+def retrain(search: Search, options: Options, found: dict[str, Spec]) -> dict[str, list[dict]]:
+    """Train networks and references with each seed on all training identities; results by name, one per seed."""
     results: dict[str, list[dict]] = {}
-    for seed in range(cfg.retrain):
-        one = plain(cfg, holdout_ids=0, seed=seed)
+    for seed in range(options.retrain):
+        cfg = search.cfg.replace(holdout_ids=0, seed=seed)
         for name, spec in found.items():
-            results.setdefault(name, []).append(alone(one, search.directory, f"{short(spec)}-s{seed}", spec))
-        for name in cfg.references:
-            changes = {"backbone": name, "last_stride": last_stride(name)}
-            results.setdefault(name, []).append(alone(one, search.directory, f"{name}-s{seed}", **changes))
+            result = train_network(cfg, search.directory, f"{spec_id(spec)}-s{seed}", spec)
+            results.setdefault(name, []).append(result)
+        for name in options.references:
+            changes = {"backbone": name, "last_stride": usual_last_stride(name)}
+            results.setdefault(name, []).append(train_network(cfg, search.directory, f"{name}-s{seed}", **changes))
     return results
 
 
-def command_for(cfg: SearchConfig, file: Path) -> str:
-    """The line that trains a searched network as `retrain` does."""
+def train_command(cfg: Config, file: Path) -> str:
+    """The command that trains a searched network as `retrain` does."""
     spec, default = read_spec(file), load_preset(cfg.run.preset)
-    changes = {"backbone": f"searched:{file}", "weights": "none", "holdout_ids": 0, "name": ""}
-    changes |= {"height": spec.height, "width": spec.width, "last_stride": spec.last_stride}
+    cfg = cfg.replace(backbone=f"searched:{file}", weights="none", holdout_ids=0, name="", last_stride=spec.last_stride)
     words = ["python", "train.py", cfg.run.preset]
-    for name, value in vars(plain(cfg, **changes)).items():
-        if value == getattr(default, name):
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{'' if value else 'no-'}{option(name)}")
-        else:
-            words += [f"{option(name)}", *map(str, value if isinstance(value, tuple) else (value,))]
+    for name, value in cfg.replace(height=spec.height, width=spec.width).to_dict().items():
+        if value != default.get(name):
+            plain = () if isinstance(value, bool) else map(str, value if isinstance(value, tuple) else (value,))
+            words += [option(f"no_{name}" if value is False else name), *plain]
     return shlex.join(words)
 
 
 def main() -> None:
-    cfg = parse_train(None, os.environ, RetrainConfig, "tools/search_backbone.py")
-    search = open_search(cfg)
-    setup_logging(search.directory / "search.log")
-    found = search.run(cfg.candidates, cfg.at_random)
+    cfg, options = parse_search(Options, __doc__, os.environ, RANGES)
+    if options.check_latency:
+        setup_logging()
+        return check_latency(cfg, options.check_latency, options.latency_batch)
+    search = open_search(cfg, options)
+    if options.check_ranking:
+        return check_ranking(search, options.check_ranking, options.ranking_seeds)
+    found = search.run(options.candidates, options.at_random)
     log.info("%s", report(search, found))
-    chosen, alone_score = choose(search, cfg, found)
-    winner = write_winner(search, chosen, alone_score)
+    chosen, score = choose(search, options.finals, found)
+    winner = write_winner(search, chosen, score)
     best = {"winner": chosen.spec}
     log.info("the winner: %s", winner)
-    log.info("train it with: %s", command_for(cfg, winner))
-    if cfg.against_random:
-        log.info("as many drawn by chance:")
-        drawn, _ = choose(search, cfg, search.run(cfg.candidates, cfg.candidates))
-        best["best of random"] = drawn.spec
-    if cfg.retrain:
-        results = retrain(search, cfg, best)
+    log.info("train it with: %s", train_command(cfg, winner))
+    if options.against_random:
+        log.info("the same number of random networks:")
+        best["best of random"] = choose(search, options.finals, search.run(options.candidates, options.candidates))[
+            0
+        ].spec
+    if options.retrain:
+        results = retrain(search, options, best)
         setup_logging(search.directory / "search.log")
-        log.info("%s", comparison(search, results))
+        log.info("%s", compare(search, results))
     log.info("everything is in %s", search.directory)
 
 

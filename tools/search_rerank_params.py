@@ -1,8 +1,8 @@
-"""Search k1, k2 and lambda of re-ranking: `python tools/search_rerank_params.py [CKPT] [--k1 10 20] [--split heldout]`.
+"""Search k1, k2 and lambda of re-ranking: `python tools/search_rerank_params.py [CKPT] [--k1s 10 20] [--split test]`.
 
-They are chosen on people whom the model has not seen: those that training kept out with --holdout-ids. The other splits
-are people whom it has seen (train), the test split itself (test) and stored features (--features FILE.npz, without
-CKPT: qf gf qp gp qc gc); whatever is printed or written says which one it was.
+They should be chosen on people that the model has not seen: those kept out of training with --holdout-ids. The other
+splits are people that it has seen (train), the test split itself (test), and stored features (--features FILE.npz,
+without CKPT: qf gf qp gp qc gc). Everything printed or written says which one it was.
 """
 
 from __future__ import annotations
@@ -14,232 +14,197 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any, Literal, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
 from tqdm import tqdm
-from tyro.conf import Fixed, Suppress, arg
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from config.cli import parse_settings, read_settings, split_first, typed_command
-from config.config import option
-from datasets.base import ReIDDataset, Sample, full_note, heldout_split, last_identities
+from config.cli import parse_settings, split_first, typed_command
+from config.config import check_range, option
+from datasets.base import full_note, heldout_split, last_identities
 from datasets.loaders import TestLoader, left_out
 from datasets.make import make_dataset, make_test_set, refuse_another_split
-from processor.checkpoint import rebuild_model
+from processor.checkpoint import rebuild_model, stored_config
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import extract_features, score_table, score_values
-from processor.features import read_features
 from processor.test import Stored, parse_test
+from tools.features import read_features
 from utils.errors import Stopped, UserError, run
 from utils.files import write_json
 from utils.logging import log, setup_logging
-from utils.metrics import Scores, evaluate, evaluate_distance
+from utils.metrics import evaluate, evaluate_distance
 from utils.rerank import k_reciprocal_grid
 
-DEFAULTS = (Config.k1, Config.k2, Config.lambda_value)
-PROGRAM = "search_rerank_params.py [CKPT]"
-
 
 @dataclass
-class SearchConfig(Config):
-    k1: Suppress[Fixed[int]] = Config.k1  # the single values make room on the command line for those to try
-    k2: Suppress[Fixed[int]] = Config.k2
-    lambda_value: Suppress[Fixed[float]] = Config.lambda_value
-    k1s: Annotated[tuple[int, ...], arg(name="k1")] = (5, 10, 15, 20, 25, 30, 40)  # neighbours considered, to try
-    k2s: Annotated[tuple[int, ...], arg(name="k2")] = (1, 3, 6, 9, 12)  # neighbours averaged, to try
-    lambda_values: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # shares of the original distance, to try
-    by: Literal["mAP", "rank1", "mINP"] = "mAP"  # score that decides; of equals the first tried
+class Options:
+    k1s: tuple[int, ...] = (5, 10, 15, 20, 25, 30, 40)  # numbers of neighbors to try
+    k2s: tuple[int, ...] = (1, 3, 6, 9, 12)  # numbers of averaged neighbors to try
+    lambda_values: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # shares of the original distance to try
+    by: Literal["mAP", "rank1", "mINP"] = "mAP"  # score to maximize; of equal ones, the first tried is best
     split: Literal["heldout", "train", "test"] = "heldout"  # people to search on: unseen, seen, or the test split
-    train_split_ids: int = 100  # identities of --split train, the last ones
-    distractors: bool = True  # in both the other training images fill the gallery, which else is far easier than a test
+    train_split_ids: int = 100  # number of identities of --split train, the last ones
+    distractors: bool = True  # heldout, train: add all other training images to the gallery
     features: str = ""  # .npz or directory of stored features to search on instead of a checkpoint's
 
-    def _bad_ranges(self):
-        yield from super()._bad_ranges()
-        if self.train_split_ids < 1:
-            yield f"--train-split-ids must be at least 1, not {self.train_split_ids}"
-        for name, values in (("k1", self.k1s), ("k2", self.k2s)):
-            if not values or min(values) < 1:
-                yield f"--{name} takes one or more whole numbers from 1 up, not {values}"
-        if not self.lambda_values or not all(0 <= value <= 1 for value in self.lambda_values):
-            yield f"--lambda-values takes one or more numbers from 0 to 1, not {self.lambda_values}"
 
-
-@dataclass
-class Material:
-    """What is searched on, and where it comes from."""
+class SearchData(NamedTuple):
+    """Features and ids to search on, and where they come from."""
 
     features: list[torch.Tensor]  # (Q, D) and (G, D)
     ids: list[np.ndarray]  # query pids, gallery pids, query cameras, gallery cameras
     split: str
-    label: str  # the split in words, which goes with every output
+    label: str  # the split in words, part of every output
     note: str  # of the dataset
-    directory: Path  # takes the result
+    directory: Path  # for the result
 
 
-def parse_search(environ: dict[str, str]) -> tuple[SearchConfig, Stored | None]:
-    """Settings, and the checkpoint that they start from; no checkpoint with --features."""
-    name, args = split_first(None)
-    if not read_settings(SearchConfig(), args, PROGRAM).features:
-        cfg, stored = parse_test(None, environ, PROGRAM, SearchConfig)
+def read_options() -> tuple[Config, Options, Stored | None]:
+    """Settings, options, and the checkpoint unless --features is given."""
+    if any(word.split("=")[0] == "--features" for word in sys.argv[1:]):
+        name, args = split_first(None)
+        if name:
+            raise UserError(f"{name} has features of its own; give either a checkpoint or --features")
+        cfg, options = parse_settings(args, Config(), os.environ, __doc__, Options, sections=("eval",))
+        stored = None
+    else:
+        cfg, options, stored = parse_test(None, os.environ, __doc__, Options, {"train_split_ids": "[1, inf)"})
         if not stored:
             raise UserError("--weights do not say whom they were trained on; give a checkpoint, or --features FILE.npz")
-        return cfg, stored
-    if name:
-        raise UserError(f"{name} has features of its own; give either a checkpoint or --features")
-    return parse_settings(SearchConfig(), args, environ, PROGRAM), None
+    for name, values, interval in (
+        ("k1s", options.k1s, "[1, inf)"), ("k2s", options.k2s, "[1, inf)"),
+        ("lambda_values", options.lambda_values, "[0, 1]"),
+    ):  # fmt: skip
+        if not values:
+            raise UserError(f"{option(name)} takes one or more numbers")
+        for value in values:
+            check_range(name, value, interval)
+    return cfg, options, stored
 
 
-def choose_split(
-    cfg: SearchConfig, trained: Config, seen: set[int], dataset: ReIDDataset
-) -> tuple[list[Sample], list[Sample], str]:
-    """Query, gallery and label of the split in the settings. trained, seen: settings and identities of the training."""
-    if cfg.split == "test":
-        return dataset.query, dataset.gallery, f"the test split of {dataset.name}"
-    if cfg.split == "heldout" and not trained.data.holdout_ids:
+def from_checkpoint(cfg: Config, options: Options, stored: Stored, device: torch.device) -> SearchData:
+    """Features of the chosen split by the checkpoint's model, averaged with the mirrored ones with --flip."""
+    checkpoint, state = stored
+    trained, split = stored_config(state, checkpoint), options.split
+    if split == "test":
+        dataset = make_test_set(cfg)
+        refuse_another_split(cfg, trained, dataset)
+        query, gallery, label = dataset.query, dataset.gallery, f"the test split of {dataset.name}"
+    elif split == "heldout" and not trained.data.holdout_ids:
         raise UserError(
             "the checkpoint was trained on all identities; train one with --holdout-ids 100, or search with --split "
             "train (identities that the model has seen) or --split test (the values are then tuned on the test split)"
         )
-    heldout = cfg.split == "heldout"
-    samples = dataset.heldout if heldout else last_identities(dataset.train, cfg.train_split_ids)
-    pids = {s.pid for s in samples}
-    if not pids or pids & seen != (set() if heldout else pids) or cfg.data.dataset != trained.data.dataset:
-        raise UserError(
-            "these are not the identities that the checkpoint was trained on and without; leave --dataset, "
-            "--data-root, --train-ids and --holdout-ids as they were in training"
-        )
-    which = "held-out training identities of {}, not" if heldout else "training identities of {},"
-    label = f"{len(pids)} {which.format(dataset.name)} seen by the model"
-    query, gallery = heldout_split(samples)
-    if cfg.distractors:
-        others = [s._replace(pid=0) for s in dataset.train if s.pid not in pids]
-        return query, gallery + others, f"{label}, among {len(others)} distractors"
-    return query, gallery, label
-
-
-def from_checkpoint(cfg: SearchConfig, stored: Stored, device: torch.device) -> Material:
-    """Features of the split in the settings, mirrored with --flip."""
-    checkpoint, state = stored
-    dataset = make_test_set(cfg) if cfg.split == "test" else make_dataset(cfg)
-    if cfg.split == "test":
-        refuse_another_split(cfg, Config.from_dict(state["config"]), dataset)
-    *splits, label = choose_split(cfg, Config.from_dict(state["config"]), set(state["labels"]), dataset)
+    else:
+        dataset = make_dataset(cfg)
+        chosen = dataset.heldout if split == "heldout" else last_identities(dataset.train, options.train_split_ids)
+        pids = {s.pid for s in chosen}
+        expected = set() if split == "heldout" else pids
+        if not pids or pids & set(state["labels"]) != expected or cfg.data.dataset != trained.data.dataset:
+            raise UserError(
+                "these are not the identities that the checkpoint was trained on and without; leave --dataset, "
+                "--data-root, --train-ids and --holdout-ids as they were in training"
+            )
+        query, gallery = heldout_split(chosen)
+        which = "held-out training identities of {}, not" if split == "heldout" else "training identities of {},"
+        label = f"{len(pids)} {which.format(dataset.name)} seen by the model"
+        if options.distractors:
+            others = [s._replace(pid=0) for s in dataset.train if s.pid not in pids]
+            gallery, label = gallery + others, f"{label}, among {len(others)} distractors"
     model = rebuild_model(state, checkpoint, cfg).to(device).eval()
     if cfg.loop.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    query, gallery = (TestLoader(cfg, x, name) for x, name in zip(splits, ("query", "gallery"), strict=True))
+    query, gallery = TestLoader(cfg, query, "query"), TestLoader(cfg, gallery, "gallery")
     features = [extract_features(cfg, model, x, device, cfg.eval.flip)[cfg.eval.flip] for x in (query, gallery)]
     ids = [query.pids, gallery.pids, query.camids, gallery.camids]
-    note = dataset.test_note if cfg.split == "test" else ""
-    note = full_note(state.get("train_note", ""), left_out(left_out(note, query.images), gallery.images))
-    return Material(features, ids, cfg.split, label, note, checkpoint.parent)
+    note = left_out(left_out(dataset.test_note if split == "test" else "", query.images), gallery.images)
+    return SearchData(features, ids, split, label, full_note(state.get("train_note", ""), note), checkpoint.parent)
 
 
-def from_file(cfg: SearchConfig, device: torch.device) -> Material:
-    """Stored features, of which nobody knows the split."""
-    stored = read_features(cfg.features)
-    label = f"features of {cfg.features}, split unknown"
-    directory = Path(cfg.run.log_dir) / f"features_{Path(cfg.features).stem}"
+def from_file(cfg: Config, path: str, device: torch.device) -> SearchData:
+    """Stored features, whose split is unknown."""
+    stored = read_features(path)
     features = [stored.query.to(device), stored.gallery.to(device)]
-    return Material(features, list(stored.ids), "features", label, stored.note, directory)
+    directory = Path(cfg.run.log_dir) / f"features_{Path(path).stem}"
+    return SearchData(
+        features, list(stored.ids), "features", f"features of {path}, split unknown", stored.note, directory
+    )
 
 
-def grids(cfg: SearchConfig) -> list[tuple[list[int], list[int], list[float]]]:
-    """k1s, k2s and lambdas to combine; before those asked for the defaults, unless they are among them."""
-    asked = tuple(sorted(set(values)) for values in (cfg.k1s, cfg.k2s, cfg.lambda_values))
-    return [asked] if DEFAULTS in product(*asked) else [tuple([value] for value in DEFAULTS), asked]
-
-
-def search(cfg: SearchConfig, data: Material, rows: list[dict]) -> None:
-    """Score every combination. `rows` is filled on the way, so that a stop loses nothing."""
-    total = sum(math.prod(map(len, grid)) for grid in grids(cfg))
+def search(cfg: Config, grids: list[tuple], data: SearchData, rows: list[dict[str, Any]]) -> None:
+    """Score every combination of the grids. `rows` is filled on the way, so that a stop loses nothing."""
+    total = sum(math.prod(map(len, grid)) for grid in grids)
     with contextlib.closing(tqdm(total=total, desc="search", unit="comb", leave=False, disable=None)) as bar:
-        for grid in grids(cfg):
+        for grid in grids:
             for k1, k2, lambda_value, distance in k_reciprocal_grid(*data.features, *grid, metric=cfg.eval.metric):
                 scores = score_values({"": evaluate_distance(distance, *data.ids, max_rank=cfg.eval.max_rank)})[""]
                 rows.append({"k1": k1, "k2": k2, "lambda_value": lambda_value, **scores})
                 bar.update()
 
 
-def command_of(cfg: SearchConfig, stored: Stored | None, data: Material, best: dict) -> str:
-    """The line that tests with the values found, and carries on where they come from if that flatters the test."""
-    trained = Config.from_dict(stored[1]["config"]) if stored else Config()
-    words = ["python", "test.py", str(stored[0]) if stored else "CKPT", "--rerank"]
-    words += ["--k1", f"{best['k1']}", "--k2", f"{best['k2']}", "--lambda-value", f"{best['lambda_value']}"]
-    if stored and cfg.eval.flip != trained.eval.flip:
-        words.append("--flip" if cfg.eval.flip else "--no-flip")
-    which = ("dataset", "test_dataset", "data_root", "test_ids", "test_share", "split_seed", "camera_pattern")
-    which += ("on_bad_image",)
-    for name in ("metric", "test_feature", *(which if stored else ())):
-        if cfg.get(name) != trained.get(name):
-            words += [f"{option(name)}", str(cfg.get(name))]
-    note = f"k1, k2 and lambda were searched on {data.label}" if data.split in ("test", "features") else ""
-    return shlex.join(words + (["--rerank-note", note] if note != trained.eval.rerank_note else []))
-
-
-def report(
-    cfg: SearchConfig, stored: Stored | None, data: Material, plain: Scores, rows: list[dict], seconds: float
-) -> None:
-    """Print the ten best beside the defaults and no re-ranking, and write everything to the run's results."""
-    total = sum(math.prod(map(len, grid)) for grid in grids(cfg))
-    ranked = sorted(rows, key=lambda row: -row[cfg.by])  # stable: of equals, the first tried
-    default = next((row for row in rows if (row["k1"], row["k2"], row["lambda_value"]) == DEFAULTS), None)
-    table = {**score_values({"no re-ranking": plain}), **({"defaults": default} if default else {})}
+def report(cfg: Config, options: Options, data: SearchData, plain: dict, rows: list[dict], complete: bool) -> dict:
+    """Print the ten best, the current settings and no re-ranking; return the record of the search."""
+    ranked = sorted(rows, key=lambda row: -row[options.by])  # stable: of equal ones, the first tried
+    best, current = ranked[0], rows[0]  # the current settings are always tried first
+    table = {"no re-ranking": plain, "current": current}
     table |= {f"{row['k1']}, {row['k2']}, {row['lambda_value']:g}": row for row in ranked[:10]}
-    short = "" if len(rows) == total else f"INCOMPLETE, {len(rows)} of {total} combinations: "
-    title = (
-        f"{short}best k1, k2, lambda by {cfg.by}, searched on {data.label} (defaults: {', '.join(map(str, DEFAULTS))})"
+    words = ["--rerank", "--k1", f"{best['k1']}", "--k2", f"{best['k2']}", "--lambda-value", f"{best['lambda_value']}"]
+    note = f"k1, k2 and lambda were searched on {data.label}" if data.split in ("test", "features") else ""
+    words += ["--rerank-note", note] if note != cfg.eval.rerank_note else []
+    test_options = shlex.join(words)
+    short = "" if complete else f"INCOMPLETE, {len(rows)} combinations: "
+    log.info("%sbest k1, k2, lambda by %s, searched on %s", short, options.by, data.label)
+    log.info(
+        "%s\n# %ssearched on %s; options for test.py:\n%s",
+        score_table(table, data.note),
+        short,
+        data.label,
+        test_options,
     )
-    command = command_of(cfg, stored, data, ranked[0])
-    log.info("%s\n%s\n# %ssearched on %s\n%s", title, score_table(table, data.note), short, data.label, command)
-    for name, tried in (("k1", cfg.k1s), ("k2", cfg.k2s)):
-        if ranked[0][name] in {min(tried), max(tried)} - {1} and len(set(tried)) > 1:
-            log.info(
-                "the best %s, %d, is at the end of what was tried; there may be better beyond", name, ranked[0][name]
-            )
-    file = data.directory / "results" / f"rerank_search_{data.split}.json"
-    record = {
-        "split": data.split, "label": data.label, "note": data.note, "by": cfg.by,
-        "complete": not short, "scored": len(rows), "combinations": total,
-        "checkpoint": str(stored[0]) if stored else None, "features": cfg.features or None,
+    for name, tried in (("k1", options.k1s), ("k2", options.k2s)):
+        if best[name] in {min(tried), max(tried)} - {1} and len(set(tried)) > 1:
+            log.info("the best %s, %d, is at the end of the range; values beyond may be better", name, best[name])
+    return {
+        "split": data.split, "label": data.label, "note": data.note, "by": options.by, "complete": complete,
         "queries": len(data.ids[0]), "gallery": len(data.ids[1]), "identities": len(set(data.ids[0].tolist())),
-        "flip": cfg.eval.flip, "metric": cfg.eval.metric, "seconds": round(seconds, 2),
-        **describe_environment(data.features[0].device), "search_command": typed_command(),
-        "test_command": command, "best": ranked[0], "defaults": default, "no_reranking": table["no re-ranking"],
-        "rows": rows,
+        "flip": cfg.eval.flip, "metric": cfg.eval.metric, "test_options": test_options,
+        "best": best, "current": current, "no_reranking": plain, "rows": rows,
     }  # fmt: skip
-    write_json(file, record)
-    log.info("written to %s", file)
 
 
 def main() -> None:
-    cfg, stored = parse_search(os.environ)
+    cfg, options, stored = read_options()
     setup_logging()
     device = pick_device(cfg.run.device)
-    data = from_checkpoint(cfg, stored, device) if stored else from_file(cfg, device)
-    log.info("searching on %s: %d queries in %d images", data.label, *map(len, data.features))
+    data = from_checkpoint(cfg, options, stored, device) if stored else from_file(cfg, options.features, device)
     people = set(data.ids[0].tolist())
     images = len(data.ids[0]) + sum(pid in people for pid in data.ids[1].tolist())
-    log.info("%.1f images a person, which k1 follows: where a test has more, so should k1 be", images / len(people))
-    started, rows, stopped = time.perf_counter(), [], False
+    log.info("searching on %s: %d queries in %d images", data.label, *map(len, data.features))
+    log.info("%.1f images per person; if a test has more, k1 should be larger there", images / len(people))
+    asked = tuple(sorted(set(values)) for values in (options.k1s, options.k2s, options.lambda_values))
+    grids = [([cfg.eval.k1], [cfg.eval.k2], [cfg.eval.lambda_value]), asked]
+    started, rows, complete = time.perf_counter(), [], True
     try:
         plain = evaluate(*data.features, *data.ids, metric=cfg.eval.metric, max_rank=cfg.eval.max_rank)
-        search(cfg, data, rows)
+        search(cfg, grids, data, rows)
     except ValueError as error:
         raise UserError(str(error)) from error
     except KeyboardInterrupt:
         if not rows:
             raise
-        stopped = True
-    report(cfg, stored, data, plain, rows, time.perf_counter() - started)
-    if stopped:
+        complete = False
+    record = report(cfg, options, data, score_values({"": plain})[""], rows, complete)
+    record |= {"checkpoint": str(stored[0]) if stored else None, "features": options.features or None}
+    record |= {"seconds": round(time.perf_counter() - started, 2), **describe_environment(device)}
+    file = data.directory / "results" / f"rerank_search_{data.split}.json"
+    write_json(file, record | {"search_command": typed_command()})
+    log.info("written to %s", file)
+    if not complete:
         raise Stopped("stopped; what was scored so far is written", 130)
 
 

@@ -1,33 +1,35 @@
-"""Time that modules take on this machine, as undisturbed as can be."""
+"""Running time of functions."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
 
 
-@torch.no_grad()
-def shortest(modules: Sequence[tuple[nn.Module, torch.Tensor]], rounds: int = 50) -> list[float]:
-    """Seconds of the fastest of `rounds` runs of each module, in evaluation mode, on its input.
+def time_calls(
+    calls: Sequence[Callable[[], Any]],
+    device: torch.device,
+    rounds: int = 50,
+    warmup: int = 0,
+    thread_time: bool = False,
+) -> list[list[float]]:
+    """Seconds of `rounds` calls of each function, after `warmup` calls that do not count.
 
-    What else the machine does only adds, so the fastest counts. The modules run in turns: what disturbs the machine for
-    a while disturbs all alike, and each finds the caches full of the others' numbers, as in the network that it is a
-    part of. On a CPU with one thread, seconds are those in which the thread ran, so that waiting for others is no part.
+    The functions run in turns, so that what disturbs the machine affects all alike, and each finds the caches filled by
+    the others. Work on a GPU is waited for. Take the minimum as the time on a quiet machine, the median as the usual.
+    thread_time: count only the time in which this thread runs, for work of one CPU thread on a busy machine.
     """
-    device = modules[0][1].device
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.thread_time if alone else time.perf_counter
-    best = [float("inf")] * len(modules)
-    for module, _ in modules:
-        module.eval()
-    for _ in range(rounds):
-        for place, (module, images) in enumerate(modules):
+    clock = time.thread_time if thread_time else time.perf_counter
+    wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)
+    seconds: list[list[float]] = [[] for _ in calls]
+    for _ in range(warmup + rounds):
+        for call, times in zip(calls, seconds, strict=True):
+            wait()
             start = clock()
-            module(images)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            best[place] = min(best[place], clock() - start)
-    return best
+            call()
+            wait()
+            times.append(clock() - start)
+    return [times[warmup:] for times in seconds]

@@ -1,12 +1,10 @@
-"""Find an object by name without importing what was not chosen."""
-
-from __future__ import annotations
+"""Import by name only what is chosen."""
 
 import importlib
 from typing import Any
 
 
 def load(spec: str) -> Any:
-    """The object that "module:name" stands for; its module is imported on the first call."""
+    """The object that "module:name" names; its module is imported now."""
     module, name = spec.split(":")
     return getattr(importlib.import_module(module), name)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from utils.distance import Pair
@@ -42,17 +43,9 @@ class Scores:
 
 
 def evaluate(
-    query: torch.Tensor,
-    gallery: torch.Tensor,
-    query_pids: Ids,
-    gallery_pids: Ids,
-    query_camids: Ids,
-    gallery_camids: Ids,
-    *,
-    metric: str = "cosine",
-    max_rank: int = 50,
-    roc: bool = False,
-) -> Scores:
+    query: Tensor, gallery: Tensor, query_pids: Ids, gallery_pids: Ids, query_camids: Ids, gallery_camids: Ids,
+    *, metric: str = "cosine", max_rank: int = 50, roc: bool = False,
+) -> Scores:  # fmt: skip
     """Score features (Q, D) and (G, D), on their device. Distances are computed for some queries at a time.
 
     The ids are 1-d integers: arrays, tensors or lists. roc: also count the pairs that a distance threshold accepts.
@@ -64,22 +57,16 @@ def evaluate(
     rows = _rows_per_block(len(query), len(gallery))
     buffer = torch.empty(rows, len(gallery), dtype=torch.float32, device=query.device)
 
-    def block(start: int, stop: int) -> torch.Tensor:
+    def block(start: int, stop: int) -> Tensor:
         return pair.product(start, stop, out=buffer[: stop - start])
 
     return _score(block, pair.finish, truth, rows, max_rank, roc)
 
 
 def evaluate_distance(
-    distance: torch.Tensor,
-    query_pids: Ids,
-    gallery_pids: Ids,
-    query_camids: Ids,
-    gallery_camids: Ids,
-    *,
-    max_rank: int = 50,
-    roc: bool = False,
-) -> Scores:
+    distance: Tensor, query_pids: Ids, gallery_pids: Ids, query_camids: Ids, gallery_camids: Ids,
+    *, max_rank: int = 50, roc: bool = False,
+) -> Scores:  # fmt: skip
     """Score a distance matrix (Q, G), such as a re-ranked one. Ids and errors as for `evaluate`."""
     distance = torch.as_tensor(distance).detach()
     if distance.dtype not in (torch.float32, torch.float64):
@@ -92,7 +79,7 @@ def evaluate_distance(
         raise ValueError(f"{missing} of {distance.numel()} distances are NaN")
     truth = Truth((query_pids, gallery_pids, query_camids, gallery_camids), *distance.shape, distance.device)
 
-    def block(start: int, stop: int) -> torch.Tensor:
+    def block(start: int, stop: int) -> Tensor:
         return distance[start:stop].clone(memory_format=torch.contiguous_format)
 
     return _score(block, lambda part, start: part, truth, rows, max_rank, roc)
@@ -122,7 +109,7 @@ class Truth:
         self.number = torch.searchsorted(ordered, query_pids, right=True) - self.first
         self.num_negatives = queries * images - int(self.number.sum())
 
-    def of(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def of(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
         """Gallery images of the same identity as queries start..stop: rows (from 0), columns, and which are matches.
 
         The others are under the query's own camera, and ignored. Sorted by row, then by gallery order.
@@ -142,13 +129,9 @@ def _rows_per_block(queries: int, images: int) -> int:
 
 
 def _score(
-    block: Callable[[int, int], torch.Tensor],
-    finish: Callable[[torch.Tensor, int], torch.Tensor],
-    truth: Truth,
-    rows: int,
-    max_rank: int,
-    roc: bool,
-) -> Scores:
+    block: Callable[[int, int], Tensor], finish: Callable[[Tensor, int], Tensor], truth: Truth,
+    rows: int, max_rank: int, roc: bool,
+) -> Scores:  # fmt: skip
     """Scores of what `block` returns for queries start..stop, (rows, G) that may be overwritten, once `finish` has
     turned some of these rows, the first of which is query `start`, into distances in place."""
     if max_rank < 1:
@@ -180,7 +163,7 @@ def _score(
 
 
 def _ranks(
-    distance: torch.Tensor, row: torch.Tensor, column: torch.Tensor, finish: Callable[[torch.Tensor, int], torch.Tensor]
+    distance: Tensor, row: Tensor, column: Tensor, finish: Callable[[Tensor, int], Tensor]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ascending ranks (B, most matches of a row) of the matches in each row of `distance` (B, G); their number (B,).
 
@@ -204,7 +187,7 @@ def _ranks(
     return ranks.sort(1).values.cpu().numpy(), number.cpu().numpy()
 
 
-def preceding(distance: torch.Tensor, place: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+def preceding(distance: Tensor, place: Tensor, real: Tensor) -> Tensor:
     """How many entries of each row of `distance` (B, G) precede the entries at `place` (B, W) of it: (B, W) int64.
 
     Smaller ones do, and equal ones at a smaller column; NaN entries never do. Where `real` (B, W) is False the result
@@ -225,7 +208,7 @@ def preceding(distance: torch.Tensor, place: torch.Tensor, real: torch.Tensor) -
     return smaller
 
 
-def _count(compare: Callable, distance: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def _count(compare: Callable, distance: Tensor, value: Tensor) -> Tensor:
     """For every value (B, W), how many entries of its row of `distance` (B, G) satisfy compare(entry, value)."""
     rows, width = value.shape
     # Comparisons written as numbers of the compared type, then summed, are several times as fast as booleans.

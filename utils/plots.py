@@ -1,4 +1,4 @@
-"""Curves of training runs, compared. matplotlib is imported when something is drawn: training may import this file."""
+"""Curves of training runs. matplotlib is imported only when something is drawn, as training imports this file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import reading, write_atomically
 
 METRICS = "metrics.jsonl"
 PANELS = {  # title: key in an epoch's entry
@@ -21,24 +21,22 @@ PANELS = {  # title: key in an epoch's entry
     "training speed (images/s)": "images_per_second",
 }
 SCORES = ("mAP", "rank1")
-# What an epoch's entry tells beside parts of its loss.
+# keys of an epoch's entry that are not parts of its loss
 NO_LOSS = {"epoch", "loss", "accuracy", "grad_norm", "lr", "images_per_second", "data_wait", "memory_gb"}
 NO_LOSS |= {"scores", "by_camera"}
 COLOURS = ("#2b6cb0", "#d95f02", "#1a9641", "#7b3294", "#d7191c", "#8c6d31", "#e7298a", "#17becf", "#666666", "#000000")
 
 
 def read_history(directory: str | Path) -> tuple[list[dict[str, Any]], str]:
-    """The entries of a run's metrics.jsonl, one an epoch in their order, and a sentence where the last line is damaged
-    and left out, else "".
+    """The entries of a run's metrics.jsonl, one per epoch, and a sentence if the last line is damaged and left out,
+    otherwise "".
 
-    Where an epoch is there twice, the later line counts. Raises UserError where there is no such file, nothing in it,
-    or another line is damaged.
+    If an epoch occurs twice, the later line counts. Raises UserError if the file is missing or empty, or if another
+    line is damaged.
     """
     path = Path(directory) / METRICS
-    try:
+    with reading(path, "name a run's directory"):
         lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); name a run's directory") from error
     entries, problem = {}, ""
     for number, line in enumerate(lines, 1):
         try:
@@ -46,7 +44,7 @@ def read_history(directory: str | Path) -> tuple[list[dict[str, Any]], str]:
             entries[int(entry["epoch"])] = entry
         except (ValueError, TypeError, KeyError) as error:
             if number < len(lines):
-                raise UserError(f"{path}, line {number} is no entry of an epoch; restore or remove it") from error
+                raise UserError(f"{path}, line {number} is not the entry of an epoch; restore or remove it") from error
             problem = f"{path}: the last line is damaged and left out"
     if not entries:
         raise UserError(f"{path} holds no epoch yet; wait for the first one to end")
@@ -56,14 +54,14 @@ def read_history(directory: str | Path) -> tuple[list[dict[str, Any]], str]:
 def plot_curves(runs: Mapping[str, Sequence[dict[str, Any]]], path: str | Path) -> None:
     """Write a PNG of loss, accuracy, learning rate, mAP, Rank-1 and speed over the epochs.
 
-    runs: name to entries such as those of metrics.jsonl, which are also a run's `history`. Of one run alone, the parts
-    of the loss and the scores of other protocols than the plain one are there too.
+    runs: entries as in metrics.jsonl or a run's `history`, by the name of the run. A single run also shows the parts of
+    its loss and the scores of other protocols than the plain one.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = -(-len(runs) // 3)
-    below = 0.65 + 0.22 * rows  # inches of the legend and what is above it
+    below = 0.65 + 0.22 * rows  # inches, for the legend
     height = 6 + below
     figure = Figure(figsize=(12, height), dpi=110)
     FigureCanvasAgg(figure)
@@ -86,18 +84,18 @@ def plot_curves(runs: Mapping[str, Sequence[dict[str, Any]]], path: str | Path) 
 
 
 def plain(words: str) -> str:
-    """Words such that matplotlib shows each letter: a $ begins no formula, an underscore hides nothing from a legend,
-    and bytes of a file name that are no UTF-8 are spelt out."""
+    """Text that matplotlib shows literally: $ starts no formula, a leading _ hides nothing from a legend, and invalid
+    UTF-8 in a file name is escaped."""
     return " " * words.startswith("_") + words.encode(errors="backslashreplace").decode().replace("$", r"\$")
 
 
 def loss_parts(entries: Sequence[dict[str, Any]]) -> list[str]:
-    """Names of the losses that were added up."""
+    """Names of the losses in the sum."""
     return list(dict.fromkeys(name for entry in entries for name in entry if name not in NO_LOSS))
 
 
 def line(entries: Sequence[dict[str, Any]], key: str, protocol: str = "plain") -> tuple[list[int], list[float]]:
-    """Epochs and values of a key, where there is a finite one."""
+    """Epochs and values of a key, where it is finite."""
     points = []
     for entry in entries:
         value = entry.get("scores", {}).get(protocol, {}).get(key) if key in SCORES else entry.get(key)
@@ -107,7 +105,7 @@ def line(entries: Sequence[dict[str, Any]], key: str, protocol: str = "plain") -
 
 
 def _draw_more(axis, entries: Sequence[dict[str, Any]], key: str) -> None:
-    """What there is room for where a run is alone: parts of the loss, and other protocols' scores."""
+    """For a single run: parts of the loss, and scores of other protocols."""
     if key == "loss":
         more = {name: line(entries, name) for name in loss_parts(entries)}
     elif key in SCORES:
@@ -124,7 +122,7 @@ def _draw_more(axis, entries: Sequence[dict[str, Any]], key: str) -> None:
 
 
 def _finish(axis, title: str, lines: Sequence[tuple[list[int], list[float]]], last: int) -> None:
-    """Title, epochs up to the last, ticks and, in an empty panel, why it is empty."""
+    """Title, axes and ticks; an empty panel says so."""
     values = [value for _, points in lines for value in points]
     axis.set_title(title, fontsize=10)
     axis.tick_params(labelsize=8)

@@ -15,6 +15,7 @@ from numbers import Real
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from utils.distance import check_pair, exact_products, unit_factors
@@ -25,14 +26,8 @@ GPU_BLOCK_BYTES = 512 << 20  # the same on a GPU, which a small tile would not f
 
 
 def k_reciprocal(
-    query: torch.Tensor,
-    gallery: torch.Tensor,
-    k1: int = 20,
-    k2: int = 6,
-    lambda_value: float = 0.3,
-    *,
-    metric: str = "euclidean",
-) -> torch.Tensor:
+    query: Tensor, gallery: Tensor, k1: int = 20, k2: int = 6, lambda_value: float = 0.3, *, metric: str = "euclidean"
+) -> Tensor:
     """Re-ranked distances (Q, G) float32 of features (Q, D) and (G, D), from the squared euclidean distances of the
     rows as given, or with metric="cosine" of the rows divided by their lengths.
 
@@ -52,14 +47,9 @@ def k_reciprocal(
 
 
 def k_reciprocal_grid(
-    query: torch.Tensor,
-    gallery: torch.Tensor,
-    k1s: Sequence[int],
-    k2s: Sequence[int],
-    lambda_values: Sequence[float],
-    *,
-    metric: str = "euclidean",
-) -> Iterator[tuple[int, int, float, torch.Tensor]]:
+    query: Tensor, gallery: Tensor, k1s: Sequence[int], k2s: Sequence[int], lambda_values: Sequence[float],
+    *, metric: str = "euclidean",
+) -> Iterator[tuple[int, int, float, Tensor]]:  # fmt: skip
     """(k1, k2, lambda, re-ranked distances) for all combinations, k1 outermost; neighbours are searched only once.
 
     The distances are those of `k_reciprocal`, in a tensor (Q, G) that the next step overwrites. Two more such matrices
@@ -75,7 +65,7 @@ def k_reciprocal_grid(
 
 def _grid(
     features: Features, k1s: list[int], k2s: list[int], lambda_values: list[float]
-) -> Iterator[tuple[int, int, float, torch.Tensor]]:
+) -> Iterator[tuple[int, int, float, Tensor]]:
     with torch.no_grad(), exact_products(features.device):
         found = search(features, int(max(max(k1s) + 1, max(k2s))))
     jaccard, result = torch.empty_like(found.original), torch.empty_like(found.original)
@@ -101,7 +91,7 @@ def _check_parameters(k1: int, k2: int, lambda_value: float) -> None:
 class Features:
     """Query rows, then gallery rows, as if they were one float32 tensor (N, D), of unit rows for cosine; not copied."""
 
-    def __init__(self, query: torch.Tensor, gallery: torch.Tensor, metric: str):
+    def __init__(self, query: Tensor, gallery: Tensor, metric: str):
         query, gallery, norms = check_pair(query, gallery, metric)
         self.queries, self.size = len(query), len(query) + len(gallery)
         self.width, self.device = query.shape[1], query.device
@@ -125,7 +115,7 @@ class Features:
         parts = ((0, self.queries), (self.queries, self.size))
         return [(a, min(a + self.step, end)) for start, end in parts for a in range(start, end, self.step)]
 
-    def tile(self, start: int, stop: int, buffer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def tile(self, start: int, stop: int, buffer: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of one of the `tiles` minus the mean, in the buffer (`step`, D), and their squares (stop - start,)."""
         of_gallery = start >= self.queries
         source, factor = self.parts[of_gallery]
@@ -136,7 +126,7 @@ class Features:
         rows.sub_(self.mean)
         return rows, torch.linalg.vector_norm(rows, dim=1).square_()
 
-    def take(self, index: torch.Tensor) -> torch.Tensor:
+    def take(self, index: Tensor) -> Tensor:
         """Rows (n, D) at any index, without subtracting the mean."""
         rows = torch.empty(len(index), self.width, dtype=torch.float32, device=self.device)
         of_query = index < self.queries
@@ -149,10 +139,10 @@ class Features:
 class Found(NamedTuple):
     """Result of the neighbour search. Distances are squared, and divided by the largest one of their row."""
 
-    original: torch.Tensor  # (Q, G) query to gallery
-    nearest: torch.Tensor  # (N, count) indices, the nearest (usually itself) first
-    distance: torch.Tensor  # (N, count) to those
-    farthest: torch.Tensor  # (N,) the divisors
+    original: Tensor  # (Q, G) query to gallery
+    nearest: Tensor  # (N, count) indices, the nearest (usually itself) first
+    distance: Tensor  # (N, count) to those
+    farthest: Tensor  # (N,) the divisors
 
 
 def search(features: Features, count: int) -> Found:
@@ -164,7 +154,7 @@ def search(features: Features, count: int) -> Found:
     distance = torch.full((size, count), torch.inf, dtype=torch.float32, device=device)
     farthest = torch.zeros(size, dtype=torch.float32, device=device)
 
-    def keep(start: int, stop: int, tile: torch.Tensor, first: int) -> None:
+    def keep(start: int, stop: int, tile: Tensor, first: int) -> None:
         """Merge the distances of rows start..stop to rows first.. into the lists of the former."""
         farthest[start:stop] = torch.maximum(farthest[start:stop], tile.amax(1))
         values, index = _candidates(tile, distance[start:stop, -1:], count)
@@ -200,7 +190,7 @@ def search(features: Features, count: int) -> Found:
     return Found(original, nearest, distance.div_(farthest[:, None]), farthest)
 
 
-def _candidates(tile: torch.Tensor, limit: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _candidates(tile: Tensor, limit: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Distances and columns (n, some) of each row of `tile` (n, m) that can be among its `count` nearest: those below
     `limit` (n, 1), padded with infinity, or if these are many, the `count` nearest of the tile.
 
@@ -223,9 +213,9 @@ def _candidates(tile: torch.Tensor, limit: torch.Tensor, count: int) -> tuple[to
 class Encodings(NamedTuple):
     """Sparse rows of an (N, N) matrix: row i has `weight` at `column`, both from start[i] to start[i + 1]."""
 
-    start: torch.Tensor  # (N + 1,)
-    column: torch.Tensor
-    weight: torch.Tensor
+    start: Tensor  # (N + 1,)
+    column: Tensor
+    weight: Tensor
 
 
 def encode(features: Features, found: Found, k1: int, k2: int) -> Encodings:
@@ -239,7 +229,7 @@ def encode(features: Features, found: Found, k1: int, k2: int) -> Encodings:
     return average(encodings, found.nearest[:, :k2], features.block_bytes) if k2 > 1 else encodings
 
 
-def expand(near: torch.Tensor, half: torch.Tensor, block_bytes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def expand(near: Tensor, half: Tensor, block_bytes: int) -> tuple[Tensor, Tensor]:
     """R*(i, k1) of every row i, as rows and columns of its members in ascending order (the paper's equations 3 to 5).
 
     near, half: the k1 + 1 and k1/2 + 1 nearest of each row, (N, ...). R(i, k): the rows among the k + 1 nearest of i
@@ -267,7 +257,7 @@ def expand(near: torch.Tensor, half: torch.Tensor, block_bytes: int) -> tuple[to
     return key // size, key % size
 
 
-def _mutual(near: torch.Tensor, block_bytes: int) -> torch.Tensor:
+def _mutual(near: Tensor, block_bytes: int) -> Tensor:
     """(N, k) bool: is i among the k neighbours of its a-th neighbour?"""
     mutual = torch.empty_like(near, dtype=torch.bool)
     for start, stop in _blocks(torch.full((len(near),), 20 * near.shape[1] ** 2), block_bytes):
@@ -276,7 +266,7 @@ def _mutual(near: torch.Tensor, block_bytes: int) -> torch.Tensor:
     return mutual
 
 
-def _distances_of(features: Features, found: Found, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+def _distances_of(features: Features, found: Found, row: Tensor, column: Tensor) -> Tensor:
     """Distances of these sorted pairs: as the search found them, and computed for those that it did not keep."""
     listed, order = found.nearest.sort(1)
     rows = torch.arange(features.size, device=row.device)
@@ -291,7 +281,7 @@ def _distances_of(features: Features, found: Found, row: torch.Tensor, column: t
     return distance
 
 
-def average(encodings: Encodings, nearest: torch.Tensor, block_bytes: int) -> Encodings:
+def average(encodings: Encodings, nearest: Tensor, block_bytes: int) -> Encodings:
     """Local query expansion: each encoding becomes the mean of those of its k2 nearest rows (equation 11)."""
     size, k2 = nearest.shape
     lengths = encodings.start.diff()
@@ -308,7 +298,7 @@ def average(encodings: Encodings, nearest: torch.Tensor, block_bytes: int) -> En
     return Encodings(offsets(torch.cat(counts)), torch.cat(columns), torch.cat(weights))
 
 
-def jaccard_distances(encodings: Encodings, queries: int, block_bytes: int) -> Iterator[tuple[int, int, torch.Tensor]]:
+def jaccard_distances(encodings: Encodings, queries: int, block_bytes: int) -> Iterator[tuple[int, int, Tensor]]:
     """(start, stop, (rows, G)): Jaccard distances of some queries' encodings to those of the gallery (equation 10).
 
     Only columns in both encodings add to the sum of minima; each query column finds its gallery rows in a list.
@@ -334,7 +324,7 @@ def jaccard_distances(encodings: Encodings, queries: int, block_bytes: int) -> I
         yield a, b, overlap.neg_().add_(2).reciprocal_().mul_(-2).add_(2)
 
 
-def _blocks(cost: torch.Tensor, block_bytes: int) -> Iterator[tuple[int, int]]:
+def _blocks(cost: Tensor, block_bytes: int) -> Iterator[tuple[int, int]]:
     """Ranges of rows whose costs (N,) in bytes add up to at most block_bytes; a row that costs more is alone."""
     total = offsets(cost)
     start = 0

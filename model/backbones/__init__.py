@@ -1,8 +1,9 @@
-"""Name to backbone: a function of the Config that gives a module from images (B, 3, H, W) to a map (B, C, h, w).
+"""Backbones: `find_backbone(name)` gives a function of the Config that makes a module from images (B, 3, H, W) to a map
+(B, C, h, w).
 
-It has `out_channels` (C), `stage_channels` (the widths after its stages), `attention` (a ModuleDict of modules that run
-after the stages, by their number) and `imagenet` (its weights there, with `get_state_dict` and `url`). Parameter names
-are those of published files. A new one is one file, and one line here.
+The module has `out_channels` (C), `stage_channels` (the widths after its stages), `attention` (a ModuleDict of modules
+that run after the stages, by their number) and `imagenet` (pretrained weights with `get_state_dict` and `url`).
+Parameter names are those of published files. A new backbone is one file, and one line in BACKBONES.
 """
 
 from __future__ import annotations
@@ -13,51 +14,47 @@ from functools import partial
 from torch import nn
 
 from config import Config
-from model.backbones import resnet_ibn
-from model.backbones.convnext import CONVNEXTS
-from model.backbones.efficientnet import EFFICIENTNETS
-from model.backbones.mobilenet import MOBILENETS
-from model.backbones.osnet import OSNETS
-from model.backbones.regnet import REGNETS
-from model.backbones.resnet import RESNETS
-from model.backbones.searchable import searched
-from model.backbones.shufflenet import SHUFFLENETS
-from model.backbones.space import read_spec
-from model.backbones.supernet import supernet
-from model.backbones.timm_backbone import timm_backbone
-from model.backbones.vit import TRANSFORMERS
 from utils.errors import UserError, did_you_mean
+from utils.lookup import load
 
-BACKBONES: dict[str, Callable[[Config], nn.Module]] = {
-    **RESNETS,
-    "resnet50_ibn_a": resnet_ibn.resnet50_ibn_a,
-    "resnet101_ibn_a": resnet_ibn.resnet101_ibn_a,
-    "resnet18_ibn_b": resnet_ibn.resnet18_ibn_b,
-    "resnet50_ibn_b": resnet_ibn.resnet50_ibn_b,
-    **OSNETS,
-    **MOBILENETS,
-    **SHUFFLENETS,
-    **EFFICIENTNETS,
-    **REGNETS,
-    **CONVNEXTS,
-    **TRANSFORMERS,
+TORCHVISION = "model.backbones.torchvision_nets:torchvision_net"
+IBN = "model.backbones.resnet_ibn:resnet_ibn"
+OSNET = "model.backbones.osnet:osnet"
+
+# --backbone: "module:function" of (Config)
+BACKBONES = {
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), TORCHVISION),
+    **dict.fromkeys(("resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"), TORCHVISION),
+    **dict.fromkeys(("resnet50_ibn_a", "resnet101_ibn_a", "resnet18_ibn_b", "resnet50_ibn_b"), IBN),
+    **dict.fromkeys(("osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25", "osnet_ibn_x1_0"), OSNET),
+    **dict.fromkeys([f"osnet_ain_x{width}" for width in ("1_0", "0_75", "0_5", "0_25")], OSNET),
+    **dict.fromkeys(("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"), TORCHVISION),
+    **dict.fromkeys([f"shufflenet_v2_x{width}" for width in ("0_5", "1_0", "1_5", "2_0")], TORCHVISION),
+    **dict.fromkeys([f"efficientnet_b{n}" for n in range(5)], TORCHVISION),
+    **dict.fromkeys(("efficientnet_v2_s", "efficientnet_v2_m"), TORCHVISION),
+    **dict.fromkeys([f"regnet_{k}_{size}" for k in "yx" for size in ("400mf", "800mf", "1_6gf", "3_2gf")], TORCHVISION),
+    **dict.fromkeys(("convnext_tiny", "convnext_small", "convnext_base"), "model.backbones.convnext:convnext"),
+    **dict.fromkeys(("swin_t", "swin_v2_t"), "model.backbones.swin:swin"),
+    "vit_b_16": "model.backbones.vit:vit",
 }
 
 
 def find_backbone(name: str) -> Callable[[Config], nn.Module]:
-    """The backbone of that name, `timm/` and a name there, `searched:` and a file, or `supernet`, which trains all that
-    the search chooses from; `supernet:` and a number, those of up to so many multiply-adds. Raises UserError for a name
-    that is none."""
+    """The function that makes the backbone called `name`.
+
+    Besides the names in BACKBONES: `timm/NAME`; `searched:FILE.json`; `supernet`, which trains all networks that the
+    architecture search chooses from, or `supernet:N`, those of at most N multiply-adds. Raises UserError for an unknown
+    name.
+    """
     if name in BACKBONES:
-        return BACKBONES[name]
-    if name.split(":")[0] == "supernet":
-        return partial(supernet, name.removeprefix("supernet").removeprefix(":"))
-    if name.startswith("searched:"):
-        return partial(searched, read_spec(name.removeprefix("searched:")))
+        return load(BACKBONES[name])
     if name.startswith("timm/"):
-        return partial(timm_backbone, name.removeprefix("timm/"))
-    hint = (
-        did_you_mean(name, BACKBONES, cutoff=0.4)
-        or f"the names are {', '.join(BACKBONES)}, timm/NAME and searched:FILE.json"
-    )
+        return load("model.backbones.timm_backbone:timm_backbone")
+    if name.startswith("searched:"):
+        spec = load("model.backbones.searchable:read_spec")(name.removeprefix("searched:"))
+        return partial(load("model.backbones.searchable:searched"), spec)
+    if name.split(":")[0] == "supernet":
+        return partial(load("tools.light.supernet:supernet"), name.removeprefix("supernet").removeprefix(":"))
+    hint = did_you_mean(name, BACKBONES, cutoff=0.4)
+    hint = hint or f"the names are {', '.join(BACKBONES)}, timm/NAME and searched:FILE.json"
     raise UserError(f"no backbone is called {name}; {hint}")

@@ -1,34 +1,165 @@
-"""Networks of the search space, built as they are: `--backbone searched:FILE.json`. Inverted residuals (Sandler et al.,
-MobileNetV2, CVPR 2018) with squeeze-and-excitation (Hu et al., CVPR 2018) where the specification says so."""
+"""Networks found by `tools/search_backbone.py`: `--backbone searched:FILE.json` reads a specification and builds it.
+
+Inverted residuals (Sandler et al., MobileNetV2, CVPR 2018) with optional squeeze-and-excitation (Hu et al., CVPR 2018).
+MobileNetV2 itself is one of these networks.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from dataclasses import replace
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torchvision.ops import SqueezeExcitation
 
 from config import Config
-from model.backbones.space import HEAD, STEM, Block, Spec, blocks, multiply_adds, read_spec, squeezed
 from model.backbones.stages import Staged, init_convolutions
 from utils.errors import UserError
 from utils.logging import log
 
+STEM, HEAD = 32, 1280  # channels of the first and of the last convolution
+STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of each stage's first block, after a stem of stride 2; the sixth is the last stride
+# Largest values of a specification, far above those of the search space: what is larger is a mistake.
+LIMITS = {"height": 4096, "width": 4096, "last_stride": 2, "depth": 32, "expansion": 16, "kernel": 31}
+ROOT = Path(__file__).resolve().parents[2]
 
-def convolution(
-    c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True
-) -> nn.Sequential:
-    """Convolution that keeps the size (but for its stride), batch norm and, mostly, ReLU6."""
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of inverted residual blocks."""
+
+    depth: int  # number of blocks
+    width: int  # output channels
+    expansion: int  # hidden channels of a block, as a multiple of its input channels
+    kernel: int  # kernel size of the depthwise convolution
+    se: bool  # squeeze-and-excitation
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Specification of a network: size of its input images, stride of the sixth stage, seven stages."""
+
+    height: int
+    width: int
+    last_stride: int
+    stages: tuple[Stage, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One inverted residual with the size of its input map, rows x columns."""
+
+    stage: int
+    c_in: int
+    c_out: int
+    expansion: int
+    kernel: int
+    se: bool
+    stride: int
+    rows: int
+    columns: int
+
+    @property
+    def hidden(self) -> int:
+        return self.c_in * self.expansion
+
+    @property
+    def size_out(self) -> tuple[int, int]:
+        return -(-self.rows // self.stride), -(-self.columns // self.stride)
+
+    @property
+    def multiply_adds(self) -> int:
+        rows, columns = self.size_out
+        expand = self.c_in * self.hidden * self.rows * self.columns if self.expansion > 1 else 0
+        depthwise = self.hidden * self.kernel**2 * rows * columns
+        gate = 2 * self.hidden * squeezed(self.hidden) if self.se else 0
+        return expand + depthwise + gate + self.hidden * self.c_out * rows * columns
+
+
+def squeezed(hidden: int) -> int:
+    """Inner channels of squeeze-and-excitation."""
+    return max(hidden // 4, 8)
+
+
+def blocks(spec: Spec) -> list[Block]:
+    """All blocks of a network, in the order in which they run."""
+    size, c_in, found = (-(-spec.height // 2), -(-spec.width // 2)), STEM, []
+    for number, stage in enumerate(spec.stages):
+        for place in range(stage.depth):
+            stride = (spec.last_stride if number == 5 else STRIDES[number]) if place == 0 else 1
+            found.append(Block(number, c_in, stage.width, stage.expansion, stage.kernel, stage.se, stride, *size))
+            c_in, size = stage.width, found[-1].size_out
+    return found
+
+
+def multiply_adds(spec: Spec) -> int:
+    """Multiply-adds of the convolutions for one image, as torch's flop counter counts them."""
+    found = blocks(spec)
+    rows, columns = found[-1].size_out
+    stem = 3 * STEM * 9 * found[0].rows * found[0].columns
+    return stem + sum(block.multiply_adds for block in found) + found[-1].c_out * HEAD * rows * columns
+
+
+def read_spec(source: str | Path) -> Spec:
+    """The network of a JSON file, or of JSON text, as `Spec.to_dict` gives it; other entries are ignored.
+
+    A relative path is looked up in the working directory, then in this repository. Raises UserError if it is invalid.
+    """
+    inline = str(source).lstrip().startswith("{")
+    try:
+        path = Path(source)
+        text = str(source) if inline else (path if path.exists() else ROOT / path).read_text(encoding="utf-8")
+        values = json.loads(text)
+        stages = values["stages"] if isinstance(values, dict) and isinstance(values.get("stages"), list) else []
+        if len(stages) != len(STRIDES) or not all(isinstance(stage, dict) for stage in stages):
+            raise ValueError(f"it needs a list of {len(STRIDES)} stages")
+        made = tuple(Stage(**{f.name: _check(stage, f.name) for f in fields(Stage)}) for stage in stages)
+        return Spec(*(_check(values, name) for name in ("height", "width", "last_stride")), made)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{'this text' if inline else source} is not the specification of a searched network ({reason}); "
+            "give a file that tools/search_backbone.py wrote"
+        ) from error
+
+
+def _check(values: dict[str, Any], name: str) -> int | bool:
+    """An entry of a specification. Raises ValueError where it is missing or invalid."""
+    if name not in values:
+        raise ValueError(f"{name} is missing")
+    value = values[name]
+    if name == "se":
+        if not isinstance(value, bool):
+            raise ValueError(f"se is {value!r:.40}, not true or false")
+    elif type(value) is not int or not 1 <= value <= LIMITS[name]:
+        raise ValueError(f"{name} is {value!r:.40}, not a whole number from 1 to {LIMITS[name]}")
+    elif name == "kernel" and value % 2 == 0:
+        raise ValueError(f"kernel {value} is even")
+    return value
+
+
+def self_contained(backbone: str) -> str:
+    """`searched:FILE` as `searched:{...}`, so that checkpoints do not need the file; other names as they are."""
+    if not backbone.startswith("searched:"):
+        return backbone
+    return "searched:" + json.dumps(read_spec(backbone.removeprefix("searched:")).to_dict(), separators=(",", ":"))
+
+
+def convolution(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True) -> nn.Module:
+    """Convolution, batch norm and, with `relu`, ReLU6; stride 1 keeps the size of the map."""
     layers = [nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(c_out)]
     return nn.Sequential(*layers, *[nn.ReLU6(inplace=True)] * relu)
 
 
 class InvertedResidual(nn.Module):
-    """1×1 to more channels, k×k within each, squeeze-and-excitation if asked for, 1×1 to few; added to its input where
-    their shapes are equal."""
+    """1×1 expansion, k×k depthwise, squeeze-and-excitation, 1×1 projection; a shortcut where the shapes are equal."""
 
     def __init__(self, block: Block):
         super().__init__()
@@ -40,14 +171,14 @@ class InvertedResidual(nn.Module):
             layers["se"] = SqueezeExcitation(hidden, squeezed(hidden))
         layers["project"] = convolution(hidden, block.c_out, 1, relu=False)
         self.layers = nn.Sequential(layers)
-        self.added = block.stride == 1 and block.c_in == block.c_out
+        self.shortcut = block.stride == 1 and block.c_in == block.c_out
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.layers(x) if self.added else self.layers(x)
+        return x + self.layers(x) if self.shortcut else self.layers(x)
 
 
 class NoWeights:
-    """What a searched network has in place of weights from ImageNet."""
+    """In place of torchvision's ImageNet weights, which searched networks do not have."""
 
     url = ""
 
@@ -58,8 +189,8 @@ class NoWeights:
 class Searched(Staged):
     """The network of a specification: (B, 3, H, W) to (B, 1280, H/16, W/16), or H/32 with last stride 2.
 
-    Blocks that are added to their input begin as nothing but it (Goyal et al., Accurate, Large Minibatch SGD, 2017).
-    Its layers are stem, stage1 to stage7, head; stages in the sense of attention end where the map is halved next.
+    Layers are stem, stage1 to stage7, head. Blocks with a shortcut start as the identity (Goyal et al., Accurate, Large
+    Minibatch SGD, 2017), as in the supernet.
     """
 
     imagenet = NoWeights()
@@ -75,28 +206,23 @@ class Searched(Staged):
             self.add_module(f"stage{number + 1}", nn.Sequential(*row))
         self.head = convolution(widths[-1], HEAD, 1)
         init_convolutions(self)
-        for block in (m for m in self.modules() if isinstance(m, InvertedResidual) and m.added):
-            nn.init.zeros_(block.layers.project[1].weight)  # begins as nothing but its input, as in the supernet
+        for block in (m for m in self.modules() if isinstance(m, InvertedResidual) and m.shortcut):
+            nn.init.zeros_(block.layers.project[1].weight)
 
 
 def searched(spec: Spec, cfg: Config) -> Searched:
-    """The network of a specification. It takes images of any size; a warning says what it costs at one that it was not
-    found for. Raises UserError for another last stride than its own."""
-    called = "the searched network" if "{" in cfg.model.backbone else cfg.model.backbone
+    """The network of a specification. Another image size than its own is allowed, with a warning that gives the cost.
+
+    Raises UserError for another last stride than its own.
+    """
+    name, height, width = cfg.model.backbone, cfg.data.height, cfg.data.width
+    name = "the searched network" if "{" in name else name
     if cfg.model.last_stride != spec.last_stride:
-        raise UserError(f"{called} has last stride {spec.last_stride}; give --last-stride {spec.last_stride} with it")
-    if (cfg.data.height, cfg.data.width) != (spec.height, spec.width):
-        here = multiply_adds(replace(spec, height=cfg.data.height, width=cfg.data.width)) / 1e6
+        raise UserError(f"{name} has last stride {spec.last_stride}; give --last-stride {spec.last_stride} with it")
+    if (height, width) != (spec.height, spec.width):
         log.warning(
             "warning: %s was found for images of %d x %d, where it has %.1f M multiply-adds; at %d x %d it has %.1f M",
-            called, spec.height, spec.width, multiply_adds(spec) / 1e6, cfg.data.height, cfg.data.width, here,
+            name, spec.height, spec.width, multiply_adds(spec) / 1e6,
+            height, width, multiply_adds(replace(spec, height=height, width=width)) / 1e6,
         )  # fmt: skip
     return Searched(spec)
-
-
-def self_contained(backbone: str) -> str:
-    """The name of a backbone with the specification itself in place of its file, which checkpoints then do not need."""
-    if not backbone.startswith("searched:"):
-        return backbone
-    spec = read_spec(backbone.removeprefix("searched:"))
-    return "searched:" + json.dumps(spec.to_dict(), separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""What backbones share: layers under their published names, run stage by stage."""
+"""Base classes of the backbones: layers under their published names, run stage by stage."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from config import Config
+from utils.errors import UserError
+
 
 class Staged(nn.Module):
     """A backbone that runs stage by stage: images (B, 3, H, W) to the last feature map (B, C, h, w).
 
-    stages: names of the layers of each stage, in the order in which they run; stage_channels: the widths behind them.
-    `attention` holds modules to run after a stage, by its number: "1", "2", ...; it is empty until someone fills it.
+    stages: names of the layers of each stage, in the order in which they run; stage_channels: the widths after them.
+    `attention` holds modules that run after a stage, by its number: "1", "2", ...; it starts empty.
     """
 
     def __init__(self, stages: Sequence[Sequence[str]], stage_channels: Sequence[int]):
@@ -31,15 +34,15 @@ class Staged(nn.Module):
         return x
 
     def attend(self, number: int, maps: torch.Tensor) -> torch.Tensor:
-        """The map (B, C, h, w) of a stage, after the attention that belongs there, if any does."""
+        """The map (B, C, h, w) of a stage after its attention, if it has any."""
         return self.attention[str(number)](maps) if str(number) in self.attention else maps
 
 
 class Backbone(Staged):
-    """Layers of a torchvision network, under their own names, so torchvision's weights fit.
+    """Layers of a torchvision network, under their own names, so that torchvision's weights fit.
 
-    Stages are counted as ResNet's: the first ends at 1/4 of the image, each further one at half of that.
-    last_stride 1 takes the stride out of the last stage (Sun et al., PCB, ECCV 2018).
+    The stages are ResNet's: the first ends at 1/4 of the image size, each further one at half of that. last_stride 1
+    removes the stride of the last stage (Sun et al., PCB, ECCV 2018).
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class Backbone(Staged):
 
 
 def init_convolutions(net: nn.Module) -> None:
-    """Weights as He et al. (Delving Deep into Rectifiers, ICCV 2015) draw them, by the fan out; no bias."""
+    """Weights as in He et al. (Delving Deep into Rectifiers, ICCV 2015), by the fan out; biases 0."""
     for conv in (m for m in net.modules() if isinstance(m, nn.Conv2d)):
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         if conv.bias is not None:
@@ -62,13 +65,29 @@ def init_convolutions(net: nn.Module) -> None:
 
 
 def drop_stride(layer: nn.Module) -> None:
-    """Stride 1 in all convolutions of the layer, those of its shortcuts too; the map keeps its size then, because all
-    are padded by half their kernel."""
+    """Stride 1 in all convolutions of the layer, shortcuts included; all are padded, so the map keeps its size."""
     for conv in layer.modules():
         if isinstance(conv, nn.Conv2d):
             conv.stride = (1, 1)
 
 
 def cut(sequence: str, ends: Sequence[int]) -> list[list[str]]:
-    """Stages of a sequence called so, each up to the layer with that number and without it."""
+    """Stages of the nn.Sequential with that name; each ends before the layer with the number in `ends`."""
     return [[f"{sequence}.{i}" for i in range(*pair)] for pair in itertools.pairwise((0, *ends))]
+
+
+def refuse_last_stride_2(cfg: Config) -> None:
+    """Raises UserError for --last-stride 2, for a backbone that has no last stride."""
+    if cfg.model.last_stride != 1:
+        raise UserError(
+            f"--last-stride {cfg.model.last_stride} is not possible: {cfg.model.backbone} ends at 1/16; leave it out"
+        )
+
+
+def refuse_tiny_images(cfg: Config) -> None:
+    """Raises UserError where the map at 1/16 has one cell, whose instance norm would always be 0."""
+    if max(cfg.data.height, cfg.data.width) < 32:
+        raise UserError(
+            f"--backbone {cfg.model.backbone} normalises each image's map at 1/16 of its size, which has one cell with "
+            f"--height {cfg.data.height} --width {cfg.data.width}; give --height 32 or more, or another --backbone"
+        )

@@ -1,5 +1,5 @@
-"""LightMBN (Herzog et al., Lightweight Multi-Branch Network for Person Re-Identification, ICIP 2021), as its authors'
-code has it (jixunbo/LightMBN: model/lmbn_n.py on OSNet, model/lmbn_r.py on ResNet50)."""
+"""LightMBN (Herzog et al., Lightweight Multi-Branch Network for Person Re-Identification, ICIP 2021), as in the
+authors' code (jixunbo/LightMBN: model/lmbn_n.py on OSNet, model/lmbn_r.py on ResNet50)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from torchvision.models.resnet import Bottleneck
 
 from config import Config
 from model.backbones.osnet import OSBlock, OSNet
-from model.branches.drop import drop_top_rows
-from model.branches.split import Split
-from model.branches.stripes import stripes
+from model.branches.parts import Split, drop_top_rows, stripes
 from model.pooling import POOLING
 from model.reid import Branch, ReIDModel
 
-# the authors' pooling of each feature, in the order of the branches; what is no OSNet gets that of their ResNet50
+# the authors' pooling of each feature, in the order of the branches; all backbones but OSNets get that of ResNet50
 OSNET_POOLING = ("avg", "max", "max", "avg", "avg", "avg", "avg")
 RESNET_POOLING = ("max", "max", "max", "avg", "avg", "max", "max")
 
@@ -28,10 +26,10 @@ class LightMBN(ReIDModel):
     Seven features of 512 channels (--embedding-dim). Of the first copy's map, after one more block: the whole, and the
     same with its most active rows dropped (in training only). Of the second's: the whole, its upper and its lower half.
     Of the third's: the first and the second half of the channels, which share one reduction, with batch norm and ReLU;
-    the other five have a plain matrix each. All seven are classified and embedded, metric losses see the first three.
+    the other five have a linear layer each. All seven are classified and embedded, metric losses see the first three.
 
-    --pooling avg stands for the authors' choice of mean or maximum, as listed above; any other pools all seven. With a
-    ResNet, --last-stride 2 gives their strides. They take images of 384 × 128, and score flipped images too (--flip).
+    --pooling avg means the authors' choice of mean or maximum, as listed above; any other pools all seven. With a
+    ResNet, --last-stride 2 gives their strides. They use images of 384 × 128, and score flipped images too (--flip).
     Raises UserError for a backbone that cannot be split.
     """
 

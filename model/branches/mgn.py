@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from config import Config
-from model.branches.split import Split
-from model.branches.stripes import stripes
+from model.branches.parts import Split, stripes
 from model.pooling import POOLING
 from model.reid import Branch, ReIDModel, embedding
 
@@ -18,12 +17,12 @@ from model.reid import Branch, ReIDModel, embedding
 class MGN(ReIDModel):
     """Three copies of the backbone's end: one for the whole image, one for its halves, one for its thirds.
 
-    Eight features: the whole map of each copy, on which metric losses work too, then two halves, then three thirds,
-    which are only classified. Each is reduced to 256 channels (--embedding-dim) and has its own neck and classifier.
-    The paper takes images of 384 × 128, has a stride in the first copy's last stage (--last-stride 2, see `Split`),
-    pools by maximum (--pooling max), and classifies the three whole ones before their reduction, which fast-reid and we
-    do after it. fast-reid also puts the triplet loss on the halves and on the thirds, joined to one feature each.
-    Raises UserError for a backbone that cannot be split.
+    Eight features, each reduced to 256 channels (--embedding-dim) with its own neck and classifier: the whole map of
+    each copy, which metric losses see too, two halves and three thirds, which are only classified. The paper uses
+    images of 384 × 128, a stride in the first copy's last stage (--last-stride 2, see `Split`) and max pooling
+    (--pooling max), and classifies the whole maps before their reduction, which fast-reid and we do after it. fast-reid
+    also puts the triplet loss on the concatenated halves and thirds. Raises UserError for a backbone that cannot be
+    split.
     """
 
     def __init__(self, cfg: Config, num_classes: int):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from config import Config
-from model.branches.stripes import stripes
+from model.branches.parts import stripes
 from model.pooling import POOLING
 from model.reid import Branch, ReIDModel, embedding
 
@@ -17,11 +17,10 @@ from model.reid import Branch, ReIDModel, embedding
 class PCB(ReIDModel):
     """Six horizontal stripes of the last map, each pooled, reduced to 256 channels (--embedding-dim) and classified.
 
-    There is no global feature. The paper takes images of 384 × 128, whose stripes are four rows each, and trains on the
-    identity loss alone; here metric losses, where they are on, see each stripe. Each stripe has its own reduction: the
-    authors' released code shares one, but separate ones do better (mAP on Market-1501 78.5 against 73.3 in
-    huanghoujing/beyond-part-models; paper: 77.3). The paper's test features are those before the reduction: with them
-    the embedding would be 12,288 wide.
+    There is no global feature. The paper uses images of 384 × 128, whose stripes are four rows each, and the identity
+    loss alone; here metric losses, if any, see each stripe. Each stripe has its own reduction: the authors' code shares
+    one, but separate ones do better (mAP on Market-1501 78.5 against 73.3 in huanghoujing/beyond-part-models; paper:
+    77.3). The paper tests on the features before the reduction, an embedding of 12,288 numbers.
     """
 
     parts = 6

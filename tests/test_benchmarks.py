@@ -1,0 +1,123 @@
+"""Benchmarks: the generated features, the classic baselines against the references, each task once, and the tables."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import reference
+import torch
+from helpers import ROOT, program, refused, save_model
+
+import benchmarks.models
+import benchmarks.run
+from benchmarks import classic_loops, classic_scoring, features, tables
+from config import Config
+from loss import batch_hard_triplet
+from utils.errors import UserError
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Contenders run here: starting Python and torch for each takes seconds."""
+
+    def measure(args: list[str], contender: str) -> dict:
+        return json.loads(program("benchmarks/run.py", *args, "--contender", contender).stdout.splitlines()[-1])
+
+    monkeypatch.setattr(benchmarks.run, "in_fresh_process", measure)
+    monkeypatch.setattr(benchmarks.models, "MATMUL", {"cpu": (64, 1)})
+
+    def run(*args: object) -> None:
+        monkeypatch.setattr(sys, "argv", ["benchmarks/run.py", *map(str, args)])
+        benchmarks.run.main()
+
+    return run
+
+
+def test_generated_features_have_the_counts_of_the_dataset_and_score_like_a_trained_models():
+    for name in ("tiny", "market", "msmt17"):
+        size, (qp, gp, qc, gc) = features.SIZES[name], features.make_ids(features.SIZES[name])
+        assert (len(qp), len(gp)) == (size.queries, size.gallery) and (gp == 0).sum() == size.distractors
+        assert set(qp) == set(gp) - {0} == set(range(1, size.identities + 1)) and set(qc) == set(gc)
+        images, here = Counter(gp), Counter(zip(gp, gc, strict=True))
+        queries = list(zip(qp, qc, strict=True))
+        assert len(set(queries)) == len(queries) and all(images[p] > here[p, c] for p, c in queries)
+    data, again = (features.make_data(features.SIZES["tiny"], "clustered", 48, True) for _ in range(2))
+    assert torch.equal(data.gallery, again.gallery) and data.query.norm(dim=1).allclose(torch.ones(60))
+    qp, gp, qc, gc = features.make_ids(features.SIZES["market"])
+    query = features.make_features(qp[::40], qc[::40], "clustered", 256, False, features.QUERY_STREAM).numpy()
+    gallery = features.make_features(gp, gc, "clustered", 256, False, features.GALLERY_STREAM).numpy()
+    distance = classic_scoring.distances(query, gallery, "cosine")
+    assert 0.7 < classic_scoring.evaluate(distance, qp[::40], gp, qc[::40], gc)[0] < 0.9
+
+
+def test_numpy_scores_and_re_ranking_are_those_of_the_references():
+    rng = np.random.default_rng(0)
+    for distance in (rng.random((9, 40)), rng.integers(0, 3, (9, 40)), np.ones((9, 40))):
+        ids = tuple(rng.integers(0, top, n) for top in (6, 3) for n in (9, 40))
+        expected = reference.evaluation(distance, *ids)
+        mAP, mINP, cmc = classic_scoring.evaluate(distance.astype(np.float32), *ids)
+        assert (mAP, mINP) == pytest.approx((expected.mAP, expected.mINP)) and np.allclose(cmc, expected.cmc)
+    rows = (2 * rng.normal(size=(6, 8))[rng.integers(0, 6, 70)] + rng.normal(size=(70, 8))).astype(np.float32)
+    for k1, k2, lambda_value in ((20, 6, 0.3), (5, 1, 0.0), (500, 500, 0.5)):
+        expected = reference.k_reciprocal(torch.from_numpy(rows), 12, k1, k2, lambda_value)
+        for version in (classic_scoring.k_reciprocal, classic_scoring.published_k_reciprocal):
+            np.testing.assert_allclose(version(rows[:12], rows[12:], k1, k2, lambda_value), expected, atol=1e-5)
+
+
+def test_the_classic_loss_is_ours():
+    torch.manual_seed(0)
+    logits, rows, labels = torch.randn(12, 5), torch.randn(12, 16), torch.tensor([4, 0, 2]).repeat_interleave(4)
+    expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1) + batch_hard_triplet(rows, labels)
+    torch.testing.assert_close(classic_loops.loss_of(Config(), logits, rows, labels), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_every_task_runs_and_its_outcomes_agree(in_this_process, tiny, tmp_path):
+    data, size = ("--dataset", "demo", "--data-root", tiny.data.data_root), ("--height", 32, "--width", 16)
+    tasks = {
+        "eval": ("--size", "tiny", "--width", 64), "rerank": ("--size", "tiny", "--width", 64, "--metric", "euclidean"),
+        "data": (*data, *size, "--batch-size", 8, "--repeats", 1),
+        "train": (*data, *size, "--batch-size", 8, "--backbone", "resnet18", "--epochs", 2, "--workers", 0,
+                  "--train-ids", 4, "--skip", "compiled", "unfused", "contiguous"),
+        "extract": (*data, "--checkpoint", save_model(tiny), "--batch-size", 16, "--workers", 1),
+        "search": ("--size", "small", "--width", 32, "--inner", 8, "--queries", 20),
+    }  # fmt: skip
+    for task, options in tasks.items():
+        file = tmp_path / f"benchmark_{task}.json"
+        in_this_process(task, *options, "--save", file)
+        result = json.loads(file.read_text())
+        assert result["differences"] and {"hardware", "commit", "torch", "command", "threads"} <= result.keys()
+        assert all("not_run" in row or row["seconds"] > 0 for row in result["rows"])
+        assert all("not_run" in row or row.get("peak_mb", 1) > 0 for row in result["rows"])
+    assert len(tables.read_results(tmp_path)) == 6
+    for args in (("eval", "--skip", "nobody"), ("nothing",), ("rerank", "--contender", "nobody")):
+        refused(program("benchmarks/run.py", *args), args[-1])
+
+
+def test_a_contender_has_a_process_of_its_own_and_one_that_dies_is_named(monkeypatch):
+    row = benchmarks.run.in_fresh_process(["eval", "--size", "tiny", "--width", "64"], "ours")
+    assert row["seconds"] > 0 and row["scores"]["mAP"] > 0.5
+    for code, words in ((-9, "out of memory"), (1, "failed")):
+        died = subprocess.CompletedProcess([], code, "")
+        monkeypatch.setattr(benchmarks.run.subprocess, "run", lambda *_args, died=died, **_options: died)
+        with pytest.raises(UserError, match=f"ours .*{words}"):
+            benchmarks.run.in_fresh_process(["eval"], "ours")
+
+
+def test_tables_are_those_of_the_page_and_damaged_results_are_refused(tmp_path):
+    assert program("benchmarks/tables.py", "--check").returncode == 0
+    text = tables.table(tables.read_results(ROOT / "results"))
+    assert (
+        "| rerank, market, clustered, cosine | ours | 5.11 | 10.2 | 0.601 | 5.63 | 10.7 | 982 | 263 | 99.96 |" in text
+    )
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{tables.START}\nold\n{tables.END}\nafter\n")
+    where = ("--page", page, "--results", tmp_path)
+    refused(program("benchmarks/tables.py", *where, "--check"), page)
+    assert program("benchmarks/tables.py", *where).returncode == 0 and "Not measured yet." in page.read_text()
+    (tmp_path / "benchmark_x.json").write_text('{"rows": [{"contender": "ours"}]}')
+    refused(program("benchmarks/tables.py", *where), "benchmark_x.json")

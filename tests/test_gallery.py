@@ -1,0 +1,681 @@
+"""Gallery search: nearest neighbours, thresholds, the index on the disk, and its programs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import write_tree
+from helpers import program, refused, save_model
+from PIL import Image
+from torch.nn.functional import normalize
+
+from config import Config
+from processor import FeatureExtractor
+from processor.checkpoint import save_checkpoint
+from tools.gallery import answer, engines
+from tools.gallery import index as indexes
+from tools.gallery import threshold as thresholds
+from tools.gallery.answer import Hit, draw_answer, hit_table
+from tools.gallery.engines import ENGINES, build_engine, nearest, read_engine, remove_from_engine, search_engine
+from tools.gallery.index import add, changing, locked, make_index, read_index, remove, rows_named
+from tools.gallery.threshold import STEPS, count_pairs, find_thresholds
+from utils.errors import Stopped, UserError
+
+KINDS = ("exact", *ENGINES)
+CPU = torch.device("cpu")
+
+
+def unit(rows: int, width: int, seed: int = 0) -> torch.Tensor:
+    return normalize(torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)))
+
+
+# ---- nearest neighbours
+
+
+def test_the_nearest_rows_are_those_of_a_full_sort(monkeypatch):
+    monkeypatch.setattr(engines, "MIN_ROWS", 1)
+    shapes = [(1, 1, 1), (1, 7, 3), (5, 100, 10), (3, 50, 50), (70, 2000, 9), (2, 3, 99), (2, 0, 5), (0, 3, 2)]
+    for block in (1, 1 << 10, 1 << 22):
+        monkeypatch.setattr(engines, "BLOCK", block)
+        for queries, rows, k in shapes:
+            query, gallery = unit(queries, 16), unit(rows, 16, seed=1)
+            value, index = nearest(query, gallery, k)
+            product = query.double() @ gallery.double().T
+            order = product.argsort(dim=1, descending=True, stable=True)[:, :k]
+            assert torch.equal(index, order) and value.dtype == torch.float32
+            torch.testing.assert_close(value.double(), product.gather(1, order), atol=1e-6, rtol=0)
+        equal = torch.eye(2).repeat(15, 1)  # equal rows come in their order, each once
+        value, index = nearest(torch.tensor([[1.0, 0.0]] * 4), equal, 30)
+        assert index.tolist() == [[*range(0, 30, 2), *range(1, 30, 2)]] * 4
+        assert value.tolist() == [[1.0] * 15 + [0.0] * 15] * 4
+
+
+@pytest.fixture(scope="module")
+def rows() -> np.ndarray:
+    """Twenty clusters of fifty."""
+    pytest.importorskip("faiss")
+    return normalize(unit(20, 24).repeat_interleave(50, 0) + 0.1 * unit(1000, 24, seed=1) * 24**0.5).numpy()
+
+
+def recall(found: np.ndarray, rows: np.ndarray, query: np.ndarray) -> float:
+    truth = nearest(torch.from_numpy(query), torch.from_numpy(np.ascontiguousarray(rows)), found.shape[1])[1].numpy()
+    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, truth, strict=True)]))
+
+
+def test_engines_find_what_exact_search_finds(rows, tmp_path):
+    import faiss
+
+    least = {"flat": 0.9999, "ivf": 0.9, "hnsw": 0.95}
+    for kind in ENGINES:
+        ids = np.arange(1000) * 3 + 5
+        value, row = search_engine(build_engine(kind, rows, ids), rows[:100], 10, ids)
+        assert recall(row, rows, rows[:100]) > least[kind], kind
+        np.testing.assert_allclose(value, (rows[:100, None] * rows[row]).sum(2), atol=1e-5)
+        assert (row[:, 0] == np.arange(100)).all() and (np.diff(value) <= 0).all()
+        for removed in (1, 500, 990):
+            engine = build_engine(kind, rows[:600], np.arange(600))
+            engine.add_with_ids(rows[600:], np.arange(600, 1000))
+            gone = np.random.default_rng(0).permutation(1000)[:removed]
+            remove_from_engine(engine, gone)
+            faiss.write_index(engine, str(tmp_path / "e.faiss"))
+            ids = np.setdiff1d(np.arange(1000), gone)
+            value, row = search_engine(read_engine(tmp_path / "e.faiss", 24), rows[:50], 5, ids)
+            assert recall(row, rows[ids], rows[:50]) > 0.9, (kind, removed)
+            np.testing.assert_allclose(value, (rows[:50, None] * rows[ids][row]).sum(2), atol=1e-5)
+        for size in (1, 2, 40, 200):  # of few rows, all are found
+            ids = np.arange(size)
+            _, row = search_engine(build_engine(kind, rows[:size], ids), rows[:3], 500, ids)
+            assert (np.sort(row, 1) == ids).mean() > 0.95 and row.shape == (3, size)
+    many = engines.HNSW_CANDIDATES * 4
+    assert (search_engine(build_engine("hnsw", rows, np.arange(1000)), rows[:3], many, np.arange(1000))[1] >= 0).all()
+
+
+def test_bad_engines_are_refused(rows, tmp_path, monkeypatch):
+    import faiss
+
+    (tmp_path / "a.faiss").write_bytes(b"hello, this is no index")
+    faiss.write_index(build_engine("flat", rows, np.arange(1000)), str(tmp_path / "b.faiss"))
+    faiss.write_index(faiss.IndexFlatIP(24), str(tmp_path / "c.faiss"))
+    for name, width in (("a.faiss", 24), ("b.faiss", 25), ("c.faiss", 24)):
+        with pytest.raises(UserError, match=name):
+            read_engine(tmp_path / name, width)
+    with pytest.raises(UserError, match="--engine ivf"):
+        build_engine("ivf", rows[:0], np.arange(0))
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match="pip install faiss-cpu"):
+        build_engine("flat", rows, np.arange(1000))
+
+
+# ---- thresholds
+
+
+def pairs_by_hand(query, gallery, qp, gp, qc, gc) -> tuple[np.ndarray, np.ndarray]:
+    same, others = [], []
+    for i, a in enumerate(query):
+        for j, b in enumerate(gallery):
+            cosine = float((a.double() * b.double()).sum())
+            if qp[i] != gp[j]:
+                others.append(cosine)
+            elif qc[i] != gc[j]:
+                same.append(cosine)
+    return np.array(same), np.array(others)
+
+
+def test_thresholds_are_those_of_all_pairs_one_by_one(monkeypatch):
+    rng = np.random.default_rng(3)
+    ids = [rng.integers(0, most, size) for most in (8, 3) for size in (40, 90)]
+    pairs = (unit(40, 6), unit(90, 6, seed=1), *ids)
+    same, others = pairs_by_hand(*pairs)
+    for block in (1, 500, 1 << 22):
+        monkeypatch.setattr(thresholds, "BLOCK", block)
+        counter = count_pairs(*pairs)
+        assert counter.number.tolist() == [len(same), len(others)]
+        for value, tpr, fpr in find_thresholds(counter).values():
+            assert tpr == pytest.approx((same >= value).mean(), abs=2 / len(same))
+            assert fpr == pytest.approx((others >= value).mean(), abs=2 / len(others))
+        (_, tpr, fpr), at_fpr = find_thresholds(counter).values()
+        assert abs(fpr - (1 - tpr)) < 3 / min(len(same), len(others))
+        assert at_fpr.fpr <= 1e-3 < (others >= at_fpr.value - 2 / STEPS).mean() + 1 / len(others)
+        median = -float(counter.thresholds[counter.quantile(0, 0.5)])
+        assert median == pytest.approx(np.median(same), abs=2 / STEPS + np.diff(np.sort(same)).max())
+    two, one = np.array([1, 2]), np.array([1, 1])
+    for wrong, words in (
+        ((two, two, two, two), "of one person under two cameras"),
+        ((one, one, one, two + 5), "of different people"),
+        ((one[:1], one, one, one), "query_pids"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            count_pairs(unit(2, 4), unit(2, 4), *wrong)
+
+
+# ---- the index, with features from the bytes of the files
+
+
+class Fake:
+    """Stands for a FeatureExtractor; counts the pictures, and stops by Ctrl-C after `stop_after` of them."""
+
+    fingerprint, flip, half, width, checkpoint = "0123", False, False, 6, Path("fake.pth")
+
+    def __init__(self, stop_after: int = 10**9, **changes):
+        self.read, self.stop_after = 0, stop_after
+        self.__dict__.update(changes)
+
+    @staticmethod
+    def feature(data: bytes) -> np.ndarray:
+        return unit(1, 6, seed=zlib.crc32(data)).numpy()
+
+    def batches(self, pictures, bad):
+        for place, path in enumerate(pictures):
+            if self.read == self.stop_after:
+                raise KeyboardInterrupt
+            if (data := Path(path).read_bytes()) == b"bad":
+                bad[place] = f"{path} is bad"
+            else:
+                self.read += 1
+                yield [place], torch.from_numpy(self.feature(data))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Seven files, one of them unreadable."""
+    for name in ("a.png", "b $x_1$.png", "below/c.png", "below/d.png", "e.png", "f.png", "g.png"):
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_bytes(name.encode())
+    (tmp_path / "folder" / "g.png").write_bytes(b"bad")
+    return tmp_path / "folder"
+
+
+def check(index: Path, folder: Path, expected: set[str] | None = None) -> None:
+    """The index is whole, and each picture has its features; ids are in order."""
+    index = read_index(index)
+    assert np.array_equal(np.load(index.directory / index.about["features"])[: len(index)], index.features)
+    for file, feature in zip(index.files, index.features, strict=True):
+        data = (folder / file.path).read_bytes()
+        assert np.array_equal(feature, Fake.feature(data)[0]), file.path
+        for exact in (True, False):
+            (value,), (row,) = index.search(torch.from_numpy(Fake.feature(data)), 1, exact)
+            assert value[0] == pytest.approx(1, abs=1e-5) and index.files[row[0]].path == file.path
+    assert (np.diff(index.ids) > 0).all() and expected in (None, {file.path for file in index.files})
+
+
+GOOD = {"a.png", "b $x_1$.png", "below/c.png", "below/d.png", "e.png", "f.png"}
+
+
+def test_added_and_removed_is_as_indexed_at_once(folder, tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+    more = tmp_path / "more"
+    for kind in KINDS:
+        index = tmp_path / kind
+        make_index(Fake(), [folder], index, kind)
+        check(index, folder, GOOD)
+        assert read_index(index).files == sorted(read_index(index).files)
+        with monkeypatch.context() as patch:
+            patch.setattr(indexes, "build_engine", lambda *args: pytest.fail("rebuilt"))
+            more.mkdir()
+            for number in range(8):
+                (more / f"{number}.png").write_bytes(b"%d" % number)
+            (more / "a.txt").write_text("no picture")
+            with changing(index) as opened:
+                add(opened, Fake(), [more, folder / "a.png", folder / "g.png"])
+            with changing(index) as opened:
+                remove(opened, ["a.png", str(folder / "below"), "../more/3.png"])
+            (folder / "e.png").write_bytes(b"another picture")
+            (more / "5.png").write_bytes(b"bad")  # what cannot be read any more stays as it was
+            with changing(index) as opened:
+                add(opened, extractor := Fake(), [folder, more])
+            assert extractor.read == 5
+            (more / "5.png").write_bytes(b"5")
+        check(index, folder, GOOD | {f"../more/{number}.png" for number in range(8)})
+        assert sorted(read_index(index).ids) == [1, 5, 6, 7, 8, *range(10, 19)]
+        with changing(index) as opened:
+            remove(opened, [str(folder), str(more)])
+        assert len(read_index(index)) == 0
+        with changing(index) as opened:
+            add(opened, Fake(), [folder / "a.png"])
+        check(index, folder, {"a.png"})
+        assert read_index(index).ids == [19]
+        make_index(Fake(), [folder], index, kind)
+        check(index, folder, GOOD)
+        assert len(list(index.glob("[!.]*"))) == 2 + (kind != "exact")
+        shutil.rmtree(more)
+        (folder / "e.png").write_bytes(b"e.png")
+
+
+def test_names_of_pictures_and_folders(folder, monkeypatch):
+    files = ["a.jpg", "b.jpg", "below/c.jpg", "../b.jpg"]
+    for name, expected in (
+        ("below", [2]),
+        ("below/", [2]),
+        (str(folder / "below" / "c.jpg"), [2]),
+        (str(folder), [0, 1, 2]),
+        ("belo", []),
+        ("a", []),
+        ("", []),
+        ("folder/a.jpg", [0]),
+    ):
+        monkeypatch.chdir(folder.parent)
+        assert rows_named(files, folder, name) == expected
+
+
+def test_what_was_computed_before_a_stop_is_not_computed_again(folder, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("faiss")
+    index = tmp_path / "i"
+    with pytest.raises(Stopped, match="0 of 7 are kept"):
+        make_index(Fake(stop_after=0), [folder], index)
+    with pytest.raises(Stopped, match="4 of 7 are kept, the same command continues"):
+        make_index(Fake(stop_after=4), [folder], index, "hnsw")
+    check(index, folder, {"a.png", "b $x_1$.png", "below/c.png", "below/d.png"})
+    assert not read_index(index).about["complete"]
+    (folder / "a.png").write_bytes(b"another picture")
+    make_index(extractor := Fake(), [folder], index, "hnsw")
+    check(index, folder, GOOD)
+    assert extractor.read == 3 and read_index(index).about["complete"]
+    for number in range(3):
+        (folder / f"h{number}.png").write_bytes(b"%d" % number)
+    with changing(index) as opened, pytest.raises(Stopped):
+        add(opened, Fake(stop_after=2), [folder])
+    check(index, folder, GOOD | {"h0.png", "h1.png"})
+    (folder / "f.png").unlink()
+    (folder / "e.png").write_bytes(b"another")
+    make_index(extractor := Fake(), [folder], index)
+    check(index, folder, GOOD - {"f.png"} | {"h0.png", "h1.png", "h2.png"})
+    assert extractor.read == 2 and "engine" not in read_index(index).about
+    # a kill leaves what was saved last, and more rows than that
+    for name in ("x1.png", "x2.png"):
+        (folder / name).write_bytes(name.encode())
+    monkeypatch.setattr(indexes, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(
+        Fake, "feature", staticmethod(lambda data, real=Fake.feature: real(data) if data != b"x2.png" else 1 / 0)
+    )
+    with pytest.raises(ZeroDivisionError):
+        make_index(Fake(), [folder], index)
+    with open(index / read_index(index).about["features"], "ab") as file:
+        file.write(b"half a row")
+    assert "x1.png" in {file.path for file in read_index(index).files}
+    check(index, folder)
+
+
+def test_an_index_of_another_model_or_folder_is_replaced_when_the_new_one_is_saved(folder, tmp_path):
+    index = tmp_path / "i"
+    made = make_index(Fake(), [folder], index)
+    made.about["threshold"] = {"value": 0.5}
+    made.save()
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    for extractor, place, kept in (
+        (Fake(), folder, True),
+        (Fake(), other, True),
+        (Fake(flip=True), other, False),
+        (Fake(half=True), other, False),
+        (Fake(fingerprint="4567", width=6), other, False),
+    ):
+        before = extractor.read
+        make_index(extractor, [place], index)
+        check(index, place, GOOD)
+        assert ("threshold" in read_index(index).about) == kept
+        assert extractor.read - before == (0 if place == folder else 6)
+    (other / "none").mkdir()
+    (other / "none" / "a.png").write_bytes(b"bad")
+    with pytest.raises(UserError, match="none of the pictures can be read"):
+        make_index(Fake(), [other / "none"], index)
+    with pytest.raises(Stopped):
+        make_index(Fake(stop_after=0), [folder], index)
+    check(index, other, GOOD)
+
+
+def test_a_stop_at_any_moment_leaves_the_old_index_or_the_new_one(folder, tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+
+    def stopping(real, left: list[int]):
+        def stop(*args, **options):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return real(*args, **options)
+
+        return stop
+
+    def adding(index: Path) -> None:
+        with changing(index) as opened:
+            add(opened, Fake(), [folder / "e.png", folder / "f.png"])
+
+    def removing(index: Path) -> None:
+        with changing(index) as opened:
+            remove(opened, ["a.png"])
+
+    make_index(Fake(), [folder / "a.png", folder / "below" / "c.png"], tmp_path / "hnsw", "hnsw")
+    make_index(Fake(), [folder / "a.png", folder / "below" / "c.png"], tmp_path / "exact")
+    for kind in ("hnsw", "exact"):
+        for change in (adding, removing, lambda index: make_index(Fake(), [folder], index, "ivf")):
+            finished = False
+            for stop_at in range(50):
+                index = tmp_path / "copy"
+                shutil.copytree(tmp_path / kind, index)
+                left = [stop_at]
+                with monkeypatch.context() as patch:
+                    for name in ("fsync", "replace"):
+                        patch.setattr(os, name, stopping(getattr(os, name), left))
+                    patch.setattr(Path, "write_bytes", stopping(Path.write_bytes, left))
+                    try:
+                        change(index)
+                        finished = True
+                    except KeyboardInterrupt:
+                        pass
+                check(index, folder)
+                with suppress(UserError):  # it can be done again, unless it was done
+                    change(index)
+                check(index, folder)
+                shutil.rmtree(index)
+                if finished:
+                    break
+            assert finished and stop_at > 3
+
+
+def test_damage_is_found_and_named(folder, tmp_path):
+    pytest.importorskip("faiss")
+    make_index(Fake(), [folder], whole := tmp_path / "whole", "flat")
+    query = torch.from_numpy(Fake.feature(b"a.png"))
+    rng = np.random.default_rng(0)
+    for name in ("index.json", "features.npy", "engine.faiss"):
+        data = (whole / name).read_bytes()
+        ways = [b"", b"words", data[:-1], data[: len(data) // 2]]
+        for place in (*rng.integers(0, len(data), 30), 0, len(data) - 1):
+            if name != "features.npy" or place >= 128 or data[place : place + 1] != b" ":  # padding says nothing
+                ways.append(data[:place] + bytes([data[place] ^ 1 << rng.integers(8)]) + data[place + 1 :])
+        for damaged in ways:
+            index = tmp_path / "index"
+            shutil.copytree(whole, index)
+            (index / name).write_bytes(damaged)
+            with pytest.raises(UserError, match=re.escape(str(index / name))) as caught:
+                read_index(index).search(query, 3, exact=name == "features.npy")
+            assert "\n" not in str(caught.value)
+            if name != "index.json":  # nor is it copied to a new file with a checksum that fits
+                before = (index / "index.json").read_bytes()
+                with pytest.raises(UserError), changing(index) as opened:
+                    remove(opened, ["a.png"])
+                assert (index / "index.json").read_bytes() == before
+            if name == "engine.faiss":
+                check_rows = read_index(index).search(query, 3, exact=True)[1]
+                assert read_index(index).files[check_rows[0][0]].path == "a.png"
+            shutil.rmtree(index)
+    for name in ("features.npy", "engine.faiss"):
+        shutil.copytree(whole, index)
+        (index / name).unlink()
+        with pytest.raises(UserError, match=name):
+            read_index(index).search(query, 3, exact=name == "features.npy")
+        shutil.rmtree(index)
+    other = read_index(whole)
+    other.about["format"] = "PlainReID index 3"
+    other.save()
+    with pytest.raises(UserError, match="index 3"):
+        read_index(whole)
+
+
+def test_what_cannot_be_indexed_is_refused_and_left_alone(folder, tmp_path, monkeypatch):
+    (tmp_path / "old.idx").write_bytes(b"PK of an older version")
+    (tmp_path / "empty").mkdir()
+    for places, output, words in (
+        ([folder], tmp_path / "old.idx", "old.idx"),
+        ([folder], folder, "folder"),
+        ([tmp_path / "empty"], tmp_path / "i", "empty"),
+        ([tmp_path / "none"], tmp_path / "i", "none"),
+        ([folder / "g.png"], tmp_path / "i", "none of the pictures"),
+    ):
+        with pytest.raises(UserError, match=words):
+            make_index(Fake(), places, output)
+    assert (tmp_path / "old.idx").read_bytes().startswith(b"PK") and sorted(os.listdir(folder))[0] == "a.png"
+    for bad in ("old.idx", "empty", "none"):
+        with pytest.raises(UserError, match=bad), changing(tmp_path / bad):
+            pass
+    assert not (tmp_path / "none").exists()
+    make_index(Fake(), [folder], tmp_path / "i")
+    with locked(tmp_path / "i"):
+        for change in (
+            lambda: make_index(Fake(), [folder], tmp_path / "i"),
+            lambda: changing(tmp_path / "i").__enter__(),
+        ):
+            with pytest.raises(UserError, match="another program is writing"):
+                change()
+    check(tmp_path / "i", folder, GOOD)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
+    (folder / "h.png").write_bytes(b"h")
+    with pytest.raises(OSError, match="No space"):
+        make_index(Fake(), [folder], tmp_path / "i")
+    check(tmp_path / "i", folder, GOOD)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match="pip install faiss-cpu"):
+        make_index(Fake(), [folder], tmp_path / "i", "hnsw")
+
+
+# ---- the programs, with a model
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """log/demo/last.pth of an untrained model, data/demo, crops (three pictures, one of them below, one that is cut
+    short, and a text) and their index g."""
+    base = tmp_path_factory.mktemp("saved")
+    write_tree(base / "data" / "demo")
+    small = {"backbone": "mobilenet_v2", "weights": "none", "height": 32, "width": 16}
+    save_model(Config(dataset="demo", data_root=str(base / "data"), log_dir=str(base / "log"), **small))
+    gallery = base / "data" / "demo" / "bounding_box_test"
+    (base / "crops" / "below").mkdir(parents=True)
+    for name, source in (("a.jpg", "0007_c1s1_000000_00"), ("b $x_1$.jpg", "0008_c1s1_000000_00"),
+                         ("below/c.jpg", "0009_c2s1_000001_00")):  # fmt: skip
+        shutil.copy(gallery / f"{source}.jpg", base / "crops" / name)
+    (base / "crops" / "cut.jpg").write_bytes((base / "crops" / "a.jpg").read_bytes()[:200])
+    (base / "crops" / "notes.txt").write_text("notes")
+    return base
+
+
+@pytest.fixture
+def base(saved, tmp_path: Path) -> Path:
+    return shutil.copytree(saved, tmp_path / "base")
+
+
+@pytest.fixture(autouse=True)
+def drawings(monkeypatch) -> list:
+    """Arguments of drawings, which take longer than all the rest and are not made."""
+    drawings = []
+    monkeypatch.setattr(answer, "draw_answer", lambda *args: drawings.append(args))
+    return drawings
+
+
+def search(base: Path, command: str, *args: object):
+    """The program, with the run and the data of `base`."""
+    where = ["--log-dir", base / "log", "--index" if command != "index" else "--output", base / "g"]
+    where += ["--data-root", base / "data"] if command in ("index", "ask", "threshold") else []
+    return program("tools/search.py", command, *args, *where)
+
+
+def done(base: Path, command: str, *args: object) -> str:
+    """What it prints, if all went well."""
+    shown = search(base, command, *args)
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout
+
+
+def listed(shown: str) -> list[tuple[float, str]]:
+    """(similarity, picture) of each line of a table of hits."""
+    lines = re.findall(r"^ *\d+ +(-?\d\.\d{3})  (?:(?:yes|no) +)?(.+)$", shown, re.MULTILINE)
+    return [(float(similarity), name) for similarity, name in lines]
+
+
+def test_indexed_pictures_are_found_by_their_cosine(base, drawings):
+    crops, query = base / "crops", base / "data" / "demo" / "query"
+    shown = done(base, "index", crops)
+    assert "left out: 1" in shown and "cut.jpg is cut short" in shown
+    names = ["a.jpg", "b $x_1$.jpg", "below/c.jpg"]
+    features = FeatureExtractor(base / "log" / "demo", device="cpu")([crops / name for name in names]).double()
+    for pictures, top in (([0], 10), ([1], 2), ([0, 2], 3)):
+        mean = features[pictures].sum(0)
+        cosine = (features @ (mean / mean.norm())).tolist()
+        expected = sorted(zip(cosine, names, strict=True), reverse=True)[:top]
+        found = listed(done(base, "ask", *(crops / names[i] for i in pictures), "--top", top))
+        assert [name for _, name in found] == [name for _, name in expected]
+        assert [s for s, _ in found] == pytest.approx([s for s, _ in expected], abs=6e-4)
+    assert drawings[0][0] == base / "answer_a.png" and drawings[0][2][0].path == crops / "a.jpg"
+    assert "added: 12, replaced: 0" in done(base, "add", query)
+    assert "removed: 1;" in done(base, "remove", "a.jpg")
+    assert listed(done(base, "ask", query / "0007_c1s1_000090_00.jpg"))[0] == (
+        1.0,
+        "../data/demo/query/0007_c1s1_000090_00.jpg",
+    )
+    # paths with .. are found from a folder that is gone, or a link
+    shutil.move(crops, base / "moved")
+    done(base, "ask", query / "0007_c1s1_000090_00.jpg")
+    assert drawings[-1][2][0].path == query / "0007_c1s1_000090_00.jpg"
+    done(base, "remove", crops)
+    refused(search(base, "ask", base / "gone.jpg"), "gone.jpg")
+    done(base, "remove", query)
+    refused(search(base, "ask", query / "0007_c1s1_000090_00.jpg"), "is empty")
+
+
+def test_without_arguments_the_runs_gallery_is_indexed_and_its_first_query_asked(base, drawings, monkeypatch):
+    monkeypatch.chdir(base)
+    monkeypatch.setenv("REID_DATA", "data")
+    shown = program("tools/search.py")
+    assert shown.returncode == 0, shown.stderr
+    assert len(listed(shown.stdout)) == 10 and "0007_c1s1_000090_00.jpg: 10 of 25 pictures" in shown.stdout
+    assert drawings[0][0] == Path("log/demo/answer_0007_c1s1_000090_00.png")
+    assert len(read_index("log/demo/gallery")) == 25  # junk is no part of it
+    (base / "data").rename(base / "elsewhere")
+    monkeypatch.setenv("REID_DATA", "elsewhere")
+    assert "pictures in log/demo/gallery: 25, of which computed now: 25" in program("tools/search.py").stdout
+
+
+def test_an_index_asks_as_it_was_made_and_only_with_its_model(base):
+    asked = base / "crops" / "a.jpg"
+    done(base, "index", base / "crops", "--flip", "--half", "--engine", "hnsw")
+    assert listed(done(base, "ask", asked, "--exact"))[0] == (pytest.approx(1, abs=2e-3), "a.jpg")
+    assert listed(done(base, "ask", asked))[0][1] == "a.jpg"
+    done(base, "add", base / "data" / "demo" / "query")
+    flipped = FeatureExtractor(base / "log" / "demo", device="cpu", flip=True, half=True)
+    index = read_index(base / "g")
+    expected = flipped([base / "crops" / file.path for file in index.files]).numpy()
+    np.testing.assert_allclose(index.features, expected, atol=1e-2)
+    (base / "log" / "demo" / "last.pth").rename(base / "moved.pth")
+    refused(search(base, "ask", asked), "last.pth", "--checkpoint")
+    assert listed(done(base, "ask", asked, "--checkpoint", base / "moved.pth"))[0][1] == "a.jpg"
+    state = torch.load(base / "moved.pth", weights_only=True)
+    state["model"]["branches.0.neck.running_mean"] += 0.1
+    save_checkpoint(base / "log" / "other" / "last.pth", state)
+    for command, what in (("ask", [asked]), ("add", [base / "data"]), ("threshold", [])):
+        refused(search(base, command, *what, "--checkpoint", "other"), base / "g", "another model", "--checkpoint")
+
+
+def test_bad_input_is_one_sentence_and_changes_nothing(base):
+    crops = base / "crops"
+    done(base, "index", crops)
+    before = (base / "g" / "index.json").read_bytes()
+    for command, *args in (
+        ("ask", crops / "gone.jpg"),
+        ("ask", crops / "cut.jpg"),
+        ("ask", crops / "notes.txt"),
+        ("ask", crops),
+        ("ask", crops / "a.jpg", "--top", "0"),
+        ("ask", crops / "a.jpg", "--batch-size", "0"),
+        ("ask", crops / "a.jpg", "--checkpoint", "nobody"),
+        ("add",),
+        ("add", base / "nowhere"),
+        ("remove",),
+        ("remove", "a.jpg", "nobody.jpg"),
+        ("threshold", "nothing"),
+        ("index", crops, "--engine", "nothing"),
+    ):
+        refused(search(base, command, *args), Path(args[-1]).name if args else "no picture is named")
+    assert (base / "g" / "index.json").read_bytes() == before
+    refused(program("tools/search.py", "asked"), "asked")
+    shutil.rmtree(base / "log")
+    refused(program("tools/search.py", "index", crops, "--log-dir", base / "log"), "log")
+
+
+def test_a_threshold_is_found_stored_and_used(base):
+    asked = base / "crops" / "a.jpg"
+    done(base, "index", base / "crops")
+    shown = done(base, "threshold")
+    extractor = FeatureExtractor(base / "log" / "demo", device="cpu")
+    sides = [sorted((base / "data" / "demo" / f).glob("0*.jpg")) for f in ("query", "bounding_box_test")]
+    (qp, gp), (qc, gc) = ([[int(p.name[a:b]) for p in side] for side in sides] for a, b in ((0, 4), (6, 7)))
+    same, others = pairs_by_hand(*(extractor(side) for side in sides), qp, gp, qc, gc)
+    assert f"{len(same):,} pairs of one person" in shown and f"{len(others):,} pairs of different people" in shown
+    stored = read_index(base / "g").about["threshold"]
+    assert stored["rule"] == "FPR 0.001" and stored["dataset"] == "demo"
+    assert (others >= stored["value"] + 1e-6).mean() <= 1e-3 < (others >= stored["value"] - 2 / STEPS).mean()
+    marks = re.findall(r"^ *\d+ +(\S+)  (yes|no) ", done(base, "ask", asked), re.MULTILINE)
+    assert len(marks) == 3 and all((float(s) >= stored["value"]) == (m == "yes") for s, m in marks)
+    assert done(base, "ask", asked, "--threshold", "-1").count(" yes ") == 3
+    assert "(equal error rate) is stored" in done(base, "threshold", "--store", "eer")
+    assert read_index(base / "g").about["threshold"]["rule"] == "equal error rate"
+    # of a folder with one folder per identity, all is used
+    people, alone = base / "people", base / "alone" / "test" / "anna"
+    for path in (base / "data" / "demo" / "bounding_box_train").iterdir():
+        (people / path.name[:4]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, people / path.name[:4])
+    numbers = re.findall(r"([\d,]+) pairs of", done(base, "threshold", people))[:2]
+    assert numbers == ["36", "270"]  # 6 people, 3 cameras: 18 queries, 18 others
+    for number, path in enumerate(sorted((base / "data" / "demo" / "query").glob("0007*"))):
+        (alone / str(number)).mkdir(parents=True)
+        shutil.copy(path, alone / str(number))
+    refused(search(base, "threshold", base / "alone"), "of different people")
+
+
+def test_the_features_of_a_folder_are_written_and_a_word_for_a_folder_and_a_run_is_refused(base, monkeypatch):
+    crops = base / "crops"
+    more = ["--log-dir", base / "log", "--device", "cpu"]
+    shown = program("tools/extract_features.py", crops, *more, "--flip", "--half", "--batch-size", 16)
+    assert shown.returncode == 0, shown.stderr
+    index = read_index(base / "log" / "demo" / "features_crops")
+    pictures = [crops / file.path for file in index.files]
+    expected = FeatureExtractor(base / "log" / "demo", device="cpu", batch_size=16, half=True, flip=True)(pictures)
+    np.testing.assert_allclose(index.features, expected.numpy(), atol=1e-2)
+    assert np.array_equal(np.load(index.directory / "features.npy"), index.features)
+    monkeypatch.chdir(base)
+    crops.rename("demo")
+    refused(program("tools/extract_features.py", "demo"), "./demo")
+    assert program("tools/extract_features.py", "./demo", "--output", "x").returncode == 0
+    assert len(read_index("x")) == 3
+
+
+# ---- the drawing
+
+
+def test_the_drawing_frames_what_is_above_the_threshold(tmp_path, recwarn):
+    pixels = np.full((32, 16, 3), (9, 99, 199), np.uint8)
+    names = ["日本.png", "a $x_1$.png", "\udcff $a_$ 日本.png", "gone.png"]
+    for name in names[:2]:
+        Image.fromarray(pixels).save(tmp_path / name)
+    colours = {"green": (26, 150, 65), "gray": (184, 184, 184), "dark": (64, 64, 64)}
+    title = (
+        "10 of 1,000,000 pictures; same person from 0.655 on (equal error rate on market1501), the most similar first"
+    )
+    for hits, queries, same, most in (
+        ([names[1]] * 3, 1, True, "green"),
+        (names, 9, None, "dark"),
+        ([names[3]] * 250, 1, False, "gray"),
+    ):
+        some = [Hit(tmp_path / name, name, 0.5, same) for name in hits]
+        draw_answer(tmp_path / "a.png", [str(tmp_path / names[0])] * queries, some, title)
+        picture = cv2.imread(str(tmp_path / "a.png")).astype(int)
+        counts = {name: int((np.abs(picture - c[::-1]).max(2) < 4).sum()) for name, c in colours.items()}
+        assert counts[most] > 1000 and (counts["green"] < 300) == (most != "green"), counts
+        assert (picture[:, -8:] > 250).all() and (picture[:, :8] > 250).all(), "something touches the border"
+        assert picture.shape[0] < 4000
+    assert not list(recwarn)
+    known = hit_table([Hit(tmp_path, "a", 0.9, True), Hit(tmp_path, "b", -0.1, False)]).splitlines()
+    assert known[1].split() == ["1", "0.900", "yes", "a"] and known[2].split() == ["2", "-0.100", "no", "b"]
+    assert "same person" in known[0] and "same person" not in hit_table([Hit(tmp_path, "a", 0.9, None)])

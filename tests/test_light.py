@@ -1,0 +1,680 @@
+"""Architecture search: specifications, the space, the supernet, the evolution, scores, latency, and the program."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_tree
+from helpers import ROOT, arguments, filled, program, refused, save_model
+from scipy import stats
+from torch import nn
+from torch.nn import functional as F
+from torchvision import models
+
+import processor.train
+import tools.light.latency
+import tools.light.runs
+import tools.light.space
+import tools.search_backbone
+import utils.latency
+from config import Config
+from datasets.loaders import TestLoader
+from datasets.make import make_dataset
+from model import make_model
+from model.backbones import find_backbone, searchable
+from model.backbones.searchable import STRIDES, Searched, Spec, blocks, multiply_adds, read_spec, self_contained
+from processor import do_train, load_model
+from processor.checkpoint import read_checkpoint
+from tools.light.checks import interval, kendall
+from tools.light.evolution import Candidate, Evolution, Scores, pareto_front, search_each_size
+from tools.light.latency import LatencyTable, parts
+from tools.light.report import difference
+from tools.light.runs import parse_flops
+from tools.light.score import Scorer, recalibrate, use_heldout_as_test
+from tools.light.space import Space, mobilenet_v2
+from tools.light.supernet import ElasticNorm, Supernet
+from utils.errors import Stopped, UserError
+from utils.files import write_json
+from utils.metrics import evaluate
+
+SIZE = (64, 32)
+SPACE = Space(*SIZE)
+CPU = torch.device("cpu")
+
+
+def resize(images: torch.Tensor, spec: Spec) -> torch.Tensor:
+    return F.interpolate(images, (spec.height, spec.width), mode="bilinear", antialias=True)
+
+
+def some_specs(count: int = 3) -> list[Spec]:
+    rng = np.random.default_rng(0)
+    return [*(SPACE.random(rng) for _ in range(count)), SPACE.largest(), SPACE.smallest(), mobilenet_v2(*SIZE)]
+
+
+# ---- specifications and their networks
+
+
+def test_mobilenet_v2_has_the_published_cost_and_computes_what_torchvisions_does():
+    assert round(multiply_adds(mobilenet_v2(256, 128)) / 1e6, 1) == 195.6
+    for last_stride in (1, 2):
+        theirs = filled(models.mobilenet_v2().features)
+        if last_stride == 1:
+            theirs[14].conv[1][0].stride = (1, 1)
+        ours = Searched(mobilenet_v2(96, 64, last_stride)).double()
+        values = zip(ours.state_dict(), theirs.state_dict().values(), strict=True)
+        ours.load_state_dict(dict(values))
+        images = torch.randn(3, 3, 96, 64, dtype=torch.float64)
+        for training in (False, True):
+            assert torch.allclose(ours.train(training)(images), theirs.train(training)(images))
+
+
+def test_blocks_follow_each_other_and_multiply_adds_are_those_of_torchs_counter():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for spec in (*some_specs(), mobilenet_v2(256, 128, 1)):
+        found = blocks(spec)
+        for before, block in zip(found, found[1:], strict=False):
+            assert (block.c_in, (block.rows, block.columns)) == (before.c_out, before.size_out)
+        firsts = [next(b.stride for b in found if b.stage == stage) for stage in range(7)]
+        assert firsts == [*STRIDES[:5], spec.last_stride, 1]
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            Searched(spec).eval()(torch.zeros(1, 3, spec.height, spec.width))
+        assert multiply_adds(spec) == counter.get_total_flops() // 2
+
+
+def test_specifications_are_read_from_files_text_and_the_repository(tmp_path, monkeypatch):
+    rng = np.random.default_rng(4)
+    spec = SPACE.random(rng)
+    write_json(tmp_path / "spec.json", {"found_by": "a test", "mAP": 1.5} | spec.to_dict())
+    assert read_spec(tmp_path / "spec.json") == read_spec(json.dumps(spec.to_dict())) == spec
+    monkeypatch.chdir(tmp_path)
+    name = "model/backbones/specs/light_210m.json"
+    assert read_spec(name) == read_spec(ROOT / name) and multiply_adds(read_spec(name)) == 193963376
+    text, bad = json.dumps(spec.to_dict()), 0
+    for _ in range(300):  # random damage
+        characters = list(text)
+        for _ in range(rng.integers(1, 4)):
+            characters[rng.integers(1, len(text))] = str(rng.choice(list('0123456789-.e{}[]",:tfn ')))
+        try:
+            assert isinstance(read_spec("".join(characters)), Spec)
+        except UserError:
+            bad += 1
+    assert 150 < bad < 300
+
+
+def test_invalid_specifications_get_a_short_sentence_with_the_file(tmp_path):
+    good, file = mobilenet_v2(96, 48).to_dict(), tmp_path / "bad.json"
+
+    def change(stage: int | None, name: str, value: object) -> str:
+        values = json.loads(json.dumps(good))
+        (values if stage is None else values["stages"][stage])[name] = value
+        return json.dumps(values)
+
+    bad = {"": "", "[]": "7 stages", '{"stages": [1, 2]}': "7 stages", "[" * 100_000: "recursion", change(None, "width", 48.0): "width",
+           change(None, "last_stride", 3): "last_stride", change(0, "depth", 0): "depth", change(3, "depth", 10**9): "depth",
+           change(3, "kernel", 4): "kernel 4 is even", change(3, "kernel", "x" * 10**6): "kernel", change(3, "se", 1): "se is 1",
+           json.dumps({k: v for k, v in good.items() if k != "height"}): "height is missing"}  # fmt: skip
+    for text, words in bad.items():
+        file.write_text(text)
+        with pytest.raises(UserError, match=words) as error:
+            read_spec(file)
+        assert str(file) in str(error.value) and len(str(error.value)) < 350 and "\n" not in str(error.value)
+    (tmp_path / "bytes.json").write_bytes(bytes(range(256)))
+    for source in (tmp_path / "absent.json", "", tmp_path / "bytes.json"):
+        with pytest.raises(UserError, match="specification"):
+            read_spec(source)
+
+
+def backbone(spec: Spec, **settings) -> nn.Module:
+    settings = {"height": spec.height, "width": spec.width, "last_stride": spec.last_stride} | settings
+    name = "searched:" + json.dumps(spec.to_dict())
+    return find_backbone(name)(Config(backbone=name, weights="none", **settings))
+
+
+def test_a_searched_backbone_gives_maps_and_checks_its_settings(monkeypatch):
+    warned = []
+    monkeypatch.setattr(searchable.log, "warning", lambda text, *values: warned.append(text % values))
+    for last_stride, cells in ((1, (4, 2)), (2, (2, 1))):
+        spec = replace(some_specs()[0], height=64, width=32, last_stride=last_stride)
+        net = backbone(spec)
+        maps = net(torch.randn(4, 3, 64, 32))
+        assert maps.shape == (4, net.out_channels, *cells) and not warned
+        for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+            nn.init.ones_(norm.weight)  # blocks that start as the identity pass no gradient into their layers
+        (net(torch.randn(4, 3, 64, 32)) * torch.randn_like(maps)).sum().backward()
+        assert all(p.grad.any() or ".se." in name for name, p in net.named_parameters())
+        with pytest.raises(UserError, match=f"--last-stride {last_stride}"):
+            backbone(spec, last_stride=3 - last_stride)
+    backbone(mobilenet_v2(96, 48), height=256, width=128)
+    assert len(warned) == 1 and "29.9 M" in warned[0] and "195.6 M" in warned[0]
+
+
+def test_a_checkpoint_needs_no_file_if_its_name_holds_the_specification(tiny, tmp_path):
+    file, spec = tmp_path / "spec.json", Space(32, 32).smallest()
+    write_json(file, spec.to_dict())
+    name = self_contained(f"searched:{file}")
+    assert self_contained(name) == name and self_contained("resnet50") == "resnet50"
+    cfg = tiny.replace(height=spec.height, width=spec.width, last_stride=2)
+    lost = save_model(cfg.replace(backbone=f"searched:{file}"))
+    kept = save_model(cfg.replace(backbone=name, log_dir=str(tmp_path / "kept")))
+    file.unlink()
+    assert load_model(kept, "cpu")[0].backbone.spec == spec
+    with pytest.raises(UserError, match=r"spec\.json"):
+        load_model(lost, "cpu")
+
+
+# ---- the space
+
+
+def test_random_networks_mutants_and_crosses_are_in_the_space():
+    rng = np.random.default_rng(1)
+    for size in ((256, 128), (96, 48), (100, 50), (32, 32)):
+        space = Space(*size)
+        assert space.sizes[0] == size and space.largest() == replace(space.largest(), height=size[0], width=size[1])
+        drawn = [space.random(rng) for _ in range(20)]
+        specs = drawn + [space.mutate(s, rng, 0.5) for s in drawn] + [space.cross(a, drawn[0], rng) for a in drawn]
+        for spec in [*specs, space.largest(), space.smallest()]:
+            genes = space.genes(spec)
+            assert space.build(genes) == spec and genes.keys() == space.choices.keys()
+            assert all(value in space.choices[gene] for gene, value in genes.items())
+            largest = zip(spec.stages, space.largest().stages, strict=True)
+            assert all(np.all(np.less_equal(*(list(asdict(s).values()) for s in pair))) for pair in largest)
+            assert multiply_adds(space.smallest()) <= multiply_adds(spec) <= multiply_adds(space.largest())
+    a, b = space.genes(space.largest()), space.genes(space.smallest())
+    assert space.mutate(space.largest(), rng, 0.0) == space.largest()
+    children = [space.genes(space.cross(space.largest(), space.smallest(), rng)) for _ in range(100)]
+    assert all(child[g] in (a[g], b[g]) for child in children for g in a)
+    differ = [g for g in a if a[g] != b[g]]
+    assert np.mean([child[g] == a[g] for child in children for g in differ]) == pytest.approx(0.5, abs=0.05)
+
+
+def test_random_networks_follow_the_seed_and_all_values_and_sizes_are_equally_likely(monkeypatch):
+    first, again, other = (SPACE.random(rng) for rng in map(np.random.default_rng, (7, 7, 8)))
+    assert first == again != other
+    rng, n = np.random.default_rng(2), 1500
+    drawn = [SPACE.genes(SPACE.random(rng)) for _ in range(n)]
+    for gene, choices in SPACE.choices.items():
+        count, expected = Counter(genes[gene] for genes in drawn), n / len(choices)
+        assert set(count) == set(choices) and all(abs(c - expected) < 5 * expected**0.5 for c in count.values())
+    budget = multiply_adds(mobilenet_v2(*SIZE))
+    drawn = [Space(*SIZE, budget).random(rng) for _ in range(400)]
+    assert all(multiply_adds(spec) <= budget for spec in drawn)
+    assert all(abs(c - 100) < 50 for c in Counter((s.height, s.width) for s in drawn).values())
+    monkeypatch.setattr(tools.light.space, "TRIES", 50)
+    least = [multiply_adds(SPACE.of_size(size).smallest()) for size in SPACE.sizes]
+    assert Space(*SIZE, least[2]).sizes == SPACE.sizes[2:] and Space(*SIZE, least[3]).random(rng) == SPACE.smallest()
+    with pytest.raises(UserError, match="allow more"):
+        Space(*SIZE, least[3] - 1)
+    with pytest.raises(UserError, match="31 x 64"):
+        Space(31, 64)
+
+
+# ---- the supernet
+
+
+def supernet(seed: int = 0) -> Supernet:
+    """In float64, with random batch norm."""
+    torch.manual_seed(1)
+    net = Supernet(SPACE, seed).double()
+    with torch.no_grad():
+        for module in (m for m in net.modules() if isinstance(m, ElasticNorm)):
+            module.weight.uniform_(0.5, 1.5), module.bias.normal_(std=0.3)
+            module.running_mean.normal_(std=0.3), module.running_var.uniform_(0.5, 1.5)
+    return net
+
+
+def extract(net: Supernet, spec: Spec, gradients: bool = False) -> Searched:
+    """The network of a specification as a module of its own, with a copy of its part of the weights and statistics.
+
+    gradients: with the gradients in place of the weights.
+    """
+    alone = Searched(spec).to(net.stem.weight)
+    pairs = [(alone.stem[0], net.stem), (alone.stem[1], net.stem_norm)]
+    pairs += [(alone.head[0], net.head), (alone.head[1], net.head_norm)]
+    for number, stage in enumerate(spec.stages):
+        for block, elastic in zip(getattr(alone, f"stage{number + 1}"), net.stages[number][: stage.depth], strict=True):
+            for name, norm in (("expand", "norm1"), ("within", "norm2"), ("project", "norm3")):
+                if hasattr(block.layers, name):
+                    pairs += zip(
+                        getattr(block.layers, name), (getattr(elastic, name), getattr(elastic, norm)), strict=False
+                    )
+            if hasattr(block.layers, "se"):
+                pairs += [(block.layers.se.fc1, elastic.fc1), (block.layers.se.fc2, elastic.fc2)]
+    for layer, source in pairs:
+        values = {n: p.grad for n, p in source.named_parameters()} if gradients else source.state_dict()
+        for name, target in layer.named_parameters() if gradients else layer.state_dict().items():
+            part = values[name]
+            if part.ndim == 4:  # the center of the kernel
+                cut = (part.shape[2] - target.shape[2]) // 2
+                part = part[:, :, cut : cut + target.shape[2], cut : cut + target.shape[3]]
+            target.data.copy_(part[tuple(map(slice, target.shape))])
+    return alone.train(net.training)
+
+
+def test_the_selected_part_and_its_gradients_are_those_of_the_network_alone():
+    images = torch.randn(3, 3, *SIZE, dtype=torch.float64)
+    for spec in some_specs():
+        net = supernet()
+        alone = extract(net, spec)
+        net.select(spec)
+        maps = net.eval()(images)
+        assert maps.std() > 0.01 and torch.allclose(maps, alone.eval()(resize(images, spec)))
+        maps, weight = net.train()(images), torch.randn_like(maps)
+        (maps * weight).sum().backward()
+        (alone.train()(resize(images, spec)) * weight).sum().backward()
+        for (name, a), b in zip(extract(net, spec).state_dict().items(), alone.state_dict().values(), strict=True):
+            assert torch.allclose(a.double(), b.double()), name  # statistics too
+        for (name, a), b in zip(extract(net, spec, True).named_parameters(), alone.parameters(), strict=True):
+            assert torch.allclose(a, b.grad, atol=1e-9), name
+        total = sum(p.grad.abs().sum() for p in net.parameters() if p.grad is not None)
+        assert torch.allclose(total, sum(p.grad.abs().sum() for p in alone.parameters()))  # none outside of the part
+        assert net.steps == 0
+
+
+def test_training_steps_run_random_networks_that_follow_from_seed_and_step():
+    space = Space(*SIZE, budget=multiply_adds(mobilenet_v2(*SIZE)))
+    net, seen = Supernet(space, 3).train(), []
+    net.sample = lambda real=net.sample: seen.append(real()) or seen[-1]
+    for _ in range(6):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            maps = net(torch.randn(4, 3, *SIZE))
+        maps.float().square().mean().backward()
+    assert net.steps == len(set(seen)) == 6 and all(multiply_adds(spec) <= space.budget for spec in seen)
+    assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
+    other = Supernet(space, 3)
+    other.load_state_dict(net.state_dict() | {"_extra_state": torch.tensor(4)})
+    assert other.sample() == seen[4]
+    net.eval()(torch.randn(4, 3, *SIZE))
+    assert net.steps == len(seen) == 6
+
+
+def test_blocks_with_a_shortcut_start_as_the_identity():
+    net, deep = Supernet(SPACE, 0).train(), SPACE.largest()
+    images, maps = torch.randn(2, 3, *SIZE), []
+    for spec in (deep, replace(deep, stages=tuple(replace(stage, depth=1) for stage in deep.stages))):
+        net.select(spec)
+        maps.append(net(images))
+    assert torch.allclose(*maps, atol=1e-6) and maps[0].abs().max() > 0.01
+
+
+def test_settings_that_a_supernet_cannot_have_are_refused():
+    plain = {"backbone": "supernet", "weights": "none", "height": SIZE[0], "width": SIZE[1]}
+    for settings, words in (
+        ({"last_stride": 2}, "--last-stride"), ({"backbone": "supernet:3M"}, "supernet:3M"), ({"height": 16}, "16 x 32"),
+        ({"backbone": "supernet:300000"}, "0.3 M"), ({"weights": "imagenet"}, "--weights none"),
+        ({"attention": "se"}, "attention"), ({"branches": "mgn"}, "supernet"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=words):
+            make_model(Config(**plain | settings), 5)
+
+
+@pytest.fixture
+def small(tmp_path) -> Config:
+    write_tree(tmp_path / "data" / "demo", train_ids=8, test_ids=4, cameras=2)
+    return Config(
+        preset="demo", dataset="demo", data_root=str(tmp_path / "data"), log_dir=str(tmp_path / "log"), device="cpu",
+        height=32, width=32, pad=2, batch_size=8, images_per_id=2, workers=1, weights="none", center_weight=0.0,
+        epochs=1, warmup_epochs=0, steps=(1,), holdout_ids=4,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_stopped_and_resumed_training_of_a_supernet_is_bit_identical(small, monkeypatch):
+    cfg = small.replace(backbone="supernet", epochs=2, ema_decay=0.9, eval_first=False, eval_every=2)
+    whole, real, steps = do_train(cfg.replace(name="whole")), processor.train.set_lr, []
+
+    def set_lr_and_interrupt(*args):
+        steps.append(0)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(processor.train, "set_lr", set_lr_and_interrupt)
+        with pytest.raises(Stopped):
+            do_train(cfg.replace(name="parts"))
+    torch.manual_seed(12345)
+    resumed = do_train(cfg.replace(name="parts", resume=True))
+    assert whole.model.backbone.steps == resumed.model.backbone.steps > 2
+    first, second = (read_checkpoint(run.directory / "last.pth") for run in (whole, resumed))
+    for kind in ("model", "training_model"):
+        assert all(torch.equal(value, second[kind][name]) for name, value in first[kind].items())
+    model, _ = load_model(whole.directory / "last.pth", "cpu")
+    assert all(torch.equal(v, whole.average.state_dict()[name]) for name, v in model.state_dict().items())
+
+
+# ---- evolution
+
+
+def goodness(spec: Spec) -> float:
+    """In place of the score: depth, SE and small kernels are good, plus noise."""
+    noise = np.random.default_rng(multiply_adds(spec)).random()
+    return 10 * noise + sum(3 * s.depth + 5 * s.se - s.kernel + s.width / 40 for s in spec.stages)
+
+
+def evolution(score=goodness, limit: float = 12e6, seed: int = 0) -> Evolution:
+    return Evolution(SPACE, [(multiply_adds, limit)], score, seed)
+
+
+def test_the_pareto_front_holds_all_points_that_no_other_beats():
+    assert pareto_front([], []).tolist() == [] and pareto_front([3], [1.5]).tolist() == [0]
+    for seed in range(5):
+        costs, gains = np.random.default_rng(seed).integers(0, 12, (2, 40))  # with ties
+        beaten = [
+            any((costs <= costs[i]) & (gains >= gains[i]) & ((costs < costs[i]) | (gains > gains[i])))
+            for i in range(40)
+        ]
+        points = {(costs[i], gains[i]): i for i in reversed(range(40)) if not beaten[i]}  # of equal points the first
+        assert pareto_front(costs, gains).tolist() == [points[point] for point in sorted(points)]
+
+
+def test_evolution_repeats_itself_keeps_the_limits_and_scores_nothing_twice():
+    assert evolution().run(30, 10) == evolution().run(30, 10) != evolution(seed=1).run(30, 10)
+    asked, measured = [], []
+    limits = [(multiply_adds, 9e6), (lambda spec: measured.append(spec) or sum(s.depth for s in spec.stages), 13)]
+    search = Evolution(SPACE, limits, lambda spec: asked.append(spec) or goodness(spec))
+    found = search.run(50, 15)
+    assert len(found) == len(set(asked)) == len(asked) == 50 and set(search.parents()) <= set(asked)
+    assert all(c.costs[0] <= 9e6 and c.costs[1] <= 13 and c.mAP == goodness(c.spec) for c in found)
+    assert all(multiply_adds(spec) <= 9e6 for spec in measured)  # what is too expensive anyway is not measured
+    assert [c.mAP for c in found] == sorted((c.mAP for c in found), reverse=True)
+    bad = evolution(lambda spec: -goodness(spec)).run(30, 12)
+    assert len({c.spec for c in evolution().run(30, 12)} & {c.spec for c in bad}) >= 12  # the random ones
+    limit = 1.3 * multiply_adds(SPACE.smallest())  # rarely met by random networks
+    assert len(evolution(limit=limit).run(10, 5)) == 10 and evolution(limit=1e6).run(5, 3) == []
+    bred, drawn = ([evolution(seed=s).run(60, n)[0].mAP for s in range(4)] for n in (15, 60))
+    assert np.mean(bred) > np.mean(drawn) + 3
+
+
+def test_a_killed_search_resumes_with_the_scores_that_it_wrote(tmp_path):
+    whole = evolution().run(25, 8)
+    for number, torn in enumerate(("", '{"spec": {"height": 64, "wid', "\n", '{"spec": 3}\n', "null\n\x00\n")):
+        file, scored = tmp_path / f"{number}.jsonl", []
+
+        def score(spec: Spec, scored=scored) -> float:
+            if len(scored) == 7:
+                raise KeyboardInterrupt
+            scored.append(spec)
+            return goodness(spec)
+
+        with pytest.raises(KeyboardInterrupt):
+            evolution(Scores(file, score)).run(25, 8)
+        with open(file, "a") as lines:
+            lines.write(torn)
+        fresh = []
+        assert evolution(Scores(file, lambda s, fresh=fresh: fresh.append(s) or goodness(s))).run(25, 8) == whole
+        assert len(fresh) == 18
+        assert evolution(Scores(file, lambda spec: pytest.fail("scored again"))).run(25, 8) == whole
+
+
+def test_each_image_size_has_an_evolution_and_an_equal_share(monkeypatch):
+    limits = [(multiply_adds, 12e6)]
+    found = search_each_size(SPACE, limits, goodness, 3, 42, 14)
+    shares = dict(zip(SPACE.sizes, (10, 10, 11, 11), strict=True))
+    assert Counter(c.size for c in found) == shares
+    for number, (size, share) in enumerate(shares.items()):
+        own = Evolution(SPACE.of_size(size), limits, goodness, (3, number)).run(share, 4)
+        assert set(own) == {c for c in found if c.size == size}
+    monkeypatch.setattr(tools.light.evolution, "TRIES", 100)
+    few = multiply_adds(SPACE.of_size(SPACE.sizes[1]).smallest())  # one network of that size, none of a larger one
+    found = Counter(c.size for c in search_each_size(SPACE, [(multiply_adds, few)], goodness, 0, 21, 21))
+    assert found == {SPACE.sizes[1]: 1, SPACE.sizes[2]: 10, SPACE.sizes[3]: 10}
+    with pytest.raises(UserError, match="--max-flops"):
+        search_each_size(SPACE, [(multiply_adds, 1e6)], goodness, 0, 5, 3)
+
+
+def test_finalists_use_most_of_a_limit_where_a_size_has_such_networks():
+    small, large = SPACE.sizes[-1], SPACE.sizes[0]
+    rng = np.random.default_rng(0)
+    values = [
+        (large, 8e6, 0.004, 90.0),
+        (large, 8e6, 0.009, 80.0),
+        (large, 18e6, 0.004, 70.0),
+        (small, 14e6, 0.007, 60.0),
+    ]
+    found = [
+        Candidate(SPACE.of_size(s).random(rng), (f, t), mAP) for s, f, t, mAP in [*values, (small, 12e6, 0.007, 50.0)]
+    ]
+    limits, trained, expected = [(multiply_adds, 20e6), (lambda spec: 0.02, 0.010)], [], [found[3], found[1]]
+
+    def train_each(finalists, seed: int) -> list[float]:
+        trained.append(finalists)
+        return [float(c is found[3]) for c in finalists]
+
+    search = SimpleNamespace(
+        limits=limits, score=lambda spec: 40.0, train_each=train_each, cfg=Config(height=64, width=32)
+    )
+    assert tools.search_backbone.choose(search, True, found) == (found[3], 1.0) and trained[-1] == expected
+    limits[1] = (lambda spec: 0.01, 0.010)  # MobileNetV2 is within the limits
+    assert tools.search_backbone.choose(search, True, found) == (found[3], 1.0)
+    reference = mobilenet_v2(64, 32)
+    assert trained[-1] == [*expected, Candidate(reference, (multiply_adds(reference), 0.01), 40.0)]
+    assert tools.search_backbone.choose(search, False, found) == (found[0], None) and len(trained) == 2
+
+
+# ---- scores on held-out identities, latency, statistics
+
+
+def test_the_test_split_is_replaced_by_held_out_identities(small, tmp_path):
+    def listed(cfg: Config, *splits: str) -> set:
+        dataset = make_dataset(cfg)
+        return {(Path(s.path).name, s.pid, s.camid) for split in splits for s in getattr(dataset, split)}
+
+    cfg = use_heldout_as_test(small, tmp_path)
+    assert listed(cfg, "train") == listed(small, "train") and not listed(cfg, "heldout")
+    assert listed(cfg, "query", "gallery") == listed(small, "heldout")
+    assert {pid for _, pid, _ in listed(cfg, "query")} == {5, 6, 7, 8}  # 9 to 12 are the real test
+    assert "bounding_box_test" not in Path(cfg.data.dataset).read_text()
+    assert use_heldout_as_test(small.replace(train_ids=2), tmp_path).data.dataset != cfg.data.dataset
+    with pytest.raises(UserError, match="--holdout-ids"):
+        use_heldout_as_test(small.replace(holdout_ids=0), tmp_path)
+
+
+def test_a_score_is_that_of_the_network_alone_after_recalibration(small, tmp_path):
+    cfg = use_heldout_as_test(small.replace(erase_prob=1.0, gray_prob=1.0, pad=10), tmp_path).replace(
+        backbone="supernet"
+    )
+    torch.manual_seed(0)
+    model, dataset = make_model(cfg, 4), make_dataset(cfg)
+    scorer, plain = Scorer(cfg, model, CPU), torch.cat(list(TestLoader(cfg, dataset.train, "train").batches(CPU)))
+    for image in torch.cat(scorer.batches):  # training images, not augmented
+        assert (plain - image).abs().amax((1, 2, 3)).min() < 1e-5
+    weights = {k: v.clone() for k, v in model.named_parameters()}
+    for spec in (Space(32, 32).smallest(), mobilenet_v2(32, 32)):
+        found, alone, neck = scorer(spec), extract(model.backbone, spec), nn.BatchNorm1d(1280)
+        norms = [neck, *(m for m in alone.modules() if isinstance(m, nn.BatchNorm2d))]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+
+        def embed(images: torch.Tensor, alone=alone, neck=neck, spec=spec) -> torch.Tensor:
+            return neck(alone(resize(images, spec)).mean((2, 3)))
+
+        with torch.no_grad():
+            alone.train(), neck.train()
+            for images in scorer.batches:
+                embed(images)
+            alone.eval(), neck.eval()
+            sides = [TestLoader(cfg, samples, "x") for samples in (dataset.query, dataset.gallery)]
+            features = [torch.cat([embed(images) for images in side.batches(CPU)]) for side in sides]
+        scores = evaluate(*features, *(side.pids for side in sides), *(side.camids for side in sides))
+        assert found == pytest.approx(100 * scores.mAP, abs=0.01) and found == scorer(spec)
+    recalibrate(model, scorer.batches)
+    assert (
+        not model.training
+        and model.backbone.steps == 0
+        and {n.momentum for n in model.modules() if hasattr(n, "momentum")} == {0.1}
+    )
+    assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+
+
+def test_functions_are_timed_in_turns_without_the_warmup(monkeypatch):
+    order, now = [], [0.0]
+    took = {"a": iter([9, 5, 1, 3]), "b": iter([9, 2, 4, 8])}
+
+    def call(name: str) -> None:
+        order.append(name)
+        now[0] += next(took[name])
+
+    for clock in ("thread_time", "perf_counter"):
+        monkeypatch.setattr(utils.latency.time, clock, lambda: now[0])
+    calls = [lambda: call("a"), lambda: call("b")]
+    assert utils.latency.time_calls(calls, CPU, rounds=3, warmup=1) == [[5, 1, 3], [2, 4, 8]]
+    assert order == ["a", "b"] * 4
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list[str]:
+    """Nothing is timed: a module takes a millisecond per convolution, and the list says what was run."""
+    calls: list[str] = []
+
+    def time_calls(runs, device, **_options) -> list[list[float]]:
+        calls.extend(f"{type(run.func).__name__} {tuple(run().shape)}" for run in runs)
+        return [[sum(isinstance(m, nn.Conv2d) for m in run.func.modules()) / 1e3] for run in runs]
+
+    monkeypatch.setattr(tools.light.latency, "time_calls", time_calls)
+    return calls
+
+
+def test_a_latency_table_adds_up_the_parts_and_measures_none_twice(tmp_path, measured):
+    spec, file = mobilenet_v2(64, 32), tmp_path / "latency.json"
+    table = LatencyTable(file, CPU, "this machine", batch=2)
+    layers = sum(isinstance(m, nn.Conv2d) for m in Searched(spec).modules())
+    assert table.total(spec) == pytest.approx(layers / 1e3)  # a block that occurs twice counts twice
+    assert len(measured) == len(table.seconds) == len({key for key, _ in parts(spec)}) < 19
+    assert "Sequential (2, 1280, 2, 1)" in measured  # the head
+    measured.clear()
+    again = LatencyTable(file, CPU, "this machine", batch=2)
+    assert again.total(spec) == table.total(spec) and not measured
+    again.total(replace(spec, stages=(*spec.stages[:6], replace(spec.stages[6], width=400))))
+    assert measured and len(again.seconds) == len(table.seconds) + 2
+    for hardware, batch in (("another machine", 2), ("this machine", 8)):
+        with pytest.raises(UserError, match=r"latency\.json was measured on .*this machine"):
+            LatencyTable(file, CPU, hardware, batch)
+    for text in ("", "[]", '{"about": 3}', '{"about": {}, "seconds": {"a": "b"}}'):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"latency\.json"):
+            LatencyTable(file, CPU, "this machine")
+
+
+def test_rank_correlations_and_differences():
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 12, 40):
+        a, b = rng.integers(0, 6, n), rng.integers(0, 6, n) + rng.random(n)
+        tau = stats.kendalltau(a, b).statistic
+        assert kendall(a, b, [0] * n) == pytest.approx(tau, nan_ok=True)
+    a, b, groups = rng.integers(0, 5, 15), rng.integers(0, 5, 15), rng.integers(0, 4, 15)
+    same = [(i, j) for i in range(15) for j in range(i) if groups[i] == groups[j]]
+    agree = sum(np.sign(a[i] - a[j]) * np.sign(b[i] - b[j]) for i, j in same)
+    weight = np.prod([sum(x[i] != x[j] for i, j in same) for x in (a, b)]) ** 0.5
+    assert kendall(a, b, groups) == pytest.approx(agree / weight) and np.isnan(kendall(a, b, range(15)))
+    assert interval(range(12), range(12), [0] * 12) == [1, 1]
+    gaps = np.array([1.0, 0.5, -0.5])
+    text = difference({"name": "winner", "mAP": [30.0, 31.0, 35.0]}, {"name": "other", "mAP": [29.0, 30.5, 35.5]})
+    assert "+0.33" in text and f"{gaps.std(ddof=1) / 3**0.5:.2f}" in text and "2 of 3" in text
+    assert [parse_flops(t) for t in ("210M", "1.2G", "5e7", "300k", "7", "M", "x")] == [210e6, 1.2e9, 5e7, 3e5, 7, 0, 0]
+
+
+# ---- the program
+
+
+def search(small: Config, *more: object, most: str = "6M"):
+    budget = ("--supernet-epochs", 1, "--candidates", 5, "--at-random", 3, "--max-flops", most)
+    return program(
+        "tools/search_backbone.py", "demo", *arguments(small, "weights", "backbone", "jitter"), *budget, *more
+    )
+
+
+def spoil(small: Config, *folders: str) -> None:
+    for folder in folders:
+        for image in (Path(small.data.data_root) / "demo" / folder).glob("*.jpg"):
+            image.write_bytes(b"not an image")
+
+
+@pytest.mark.slow
+def test_a_search_writes_a_specification_that_trains_and_reads_no_test_image(small, monkeypatch, measured):
+    originals = {path: path.read_bytes() for path in Path(small.data.data_root).rglob("*.jpg")}
+    spoil(small, "query", "bounding_box_test")
+    shown = search(small, "--name", "s", "--max-latency", 100)
+    assert shown.returncode == 0, shown.stderr
+    directory = Path(small.run.log_dir) / "s"
+    (winner,) = directory.glob("winner-*.json")
+    spec, about = read_spec(winner), json.loads(winner.read_text())
+    assert multiply_adds(spec) == about["multiply_adds"] <= 6e6 and about["found_by"].startswith("python ")
+    assert (directory / "pareto.png").stat().st_size > 10_000 and list((directory / "front").iterdir())
+    finals = [json.loads((p / "results" / "train.json").read_text()) for p in directory.glob("alone-*")]
+    assert len({(r["settings"]["height"], r["settings"]["width"]) for r in finals}) == len(finals)  # one per size
+    assert about["heldout_mAP_trained_alone"] == max(r["scores"]["plain"]["mAP"] for r in finals)
+    before = winner.read_bytes()
+    with monkeypatch.context() as patch:  # once more: nothing is trained, scored or measured again
+        patch.setattr(tools.light.runs, "do_train", lambda *_args, **_kwargs: pytest.fail("trained again"))
+        patch.setattr(Scorer, "__call__", lambda *_args: pytest.fail("scored again"))
+        measured.clear()
+        again = search(small, "--name", "s", "--max-latency", 100)
+        assert again.returncode == 0 and winner.read_bytes() == before and not measured, again.stderr
+    refused(search(small, "--name", "s", "--seed", 1), "--seed", "--name")
+    for path, content in originals.items():
+        path.write_bytes(content)
+    command = next(line for line in again.stdout.splitlines() if line.startswith("train it with: "))
+    trained = program(*command.removeprefix("train it with: python ").split())
+    assert trained.returncode == 0, trained.stderr
+    assert load_model(Path(small.run.log_dir) / "demo" / "last.pth", CPU)[0].backbone.spec == spec
+
+
+@pytest.mark.slow
+def test_retraining_compares_the_winner_with_references_and_random_search(small):
+    options = ("--retrain", 2, "--against-random", "--no-finals", "--references", "mobilenet_v2", "osnet_x0_25")
+    shown = search(small, "--name", "r", *options, most="7M")
+    assert shown.returncode == 0, shown.stderr
+    directory = Path(small.run.log_dir) / "r"
+    rows = json.loads((directory / "comparison.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["winner", "best of random", "mobilenet_v2", "osnet_x0_25"]
+    assert all(len(row["mAP"]) == row["seeds"] == 2 for row in rows) and rows[0]["multiply-adds"] <= 7e6
+    results = [json.loads((path / "results" / "train.json").read_text()) for path in directory.glob("*-s[01]")]
+    assert {r["settings"]["holdout_ids"] for r in results} == {0}
+    for file in directory.glob("winner-*.json"):  # checkpoints hold the specification
+        file.unlink()
+    checkpoints = [
+        path / "last.pth" for path in directory.glob("*-s0") if "searched" in (path / "config.json").read_text()
+    ]
+    assert {multiply_adds(load_model(p, CPU)[0].backbone.spec) for p in checkpoints} == {
+        r["multiply-adds"] for r in rows[:2]
+    }
+
+
+@pytest.mark.slow
+def test_the_checks_of_ranking_and_latency(small, tmp_path):
+    spoil(small, "query", "bounding_box_test")
+    shown = search(small, "--name", "k", "--check-ranking", 3, "--ranking-seeds", 2)
+    assert shown.returncode == 0, shown.stderr
+    directory = Path(small.run.log_dir) / "k"
+    found = json.loads((directory / "ranking.json").read_text())
+    shared, alone = ([row[key] for row in found["rows"]] for key in ("shared", "alone"))
+    assert len(shared) == 3 and len(list(directory.glob("alone-*-s[01]"))) == 6 and (directory / "ranking.png").exists()
+    tau = stats.kendalltau(shared, alone).statistic
+    assert found["shared weights"]["kendall"] == pytest.approx(tau, nan_ok=True)
+    shown = search(small, "--check-latency", 3)
+    assert shown.returncode == 0, shown.stderr
+    found = json.loads((Path(small.run.log_dir) / "latency_32x32_batch1_cpu.json").read_text())
+    sums, wholes = ([row[key] for row in found["rows"]] for key in ("sum", "whole"))
+    assert found["spearman"] == pytest.approx(stats.spearmanr(sums, wholes).statistic) and min(wholes + sums) > 0
+
+
+def test_bad_options_are_refused(small):
+    for name, value in (
+        ("max-flops", "many"),
+        ("max-flops", "nan"),
+        ("max-latency", -1),
+        ("latency-batch", 0),
+        ("at-random", 9),
+    ):
+        refused(search(small, f"--{name}", value), f"--{name}")

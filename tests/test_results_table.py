@@ -1,0 +1,125 @@
+"""The tables that the README and the docs show, from files in results/."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from helpers import program, refused
+
+from tools import benchmark_tables, results_table
+
+ROW = {"experiment": "b1", "protocol": "plain", "source": "paper", "mAP": 85.8, "rank1": 94.1}
+RESULT = {
+    "dataset": "market1501", "test_dataset": None, "note": "", "seed": 0, "hardware": "a core", "train_seconds": 60.0,
+    "images_per_second": 9.0, "scores": {"plain": {"mAP": 50.0, "rank1": 60.0, "mINP": 10.0}},
+}  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "docs").mkdir()
+    write(tmp_path, "published", {"rows": [ROW, ROW | {"experiment": "b2", "mAP": 86.2, "rank1": 94.4}]})
+    for name, start, end in (
+        ("README.md", results_table.START, results_table.END),
+        ("docs/results.md", results_table.START, results_table.END),
+        ("docs/benchmarks.md", results_table.BENCHMARK_START, results_table.BENCHMARK_END),
+    ):
+        (tmp_path / name).write_text(f"before\n{start}\nold\n{end}\nafter\n")
+    return tmp_path
+
+
+def write(root: Path, name: str, content: object) -> Path:
+    (root / "results").mkdir(exist_ok=True)
+    file = root / "results" / f"{name}.json"
+    file.write_text(json.dumps(content))
+    return file
+
+
+def fill(root: Path, *more: object) -> subprocess.CompletedProcess:
+    return program("tools/results_table.py", "--root", root, *more)
+
+
+def test_results_become_tables_with_mean_and_deviation_over_seeds(root):
+    for seed, mAP in enumerate((50.0, 60.0)):
+        scores = {"plain": RESULT["scores"]["plain"] | {"mAP": mAP}}
+        write(root, f"b1-s{seed}" if seed else "b1", RESULT | {"seed": seed, "scores": scores, "remark": f"was {mAP}"})
+    shown = fill(root)
+    assert shown.returncode == 0, shown.stderr
+    readme, results = ((root / name).read_text() for name in ("README.md", "docs/results.md"))
+    for text in (readme, results):
+        assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+        row = next(line for line in text.splitlines() if line.startswith("| b1 |"))
+        assert "55.00 ± 7.07" in row and "n = 2" in row and "85.8 / 94.1" in row and "1.0 min, 9 images/s" in row
+        assert "`b1`, seed 1: was 60.0" in text and "`b1`, seed 0: was 50.0" in text
+    assert "| b2 | plain | 86.2 / 94.4 | not measured |" in results and "b2" not in readme
+    assert fill(root, "--check").returncode == 0
+    (root / "README.md").write_text(readme.replace("55.00", "99.00"))
+    refused(fill(root, "--check"), "README.md", "results_table.py")
+
+
+def test_results_on_another_set_have_rows_of_their_own(root):
+    other = {"experiment": "b1", "source": "paper", "dataset": "veri776"}
+    rows = [ROW, other | {"protocol": "plain", "mAP": 55.8, "mINP": 7.5}, other | {"protocol": "rerank", "mAP": 61.0}]
+    write(root, "published", {"rows": rows})
+    write(root, "b1", RESULT)
+    write(root, "b1-veri776", RESULT | {"test_dataset": "veri776"})
+    write(root, "any name", RESULT | {"experiment": "b1", "dataset": "veri776+market1501", "seed": 1})
+    assert fill(root).returncode == 0
+    text = (root / "docs" / "results.md").read_text()
+    assert "| b1 | plain | 85.8 / 94.1 | 50.00 / 60.00 |" in text
+    assert "| b1, veri776 | plain | 55.8 / –, mINP 7.5 | 50.00 ± 0.00 / 60.00 ± 0.00 |" in text
+    assert "| b1, veri776 | rerank | 61.0 / – | not measured |" in text
+
+
+def test_results_of_a_cut_set_and_damaged_files_are_refused(root):
+    file = write(root, "b1", RESULT | {"note": "first 3 of 6; not comparable"})
+    refused(fill(root), file, "not comparable")
+    for content in ("{", "[]", "{}", json.dumps({k: v for k, v in RESULT.items() if k != "scores"})):
+        file.write_text(content)
+        refused(fill(root), file)
+    file.unlink()
+    benchmark = root / "results" / "benchmark_eval_market_cpu.json"
+    for content in ("{", "[]", '{"rows": [{"contender": "ours"}]}'):
+        benchmark.write_text(content)
+        refused(fill(root), benchmark)
+    benchmark.unlink()
+    (root / "docs" / "benchmarks.md").write_text("no lines")
+    refused(fill(root), "benchmarks.md", results_table.BENCHMARK_START)
+
+
+MEASURED = {
+    "task": "eval", "size": "market", "features": "clustered", "metric": "cosine", "width": 2048, "hardware": "a core",
+    "rows": [
+        {"contender": "matmul", "seconds": 2.0, "cpu_seconds": 3.9, "peak_mb": 900.4, "above_mb": 204.0, "scores": {}},
+        {"contender": "ours", "seconds": 2.5, "cpu_seconds": 5.0, "peak_mb": 1234.0, "above_mb": 90.0,
+         "scores": {"mAP": 0.81234}},
+        {"contender": "numpy", "not_run": "needs 99 GB"},
+    ],
+}  # fmt: skip
+
+
+def test_benchmarks_have_a_table_of_their_own(root):
+    assert fill(root).returncode == 0
+    assert "Not measured yet." in (root / "docs" / "benchmarks.md").read_text()
+    write(root, "benchmark_eval_market_cpu", MEASURED)
+    refused(fill(root, "--check"), "results_table.py")
+    assert fill(root).returncode == 0
+    speed = (root / "docs" / "benchmarks.md").read_text()
+    assert "eval" not in (root / "README.md").read_text()
+    what = "| eval, market, clustered, cosine |"
+    assert f"{what} matmul | 2 | 3.9 | 1 |  |  | 900 | 204 |  | a core |" in speed
+    assert f"{what} ours | 2.5 | 5 | 1.25 |  |  | 1,234 | 90 | 81.23 | a core |" in speed
+    assert f"{what} numpy | not run: needs 99 GB |" in speed
+    assert len({line.count("|") for line in speed.splitlines() if line.startswith("|")}) == 1
+    assert fill(root, "--check").returncode == 0
+
+
+def test_faster_than_numpy_is_numpy_s_time_divided_by_the_contender_s():
+    rows = [row | {"seconds": s, "cpu_seconds": s} for row, s in zip(MEASURED["rows"][:2], (4.0, 1.0), strict=True)]
+    numpy_row = rows[1] | {"contender": "numpy", "seconds": 1234.4}
+    cells = benchmark_tables.benchmark_rows({"rows": [*rows, numpy_row]})
+    assert [row[3] for row in cells] == ["1", "0.25", "309"]
+    assert [row[4] for row in cells] == ["309", "1,234", "1"]

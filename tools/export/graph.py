@@ -1,0 +1,243 @@
+"""A trained model as an ONNX graph or a torch.export program: whole, in half precision or on 8 bits."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from datasets.augment import MEAN, STD
+from model import ReIDModel
+from utils.errors import UserError
+
+INPUT, OUTPUT = "images", "embeddings"  # names in ONNX files
+METADATA = "metadata.json"  # extra file in .pt2 files
+ONNX_BYTES = 2**31  # that one protobuf can hold
+fused_attention = F.scaled_dot_product_attention
+
+# What runs on 8 bits. The first convolutions do not: they are a small share of the work, and with them a MobileNetV2
+# lost 3 points of mAP on a hundred people of Market-1501 (64.5 to 61.4; without them 64.4).
+QUANTISED = ["Conv", "Gemm", "MatMul", "Add", "Clip", "Relu", "MaxPool", "AveragePool"]
+FLOAT_CONVOLUTIONS = 4
+CALIBRATION_BATCH = 8
+SCOPES, BACKBONE = "pkg.torch.onnx.name_scopes", "model.backbone'"  # where PyTorch notes the module of a node
+
+
+class Embed(nn.Module):
+    """Normalised images (B, 3, H, W) float32 to embeddings (B, D) float32, with `normalise` of length 1.
+
+    It holds a copy of the model on the CPU. half: float16 up to the pooling, float32 from there.
+    """
+
+    def __init__(self, model: ReIDModel, normalise: bool = False, half: bool = False):
+        super().__init__()
+        self.model = copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()
+        self.normalise, self.half_precision = normalise, half
+        for name, part in self.model.named_children() if half else ():
+            if name != "branches":
+                for layer in part.half().modules():
+                    if next(layer.children(), None) is None and next(layer.parameters(), None) is not None:
+                        layer.register_forward_pre_hook(half_inputs)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        embeddings = self.model(images.half() if self.half_precision else images).float()
+        return F.normalize(embeddings) if self.normalise else embeddings
+
+
+def half_inputs(layer: nn.Module, inputs: tuple) -> tuple:
+    return tuple(x.half() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)
+
+
+class Preprocess(nn.Module):
+    """Pictures (B, H, W, 3) uint8 RGB of any one size to normalised images (B, 3, height, width) float32.
+
+    They are resized as `datasets.images.read_image` has cv2 do it, up to one grey level: INTER_AREA, the mean of the
+    area behind a pixel, where the picture shrinks and no side grows; otherwise a blend of two neighbours per side.
+    """
+
+    def __init__(self, height: int, width: int):
+        super().__init__()
+        self.height, self.width = height, width
+        self.register_buffer("mean", 255 * torch.tensor(MEAN))
+        self.register_buffer("std", 255 * torch.tensor(STD))
+
+    def resize(self, pictures: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, 3) to (B, height, width, 3), whole grey levels as float32."""
+        # Sizes are compared as tensors, because an `if` would hold for the traced size alone.
+        old = [torch.full((), n, dtype=torch.float64, device=pictures.device) for n in pictures.shape[1:3]]
+        shrinks = (old[0] > self.height) | (old[1] > self.width)
+        area = shrinks & (old[0] >= self.height) & (old[1] >= self.width)
+        down = resize_weights(pictures.shape[1], self.height, old[0], shrinks, area)
+        across = resize_weights(pictures.shape[2], self.width, old[1], shrinks, area)
+        rows = down @ pictures.float().flatten(2)
+        return (across @ rows.unflatten(2, pictures.shape[2:]) + 0.5).floor()
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return ((self.resize(pictures) - self.mean) / self.std).permute(0, 3, 1, 2)
+
+
+def resize_weights(old: int, new: int, size: torch.Tensor, shrinks: torch.Tensor, area: torch.Tensor) -> torch.Tensor:
+    """(new, old) float32: the weight of each old row or column in each new one (size: `old` as a tensor).
+
+    area: the share of it in the new one's area. Otherwise it is interpolated linearly at a position: that of the
+    centre, or where the picture `shrinks`, that of INTER_AREA (OpenCV 4 and 5, modules/imgproc/src/resize.cpp).
+    """
+    pixel = torch.arange(old, dtype=torch.float64, device=size.device)
+    i = torch.arange(new, dtype=torch.float64, device=size.device)[:, None]
+    scale = size / new
+    common = torch.minimum(pixel + 1, (i + 1) * scale) - torch.maximum(pixel, i * scale)
+    start = (i * scale).floor()
+    share = i + 1 - (start + 1) / scale
+    position = torch.where(
+        shrinks, start + torch.where(share <= 0, 0.0, share - share.floor()), (i + 0.5) * scale - 0.5
+    )
+    linear = 1 - (position.clamp(min=0).minimum(size - 1) - pixel).abs()
+    return torch.where(area, common / scale, linear).clamp(min=0).float()
+
+
+def trace(module: nn.Module, inputs: torch.Tensor, dynamic: int, name: str) -> torch.export.ExportedProgram:
+    """torch.export of a module, whose input may have any size along the first `dynamic` dimensions.
+
+    `inputs` is an example with 2 or more along these. Raises UserError, naming `name`, where PyTorch cannot.
+    """
+    sizes = (dict.fromkeys(range(dynamic), torch.export.Dim.DYNAMIC),)
+    for strict in (False, True):  # the first is faster; the second also follows len() of a tensor
+        try:
+            with quiet(), torch.no_grad():
+                return torch.export.export(module, (inputs,), dynamic_shapes=sizes, strict=strict)
+        except Exception as error:  # whatever a model's operations raise there
+            reason = error
+    raise UserError(f"PyTorch cannot export {name} ({first_line(reason)}); try another --backbone or --attention")
+
+
+def to_onnx(module: nn.Module, inputs: torch.Tensor, dynamic: int, name: str) -> Any:
+    """A module as an onnx.ModelProto; the others are as in `trace`. Raises UserError, naming `name`, where that
+    fails."""
+    if sum(t.nbytes for t in module.state_dict().values()) >= ONNX_BYTES:
+        raise UserError(f"{name} is beyond the 2 GB of an ONNX file; give --half, or --format export")
+    with patch.object(F, "scaled_dot_product_attention", attention):
+        program = trace(module, inputs, dynamic, name)
+    names = {"input_names": [INPUT], "output_names": [OUTPUT]}
+    try:
+        with quiet(), torch.no_grad():
+            return torch.onnx.export(program, (), dynamo=True, verbose=False, **names).model_proto
+    except Exception as error:  # ConversionError and the like, which are of private modules
+        raise UserError(
+            f"{name} cannot be written as ONNX ({first_line(error)}); try --format export, or another --backbone or "
+            "--attention"
+        ) from error
+
+
+def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **others) -> torch.Tensor:
+    """F.scaled_dot_product_attention, spelled out where it has no mask: PyTorch writes it as ONNX for tensors of four
+    dimensions only, and onnxruntime (1.31) ends with a segmentation fault on the float16 version of that."""
+    if attn_mask is not None or is_causal or dropout_p or others:
+        return fused_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return (scale * query @ key.transpose(-2, -1)).softmax(-1) @ value
+
+
+def quantise(model: Any, crops: np.ndarray) -> Any:
+    """The same ONNX model with its backbone on 8 bits (static quantisation of weights by channel and of activations).
+
+    model: from `to_onnx`, with an `Embed` in it. crops: inputs that show what activations are like; their ranges are
+    the mean of those of batches of 8. Weights are signed, activations unsigned, stored as QuantizeLinear and
+    DequantizeLinear around float operations, which runtimes fuse.
+    """
+    from onnxruntime import quantization as q
+
+    class Reader(q.CalibrationDataReader):
+        def __init__(self):
+            self.batches = iter(np.array_split(crops, -(-len(crops) // CALIBRATION_BATCH)))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {INPUT: batch}
+
+    inside = [n for n in model.graph.node if any(p.key == SCOPES and BACKBONE in p.value for p in n.metadata_props)]
+    names = {node.name for node in inside}
+    first = [node.name for node in inside if node.op_type == "Conv"][:FLOAT_CONVOLUTIONS]
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        q.quantize_static(
+            model,
+            f"{folder}/int8.onnx",
+            Reader(),
+            quant_format=q.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=q.QuantType.QUInt8,
+            weight_type=q.QuantType.QInt8,
+            op_types_to_quantize=QUANTISED,
+            nodes_to_exclude=[*first, *(node.name for node in model.graph.node if node.name not in names)],
+            extra_options={"CalibMovingAverage": True},
+        )
+        return load_package("onnx").load(f"{folder}/int8.onnx")
+
+
+def onnx_bytes(model: Any, metadata: dict[str, str]) -> bytes:
+    """An ONNX model as the bytes of its file: with metadata, without the paths of this machine that PyTorch adds."""
+    onnx = load_package("onnx")
+    graph = model.graph
+    for part in (*graph.node, *graph.input, *graph.output, *graph.initializer, graph, model):
+        del part.metadata_props[:]
+    del graph.value_info[:]
+    dims = graph.input[0].type.tensor_type.shape.dim
+    sizes = ("batch",) if dims[1].HasField("dim_value") else ("batch", "height", "width")
+    for dim, size in zip(dims, sizes, strict=False):
+        dim.dim_param = size
+    graph.output[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def pt2_bytes(program: torch.export.ExportedProgram, metadata: dict[str, str]) -> bytes:
+    """A traced module as the bytes of a .pt2 file, with metadata in its extra file metadata.json."""
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    file = io.BytesIO()
+    with quiet():
+        torch.export.save(program, file, extra_files={METADATA: json.dumps(metadata)})
+    return file.getvalue()
+
+
+def load_package(name: str) -> Any:
+    """onnx or onnxruntime. Raises UserError when one of the three packages for ONNX is not installed."""
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  PyTorch writes ONNX with it
+    except ImportError as error:
+        raise UserError(f"ONNX files need more packages ({error}): pip install onnx onnxscript onnxruntime") from error
+    return {"onnx": onnx, "onnxruntime": onnxruntime}[name]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings and log of PyTorch's and ONNX's exporters."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def first_line(error: BaseException) -> str:
+    """The message of the first cause of an error, in one line."""
+    while error.__cause__:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,0 +1,166 @@
+"""Evolutionary search: score random networks of a space, then mutants and crosses of the better ones."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.backbones.searchable import Spec
+from tools.light.space import TRIES, Space
+from utils.errors import UserError
+
+Limits = list[tuple[Callable[[Spec], float], float]]  # cost functions of a network, each with its largest allowed value
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A scored network; costs: multiply-adds and, where latency is limited, seconds; mAP in percent."""
+
+    spec: Spec
+    costs: tuple[float, ...]
+    mAP: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of its input images."""
+        return self.spec.height, self.spec.width
+
+
+def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> np.ndarray:
+    """Indices of the Pareto-optimal points, by rising cost; of equal points the first.
+
+    A point is not optimal if another has at most its cost and at least its gain, and one of the two is better.
+    """
+    front, best = [], -np.inf
+    for index in np.lexsort((np.arange(len(costs)), -np.asarray(gains), np.asarray(costs))):
+        if gains[index] > best:
+            front.append(index)
+            best = gains[index]
+    return np.array(front, dtype=int)
+
+
+class Scores:
+    """Scores of networks. Each is computed once and appended to a file, so that a stopped search resumes."""
+
+    def __init__(self, file: Path, score: Callable[[Spec], float]):
+        self.file, self.score, self.known = file, score, {}
+        for line in file.read_text().splitlines() if file.exists() else []:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # half a line: killed while it was written
+                entry = json.loads(line)
+                self.known[json.dumps(entry["spec"])] = float(entry["mAP"])
+
+    def __call__(self, spec: Spec) -> float:
+        key = json.dumps(spec.to_dict())
+        if key not in self.known:
+            self.known[key] = self.score(spec)
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.file, "a") as file:
+                # A newline on both sides, as the line before may be cut off.
+                file.write("\n" + json.dumps({"spec": spec.to_dict(), "mAP": self.known[key]}) + "\n")
+        return self.known[key]
+
+
+def costs_within(spec: Spec, limits: Limits) -> tuple[float, ...] | None:
+    """The costs of a network; None if one is above its limit. The costs after that one are not computed."""
+    costs = []
+    for cost, limit in limits:
+        costs.append(cost(spec))
+        if costs[-1] > limit:
+            return None
+    return tuple(costs)
+
+
+@dataclass
+class Evolution:
+    """Evolution of networks within limits (Real et al., Regularized Evolution for Image Classifier Architecture Search,
+    AAAI 2019), with parents from the Pareto front (as in Deb et al., NSGA-II, 2002).
+
+    All randomness follows from the seed: a search that was stopped and starts again repeats itself, quickly where
+    `score` remembers.
+    """
+
+    space: Space
+    limits: Limits
+    score: Callable[[Spec], float]
+    seed: int | tuple[int, ...] = 0
+    mutation: float = 0.15  # probability that a gene of a child is drawn again
+    found: dict[Spec, Candidate] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.rng = np.random.default_rng(self.seed)
+
+    def run(
+        self, count: int, at_random: int, on_scored: Callable[[Candidate], Any] = lambda _: None
+    ) -> list[Candidate]:
+        """Score `count` networks, of which the first `at_random` are random; best first.
+
+        Fewer, perhaps none, where not enough networks are within the limits. on_scored: called with each candidate.
+        """
+        while len(self.found) < count:
+            candidate = self.propose(lambda: self.space.random(self.rng)) if len(self.found) < at_random else None
+            candidate = candidate or self.propose(self.child)  # of the smallest, if no random one is within the limits
+            if candidate is None:
+                break
+            on_scored(candidate)
+        return best_first(self.found.values())
+
+    def propose(self, make: Callable[[], Spec]) -> Candidate | None:
+        """A new network within the limits, scored; None if `make` gives none."""
+        for _ in range(TRIES):
+            spec = make()
+            costs = None if spec in self.found else costs_within(spec, self.limits)
+            if costs is not None:
+                self.found[spec] = Candidate(spec, costs, self.score(spec))
+                return self.found[spec]
+        return None
+
+    def child(self) -> Spec:
+        """A mutant of a parent, or of a cross of two."""
+        parents = self.parents()
+        first, second = (parents[self.rng.integers(len(parents))] for _ in range(2))
+        spec = self.space.cross(first, second, self.rng) if self.rng.random() < 0.5 else first
+        return self.space.mutate(spec, self.rng, self.mutation)
+
+    def parents(self) -> list[Spec]:
+        """The Pareto front of score and last cost, and the quarter with the best scores."""
+        candidates = list(self.found.values())
+        front = pareto_front([c.costs[-1] for c in candidates], [c.mAP for c in candidates])
+        best = best_first(candidates)[: max(len(candidates) // 4, 2)]
+        return list(dict.fromkeys(c.spec for c in [candidates[i] for i in front] + best)) or [self.space.smallest()]
+
+
+def best_first(candidates: Iterable[Candidate]) -> list[Candidate]:
+    return sorted(candidates, key=lambda c: -c.mAP)
+
+
+def search_each_size(
+    space: Space,
+    limits: Limits,
+    score: Callable[[Spec], float],
+    seed: int,
+    count: int,
+    at_random: int,
+    on_scored: Callable[[Candidate], Any] = lambda _: None,
+) -> list[Candidate]:
+    """`count` networks, equally many from one evolution per image size; best first.
+
+    In one evolution for all sizes, most networks would be for small images, which are more often within the limits.
+    Where a size has fewer networks than its share, the next ones get more. Raises UserError if there is none at all.
+    """
+    found: list[Candidate] = []
+    for number, size in enumerate(space.sizes):  # large images first, as they have the fewest networks
+        share = (count - len(found)) // (len(space.sizes) - number)
+        evolution = Evolution(space.of_size(size), limits, score, (seed, number))
+        found += evolution.run(share, -(-share * at_random // count), on_scored)
+    if not found:
+        raise UserError(
+            "no network of the space is within the limits; raise --max-flops or --max-latency, or give a smaller "
+            "--height and --width"
+        )
+    return best_first(found)

@@ -1,0 +1,160 @@
+"""Steps of the architecture search: options, the supernet with its limits, and trainings that resume when repeated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from config import Config, load_preset
+from config.cli import parse_settings, split_first, typed_command
+from config.config import option
+from model.backbones.searchable import Spec, multiply_adds, self_contained
+from processor.checkpoint import LAST, load_model
+from processor.environment import describe_environment, pick_device
+from processor.state import FREE_SETTINGS
+from processor.train import do_train
+from tools.light.evolution import Candidate, Limits, Scores, search_each_size
+from tools.light.latency import LatencyTable
+from tools.light.score import Scorer, use_heldout_as_test
+from tools.light.space import Space, mobilenet_v2
+from utils.errors import UserError
+from utils.logging import log, setup_logging
+
+SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9}
+RANGES = {
+    "max_latency": "[0, inf)",
+    "latency_batch": "[1, inf)",
+    "supernet_epochs": "[0, inf)",
+    "at_random": "[1, inf)",
+}
+# Gradient norm of the supernet. Each step trains another network; without clipping, one SGD step in hundreds was so
+# large that everything learned so far was lost.
+CLIP_GRAD = 5.0
+
+
+@dataclass
+class SearchOptions:
+    max_flops: str = ""  # largest number of multiply-adds per image, such as 210M (empty: that of MobileNetV2 1.0)
+    max_latency: float = 0.0  # largest latency on --device in ms, of a batch of --latency-batch images (0: no limit)
+    latency_batch: int = 1  # images per batch of --max-latency
+    supernet_epochs: int = 0  # epochs of the supernet (0: four times those of the preset)
+    candidates: int = 200  # number of networks to score, equally many for each image size
+    at_random: int = 60  # number of random networks among these, before the evolution starts
+
+
+T = TypeVar("T", bound=SearchOptions)
+
+
+def parse_search(
+    kind: type[T], about: str, environ: Mapping[str, str], ranges: Mapping[str, str] | None = None
+) -> tuple[Config, T]:
+    """`[PRESET] [--setting value ...]` to checked settings and options. Raises UserError."""
+    preset, args = split_first(None)
+    cfg, options = parse_settings(
+        args, load_preset(preset or "demo"), environ, about, kind, {**RANGES, **(ranges or {})}
+    )
+    if options.max_flops and not parse_flops(options.max_flops) > 0:
+        raise UserError(f"--max-flops takes a number such as 210M or 1.2G, not {options.max_flops}")
+    if options.at_random > options.candidates:
+        raise UserError(f"--at-random {options.at_random} must be at most --candidates {options.candidates}")
+    return cfg.replace(holdout_ids=cfg.data.holdout_ids or 20), options
+
+
+def parse_flops(text: str) -> float:
+    """210M to 210e6; 0 if it is not a number."""
+    number, unit = (text[:-1], text[-1].lower()) if text[-1].lower() in SUFFIXES else (text, "")
+    try:
+        return float(number) * SUFFIXES.get(unit, 1.0)
+    except ValueError:
+        return 0.0
+
+
+@dataclass
+class Search:
+    """A trained supernet, the score of its networks, and the limits of their costs."""
+
+    cfg: Config
+    directory: Path
+    score: Scores
+    table: LatencyTable | None
+    limits: Limits
+
+    def run(self, count: int, at_random: int) -> list[Candidate]:
+        """Score `count` networks, of which `at_random` are random; best first."""
+        space = Space(self.cfg.data.height, self.cfg.data.width)
+        with tqdm(total=count, unit="network", leave=False, dynamic_ncols=True) as bar:
+            return search_each_size(
+                space, self.limits, self.score, self.cfg.run.seed, count, at_random, lambda _: bar.update()
+            )
+
+    def train_each(self, candidates: Sequence[Candidate], seed: int) -> list[float]:
+        """mAP in percent of each network when trained alone, on the identities that the supernet is scored on."""
+        cfg, scores = use_heldout_as_test(self.cfg.replace(seed=seed), self.directory), []
+        for number, c in enumerate(candidates, 1):
+            result = train_network(cfg, self.directory, f"alone-{spec_id(c.spec)}-s{seed}", c.spec)
+            setup_logging(self.directory / "search.log")
+            scores.append(result["scores"]["plain"]["mAP"])
+            log.info(
+                "%d of %d, %.1f M multiply-adds: mAP %.2f with shared weights, %.2f trained alone",
+                number, len(candidates), c.costs[0] / 1e6, c.mAP, scores[-1],
+            )  # fmt: skip
+        return scores
+
+
+def open_search(cfg: Config, options: SearchOptions) -> Search:
+    """Train the supernet, if that is not done yet, and load it."""
+    directory = Path(cfg.run.log_dir) / (cfg.run.name or f"search_{cfg.run.preset}")
+    device, epochs = pick_device(cfg.run.device), options.supernet_epochs or 4 * cfg.solver.epochs
+    steps = tuple(step * epochs / cfg.solver.epochs for step in cfg.solver.steps)
+    budget = parse_flops(options.max_flops or "0") or multiply_adds(mobilenet_v2(cfg.data.height, cfg.data.width))
+    supernet = use_heldout_as_test(cfg.replace(flip=False, rerank=False, epochs=epochs, steps=steps), directory)
+    changes = {"backbone": f"supernet:{int(budget)}", "last_stride": 1, "clip_grad": cfg.solver.clip_grad or CLIP_GRAD}
+    train_network(supernet, directory, "supernet", **changes)
+    setup_logging(directory / "search.log")
+    model, trained = load_model(directory / "supernet" / LAST, device)
+    trained = trained.replace(data_root=cfg.data.data_root, workers=cfg.data.workers)
+    limits, table = [(multiply_adds, budget)], None
+    if options.max_latency:
+        hardware = describe_environment(device)["hardware"]
+        table = LatencyTable(directory / "latency.json", device, hardware, options.latency_batch)
+        limits.append((table.total, options.max_latency / 1e3))
+    scores = Scores(directory / "supernet" / "candidates.jsonl", Scorer(trained, model, device))
+    return Search(cfg, directory, scores, table, limits)
+
+
+def train_network(cfg: Config, directory: Path, name: str, spec: Spec | None = None, **changes) -> dict:
+    """The result of one training from scratch, of a specification or of a backbone in `changes`.
+
+    A finished run of that name is read, a stopped one resumed. Raises UserError if it had other settings.
+    """
+    if spec:
+        backbone = self_contained("searched:" + json.dumps(spec.to_dict()))
+        changes |= {"backbone": backbone, "height": spec.height, "width": spec.width, "last_stride": spec.last_stride}
+    changes |= {"weights": "none", "log_dir": str(directory), "name": name, "eval_first": False}
+    cfg, run = cfg.replace(**changes, eval_every=cfg.solver.epochs).check(), directory / name
+    if (run / "config.json").exists():
+        before = Config.from_dict(json.loads((run / "config.json").read_text()))
+        for changed in (n for n in before.to_dict() if n not in FREE_SETTINGS and before.get(n) != cfg.get(n)):
+            raise UserError(
+                f"{run} was trained with another {option(changed)} ({before.get(changed)}, not {cfg.get(changed)}); "
+                "give another --name, or delete it"
+            )
+    if not (run / "results" / "train.json").exists():
+        do_train(cfg.replace(resume=True), command=typed_command())
+    return json.loads((run / "results" / "train.json").read_text())
+
+
+def spec_id(spec: Spec) -> str:
+    """A short name for the files of a network."""
+    return hashlib.sha256(repr(spec).encode()).hexdigest()[:8]
+
+
+def usual_last_stride(backbone: str) -> int:
+    """The last stride of the authors: OSNet has no other than 1."""
+    return 1 if backbone.startswith("osnet") else 2

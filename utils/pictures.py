@@ -1,0 +1,79 @@
+"""Pictures of rows of images: ranked lists, answers of a search, heat maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+
+from utils.files import write_atomically
+from utils.plots import plain
+
+RIGHT, WRONG, QUERY = "#1a9641", "#d7191c", "#404040"
+# inches: the longer side of an image, between columns, a column without a title, captions of a row, the margin
+TILE, GAP, SPACE, WORDS, MARGIN = 2.0, 0.12, 0.16, 0.66, 0.15
+BAR = 0.6  # inches of the colour bar and its label
+GRAY = "#222222"
+
+
+@dataclass
+class Tile:
+    """One picture of a row: (H, W, 3) uint8 RGB, the words under it, and the colour of its frame."""
+
+    image: np.ndarray
+    caption: str
+    colour: str
+
+
+def draw_rows(
+    path: str | Path,
+    rows: Sequence[tuple[str, Sequence[Tile | None]]],
+    columns: Sequence[str | None],
+    bar: str = "",
+) -> np.ndarray:
+    """Write a PNG of rows of framed images of one shape: rows are (title, tiles), columns the titles at the top.
+
+    A tile of None leaves its place empty; a column of None is only a space between others. bar: the label of a colour
+    bar from 0 to "most" ("": no bar). Returns the pixels, (H, W, 3) uint8 RGB.
+    """
+    image = next(tile.image for _, tiles in rows for tile in tiles if tile)
+    tall, wide = (TILE * side / max(image.shape[:2]) for side in image.shape[:2])
+    steps = [SPACE if name is None else max(wide, 1.0) + GAP for name in columns]
+    left = MARGIN + np.cumsum([0, *steps])
+    head = 0.2 + 0.17 * max(name.count("\n") + 1 for name in columns if name is not None)
+    width, height = left[-1] + MARGIN + BAR * bool(bar), head + (tall + WORDS) * len(rows)
+    figure = Figure(figsize=(width, height), dpi=110)
+    canvas = FigureCanvasAgg(figure)
+
+    def axis_at(x: float, y: float, w: float, h: float):
+        """Inches from the upper left corner."""
+        return figure.add_axes((x / width, 1 - (y + h) / height, w / width, h / height))
+
+    def write(x: float, y: float, words: str, **style) -> None:
+        figure.text(x / width, 1 - y / height, plain(words), va="bottom", **style)
+
+    for number, (title, tiles) in enumerate(rows):
+        top = head + (tall + WORDS) * number + 0.24
+        write(MARGIN, top - 0.06, title, fontsize=8, color=GRAY)
+        for x, tile in zip(left, tiles, strict=False):
+            if tile is None:
+                continue
+            axis = axis_at(x, top, wide, tall)
+            axis.imshow(tile.image, aspect="auto", interpolation="bilinear")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set(edgecolor=tile.colour, linewidth=3)
+            axis.set_xlabel(plain(tile.caption), fontsize=7.5, labelpad=3, color=GRAY)
+    for x, name in zip(left, columns, strict=False):
+        write(x + wide / 2, head - 0.04, name or "", fontsize=9, ha="center", weight="bold")
+    if bar:
+        place = axis_at(left[-1] + 0.03, head + 0.24, 0.13, tall)
+        drawn = figure.colorbar(ScalarMappable(cmap="turbo"), cax=place, ticks=[0, 1])
+        drawn.ax.set_yticklabels(["0", "most"], fontsize=7.5)
+        drawn.set_label(bar, fontsize=7.5, labelpad=-8)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
+    return np.asarray(canvas.buffer_rgba())[:, :, :3]
