@@ -16,7 +16,7 @@ from processor.ranked_lists import choose_queries, ranked_rows
 from processor.test import do_test, parse_test
 from utils.errors import run
 from utils.logging import log
-from utils.visualize import draw_rows
+from utils.pictures import draw_rows
 
 
 @dataclass
