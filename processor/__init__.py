@@ -8,7 +8,6 @@ _EXPORTS = {
     "do_train": "processor.train",
     "extract_features": "processor.evaluate",
     "load_model": "processor.checkpoint",
-    "write_features": "processor.evaluate",
 }
 
 

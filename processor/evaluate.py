@@ -6,7 +6,6 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from processor.distributed import ALONE, Ranks, gather_rows
 from processor.precision import autocast
 from utils.distance import pairwise_distance
 from utils.errors import UserError
-from utils.files import write_rows
 from utils.logging import log
 from utils.metrics import Scores, evaluate, evaluate_distance
 
@@ -69,16 +67,6 @@ def extract_features(
     none = [torch.zeros(0, model.embedding_dim, device=device)]  # with more processes than images
     plain = gather_rows(ranks, torch.cat([plain for plain, _ in batches] or none))
     return plain, gather_rows(ranks, torch.cat([flipped for _, flipped in batches] or none)) if flip else None
-
-
-def write_features(
-    cfg: Config, path: str | Path, model: ReIDModel, loader: TestLoader, device: torch.device, flip: bool = False
-) -> None:
-    """Write the embeddings of a split (with `flip` the flipped ones) to a .npy file (N, D) float32, batch by batch."""
-    batches = feature_batches(cfg, model, loader, device, flip)
-    rows = ((flipped if flip else plain).cpu().numpy() for plain, flipped in batches)
-    with contextlib.closing(batches):  # resets the model's mode if writing fails
-        write_rows(path, len(loader.samples), rows)
 
 
 # ---- scores

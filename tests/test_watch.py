@@ -16,6 +16,7 @@ from conftest import write_tree
 from helpers import start_training
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 import processor.train
 import processor.watch
@@ -215,62 +216,32 @@ def test_wandb_is_refused_in_a_sentence_where_it_is_missing_or_no_one_is_logged_
 # ---- the bar
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that the test sets."""
-    now = [100.0]
+def test_the_bar_shows_losses_and_counts_waiting_and_seconds_since_the_last_checkpoint(monkeypatch):
+    now, out = [100.0], io.StringIO()
     monkeypatch.setattr(processor.watch.time, "perf_counter", lambda: now[0])
-    return now
-
-
-def test_the_share_of_waiting_is_that_of_the_time_that_batches_took_to_come(clock):
-    progress = Progress("epoch", 4, 8, 0, shown=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
+    monkeypatch.setattr(processor.watch, "tqdm", lambda **more: tqdm(file=out, ncols=200, **more | {"disable": False}))
+    progress = Progress("epoch 2/3", 5, 8, 1, shown=True)
 
     def batches():
         for number in range(4):
-            clock[0] += 1.0  # a batch takes a second to come
+            now[0] += 1.0  # a batch takes a second to arrive
             yield number
 
     for _ in progress.waiting(batches()):
-        clock[0] += 3.0  # and three to train on
+        now[0] += 3.0  # and three to train on
         progress.step()
-    assert progress.waited == 4.0 and progress.data_share == 0.25
-    assert progress.speed == 4 * 8 / 16.0
-    progress.close()
-
-
-def test_seconds_are_counted_from_the_last_checkpoint_and_speed_from_the_start(clock):
-    progress = Progress("epoch", 4, 8, 1, shown=False)
-    clock[0] += 5
-    progress.step()
-    assert progress.since_saved == 5 and progress.lap() == 5 and progress.since_saved == 0
-    clock[0] += 3
-    progress.step()
-    assert progress.lap() == 3 and progress.speed == 2 * 8 / 8
-    progress.close()
-
-
-def test_the_bar_shows_images_rate_losses_learning_rate_and_waiting(clock, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
-    out = io.StringIO()
-    monkeypatch.setattr(processor.watch, "tqdm", lambda **more: tqdm_to(out, more))
-    progress = Progress("epoch 2/3", 4, 8, 1, shown=True)
-    for _ in progress.waiting(iter([0])):
-        clock[0] += 2.0
-        progress.step()
+    assert progress.waited == 4.0 and progress.data_share == 0.25 and progress.speed == 4 * 8 / 16.0
     progress.show({"loss": 3.14159, "id": 1.5}, 3.5e-4)
     progress.bar.refresh()
     shown = out.getvalue().split("\r")[-1]
-    for word in ("epoch 2/3", "16/32", "img/s", "loss 3.142", "id 1.500", "lr 3.5e-04", "data 0 %", "3.0 GB"):
+    for word in ("epoch 2/3", "40/40", "img/s", "loss 3.142", "id 1.500", "lr 3.5e-04", "data 25 %", "3.0 GB"):
         assert word in shown, shown
+    assert progress.since_saved == 16 and progress.lap() == 16 and progress.since_saved == 0
+    now[0] += 3
+    assert progress.lap() == 3
     progress.close()
-
-
-def tqdm_to(out: io.StringIO, more: dict):
-    from tqdm import tqdm
-
-    return tqdm(file=out, ncols=200, **more | {"disable": False})
 
 
 def test_without_a_terminal_and_in_other_processes_there_is_no_bar():
