@@ -16,7 +16,7 @@ from datasets.demo.render import render_demo
 from datasets.loaders import TestLoader, make_test_loaders
 from datasets.make import make_test_set
 from model import make_model
-from processor.extract import extract_features
+from processor.evaluate import extract_features
 from utils.distance import pairwise_distance
 from utils.metrics import Scores, evaluate
 
