@@ -178,20 +178,17 @@ def read_index(directory: str | Path) -> Index:
 
 
 @contextmanager
-def locked(directory: str | Path) -> Iterator[None]:
-    """One program at a time changes an index. Raises UserError if another one does."""
-    with lock_directory(directory) as alone:
-        if not alone:
+def changing(directory: str | Path, create: bool = False) -> Iterator[Index | None]:
+    """The index, which no other program changes meanwhile; None if it does not exist and `create`.
+
+    Raises UserError as `read_index` does, and if another program is changing the index.
+    """
+    if not create:
+        read_index(directory)  # so that no folder is made for the lock if there is none
+    with lock_directory(directory) as locked:
+        if not locked:
             raise UserError(f"another program is writing {directory}; wait for it to end")
-        yield
-
-
-@contextmanager
-def changing(directory: str | Path) -> Iterator[Index]:
-    """An index that only this program changes. Raises UserError as `read_index` and `locked` do."""
-    read_index(directory)  # so that no folder is made for the lock if there is none
-    with locked(directory):
-        yield read_index(directory)
+        yield None if create and not Path(directory, "index.json").exists() else read_index(directory)
 
 
 def extractor_of(index: Index, checkpoint: str = "", **options: Any) -> FeatureExtractor:
@@ -293,8 +290,8 @@ def make_index(
     root = Path(os.path.commonpath([os.path.abspath(place) for place in places]))
     root = root if root.is_dir() else root.parent
     files = list_files(root, places)
-    with locked(output):
-        index = open_or_start(extractor, root, output)
+    with changing(output, create=True) as old:
+        index = reuse_or_start(old, extractor, root, output)
         computed, wanted = compute(index, extractor, files), set(files)
         index.drop([row for row, file in enumerate(index.files) if file not in wanted])
         if engine != "exact":
@@ -309,23 +306,20 @@ def make_index(
     return index
 
 
-def open_or_start(extractor: FeatureExtractor, root: Path, output: Path) -> Index:
-    """The index at `output`, without its engine, if it is of the same folder and model; else an empty one, which
-    replaces it when it is saved. The threshold of the same model is kept."""
-    about = {"format": FORMAT, "model": extractor.fingerprint, "checkpoint": str(extractor.checkpoint.absolute())}
-    about |= {"flip": extractor.flip, "half": extractor.half, "root": str(root)}
+def reuse_or_start(old: Index | None, extractor: FeatureExtractor, root: Path, output: Path) -> Index:
+    """The old index without its engine, if it is of the same folder and model; else an empty one, which replaces it
+    when it is saved. The threshold of the same model is kept."""
+    about = {"format": FORMAT, "model": extractor.fingerprint, "flip": extractor.flip, "half": extractor.half}
+    same_model = old is not None and all(old.about[name] == value for name, value in about.items())
+    about |= {"checkpoint": str(extractor.checkpoint.absolute()), "root": str(root), "complete": False}
+    if same_model and old.about["root"] == str(root):
+        old.about.pop("engine", None)
+        old.about |= about
+        return old
+    if same_model and "threshold" in old.about:
+        about["threshold"] = old.about["threshold"]
     about |= {"features": unused(output, "features", ".npy"), "dim": extractor.width, "crc": 0, "next_id": 0}
-    index = Index(output, about, files=[], ids=[])
-    if (output / "index.json").exists():
-        old = read_index(output)
-        if all(old.about[name] == about[name] for name in ("model", "flip", "half")):
-            about |= {name: old.about[name] for name in ("threshold",) if name in old.about}
-            if old.about["root"] == about["root"]:
-                index = old
-                index.about["checkpoint"] = about["checkpoint"]
-    index.about.pop("engine", None)
-    index.about["complete"] = False
-    return index
+    return Index(output, about, files=[], ids=[])
 
 
 def add(index: Index, extractor: FeatureExtractor, places: Sequence[str | Path]) -> None:
