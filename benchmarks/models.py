@@ -77,7 +77,7 @@ class Train(Task):
         else:
             do_train(cfg)
             lines = Path(cfg.run.log_dir, contender, "metrics.jsonl").read_text().splitlines()
-            epochs = [json.loads(line) for line in lines if "loss" in line]
+            epochs = [json.loads(line) for line in lines]
             loss = epochs[-1]["loss"]
         speeds = [epoch["images_per_second"] for epoch in epochs[1:]]
         best = max(epochs[1:], key=lambda epoch: epoch["images_per_second"])

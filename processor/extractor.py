@@ -150,8 +150,7 @@ class FeatureExtractor:
 
 
 def fingerprint(weights: dict[str, torch.Tensor], cfg: Config) -> str:
-    """16 hexadecimal digits of all weights and of the settings that shape an embedding: features of models with equal
-    fingerprints can be compared."""
+    """16 hexadecimal digits of all weights and settings that shape an embedding; if equal, features can be compared."""
     settings = {name: cfg.get(name) for name in SHAPING}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(weights.items()):

@@ -81,7 +81,7 @@ def test_every_task_runs_and_its_outcomes_agree(in_this_process, tiny, tmp_path)
     tasks = {
         "eval": ("--size", "tiny", "--width", 64), "rerank": ("--size", "tiny", "--width", 64, "--metric", "euclidean"),
         "data": (*data, *size, "--batch-size", 8, "--repeats", 1),
-        "train": (*data, *size, "--batch-size", 8, "--backbone", "resnet18", "--epochs", 2, "--workers", 0,
+        "train": (*data, *size, "--batch-size", 8, "--backbone", "resnet18", "--epochs", 2, "--workers", 1,
                   "--train-ids", 4, "--skip", "compiled", "unfused", "contiguous"),
         "extract": (*data, "--checkpoint", save_model(tiny), "--batch-size", 16, "--workers", 1),
         "search": ("--size", "small", "--width", 32, "--inner", 8, "--queries", 20),

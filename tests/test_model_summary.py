@@ -9,7 +9,7 @@ from helpers import program, refused
 
 from config import Config
 from model import BACKBONES
-from tools.model_summary import count, median_seconds
+from tools.model_summary import count, latency
 
 
 def summary(*args: object):
@@ -61,9 +61,8 @@ def test_latency_is_the_median_and_says_where_it_was_measured(monkeypatch):
     assert len(row) == 7 and float(row[5]) > 0 and float(row[6]) > 0
     assert shown.stdout.splitlines()[1].endswith("ms for 1  ms for 32")
     assert f"torch {torch.__version__}" in shown.stdout.splitlines()[-1]
-    times = iter([0, 9, 0, 9, 0, 9, 0, 2, 0, 1, 0, 4])
-    monkeypatch.setattr("time.perf_counter", lambda: next(times))
-    assert median_seconds(lambda images: images, torch.zeros(1), 3) == 2
+    monkeypatch.setattr("tools.model_summary.time_calls", lambda calls, device, runs, warmup: [[2.0, 1.0, 4.0]])
+    assert latency(Config(backbone="resnet18", weights="none", height=32, width=16), torch.device("cpu"), 1, 3) == 2
 
 
 def test_bad_settings_get_one_sentence():

@@ -5,7 +5,7 @@ The directory holds qf.npy and gf.npy (features of query and gallery, float32) a
 each extract a part (--part 1/4, --part 2/4, ...); the parts are joined when the directory is first read.
 
 With a folder that is not a run (it holds no last.pth) as the first word, the features of its pictures are written:
-`python tools/extract_features.py FOLDER [--output feats.npz]`, see tools/gallery/extract_folder.py.
+`python tools/extract_features.py FOLDER [--output feats]`, see tools/gallery/extract_folder.py.
 """
 
 from __future__ import annotations

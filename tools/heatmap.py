@@ -40,7 +40,7 @@ from utils.pictures import QUERY, RIGHT, WRONG, Tile, draw_rows
 OTHER = "#2b6cb0"  # frame of the picture that others are paired with
 OVERVIEW = 10  # images in the overview at most
 DRAWN_HEIGHT = 256  # pixels
-BAR = "each map by itself"
+BAR = "each map on its own scale"
 Column = list[Tile | None]  # the row of the whole model, then a row per branch
 
 

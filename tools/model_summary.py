@@ -13,11 +13,8 @@ import math
 import os
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,6 +26,7 @@ from config.cli import parse_settings, split_first
 from model import BACKBONES, build_model
 from processor.environment import describe_environment, pick_device
 from utils.errors import UserError, run
+from utils.latency import time_calls
 from utils.logging import log, setup_logging
 
 BATCHES = (1, 32)  # whose latency is measured
@@ -70,25 +68,14 @@ def _count(cfg: Config) -> dict[str, int]:
     }
 
 
-@torch.no_grad()
-def median_seconds(model: Callable[[torch.Tensor], Any], images: torch.Tensor, runs: int) -> float:
-    """Median time of `runs` calls, after three that are not timed."""
-    seconds = []
-    for _ in range(3 + runs):
-        start = time.perf_counter()
-        model(images)
-        if images.is_cuda:
-            torch.cuda.synchronize(images.device)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[3:])
-
-
 def latency(cfg: Config, device: torch.device, batch: int, runs: int) -> float:
     """Median seconds from a batch of images to its embeddings."""
     layout = torch.channels_last if cfg.loop.channels_last else torch.contiguous_format
     model = build_model(cfg, num_classes=1).to(device, memory_format=layout).eval()
     images = torch.randn(batch, 3, cfg.data.height, cfg.data.width, device=device).to(memory_format=layout)
-    return median_seconds(model, images, runs)
+    with torch.no_grad():
+        (seconds,) = time_calls([lambda: model(images)], device, runs, warmup=3)
+    return statistics.median(seconds)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from datasets.make import make_dataset
 from processor.evaluate import do_inference, plain_settings, score_values
 from processor.test import TestJob
 from tools.export.graph import INPUT, OUTPUT, Preprocess, load_package, quiet
-from tools.model_summary import median_seconds
 from utils.errors import UserError
+from utils.latency import time_calls
 
 Runner = Callable[[torch.Tensor], torch.Tensor]  # what a file takes to embeddings (B, D)
 
@@ -45,7 +46,8 @@ def open_onnx(model: str | bytes) -> Runner:
 def open_pt2(path: str | Path) -> Runner:
     """A .pt2 file to be called."""
     with open(path, "rb") as file, quiet():
-        return torch.export.load(file).module()
+        module = torch.export.load(file).module()
+    return lambda images: module(images)  # a function, as the module refuses to be a part of another
 
 
 class FileModel(nn.Module):
@@ -134,7 +136,9 @@ def measure(test: TestJob, run: Runner, preprocessing: bool, precision: str) -> 
     found["latency"] = []
     for size in LATENCY_BATCHES:
         batch = one.repeat(size, 1, 1, 1)
-        file, pytorch = (1e3 * median_seconds(call, batch, RUNS) for call in (run, model))
+        with torch.no_grad():
+            times = time_calls([lambda b=batch: run(b), lambda b=batch: model(b)], test.device, RUNS, warmup=3)
+        file, pytorch = (1e3 * statistics.median(seconds) for seconds in times)
         row = {"batch": size, "ms": round(file, 3), "pytorch_ms": round(pytorch, 3), "ratio": round(file / pytorch, 3)}
         found["latency"].append(row)
     return found
