@@ -308,13 +308,13 @@ def test_what_one_process_cannot_do_all_refuse_and_the_first_says_so(base):
     first, second = (json.loads((base / "refused" / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first.pop("nothing") == second.pop("nothing") == "trained"
     words = {
-        "other images": "do not agree on the training images;",
-        "a bad image": "process 1: 1 of 30 train images cannot be used",
-        "other test images": "do not agree on the test images;",
-        "other settings": "do not agree on --seed, --lr;",
-        "a batch": "--batch-size 6 does not split into identities of 2 images over 2 process(es); take a multiple of 4",
-        "no room": "choose a place with --log-dir",
-        "a log of its own": "--log-dir must be one that all machines share",
+        "other images": "the training images",
+        "a bad image": "process 1: 1 of 30",
+        "other test images": "the test images",
+        "other settings": "--seed, --lr",
+        "a batch": "--batch-size 6",
+        "no room": "--log-dir",
+        "a log of its own": "--log-dir",
     }
     assert first.keys() == second.keys() == words.keys() and not any(second.values())
     for name, sentence in first.items():
