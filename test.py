@@ -1,4 +1,4 @@
-"""Test a model: `python test.py [CKPT] [--flip] [--rerank] [--metric euclidean]`; without CKPT, the newest run."""
+"""Test a model: `python test.py [CKPT] [--flip] [--rerank] [--metric euclidean]`; without CKPT, the latest run."""
 
 import os
 

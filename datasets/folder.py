@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 from datasets.own import PICTURES
 from utils.errors import UserError
-
-
-class File(NamedTuple):
-    """A file, and what changes when its content does."""
-
-    path: str  # relative to the folder, with / as separator
-    size: int  # bytes
-    changed: int  # nanoseconds since 1970 of its last change of any kind: a file that is renamed keeps its mtime
 
 
 def find_pictures(folder: str | Path) -> tuple[list[str], int]:
@@ -44,17 +35,3 @@ def find_pictures(folder: str | Path) -> tuple[list[str], int]:
             else:
                 others += 1
     return sorted(pictures), others
-
-
-def state_of(path: str | Path, name: str) -> File:
-    """The file at `path` under another name; size and time are 0 if it does not exist."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return File(name, 0, 0)
-    return File(name, status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))
-
-
-def place_of(root: str | Path, path: str) -> Path:
-    """Where a path from os.path.relpath leads, also one with .. in it if `root` is a link or does not exist."""
-    return Path(os.path.normpath(os.path.join(root, path)))

@@ -6,7 +6,7 @@ import torch
 
 from loss.pairs import anchor_mean, distance, euclidean_distances, means, pair_masks
 from loss.triplet import hinge
-from utils.precision import wide
+from utils.precision import at_least_float32
 
 
 def centroid_triplet(features: torch.Tensor, labels: torch.Tensor, margin: float | None = 0.3) -> torch.Tensor:
@@ -18,7 +18,7 @@ def centroid_triplet(features: torch.Tensor, labels: torch.Tensor, margin: float
     Anchors without a positive or a negative are left out. Raises ValueError when no anchor has both.
     """
     positive, negative = pair_masks(labels)
-    to_own = distance(wide(features), means(positive, features))
+    to_own = distance(at_least_float32(features), means(positive, features))
     to_others = euclidean_distances(features, means(~negative, features))
     to_nearest = to_others.masked_fill(~negative, torch.inf).amin(1)
     return anchor_mean(hinge(to_own, to_nearest, margin), positive, negative, "centroid triplet")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from loss.pairs import MASKED, check_any, distance, euclidean_distances, first_images, masked_mean, means, pair_masks
-from utils.precision import wide
+from utils.precision import at_least_float32
 
 
 def cluster_loss(features: torch.Tensor, labels: torch.Tensor, margin: float = 10.0) -> torch.Tensor:
@@ -18,7 +18,7 @@ def cluster_loss(features: torch.Tensor, labels: torch.Tensor, margin: float = 1
     positive, negative = pair_masks(labels)
     check_any(negative.any(), "the cluster loss needs a batch with two identities")
     centroids = means(~negative, features)
-    to_own = distance(wide(features), centroids)
+    to_own = distance(at_least_float32(features), centroids)
     radius = to_own.expand(len(labels), -1).masked_fill(negative, MASKED).amax(1)
     nearest = euclidean_distances(centroids, centroids).masked_fill(~negative, torch.inf).amin(1)
     return masked_mean(torch.relu(margin + radius - nearest), first_images(positive) & negative.any(1))

@@ -58,12 +58,6 @@ class Criterion(nn.Module):
         for loss, x in zip(self.centers, features, strict=False):
             loss.move(x, labels, self.cfg.loss.center_lr / len(self.centers), moved)
 
-    def undo_center_weight(self) -> None:
-        """Divide the centers' gradient by the loss weight, for an SGD over the centers in place of `move_centers`."""
-        for centers in self.centers.parameters():
-            if centers.grad is not None:
-                centers.grad /= self.cfg.loss.center_weight
-
 
 def id_loss(cfg: Config) -> Callable[..., torch.Tensor]:
     """The identity loss of (logits, labels, label_smoothing=)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import log_softmax, nll_loss
 
-from utils.precision import wide
+from utils.precision import at_least_float32
 
 
 def focal_loss(
@@ -17,7 +17,7 @@ def focal_loss(
     everywhere, with label_smoothing as epsilon. gamma 0 is `cross_entropy(label_smoothing=epsilon)`. The constant
     factor alpha of other implementations (0.25) is left to the weight of the loss.
     """
-    log_p = log_softmax(wide(logits), 1)
+    log_p = log_softmax(at_least_float32(logits), 1)
     # -expm1(log p) is 1 - p without cancellation; at 0 the gradient of a power below 1 would be infinite.
     terms = (-log_p.expm1()).clamp(min=1e-12).pow(gamma) * log_p
     return (1 - label_smoothing) * nll_loss(terms, labels) - label_smoothing * terms.mean()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from utils.precision import wide
+from utils.precision import at_least_float32
 
 MASKED = -1e9  # for -inf in a softmax or logsumexp, where a row of nothing but -inf would give NaN
 
@@ -33,7 +33,7 @@ def euclidean_distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Euclidean distances (A, B) of all rows of (A, D) and (B, D), at least 1e-6; float32, or float64 of float64."""
     rows, columns = a.double(), b.double()
     squares = rows.square().sum(1)[:, None] + columns.square().sum(1) - 2 * rows @ columns.T
-    return squares.clamp(min=1e-12).sqrt().to(wide(a).dtype)
+    return squares.clamp(min=1e-12).sqrt().to(at_least_float32(a).dtype)
 
 
 def cosine_similarities(features: torch.Tensor) -> torch.Tensor:
@@ -44,13 +44,14 @@ def cosine_similarities(features: torch.Tensor) -> torch.Tensor:
     rows = features.double()
     squares = rows.square().sum(1, keepdim=True)
     unit = torch.where(squares <= 1e-12, 0.0, rows * squares.clamp(min=1e-12).rsqrt())  # NaN stays NaN
-    return (unit @ unit.T).to(wide(features).dtype)
+    return (unit @ unit.T).to(at_least_float32(features).dtype)
 
 
 def means(mask: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """(A, D) mean of the features (B, D) that each row of the mask (A, B) selects; 0 where it selects none."""
     selected = mask.double()
-    return (selected @ features.double() / selected.sum(1, keepdim=True).clamp(min=1)).to(wide(features).dtype)
+    sums, counts = selected @ features.double(), selected.sum(1, keepdim=True)
+    return (sums / counts.clamp(min=1)).to(at_least_float32(features).dtype)
 
 
 def masked_logsumexp(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import softplus
 
 from loss.pairs import MASKED, anchor_mean, distance, euclidean_distances, pair_masks
-from utils.precision import wide
+from utils.precision import at_least_float32
 
 
 def batch_hard_triplet(
@@ -23,7 +23,7 @@ def batch_hard_triplet(
     """
     positive, negative = pair_masks(labels)
     with torch.autocast(features.device.type, enabled=False):
-        features = wide(features)
+        features = at_least_float32(features)
         with torch.no_grad():  # only the pairs that are mined need a gradient
             distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
             farthest = distances.masked_fill(~positive, -torch.inf).argmax(1)

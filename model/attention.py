@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from utils.errors import UserError
-from utils.precision import wide
+from utils.precision import at_least_float32
 
 
 def reduced(channels: int, ratio: float) -> int:
@@ -119,7 +119,8 @@ class NonLocal(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         theta, phi, g = (f(x).flatten(2).transpose(1, 2) for f in (self.theta, self.phi, self.g))
         with torch.autocast(x.device.type, enabled=False):  # products of features overflow float16
-            gathered = self.gather(wide(theta), wide(phi), wide(g)).transpose(1, 2).unflatten(2, x.shape[2:])
+            gathered = self.gather(*map(at_least_float32, (theta, phi, g)))
+            gathered = gathered.transpose(1, 2).unflatten(2, x.shape[2:])
             return x + self.bn(self.out(gathered.to(self.out.weight.dtype))).to(x.dtype)
 
     def gather(self, theta: torch.Tensor, phi: torch.Tensor, g: torch.Tensor) -> torch.Tensor:

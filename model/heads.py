@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from utils.precision import wide
+from utils.precision import at_least_float32
 
 
 class LinearHead(nn.Linear):
@@ -49,7 +49,7 @@ class CosineHead(LinearHead):
 
     def cosines(self, features: torch.Tensor) -> torch.Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            return F.linear(F.normalize(wide(features)), F.normalize(wide(self.weight)))
+            return F.linear(F.normalize(at_least_float32(features)), F.normalize(at_least_float32(self.weight)))
 
     def plain(self, features: torch.Tensor) -> torch.Tensor:
         return self.scale * self.cosines(features)

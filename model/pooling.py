@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from utils.precision import wide
+from utils.precision import at_least_float32
 
 
 class Average(nn.Module):
@@ -22,7 +22,7 @@ class Maximum(nn.Module):
     """Largest value over the positions."""
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        return wide(maps.amax((2, 3)))
+        return at_least_float32(maps.amax((2, 3)))
 
 
 class AverageMaximum(nn.Module):
@@ -53,8 +53,8 @@ class GeM(nn.Module):
             self.register_buffer("p", torch.tensor(p), persistent=False)
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        logs = wide(maps).clamp(min=self.eps).log().flatten(2)
-        p = wide(self.p).clamp(min=1.0)
+        logs = at_least_float32(maps).clamp(min=self.eps).log().flatten(2)
+        p = at_least_float32(self.p).clamp(min=1.0)
         # in logarithms no power overflows
         return ((torch.logsumexp(p * logs, 2) - math.log(logs.shape[2])) / p).exp()
 

@@ -17,7 +17,7 @@ from model.weights import load_backbone
 from utils.errors import UserError
 from utils.logging import log
 from utils.lookup import load
-from utils.precision import wide
+from utils.precision import at_least_float32
 
 # --branches: a class of (Config, number of identities). A new model is one file, and one line here.
 BRANCHES = {
@@ -96,7 +96,9 @@ class ReIDModel(nn.Module):
             logits = [b.classifier(x) for b, x in zip(self.branches, after, strict=True) if b.classifier is not None]
             return logits, [x for b, x in zip(self.branches, features, strict=True) if b.metric]
         embeddings = after if self.test_after_neck else features
-        return torch.cat([F.normalize(wide(x)) for x in embeddings], 1) if len(embeddings) > 1 else embeddings[0]
+        if len(embeddings) == 1:
+            return embeddings[0]
+        return torch.cat([F.normalize(at_least_float32(x)) for x in embeddings], 1)
 
     @property
     def heads(self) -> list[nn.Module]:

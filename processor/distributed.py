@@ -1,14 +1,15 @@
-"""Several processes that train one model, started by `torchrun`: each has its share of every batch and of the test.
+"""Training in several processes, started by `torchrun`: each has its share of every batch and of every evaluation.
 
-They end up with the weights that one process would have, but for what each draws by itself (dropout, stochastic depth)
-and batch norm that is not synchronised. `batch_size` is that of all together, so nothing else of the settings changes
-with their number; who raises it usually raises the learning rate in proportion (Goyal et al. 2017).
+They end with the weights that one process would have, except for what each draws by itself (dropout, stochastic depth)
+and for batch norm that is not synchronised. `batch_size` is that of all processes together, so no other setting changes
+with their number; the learning rate is usually raised in proportion to the batch size (Goyal et al. 2017).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,28 +17,29 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from config import Config
 from config.config import option
 from utils.errors import UserError
 
-PATIENCE = timedelta(hours=2)  # that others wait while one re-ranks a large gallery
-MEETING = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # variables that torchrun sets beside WORLD_SIZE
-# Settings that may differ from machine to machine: where things lie, and how much there is room for.
-PLACES = {"dataset", "test_dataset", "data_root", "weights", "log_dir", "cache_dir", "cache_gb", "disk_gb"}
-PLACES |= {"device", "workers"}
+TIMEOUT = timedelta(hours=2)  # others wait while one re-ranks a large gallery
+RENDEZVOUS = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # variables that torchrun sets, besides WORLD_SIZE
+# Settings that may differ between machines: paths and the resources there.
+LOCAL_SETTINGS = {"dataset", "test_dataset", "data_root", "weights", "log_dir", "cache_dir", "cache_gb", "disk_gb"}
+LOCAL_SETTINGS |= {"device", "workers"}
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process this is, counted from 0, and of how many. Alone, every function here does nothing."""
+    """The number of this process, counted from 0, and of all. With one process, every function here does nothing."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def first(self) -> bool:
-        """The process that writes files and logs."""
+        """Whether this is the process that writes files and logs."""
         return self.rank == 0
 
 
@@ -45,11 +47,11 @@ ALONE = Ranks()
 
 
 @contextlib.contextmanager
-def joined(cfg: Config, environ: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
-    """Meet the processes that torchrun started with this one; without torchrun, be alone.
+def init_distributed(cfg: Config, environ: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
+    """Join the processes that torchrun started; without torchrun there is one.
 
-    Each takes the GPU of its number on its machine; where there are fewer GPUs they share them, over gloo. Raises
-    UserError for settings that cannot work, and where another process ends before this one.
+    Each uses the GPU with its number on its machine; if there are fewer GPUs they are shared, over gloo. Raises
+    UserError for settings that cannot work, and if another process ends early.
     """
     size = int(environ.get("WORLD_SIZE", 1))
     if dist.is_initialized():
@@ -58,98 +60,102 @@ def joined(cfg: Config, environ: Mapping[str, str] = os.environ) -> Iterator[Ran
     if size == 1:
         yield ALONE
         return
-    backend = take_gpu(cfg, environ)
+    backend = choose_backend(cfg, environ)
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=TIMEOUT)
     except (ValueError, dist.DistError) as error:
-        place = ":".join(environ[name] for name in MEETING[1:])
-        raise UserError(f"the {size} processes could not meet at {place}: {str(error).splitlines()[0]}") from error
+        place = ":".join(environ[name] for name in RENDEZVOUS[1:])
+        raise UserError(f"the {size} processes could not connect at {place}: {str(error).splitlines()[0]}") from error
     try:
         yield Ranks(dist.get_rank(), size)
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        raise UserError("another process has ended, so this one cannot go on; see what that one said") from error
-    # Not after an error: with NCCL that would wait for the others, and torchrun for this one.
+        raise UserError("another process has ended, so this one cannot continue; see the other's message") from error
+    # Not after an error: with NCCL it would wait for the others, and torchrun for this one.
     dist.destroy_process_group()
 
 
-def take_gpu(cfg: Config, environ: Mapping[str, str]) -> str:
-    """Make this process's GPU the current one, if there are any; the backend that the processes talk through.
-
-    Raises UserError for settings or an environment that cannot work.
-    """
-    absent = [name for name in MEETING if name not in environ]
-    if absent:
+def choose_backend(cfg: Config, environ: Mapping[str, str]) -> str:
+    """The communication backend; also makes this process's GPU, if any, the current one. Raises UserError."""
+    missing = [name for name in RENDEZVOUS if name not in environ]
+    if missing:
         raise UserError(
-            f"WORLD_SIZE is {environ['WORLD_SIZE']}, so there should be other processes, but {' and '.join(absent)} "
-            "is not set; start them with torchrun, or unset WORLD_SIZE to train alone"
+            f"WORLD_SIZE is {environ['WORLD_SIZE']}, so there should be other processes, but {' and '.join(missing)} "
+            "is not set; start them with torchrun, or unset WORLD_SIZE to train in one process"
         )
     if cfg.run.device.startswith("cuda:"):
         raise UserError(
             f"--device {cfg.run.device} is one GPU, and several processes need one each; give --device cuda"
         )
-    local, on_this_machine = int(environ.get("LOCAL_RANK", 0)), int(environ.get("LOCAL_WORLD_SIZE", 1))
+    local_rank, local_size = int(environ.get("LOCAL_RANK", 0)), int(environ.get("LOCAL_WORLD_SIZE", 1))
     gpus = 0 if cfg.run.device == "cpu" else torch.cuda.device_count()
-    if cfg.loop.backend == "nccl" and gpus < on_this_machine:
-        raise UserError(
-            f"--backend nccl needs a GPU for each of the {on_this_machine} processes and finds {gpus}; leave it out"
-        )
+    if cfg.loop.backend == "nccl" and gpus < local_size:
+        raise UserError(f"--backend nccl needs a GPU for each of the {local_size} processes, not {gpus}; leave it out")
     if gpus:
-        torch.cuda.set_device(local % gpus)
-    return cfg.loop.backend if cfg.loop.backend != "auto" else "nccl" if gpus >= on_this_machine else "gloo"
+        torch.cuda.set_device(local_rank % gpus)
+    return cfg.loop.backend if cfg.loop.backend != "auto" else "nccl" if gpus >= local_size else "gloo"
 
 
-def started_as(ranks: Ranks, command: str, environ=os.environ) -> str:
-    """The command that repeats the run: `python ...` as it was typed, or the torchrun that started the processes."""
+def torchrun_command(ranks: Ranks, command: str, environ: Mapping[str, str] = os.environ) -> str:
+    """The command that repeats the run: `python ...` as typed, or torchrun with as many processes."""
     if ranks.size == 1:
         return command
-    here = int(environ.get("LOCAL_WORLD_SIZE", ranks.size))
-    nodes = f"--nnodes={ranks.size // here} " if ranks.size > here else ""
-    return command.replace("python ", f"torchrun {nodes}--nproc-per-node={here} ", 1)
+    local_size = int(environ.get("LOCAL_WORLD_SIZE", ranks.size))
+    nodes = f"--nnodes={ranks.size // local_size} " if ranks.size > local_size else ""
+    return command.replace("python ", f"torchrun {nodes}--nproc-per-node={local_size} ", 1)
+
+
+# ---- errors, and what must be equal in all processes
 
 
 @contextlib.contextmanager
-def together(ranks: Ranks, first_alone: bool = False) -> Iterator[None]:
-    """What fails in the block of one process fails in all, so that none waits for another in vain: a UserError or an
-    OSError is raised in the first, and the others exit in silence. In the block no process may wait for another.
+def sync_errors(ranks: Ranks, first_alone: bool = False) -> Iterator[None]:
+    """An error in the block of one process ends all, so that none waits for another forever: the first process raises
+    it (UserError or OSError), the others exit silently. No process may wait for another inside the block.
 
-    With `first_alone` the others wait until the first is through: what it leaves on the disk, they find there.
+    first_alone: the others wait until the first is done, and find the files that it has written.
     """
     error = None
     if first_alone and not ranks.first:
-        settle(ranks, None)
+        _raise_any(ranks, None)
     try:
         yield
     except (UserError, OSError) as caught:
         error = caught
     if first_alone and ranks.first:
-        settle(ranks, error)
-    settle(ranks, error)
+        _raise_any(ranks, error)
+    _raise_any(ranks, error)
 
 
-def settle(ranks: Ranks, error: Exception | None) -> None:
-    """Tell the others of an error, and hear of theirs. Raises the first one in the first process."""
-    said = [message for message in of_all(ranks, error and (ranks.rank, str(error))) if message]
-    if said and not ranks.first:
+def _raise_any(ranks: Ranks, error: Exception | None) -> None:
+    messages = [message for message in all_gather(ranks, error and (ranks.rank, str(error))) if message]
+    if messages and not ranks.first:
         raise SystemExit(2)
     if error:
         raise error
-    if said:
-        raise UserError(f"process {said[0][0]}: {said[0][1]}")
+    if messages:
+        raise UserError(f"process {messages[0][0]}: {messages[0][1]}")
 
 
-def from_first(ranks: Ranks, value: Any) -> Any:
-    """The first process's value, on all of them; tensors in it must lie on the CPU."""
-    if ranks.size == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
+def check_same(ranks: Ranks, values: Mapping[str, Any]) -> None:
+    """Raises UserError with the names of the values that are not the same in all processes."""
+    first, *others = all_gather(ranks, dict(values))
+    differ = ", ".join(name for name in first if any(other[name] != first[name] for other in others))
+    if differ:
+        _raise_any(ranks, UserError(f"the processes do not agree on {differ}; give all the same data and settings"))
 
 
-def of_all(ranks: Ranks, value: Any) -> list[Any]:
-    """The values of all processes, in their order, on all of them."""
+def check_same_settings(ranks: Ranks, cfg: Config) -> None:
+    """Raises UserError with the names of the settings that are not the same in all processes."""
+    check_same(ranks, {option(name): value for name, value in cfg.to_dict().items() if name not in LOCAL_SETTINGS})
+
+
+# ---- values and tensors of all processes
+
+
+def all_gather(ranks: Ranks, value: Any) -> list[Any]:
+    """The values of all processes, in their order, in all of them; tensors in them must be on the CPU."""
     if ranks.size == 1:
         return [value]
     values = [None] * ranks.size
@@ -157,24 +163,13 @@ def of_all(ranks: Ranks, value: Any) -> list[Any]:
     return values
 
 
-def same_everywhere(ranks: Ranks, facts: Mapping[str, Any]) -> None:
-    """Raises UserError that names the facts of which a process has another value than the first."""
-    first, *others = of_all(ranks, dict(facts))
-    differ = ", ".join(name for name in first if any(other[name] != first[name] for other in others))
-    if differ:
-        settle(ranks, UserError(f"the processes do not agree on {differ}; give all the same data and settings"))
-
-
-def same_settings(ranks: Ranks, cfg: Config) -> None:
-    """Raises UserError that names the settings on which the processes do not agree, such as those of two machines."""
-    same_everywhere(ranks, {f"{option(name)}": value for name, value in cfg.to_dict().items() if name not in PLACES})
-
-
 @torch.no_grad()
-def copy_first(ranks: Ranks, tensors: Iterable[torch.Tensor]) -> None:
-    """Give these tensors the values that they have in the first process."""
+def broadcast_tensors(ranks: Ranks, tensors: Iterable[torch.Tensor]) -> None:
+    """Overwrite these tensors with those of the first process."""
+    if ranks.size == 1:
+        return
     tensors = list(tensors)
-    for dtype in dict.fromkeys(t.dtype for t in tensors if ranks.size > 1):
+    for dtype in dict.fromkeys(t.dtype for t in tensors):
         some = [t for t in tensors if t.dtype == dtype]
         row = torch.cat([t.reshape(-1) for t in some])  # one message instead of hundreds
         dist.broadcast(row, 0)
@@ -182,8 +177,8 @@ def copy_first(ranks: Ranks, tensors: Iterable[torch.Tensor]) -> None:
         torch._foreach_copy_(some, [part.view(t.shape) for part, t in zip(parts, some, strict=True)])
 
 
-def mean_of_all(ranks: Ranks, values: torch.Tensor) -> torch.Tensor:
-    """The mean of the processes' tensors of one shape, on all of them."""
+def all_reduce_mean(ranks: Ranks, values: torch.Tensor) -> torch.Tensor:
+    """The mean of the processes' tensors of one shape, in all of them."""
     if ranks.size > 1:
         dist.all_reduce(values)
         values /= ranks.size
@@ -191,12 +186,80 @@ def mean_of_all(ranks: Ranks, values: torch.Tensor) -> torch.Tensor:
 
 
 def gather_rows(ranks: Ranks, rows: torch.Tensor) -> torch.Tensor:
-    """The rows (N, D) of all processes one below the other, no gradients; N may differ."""
+    """The rows (N, D) of all processes, concatenated, without gradients; N may differ."""
     if ranks.size == 1:
         return rows
-    lengths = of_all(ranks, len(rows))
+    lengths = all_gather(ranks, len(rows))
     padded = rows.new_zeros(max(lengths), *rows.shape[1:])
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(parts, padded)
     return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+
+class _GatherBatch(torch.autograd.Function):
+    """All processes compute the same loss of the gathered rows, so each has the whole gradient and takes that of its
+    own rows, times the number of processes: DistributedDataParallel averages the gradients of weights, but a loss over
+    the whole batch needs their sum."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+        ctx.ranks, ctx.length = ranks, len(rows)
+        parts = [torch.empty_like(rows) for _ in range(ranks.size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        start = ctx.ranks.rank * ctx.length
+        return gradient[start : start + ctx.length] * ctx.ranks.size, None
+
+
+def gather_batch(ranks: Ranks, rows: torch.Tensor) -> torch.Tensor:
+    """The rows (B, ...) of one batch of all processes, the same number from each, concatenated, with gradients."""
+    return rows if ranks.size == 1 else _GatherBatch.apply(rows, ranks)
+
+
+# ---- the model
+
+
+class UsedOutputs(nn.Module):
+    """A model whose outputs that no loss uses are detached: DistributedDataParallel follows the outputs to find the
+    weights whose gradients it must wait for, and those behind unused outputs get none."""
+
+    def __init__(self, model: nn.Module, logits: bool, features: bool):
+        super().__init__()
+        self.model, self.logits, self.features = model, logits, features
+
+    def forward(self, images: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        logits, features = self.model(images)
+        return (
+            [x if self.logits else x.detach() for x in logits],
+            [x if self.features else x.detach() for x in features],
+        )
+
+
+def parallel(ranks: Ranks, model: nn.Module, criterion: nn.Module, device: torch.device) -> nn.Module:
+    """The model with its gradients averaged over the processes."""
+    if ranks.size == 1:
+        return model
+    logits, features = criterion.cfg.loss.id_weight > 0, bool(criterion.metric or criterion.centers)
+    all_used = logits and (features or len(model.heads) == len(model.branches))
+    options = {"device_ids": [device] if device.type == "cuda" else None, "find_unused_parameters": not all_used}
+    options["broadcast_buffers"] = False  # batch norm's statistics are broadcast after each step
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.15 renames that option
+        return nn.parallel.DistributedDataParallel(
+            model if all_used else UsedOutputs(model, logits, features), **options
+        )
+
+
+def sync_batch_norm(cfg: Config, ranks: Ranks, model: nn.Module, device: torch.device) -> nn.Module:
+    """The model with batch norm over the images of all processes, if the settings ask for it; not on CPUs."""
+    if ranks.size == 1 or not cfg.loop.sync_bn or device.type != "cuda":
+        return model
+    if cfg.model.backbone.startswith("timm/"):
+        from timm.layers import convert_sync_batchnorm  # keeps the activation inside timm's batch norm
+
+        return convert_sync_batchnorm(model)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -1,40 +1,80 @@
-"""From features to scores, by every protocol that the settings ask for."""
+"""Evaluation: images to features, features to scores, scores to tables and to the record of a result."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from config import Config
 from config.config import option, undefined_for_protocol
 from datasets.base import MOST_CAMERAS, ReIDDataset
 from datasets.loaders import TestLoader
 from model import ReIDModel
-from processor.distributed import ALONE, Ranks
-from processor.extract import extract_features
+from processor.distributed import ALONE, Ranks, gather_rows
+from processor.precision import autocast
 from utils.distance import pairwise_distance
 from utils.errors import UserError
-from utils.expansion import augment_gallery, expand_queries
 from utils.logging import log
 from utils.metrics import Scores, evaluate, evaluate_distance
-from utils.protocols import (
-    TrialScores,
-    evaluate_by_camera,
-    evaluate_single_shot,
-    evaluate_vehicle_id,
-    pool_queries,
-)
-from utils.rerank import k_reciprocal
 
+RANDOM_GALLERIES = ("single_shot", "vehicle_id")  # protocols without one ranked list per query
 FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
+
+Pair = tuple[torch.Tensor, torch.Tensor]  # features of queries (Q, D) and gallery (G, D)
+
+
+# ---- features
+
+
+def feature_batches(
+    cfg: Config, model: ReIDModel, loader: TestLoader, device: torch.device, flip: bool = False, shown: bool = True
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Embeddings (B, D) float32 of a split in its order; with `flip` also their mean with the mirror images' ones.
+
+    Precision and memory layout are those of the settings. The model is put into evaluation mode, and back.
+    """
+    was_training = model.training
+    model.eval()
+    hidden = None if shown else True  # None: without a terminal
+    bar = tqdm(total=len(loader.samples), desc=loader.images.name, unit="img", leave=False, disable=hidden)
+    try:
+        with contextlib.closing(bar):
+            for images in loader.batches(device):
+                with torch.no_grad(), autocast(device, cfg.loop.test_precision):
+                    if not cfg.loop.channels_last:
+                        images = images.contiguous()
+                    features = model(images).float()
+                    flipped = (features + model(images.flip(3)).float()) / 2 if flip else None
+                yield features, flipped
+                bar.update(len(images))
+    finally:
+        model.train(was_training)
+
+
+def extract_features(
+    cfg: Config, model: ReIDModel, loader: TestLoader, device: torch.device, flip: bool = False, ranks: Ranks = ALONE
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """All of `feature_batches` as (N, D) float32 on `device`. Several processes extract a part each, and get all."""
+    part = loader.part(ranks.rank, ranks.size)
+    batches = list(feature_batches(cfg, model, part, device, flip, ranks.first))
+    none = [torch.zeros(0, model.embedding_dim, device=device)]  # with more processes than images
+    plain = gather_rows(ranks, torch.cat([plain for plain, _ in batches] or none))
+    return plain, gather_rows(ranks, torch.cat([flipped for _, flipped in batches] or none)) if flip else None
+
+
+# ---- scores
 
 
 @dataclass
 class Inference:
-    """Scores by what was done to the features ("plain", "flip+rerank", ...), and what the last were made from."""
+    """Scores by what was done to the features ("plain", "flip+rerank", ...), and what the last ones were made from."""
 
     scores: dict[str, Scores]
     query: torch.Tensor  # (Q, D) float32
@@ -43,28 +83,18 @@ class Inference:
     by_camera: dict[tuple[int, int], Scores] = field(default_factory=dict)  # (query camera, gallery camera)
 
     def distance(self, cfg: Config, queries) -> torch.Tensor:
-        """Rows (len(queries), G) that the last scores were made from; queries are indices."""
+        """Rows (len(queries), G) of the distances of the last scores; queries are indices."""
         if self.reranked is not None:
             return self.reranked[queries]
         return pairwise_distance(self.query[queries], self.gallery, cfg.eval.metric)
 
 
-def quick(cfg: Config) -> Config:
-    """The settings less all that is scored beside plain features."""
-    return cfg.replace(flip=False, rerank=False, query_expansion=0, augmentation_k=0, roc=False, by_camera=False)
-
-
 def do_inference(
-    cfg: Config,
-    model: ReIDModel,
-    query: TestLoader,
-    gallery: TestLoader,
-    device: torch.device,
-    ranks: Ranks = ALONE,
+    cfg: Config, model: ReIDModel, query: TestLoader, gallery: TestLoader, device: torch.device, ranks: Ranks = ALONE
 ) -> Inference | None:
-    """Features of both splits and all scores that the settings ask for. Of several processes only the first scores.
+    """Features of both splits and all scores of the settings; None in all processes but the first.
 
-    Raises UserError when the features are not finite or nothing can be scored.
+    Raises UserError if the features are not finite or nothing can be scored.
     """
     q, g = (extract_features(cfg, model, x, device, cfg.eval.flip, ranks) for x in (query, gallery))
     if not ranks.first:
@@ -73,87 +103,107 @@ def do_inference(
     return score_features(cfg, pairs, (query.pids, gallery.pids, query.camids, gallery.camids))
 
 
-def score_features(cfg: Config, pairs: dict[str, tuple[torch.Tensor, torch.Tensor]], ids: tuple) -> Inference:
-    """All scores that the settings ask for. pairs: query (Q, D) and gallery (G, D) features by name, the best last:
-    expansion and re-ranking start from these. ids: as `evaluate` takes them.
+def score_features(cfg: Config, pairs: dict[str, Pair], ids: tuple) -> Inference:
+    """All scores of the settings.
 
-    Raises UserError when the features are not finite or nothing can be scored.
+    pairs: features by name; expansion and re-ranking start from the last. ids: the four id arrays of `evaluate`.
+    Raises UserError if the features are not finite or nothing can be scored.
     """
-    result = Inference({}, *pairs[list(pairs)[-1]])
     try:
-        for name, (query, gallery) in pairs.items():
-            query = _pooled(cfg, query, gallery, ids)
-            result.scores[name] = _score(cfg, query, gallery, ids)
-        result.query = query
-        name = "" if name == "plain" else f"{name}+"
-        if cfg.eval.augmentation_k:
-            result.gallery = augment_gallery(result.gallery, cfg.eval.augmentation_k, cfg.eval.expansion_alpha)
-            name += "dba+"
-        if cfg.eval.query_expansion:
-            result.query = expand_queries(
-                result.query, result.gallery, cfg.eval.query_expansion, cfg.eval.expansion_alpha
-            )
-            name += "qe+"
-        if cfg.eval.augmentation_k or cfg.eval.query_expansion:
-            result.scores[name[:-1]] = _score(cfg, result.query, result.gallery, ids)
-        if cfg.eval.by_camera:
-            result.by_camera = evaluate_by_camera(
-                result.query, result.gallery, *ids, metric=cfg.eval.metric, max_rank=cfg.eval.max_rank
-            )
-        if cfg.eval.rerank:
-            rows = (result.query, result.gallery)
-            result.reranked = k_reciprocal(
-                *rows, cfg.eval.k1, cfg.eval.k2, cfg.eval.lambda_value, metric=cfg.eval.metric
-            )
-            scores = evaluate_distance(result.reranked, *ids, max_rank=cfg.eval.max_rank, roc=cfg.eval.roc)
-            result.scores[f"{name}rerank"] = scores
+        return _score_features(cfg, pairs, ids)
     except ValueError as error:
         raise UserError(str(error)) from error
-    return result
 
 
-def _pooled(cfg: Config, query: torch.Tensor, gallery: torch.Tensor, ids: tuple) -> torch.Tensor:
-    return pool_queries(query, gallery, *ids, metric=cfg.eval.metric) if cfg.eval.protocol == "multi_query" else query
+def _score_features(cfg: Config, pairs: dict[str, Pair], ids: tuple) -> Inference:
+    settings, scores, common = cfg.eval, {}, {"metric": cfg.eval.metric, "max_rank": cfg.eval.max_rank}
+    for name, (query, gallery) in pairs.items():
+        if settings.protocol == "multi_query":
+            from utils.protocols import pool_queries
+
+            query = pool_queries(query, gallery, *ids, metric=settings.metric)
+        scores[name] = _score(cfg, query, gallery, ids)
+    prefix = "" if name == "plain" else f"{name}+"
+    if settings.augmentation_k or settings.query_expansion:
+        from utils.expansion import augment_gallery, expand_queries
+
+        if settings.augmentation_k:
+            gallery = augment_gallery(gallery, settings.augmentation_k, settings.expansion_alpha)
+            prefix += "dba+"
+        if settings.query_expansion:
+            query = expand_queries(query, gallery, settings.query_expansion, settings.expansion_alpha)
+            prefix += "qe+"
+        scores[prefix[:-1]] = _score(cfg, query, gallery, ids)
+    inference = Inference(scores, query, gallery)
+    if settings.by_camera:
+        from utils.protocols import evaluate_by_camera
+
+        inference.by_camera = evaluate_by_camera(query, gallery, *ids, **common)
+    if settings.rerank:
+        from utils.rerank import k_reciprocal
+
+        parameters = (settings.k1, settings.k2, settings.lambda_value)
+        inference.reranked = k_reciprocal(query, gallery, *parameters, metric=settings.metric)
+        scores[f"{prefix}rerank"] = evaluate_distance(
+            inference.reranked, *ids, max_rank=settings.max_rank, roc=settings.roc
+        )
+    return inference
 
 
 def _score(cfg: Config, query: torch.Tensor, gallery: torch.Tensor, ids: tuple) -> Scores:
     """Scores by the protocol of the settings."""
     common = {"metric": cfg.eval.metric, "max_rank": cfg.eval.max_rank}
+    if cfg.eval.protocol not in RANDOM_GALLERIES:
+        return evaluate(query, gallery, *ids, **common, roc=cfg.eval.roc)
+    from utils.protocols import evaluate_single_shot, evaluate_vehicle_id
+
+    common |= {"trials": cfg.eval.trials, "seed": cfg.run.seed}
     if cfg.eval.protocol == "single_shot":
-        return evaluate_single_shot(query, gallery, *ids, **common, trials=cfg.eval.trials, seed=cfg.run.seed)
-    if cfg.eval.protocol == "vehicle_id":
-        pids = np.concatenate(ids[:2])
-        people = np.flatnonzero(pids != 0)  # distractors are not one identity, and must not be queries
-        rows = torch.cat([query, gallery])[people]
-        return evaluate_vehicle_id(rows, pids[people], **common, trials=cfg.eval.trials, seed=cfg.run.seed)
-    return evaluate(query, gallery, *ids, **common, roc=cfg.eval.roc)
+        return evaluate_single_shot(query, gallery, *ids, **common)
+    pids = np.concatenate(ids[:2])
+    known = np.flatnonzero(pids != 0)  # distractors are not one identity, and must not be queries
+    return evaluate_vehicle_id(torch.cat([query, gallery])[known], pids[known], **common)
 
 
-def scored_as(cfg: Config, dataset: ReIDDataset) -> Config:
-    """The settings, their protocol `auto` settled as the dataset's authors score it.
+# ---- the protocol
 
-    Raises UserError where that protocol does not go with other settings, or the dataset has more cameras than a table.
+
+def plain_settings(cfg: Config) -> Config:
+    """The settings without all scores beyond those of plain features."""
+    return cfg.replace(flip=False, rerank=False, query_expansion=0, augmentation_k=0, roc=False, by_camera=False)
+
+
+def resolve_protocol(cfg: Config, dataset: ReIDDataset, ranked_lists: bool = False) -> Config:
+    """The settings with the protocol `auto` replaced by that of the dataset's authors.
+
+    ranked_lists: for programs that show one ranked list per query: there `auto` is `standard`. Raises UserError if the
+    protocol does not fit that or other settings, or if there are too many cameras for a table.
     """
+    if ranked_lists and cfg.eval.protocol in RANDOM_GALLERIES:
+        raise UserError(f"--protocol {cfg.eval.protocol} has random galleries and no single ranked list; leave it out")
     if cfg.eval.protocol == "auto":
-        cfg = cfg.replace(protocol=dataset.protocol)
+        cfg = cfg.replace(protocol="standard" if ranked_lists else dataset.protocol)
         for name in undefined_for_protocol(cfg):
-            mend = option(f"no_{name}") if cfg.get(name) is True else f"{option(name)} 0"
+            fix = option(f"no_{name}") if cfg.get(name) is True else f"{option(name)} 0"
             raise UserError(
-                f"{dataset.name} is scored by the protocol {cfg.eval.protocol}, which {option(name)} is not defined for; "
-                f"add {mend}, or --protocol standard"
+                f"{dataset.name} is evaluated by the protocol {cfg.eval.protocol}, for which {option(name)} is not "
+                f"defined; add {fix}, or --protocol standard"
             )
-    cameras = max(len({s.camid for s in samples}) for samples in (dataset.query, dataset.gallery))
-    if cfg.eval.by_camera and not dataset.cameras:
-        raise UserError(f"--by-camera needs cameras, and those of {dataset.name} are unknown; leave it out")
-    if cfg.eval.by_camera and cameras > MOST_CAMERAS:
-        raise UserError(f"--by-camera is a table of {MOST_CAMERAS} cameras at most, {dataset.name} has {cameras}")
+    if cfg.eval.by_camera:
+        cameras = max(len({s.camid for s in samples}) for samples in (dataset.query, dataset.gallery))
+        if not dataset.cameras:
+            raise UserError(f"--by-camera needs cameras, and those of {dataset.name} are unknown; leave it out")
+        if cameras > MOST_CAMERAS:
+            raise UserError(
+                f"--by-camera is for up to {MOST_CAMERAS} cameras, {dataset.name} has {cameras}; leave it out"
+            )
     return cfg
 
 
 def scores_note(cfg: Config, note: str = "") -> str:
-    """What the scores must be read with, after the dataset's note; empty for the full protocol of single queries."""
+    """What the scores must be read with, after the dataset's note; empty for the full standard protocol."""
     notes = [note]
-    if cfg.eval.protocol in ("single_shot", "vehicle_id"):
+    if cfg.eval.protocol in RANDOM_GALLERIES:
         notes.append(f"protocol {cfg.eval.protocol}, mean of {cfg.eval.trials} random galleries (seed {cfg.run.seed})")
     elif cfg.eval.protocol == "multi_query":
         notes.append(f"protocol {cfg.eval.protocol}")
@@ -162,8 +212,11 @@ def scores_note(cfg: Config, note: str = "") -> str:
     return "; ".join(filter(None, notes))
 
 
+# ---- tables and records
+
+
 def report(inference: Inference, note: str) -> dict[str, dict]:
-    """Print the tables; give the same as plain values for JSON: `scores` and, where asked for, `by_camera`."""
+    """Log the tables; returns the same as plain values for JSON: `scores` and, if asked for, `by_camera`."""
     values = {"scores": score_values(inference.scores)}
     log.info(score_table(values["scores"], note))
     if inference.by_camera:
@@ -173,7 +226,7 @@ def report(inference: Inference, note: str) -> dict[str, dict]:
 
 
 def score_values(scores: dict[str, Scores]) -> dict[str, dict[str, float]]:
-    """Plain values, in per cent, for JSON and for `score_table`."""
+    """Plain values in percent, for JSON and for `score_table`."""
     return {name: _values(s) for name, s in scores.items()}
 
 
@@ -181,7 +234,7 @@ def _values(s: Scores) -> dict[str, float]:
     values = {"mAP": s.mAP, "mINP": s.mINP} | {f"rank{k}": s.rank(k) for k in (1, 5, 10, 20) if k <= len(s.cmc)}
     if s.roc:
         values |= {f"tpr@{fpr:.0e}": s.roc.tpr(fpr) for fpr in FALSE_POSITIVE_RATES}
-    if isinstance(s, TrialScores):
+    if hasattr(s, "mAP_std"):  # of several random galleries
         values |= {"mAP_std": s.mAP_std, "rank1_std": float(s.cmc_std[0])}
     finite = {name: round(100 * value, 4) for name, value in values.items() if math.isfinite(value)}
     return {**finite, "valid_queries": s.num_valid_queries}
@@ -194,23 +247,49 @@ OPTIONAL = {"mAP ±": "mAP_std", "R-1 ±": "rank1_std"} | {
 
 
 def score_table(values: dict[str, dict[str, float]], note: str = "") -> str:
-    """A table for people of what `score_values` gives: one row a protocol, in per cent."""
+    """A text table of what `score_values` returns: one row per protocol, in percent."""
     columns = COLUMNS | {k: v for k, v in OPTIONAL.items() if any(v in row for row in values.values())}
-    wide = max(14, *(len(name) + 1 for name in values))
-    lines = [f"{'protocol':<{wide}}" + "".join(f"{title:>8}" for title in columns) + f"{'queries':>9}"]
+    width = max(14, *(len(name) + 1 for name in values))
+    lines = [f"{'protocol':<{width}}" + "".join(f"{title:>8}" for title in columns) + f"{'queries':>9}"]
     for name, row in values.items():
         cells = "".join(f"{row[key]:>8.2f}" if key in row else f"{'-':>8}" for key in columns.values())
-        lines.append(f"{name:<{wide}}{cells}{row['valid_queries']:>9}")
+        lines.append(f"{name:<{width}}{cells}{row['valid_queries']:>9}")
     return "\n".join(lines + ([f"note: {note}"] if note else []))
 
 
 def camera_table(by_camera: dict[tuple[int, int], Scores]) -> str:
-    """mAP / Rank-1 in per cent of one camera's queries (rows) in another's gallery (columns)."""
+    """mAP / Rank-1 in percent of one camera's queries (rows) in another's gallery (columns)."""
     rows, columns = (sorted({pair[i] for pair in by_camera}) for i in (0, 1))
-    lines = ["query camera down, gallery camera across: mAP / Rank-1"]
+    lines = ["rows: query camera, columns: gallery camera, mAP / Rank-1"]
     lines.append(" " * 6 + "".join(f"{camera:>18}" for camera in columns))
     for q in rows:
         cells = (by_camera.get((q, g)) for g in columns)
         texts = (f"{100 * s.mAP:.2f} / {100 * s.rank(1):.2f}" if s else "-" for s in cells)
         lines.append(f"{q:>6}" + "".join(f"{text:>18}" for text in texts))
     return "\n".join(lines)
+
+
+def result_record(state: dict[str, Any], cfg: Config, scores: dict, note: str, command: str = "") -> dict[str, Any]:
+    """Plain values with which a result can be repeated and compared.
+
+    state: a checkpoint's dict. cfg, scores, note: settings, `score_values` and note of the evaluation. command: repeats
+    the evaluation, if it was separate.
+    """
+    speeds = sorted(h["images_per_second"] for h in state["history"] if "images_per_second" in h)
+    first = state["history"][0] if state["history"] else {}
+    return {
+        "preset": cfg.run.preset,
+        "dataset": cfg.data.dataset,
+        "test_dataset": cfg.data.test_dataset,
+        "command": state["command"],
+        "test_command": command,
+        **state["environment"],
+        "seed": cfg.run.seed,
+        "epochs": state["epoch"],
+        "train_seconds": round(state["seconds"], 1),
+        "images_per_second": speeds[len(speeds) // 2] if speeds else None,
+        "note": note,
+        "before": first["scores"]["plain"] if first.get("epoch") == 0 and "scores" in first else None,
+        "scores": scores,
+        "settings": cfg.to_dict(),
+    }

@@ -22,7 +22,7 @@ from config import Config
 from datasets.augment import normalise
 from datasets.folder import find_pictures
 from datasets.images import read_image
-from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model
+from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model, stored_config
 from processor.environment import pick_device
 from utils.errors import UserError
 
@@ -60,7 +60,7 @@ class FeatureExtractor:
         self.checkpoint = find_checkpoint(str(checkpoint) if checkpoint else None, log_dir)
         self.device = pick_device(device)
         state = read_checkpoint(self.checkpoint)
-        self.cfg = Config.from_dict(state["config"])
+        self.cfg = stored_config(state, self.checkpoint)
         self.format = torch.channels_last if self.cfg.loop.channels_last else torch.contiguous_format
         self.model = rebuild_model(state, self.checkpoint, self.cfg).to(self.device, memory_format=self.format).eval()
         self.fingerprint = fingerprint(state["model"], self.cfg)
@@ -150,8 +150,7 @@ class FeatureExtractor:
 
 
 def fingerprint(weights: dict[str, torch.Tensor], cfg: Config) -> str:
-    """16 hexadecimal digits of all weights and of the settings that shape an embedding: features of models with equal
-    fingerprints can be compared."""
+    """16 hexadecimal digits of all weights and settings that shape an embedding; if equal, features can be compared."""
     settings = {name: cfg.get(name) for name in SHAPING}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(weights.items()):

@@ -11,47 +11,39 @@ import torch
 
 from config import Config
 from config.cli import TEST_SECTIONS, parse_settings, split_first
-from datasets.base import fingerprint, full_note
+from datasets.base import ReIDDataset, fingerprint, full_note
 from datasets.loaders import TestLoader, make_test_loaders
 from datasets.make import make_test_set, refuse_another_split, short_name, test_name
 from model import ReIDModel, make_model
-from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model
-from processor.distributed import ALONE, Ranks, joined, same_everywhere, same_settings, together
+from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model, stored_config
+from processor.distributed import ALONE, Ranks, check_same, check_same_settings, init_distributed, sync_errors
 from processor.environment import describe_environment, pick_device
-from processor.evaluate import Inference, do_inference, report, scored_as, scores_note
-from processor.numerics import set_up
-from processor.result import result_record
+from processor.evaluate import Inference, do_inference, report, resolve_protocol, result_record, scores_note
+from processor.precision import configure_torch
 from utils.errors import UserError
 from utils.files import write_json
 from utils.logging import log, setup_logging
 
 T = TypeVar("T")
-Stored = tuple[Path, dict[str, Any]]  # a checkpoint's path and its dict, which is read once
+Stored = tuple[Path, dict[str, Any]]  # a checkpoint's path and its dict
 
 
 @dataclass
-class Prepared:
+class TestJob:
     """A model on its device in evaluation mode, the test split, and where results go."""
 
-    cfg: Config  # the settings, their protocol settled
+    __test__ = False  # not a test case of pytest
+
+    cfg: Config  # the settings, with the protocol resolved
     directory: Path
-    what: str  # word for the model in the names of files
-    state: dict[str, Any]  # the checkpoint's dict, or the little that there is without one
+    what: str  # the model, in names of files
+    state: dict[str, Any]  # the checkpoint's dict, or what there is without one
     device: torch.device
     model: ReIDModel
+    dataset: ReIDDataset
     query: TestLoader
     gallery: TestLoader
     note: str  # what features and scores must be read with
-
-
-@dataclass
-class Tested:
-    """The test split, what a model does on it, and the directory that holds its results."""
-
-    directory: Path
-    query: TestLoader
-    gallery: TestLoader
-    inference: Inference
 
 
 def parse_test(
@@ -65,8 +57,8 @@ def parse_test(
     """`[CKPT] [--setting value ...]` to settings, which start from the checkpoint's, the program's own options (see
     `config.cli.parse_settings`), and the checkpoint.
 
-    Without CKPT it is that of the newest run, unless --weights is given: then there is none, and the weights are tested
-    as they are. Raises UserError when there is no such checkpoint.
+    Without CKPT it is that of the latest run. With --weights there is none, and these weights are tested as they are.
+    Raises UserError if there is no such checkpoint.
     """
     name, args = split_first(args)
     # First for --help and --log-dir, which need no checkpoint.
@@ -78,38 +70,38 @@ def parse_test(
         return given.check(), options, None
     checkpoint = find_checkpoint(name, given.run.log_dir)
     state = read_checkpoint(checkpoint)
-    cfg, options = parse_settings(args, Config.from_dict(state["config"]), environ, about, own, ranges, sections)
+    cfg, options = parse_settings(args, stored_config(state, checkpoint), environ, about, own, ranges, sections)
     return cfg, options, (checkpoint, state)
 
 
-def prepare_test(cfg: Config, stored: Stored | None, ranks: Ranks = ALONE) -> Prepared:
+def prepare_test(cfg: Config, stored: Stored | None, ranks: Ranks = ALONE, ranked_lists: bool = False) -> TestJob:
     """The model of a checkpoint (or, without one, of the backbone weights of the settings) and the test split.
 
-    Raises UserError, too, where several processes have different ones.
+    ranked_lists: as in `resolve_protocol`. Raises UserError, also if several processes have different ones.
     """
     setup_logging(quiet=not ranks.first)
-    same_settings(ranks, cfg)
-    with together(ranks, first_alone=True):
-        test = _prepared(cfg, stored)
-    model = tuple(test.state[name] for name in ("epoch", "seconds"))
-    images = tuple(fingerprint(loader.samples) for loader in (test.query, test.gallery))
-    same_everywhere(ranks, {"the checkpoint": model, "the test images": images})
-    return test
+    check_same_settings(ranks, cfg)
+    with sync_errors(ranks, first_alone=True):
+        job = _load(cfg, stored, ranked_lists)
+    model = tuple(job.state[name] for name in ("epoch", "seconds"))
+    images = tuple(fingerprint(loader.samples) for loader in (job.query, job.gallery))
+    check_same(ranks, {"the checkpoint": model, "the test images": images})
+    return job
 
 
-def _prepared(cfg: Config, stored: Stored | None) -> Prepared:
+def _load(cfg: Config, stored: Stored | None, ranked_lists: bool) -> TestJob:
     device = pick_device(cfg.run.device)
-    set_up(cfg, device, cfg.loop.test_precision)
+    configure_torch(cfg, device, cfg.loop.test_precision)
     dataset = make_test_set(cfg)
-    cfg = scored_as(cfg, dataset)
+    cfg = resolve_protocol(cfg, dataset, ranked_lists)
     if stored:
         checkpoint, state = stored
-        refuse_another_split(cfg, Config.from_dict(state["config"]), dataset)
+        refuse_another_split(cfg, stored_config(state, checkpoint), dataset)
         name, directory, what = str(checkpoint), checkpoint.parent, checkpoint.stem
         model = rebuild_model(state, checkpoint, cfg).to(device).eval()
     else:
         torch.manual_seed(cfg.run.seed)
-        model = make_model(cfg, num_classes=2).to(device).eval()  # the classifier plays no part in a test
+        model = make_model(cfg, num_classes=2).to(device).eval()  # a test does not use the classifier
         name, what = f"{cfg.model.backbone} with weights {cfg.model.weights}", "weights"
         directory = Path(cfg.run.log_dir) / f"weights_{cfg.model.backbone.replace('/', '_')}"
         state = {"history": [], "command": "", "epoch": 0, "seconds": 0, "environment": describe_environment(device)}
@@ -118,34 +110,32 @@ def _prepared(cfg: Config, stored: Stored | None) -> Prepared:
     dataset, query, gallery = make_test_loaders(cfg, dataset)
     log.info("%s on %s: %d queries in %d images", name, dataset.name, len(dataset.query), len(dataset.gallery))
     note = full_note(state.get("train_note", ""), dataset.test_note)
-    return Prepared(cfg, directory, what, state, device, model, query, gallery, note)
+    return TestJob(cfg, directory, what, state, device, model, dataset, query, gallery, note)
 
 
-def do_test(cfg: Config, stored: Stored | None, command: str = "") -> Tested | None:
+def do_test(
+    cfg: Config, stored: Stored | None, command: str = "", ranked_lists: bool = False
+) -> tuple[TestJob, Inference] | None:
     """Score the test split, print the table, write the JSON. Under torchrun each process extracts its share of the
-    features, and all but the first give None."""
-    with joined(cfg) as ranks:
-        test = prepare_test(cfg, stored, ranks)
-        inference = do_inference(test.cfg, test.model, test.query, test.gallery, test.device, ranks)
+    features, and all but the first return None."""
+    with init_distributed(cfg) as ranks:
+        job = prepare_test(cfg, stored, ranks, ranked_lists)
+        inference = do_inference(job.cfg, job.model, job.query, job.gallery, job.device, ranks)
     if inference is None:
         return None
-    cfg, note = test.cfg, scores_note(test.cfg, test.note)
+    note = scores_note(job.cfg, job.note)
     values = report(inference, note)
-    record = result_record(test.state, cfg, values["scores"], note, command) | values
-    file = test.directory / "results" / f"test_{test.what}_{_protocol(cfg)}.json"
+    record = result_record(job.state, job.cfg, values["scores"], note, command) | values
+    file = job.directory / "results" / f"test_{job.what}_{_protocol(job.cfg)}.json"
     write_json(file, record)
     log.info("written to %s", file)
-    return Tested(test.directory, test.query, test.gallery, inference)
+    return job, inference
 
 
 def _protocol(cfg: Config) -> str:
     words = [short_name(test_name(cfg)), cfg.eval.metric]
     words += [f"{cfg.data.test_ids}ids"] if cfg.data.test_ids else []
     words += [cfg.eval.protocol] if cfg.eval.protocol not in ("auto", "standard") else []
-    extras = {
-        "flip": cfg.eval.flip,
-        "dba": cfg.eval.augmentation_k,
-        "qe": cfg.eval.query_expansion,
-        "rerank": cfg.eval.rerank,
-    }
-    return "_".join(words + [word for word, on in extras.items() if on])
+    words += ["flip"] * cfg.eval.flip + ["dba"] * bool(cfg.eval.augmentation_k)
+    words += ["qe"] * bool(cfg.eval.query_expansion) + ["rerank"] * cfg.eval.rerank
+    return "_".join(words)

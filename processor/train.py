@@ -1,187 +1,333 @@
-"""The training loop, once `processor.prepare` is done: train and test epoch by epoch, then report."""
+"""Training: the epochs, one epoch, one step, and the means of its losses."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 
 import torch
 
 from config import Config
 from datasets.augment import to_pixels
-from datasets.loaders import Loaders
-from processor.distributed import Ranks, copy_first, from_first, joined, of_all
-from processor.evaluate import do_inference, quick, report, scored_as
-from processor.prepare import prepare
-from processor.ranked_lists import draw_some
-from processor.result import result_record
-from processor.run import Run, StopSignals
-from processor.step import train_step
-from processor.tally import add_up, averages
-from processor.watch import Progress, clock, tile
-from solver import set_lr, update_average
-from utils.errors import Stopped
+from datasets.loaders import Loaders, TrainLoader
+from loss import Criterion
+from model import ReIDModel
+from processor.distributed import (
+    Ranks,
+    all_gather,
+    all_reduce_mean,
+    broadcast_tensors,
+    gather_batch,
+    parallel,
+)
+from processor.evaluate import do_inference, plain_settings, report, resolve_protocol, result_record
+from processor.precision import FiniteStatistics, autocast
+from processor.setup import run_directory, start_session, start_state, training_criterion, training_data, training_model
+from processor.state import Session, TrainState
+from processor.watch import Progress, Watchers, clock, tile
+from solver import make_optimizer, set_frozen, set_lr, update_average
+from utils.errors import Stopped, UserError
 from utils.files import write_json
-from utils.logging import log, setup_logging
-from utils.plots import plot_curves
+from utils.logging import log
+
+Losses = dict[str, torch.Tensor]  # of one step, as scalars on the device
 
 
-def do_train(cfg: Config, command: str = "") -> Run:
-    """Train and test as the settings say; everything that the run makes lies under its directory.
+def do_train(cfg: Config, command: str = "") -> TrainState:
+    """What train.py does, for Python: train and evaluate; all files of the run are in its directory, `LOG_DIR/NAME`.
 
-    command: the words that repeat the run, stored with it. Raises UserError for what the user can mend, and Stopped
-    (after the state was saved) on Ctrl-C, SIGTERM or SIGUSR1. Under torchrun, all its processes train together; only
-    the first raises these where they concern all, and the others exit with the same code.
+    command: repeats the run, and is stored with it. Raises UserError for what the user can fix, and Stopped (after the
+    state was saved) on Ctrl-C, SIGTERM or SIGUSR1. Under torchrun all processes train together; errors of all are
+    raised in the first one only, and the others exit with the same code.
     """
-    setup_logging()
-    with StopSignals() as signals, joined(cfg) as ranks, contextlib.ExitStack() as at_end:
-        run, loaders = prepare(cfg, command, ranks, at_end)
-        # Signals of several processes wait until all look for them: none may leave while others count on it.
-        with signals.held() if ranks.size > 1 else contextlib.nullcontext():
-            while due(run) or run.epoch < cfg.solver.epochs:
-                stop_together(run, signals)
-                if due(run):
-                    test(run, loaders, signals)
-                else:
-                    train_one_epoch(run, loaders, signals)
+    with start_session(cfg, command) as session:
+        data = training_data(cfg, session)
+        model = training_model(cfg, session, data)
+        criterion = training_criterion(cfg, session, data, model)
+        return train(cfg, session, data, model, criterion, make_optimizer(cfg, model))
+
+
+def train(
+    cfg: Config,
+    session: Session,
+    data: Loaders,
+    model: ReIDModel,
+    criterion: Criterion,
+    optimizer: torch.optim.Optimizer,
+) -> TrainState:
+    """All epochs with their evaluations and checkpoints, from the last checkpoint on with `resume`."""
+    ranks, signals = session.ranks, session.signals
+    with run_directory(cfg, ranks) as directory:
+        state = start_state(cfg, session, directory, data, model, criterion, optimizer)
+        network = Network(state)
+        # Signals to several processes wait until all check for them: none may leave while others wait for it.
+        with contextlib.closing(Watchers(state)) as watchers, signals.held(ranks.size > 1):
+            evaluated = state.step > 0 or (state.history and "scores" in state.history[-1])  # state is resumed
+            if should_evaluate(cfg, state.epoch) and not evaluated:
+                evaluate_epoch(state, data, watchers)
+            for _ in range(state.epoch, cfg.solver.epochs):
+                train_one_epoch(state, network, data.train, watchers)
+                if should_evaluate(cfg, state.epoch):
+                    evaluate_epoch(state, data, watchers)
         if ranks.first:
-            finish(run)
-    return run
+            write_result(state)
+    return state
 
 
-def train_one_epoch(run: Run, loaders: Loaders, signals: StopSignals) -> None:
-    """The rest of the epoch that the run is in, then a checkpoint. Losses stay on the device between looks at them."""
-    cfg, steps, first = run.cfg, len(loaders.train), run.step
-    title = f"epoch {run.epoch + 1}/{cfg.solver.epochs}"
-    progress = Progress(title, steps, cfg.data.batch_size, first, shown=run.ranks.first)
-    recent: list[dict[str, torch.Tensor]] = []
-    frozen = None  # a test may have come between
-    with contextlib.closing(progress), held(run, signals):
-        for images, labels in progress.waiting(loaders.train.epoch(run.epoch, run.device, first_step=first)):
-            epochs_done = run.epoch + run.step / steps
-            place, group = place_in_group(run.step, steps, cfg.loop.accumulate)
+def should_evaluate(cfg: Config, epoch: int) -> bool:
+    """Whether to evaluate after so many epochs."""
+    if epoch == 0:
+        return cfg.loop.eval_first
+    return epoch % cfg.loop.eval_every == 0 or epoch >= cfg.solver.epochs
+
+
+class Network:
+    """The model as training calls it: parallel and compiled, its backbone frozen or not."""
+
+    def __init__(self, state: TrainState):
+        self.state, self.frozen, self.module = state, None, state.model
+        self.statistics = FiniteStatistics(state.model)
+        self.group: list[tuple[list[torch.Tensor], torch.Tensor]] = []  # features and labels since the last step
+
+    def train(self, frozen: bool) -> None:
+        """Put the model into training mode, but not a frozen backbone."""
+        cfg, session = self.state.cfg, self.state.session
+        set_frozen(self.state.model, self.state.optimizer, frozen)
+        if frozen != self.frozen:  # DistributedDataParallel must know which weights get a gradient
+            self.frozen = frozen
+            self.module = parallel(session.ranks, self.state.model, self.state.criterion, session.device)
+            if cfg.loop.compile:
+                self.module = torch.compile(self.module)
+
+
+def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, watchers: Watchers) -> None:
+    """The rest of the current epoch, then a checkpoint. Losses stay on the device until they are logged."""
+    stop_if_requested(state)
+    cfg, session, steps = state.cfg, state.session, len(loader)
+    alone, frozen = session.ranks.size == 1, None
+    recent: list[list[Losses]] = []  # those of the batches of each optimizer step
+    title = f"epoch {state.epoch + 1}/{cfg.solver.epochs}"
+    progress = Progress(title, steps, cfg.data.batch_size, state.step, shown=session.ranks.first)
+    with contextlib.closing(progress), session.signals.held(alone):
+        for images, labels in progress.waiting(loader.epoch(state.epoch, session.device, first_step=state.step)):
+            place, group = place_in_group(state.step, steps, cfg.loop.accumulate)
             if place == 0:
+                epochs_done = state.epoch + state.step / steps
                 if frozen != (epochs_done < cfg.solver.freeze_epochs):
                     frozen = epochs_done < cfg.solver.freeze_epochs
-                    run.training_mode(frozen)
-                lr = set_lr(cfg, run.optimizers["model"], epochs_done, steps)
-            if run.watchers and run.epoch == run.step == 0:
-                run.watchers.picture("train_batch", tile(to_pixels(images[:32])), 0)
-            recent.append(train_step(run, images, labels, place, group))
-            run.statistics.keep()
-            run.step += 1
+                    network.train(frozen)
+                lr = set_lr(cfg, state.optimizer, epochs_done, steps)
+                recent.append([])
+            if state.epoch == state.step == 0:
+                watchers.picture("train_batch", tile(to_pixels(images[:32])), 0)
+            recent[-1].append(train_step(state, network, images, labels, place, group))
+            network.statistics.check()
+            state.step += 1
             progress.step()
             if place < group - 1:
-                continue  # the gradients of a group that is under way are in no checkpoint
-            copy_first(run.ranks, run.statistics.buffers)  # those of batch norm that is not synchronised differ
-            if run.average is not None:
-                before = run.epoch * -(-steps // cfg.loop.accumulate) + (run.step - 1) // cfg.loop.accumulate
-                update_average(cfg, run.average, run.model, before)
-            ended = run.step == steps
-            if len(recent) >= cfg.loop.log_every or ended or (signals.requested and run.ranks.size == 1):
-                add_up(run, recent, loaders)
-                progress.tell(averages(run), lr)
-                if not ended:
-                    save_within_epoch(run, progress, signals)
-        close_epoch(run, loaders, progress, lr)
-
-
-def held(run: Run, signals: StopSignals) -> contextlib.AbstractContextManager:
-    """A signal waits until the block is over; of several processes `do_train` holds them all the time."""
-    return signals.held() if run.ranks.size == 1 else contextlib.nullcontext()
+                continue  # a checkpoint does not hold the gradients of an unfinished group
+            broadcast_tensors(session.ranks, network.statistics.buffers)  # batch norm that is not synchronized differs
+            if state.average is not None:
+                steps_before = state.epoch * -(-steps // cfg.loop.accumulate) + (state.step - 1) // cfg.loop.accumulate
+                update_average(cfg, state.average, state.model, steps_before)
+            finished = state.step == steps
+            if sum(map(len, recent)) >= cfg.loop.log_every or finished or (session.signals.requested and alone):
+                add_losses(state, recent, loader)
+                recent = []
+                progress.show(means(state), lr)
+                if not finished:
+                    save_within_epoch(state, progress)
+        finish_epoch(state, progress, lr, watchers)
 
 
 def place_in_group(step: int, steps: int, size: int) -> tuple[int, int]:
-    """Which batch of its group a step is, from 0, and how many make that group: the last of an epoch may be smaller."""
+    """The place of a step in its group, from 0, and the length of the group: the last one may be shorter."""
     return step % size, min(size, steps - step // size * size)
 
 
-def save_within_epoch(run: Run, progress: Progress, signals: StopSignals) -> None:
-    """Write a checkpoint where it is time, or where a signal came to any of the processes: then stop."""
-    late = progress.since_saved > 60 * run.cfg.loop.save_minutes
-    requests, lates = zip(*of_all(run.ranks, (signals.requested, late)), strict=True)
-    if any(requests) or lates[0]:
-        run.seconds += progress.lap()
-        run.save()
-    if any(requests):
-        stop(run.ranks, f"stopped in epoch {run.epoch + 1} after step {run.step}; go on with --resume", max(requests))
+def train_step(
+    state: TrainState, network: Network, images: torch.Tensor, labels: torch.Tensor, place: int = 0, group: int = 1
+) -> Losses:
+    """The gradient of one batch, and an optimizer step after the last batch of a group.
+
+    images (B, 3, H, W) and labels (B,): this process's share of the batch. With several batches per group the identity
+    loss is that of one large batch; metric losses mine, and batch norm computes statistics, within each. Returns
+    scalars on the device, so that nothing waits for it: the losses, `finite` (0 for a loss that is NaN or inf), and
+    after a step `moved` (0 if it was skipped because of NaN or inf).
+    """
+    cfg, session, criterion = state.cfg, state.session, state.criterion
+    last = place == group - 1
+    if place == 0:
+        state.optimizer.zero_grad(set_to_none=True)
+        network.group = []
+    if not cfg.loop.channels_last:
+        images = images.contiguous()
+    # processes exchange the gradients of a group only once
+    no_sync = contextlib.nullcontext if last or session.ranks.size == 1 else network.module.no_sync
+    with no_sync():
+        with autocast(session.device, session.precision):
+            logits, features = network.module(images)
+        if cfg.loop.gather:
+            logits, features = ([gather_batch(session.ranks, x) for x in rows] for rows in (logits, features))
+            labels = gather_batch(session.ranks, labels)
+        loss, parts = criterion(logits, features, labels)
+        state.scaler.scale(loss / group).backward()
+    network.group.append(([x.detach() for x in features], labels))
+    if last:
+        parts |= optimizer_step(state, network)
+    accuracy = (logits[0].argmax(1) == labels).float().mean()
+    values = {"loss": loss, **parts, "accuracy": accuracy, "finite": torch.isfinite(loss).float()}
+    return {name: value.detach() for name, value in values.items()}
 
 
-def stop_together(run: Run, signals: StopSignals) -> None:
-    """Stop where a signal came to any of the processes, between epochs: the state is saved already."""
-    number = max(of_all(run.ranks, signals.requested))
+def optimizer_step(state: TrainState, network: Network) -> Losses:
+    """One step of the optimizer, with the gradient clipped, and of the centers of the center loss.
+
+    Returns `moved`, 0 on the device if the gradient had NaN or inf and nothing was changed, and with clipping
+    `grad_norm`, the norm before it.
+    """
+    cfg, values = state.cfg, {}
+    state.scaler.unscale_(state.optimizer)
+    if cfg.solver.clip_grad > 0:
+        values["grad_norm"] = torch.nn.utils.clip_grad_norm_(state.model.parameters(), cfg.solver.clip_grad)
+    values["moved"] = state.scaler.step_and_update(state.optimizer)
+    if state.criterion.centers:
+        features = [torch.cat(rows) for rows in zip(*(rows for rows, _ in network.group), strict=True)]
+        labels = torch.cat([labels for _, labels in network.group])
+        if not cfg.loop.gather:
+            *features, labels = (gather_batch(state.session.ranks, x) for x in (*features, labels))
+        state.criterion.move_centers(features, labels, values["moved"])
+    return values
+
+
+# ---- the means of an epoch
+
+
+def add_losses(state: TrainState, recent: list[list[Losses]], loader: TrainLoader) -> None:
+    """Add the losses of the latest steps to the state's sums, except those of steps with NaN or inf.
+
+    recent: per optimizer step, those of its batches. Raises UserError after too many consecutive bad steps. One bad
+    batch spoils the gradient of its group, so only a group without any resets their number.
+    """
+    ranks = state.session.ranks
+    values = torch.stack([value.double() for group in recent for parts in group for value in parts.values()])
+    values = iter(all_reduce_mean(ranks, values).tolist())  # the only line that waits for the device
+    step, bad = state.step - sum(map(len, recent)), 0
+    for group in recent:
+        rows = [{name: next(values) for name in parts} for parts in group]
+        good = [row.pop("finite") == 1 for row in rows]
+        moved = rows[-1].pop("moved", 1.0) == 1
+        if all(good):
+            good[-1] = moved
+        for row in itertools.compress(rows, good):
+            for name, value in row.items():
+                if math.isfinite(value):  # the norm of a gradient may not be, though the loss is
+                    total, count = state.sums.get(name, (0.0, 0))
+                    state.sums[name] = (total + value, count + 1)
+        bad += good.count(False)
+        state.bad = 0 if all(good) else state.bad + good.count(False)
+        if state.bad >= state.cfg.loop.bad_steps:
+            refuse_bad_steps(state, loader, step + max(i for i, fine in enumerate(good) if not fine))
+        step += len(group)
+    if bad:
+        fp16 = "; usual for the first few in fp16" if state.session.precision == "fp16" else ""
+        log.warning("warning: epoch %d: %d steps skipped because of NaN or inf%s", state.epoch + 1, bad, fp16)
+
+
+def refuse_bad_steps(state: TrainState, loader: TrainLoader, step: int) -> None:
+    """Raises UserError in the first process that names the images of the last bad step, and ends the others."""
+    files = "; ".join(all_gather(state.session.ranks, loader.files(state.epoch, step)))
+    if not state.session.ranks.first:
+        raise SystemExit(2)
+    raise UserError(
+        f"the loss or its gradient was NaN or inf in {state.bad} consecutive steps, the last time in epoch "
+        f"{state.epoch + 1}, step {step + 1}, on {files}; the last good state is in {state.directory}; "
+        f"lower --lr ({state.cfg.solver.lr}) or raise --warmup-epochs, then continue with --resume"
+    )
+
+
+def means(state: TrainState) -> dict[str, float]:
+    """Means over the steps of the epoch so far."""
+    return {name: round(total / count, 5) for name, (total, count) in state.sums.items()}
+
+
+# ---- checkpoints, evaluation and the end
+
+
+def save_within_epoch(state: TrainState, progress: Progress) -> None:
+    """Save a checkpoint every `save_minutes`, and on a signal to any of the processes, which then stop."""
+    ranks = state.session.ranks
+    late = progress.since_saved > 60 * state.cfg.loop.save_minutes
+    signals, lates = zip(*all_gather(ranks, (state.session.signals.requested, late)), strict=True)
+    if any(signals) or lates[0]:
+        state.seconds += progress.lap()
+        state.save()
+    if any(signals):
+        stop(ranks, f"stopped in epoch {state.epoch + 1} after step {state.step}; continue with --resume", max(signals))
+
+
+def stop_if_requested(state: TrainState) -> None:
+    """Stop after a signal to any of the processes, between epochs, where the state has been saved."""
+    number = max(all_gather(state.session.ranks, state.session.signals.requested))
     if number:
-        stop(run.ranks, f"stopped after epoch {run.epoch}; go on with --resume", number)
+        stop(state.session.ranks, f"stopped after epoch {state.epoch}; continue with --resume", number)
 
 
-def stop(ranks: Ranks, sentence: str, number: int) -> None:
-    """Raise Stopped, but leave the word to the first of several processes; to be called in all of them."""
-    of_all(ranks, None)  # the first is still writing; when another left, torchrun or srun would end it
-    raise Stopped(sentence, 128 + number) if ranks.first else SystemExit(128 + number)
+def stop(ranks: Ranks, message: str, number: int) -> None:
+    """Raise Stopped in the first process and end the others."""
+    all_gather(ranks, None)  # the first is still writing; if another ended now, torchrun or srun would kill it
+    raise Stopped(message, 128 + number) if ranks.first else SystemExit(128 + number)
 
 
-def close_epoch(run: Run, loaders: Loaders, progress: Progress, lr: float) -> None:
-    """Turn the sums of an epoch into its line of history, save, and say how long the rest will take."""
-    cfg, means, speed = run.cfg, averages(run), progress.speed
-    run.seconds += progress.lap()
-    run.epoch, run.step, run.sums = run.epoch + 1, 0, {}
-    about = {"lr": lr, "images_per_second": round(speed, 1), "data_wait": round(progress.data_share, 4)}
-    if run.device.type == "cuda":
-        about["memory_gb"] = round(torch.cuda.max_memory_allocated(run.device) / 2**30, 2)
-    run.history.append({"epoch": run.epoch, **means, **about})
-    run.save()
-    if run.watchers:
-        run.watchers.trained(run.history[-1])
-    left = (cfg.solver.epochs - run.epoch) * len(loaders.train) * cfg.data.batch_size / speed
-    losses = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
-    log.info(
-        "epoch %*d/%d  %s  lr %.1e  %.0f img/s  data %.0f %%  left %s",
-        len(str(cfg.solver.epochs)), run.epoch, cfg.solver.epochs, losses, lr, speed, 100 * progress.data_share, clock(left),
-    )  # fmt: skip
+def finish_epoch(state: TrainState, progress: Progress, lr: float, watchers: Watchers) -> None:
+    """Add the epoch to the history, save a checkpoint, and log one line with the time left."""
+    cfg, losses, speed, waiting = state.cfg, means(state), progress.speed, progress.data_share
+    state.seconds += progress.lap()
+    state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
+    entry = {"epoch": state.epoch, **losses, "lr": lr, "images_per_second": round(speed, 1)}
+    entry["data_wait"] = round(waiting, 4)
+    if state.session.device.type == "cuda":
+        entry["memory_gb"] = round(torch.cuda.max_memory_allocated(state.session.device) / 2**30, 2)
+    state.history.append(entry)
+    state.save()
+    watchers.log_losses(entry)
+    left = clock((cfg.solver.epochs - state.epoch) * progress.images / speed)
+    words = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+    place = f"{state.epoch:>{len(str(cfg.solver.epochs))}}/{cfg.solver.epochs}"
+    log.info("epoch %s  %s  lr %.1e  %.0f img/s  data %.0f %%  left %s", place, words, lr, speed, 100 * waiting, left)
 
 
-def due(run: Run) -> bool:
-    """Is the state that the run is in to be tested, and not yet tested?"""
-    if run.step or (run.history and "scores" in run.history[-1]):
-        return False
-    if run.epoch == 0:
-        return run.cfg.loop.eval_first
-    return run.epoch % run.cfg.loop.eval_every == 0 or run.epoch >= run.cfg.solver.epochs
-
-
-def test(run: Run, loaders: Loaders, signals: StopSignals) -> None:
-    """Score the model as it is, or its average. Write the scores into the history, keep the checkpoint if it is the
-    best so far."""
-    last = run.epoch >= run.cfg.solver.epochs
-    cfg = scored_as(run.cfg if last else quick(run.cfg), loaders.dataset)
-    inference = do_inference(cfg, run.tested, loaders.query, loaders.gallery, run.device, run.ranks)
+def evaluate_epoch(state: TrainState, data: Loaders, watchers: Watchers) -> None:
+    """Score the model, or its moving average; add the scores to the history, and keep the checkpoint if it is the best
+    so far. Only after the last epoch all scores of the settings are computed, before it the plain ones."""
+    session, last = state.session, state.epoch >= state.cfg.solver.epochs
+    stop_if_requested(state)
+    cfg = resolve_protocol(state.cfg if last else plain_settings(state.cfg), data.dataset)
+    inference = do_inference(cfg, state.eval_model, data.query, data.gallery, session.device, session.ranks)
     values = None
     if inference is not None:
-        log.info("before training:" if run.epoch == 0 else f"after epoch {run.epoch}:")
-        values = report(inference, run.note)
-    values = from_first(run.ranks, values)
-    best = values["scores"]["plain"]["mAP"] > run.best
-    if run.epoch == 0:
-        run.history.append({"epoch": 0})
-    run.history[-1] |= values
-    with held(run, signals):
-        run.save(best=best)
-    if run.watchers:
-        run.watchers.tested(run.history[-1])
-        if run.epoch:
-            plot_curves({run.directory.name: run.history}, run.directory / "curves.png")
-        if cfg.loop.ranked_lists and cfg.eval.protocol in ("standard", "multi_query"):  # others have no one list
-            path = run.directory / "ranked_lists.png"
-            pixels = draw_some(cfg, inference, loaders.query, loaders.gallery, path)
-            run.watchers.picture("ranked_lists", pixels, run.epoch)
+        log.info("before training:" if state.epoch == 0 else f"after epoch {state.epoch}:")
+        values = report(inference, state.about["note"])
+    values = all_gather(session.ranks, values)[0]
+    best = values["scores"]["plain"]["mAP"] > state.best
+    if state.epoch == 0:
+        state.history.append({"epoch": 0})
+    state.history[-1] |= values
+    with session.signals.held():
+        state.save(best)
+    if inference is not None:
+        watchers.log_evaluation(cfg, state, data, inference)
 
 
-def finish(run: Run) -> None:
-    """The run's result as JSON, and one line with the score before and after."""
-    record = result_record(run.summary(), run.cfg, run.history[-1]["scores"], run.note)
-    if "by_camera" in run.history[-1]:
-        record["by_camera"] = run.history[-1]["by_camera"]
-    write_json(run.directory / "results" / "train.json", record)
-    run.write_history()  # a kill after the last checkpoint may have come before it
-    scores = {h["epoch"]: h["scores"]["plain"]["mAP"] for h in run.history if "scores" in h}
-    before = f"{scores[0]:.2f} % before training, " if 0 in scores else ""
-    log.info("mAP %s%.2f %% after epoch %d; everything is in %s", before, scores[run.epoch], run.epoch, run.directory)
+def write_result(state: TrainState) -> None:
+    """results/train.json, and one line with the score before and after training."""
+    last = state.history[-1]
+    record = result_record(state.summary(), state.cfg, last["scores"], state.about["note"])
+    if "by_camera" in last:
+        record["by_camera"] = last["by_camera"]
+    write_json(state.directory / "results" / "train.json", record)
+    state.write_history()  # a kill after the last checkpoint may have come before it
+    mAP = {h["epoch"]: h["scores"]["plain"]["mAP"] for h in state.history if "scores" in h}
+    before = f"{mAP[0]:.2f} % before training, " if 0 in mAP else ""
+    log.info("mAP %s%.2f %% after epoch %d; files: %s", before, mAP[state.epoch], state.epoch, state.directory)

@@ -1,61 +1,71 @@
-"""What a person sees of a run while it goes on: the progress bar, TensorBoard, Weights & Biases."""
+"""What shows the progress of a run: TensorBoard, Weights & Biases, curves, ranked lists, and the progress bar."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from config import Config
+from datasets.loaders import Loaders
+from processor.evaluate import RANDOM_GALLERIES, Inference
+from processor.state import TrainState
 from utils.errors import UserError
 from utils.logging import log
 
 
 class Watchers:
-    """Everything that is plotted goes to TensorBoard's events in the run's directory and, if asked for, to wandb.
+    """Writes losses, scores and pictures to TensorBoard's events in the run's directory and, if asked for, to wandb; in
+    the first process only.
 
-    Of a run that goes on, the events after its last checkpoint are taken back and the last entry of its history is
-    told again: the program may have died between the checkpoint and its telling. Where events cannot be written, a
-    warning says so, and the run goes on without them. Raises UserError where wandb cannot start.
+    In a resumed run, events after its last checkpoint are removed, and the last entry of its history is logged again,
+    because the program may have ended between the checkpoint and its events. If events cannot be written, a warning
+    says so, and the run continues without them. Raises UserError if wandb cannot start.
     """
 
-    def __init__(self, cfg: Config, directory: Path, epoch: int = 0, history: Sequence[dict[str, Any]] = ()):
-        self.board: SummaryWriter | None = SummaryWriter(str(directory / "tensorboard"), purge_step=epoch + 1)
-        self.wandb = start_wandb(cfg, directory) if cfg.loop.wandb else None
-        for entry in history[-1:]:
-            self.trained(entry)
-            self.tested(entry)
+    def __init__(self, state: TrainState):
+        self.board = self.wandb = None
+        if not state.session.ranks.first:
+            return
+        from torch.utils.tensorboard import SummaryWriter
 
-    def trained(self, entry: dict[str, Any]) -> None:
+        self.board = SummaryWriter(str(state.directory / "tensorboard"), purge_step=state.epoch + 1)
+        self.wandb = start_wandb(state.cfg, state.directory) if state.cfg.loop.wandb else None
+        for entry in state.history[-1:]:
+            self.log_losses(entry)
+            self.log_scores(entry)
+
+    def log_losses(self, entry: dict[str, Any]) -> None:
         """The scalars of an epoch's entry in the history."""
-        plain = {k: v for k, v in entry.items() if k != "epoch" and isinstance(v, (int, float))}
-        self.numbers("train", plain, entry["epoch"])
+        values = {k: v for k, v in entry.items() if k != "epoch" and isinstance(v, (int, float))}
+        self._scalars("train", values, entry["epoch"])
 
-    def tested(self, entry: dict[str, Any]) -> None:
-        """The scores of it, where there are any."""
+    def log_scores(self, entry: dict[str, Any]) -> None:
+        """The scores in it, if any."""
         for protocol, row in entry.get("scores", {}).items():
-            named = {name: row[name] for name in ("mAP", "mINP", "rank1")}
-            self.numbers(f"test_{protocol}", named, entry["epoch"])
+            values = {name: row[name] for name in ("mAP", "mINP", "rank1")}
+            self._scalars(f"test_{protocol}", values, entry["epoch"])
 
-    def numbers(self, group: str, values: dict[str, float], epoch: int) -> None:
-        """Scalars of an epoch."""
+    def log_evaluation(self, cfg: Config, state: TrainState, data: Loaders, inference: Inference) -> None:
+        """Scores, curves.png, and ranked_lists.png if the settings ask for it and the protocol has ranked lists."""
+        self.log_scores(state.history[-1])
+        if state.epoch:
+            from utils.plots import plot_curves
 
-        def scalars(board: SummaryWriter) -> None:
-            for name, value in values.items():
-                board.add_scalar(f"{group}/{name}", value, epoch)
+            plot_curves({state.directory.name: state.history}, state.directory / "curves.png")
+        if cfg.loop.ranked_lists and cfg.eval.protocol not in RANDOM_GALLERIES:
+            from processor.ranked_lists import draw_some
 
-        self._write(scalars)
-        if self.wandb and values:
-            self.wandb.log({f"{group}/{name}": value for name, value in values.items()} | {"epoch": epoch})
+            path = state.directory / "ranked_lists.png"
+            self.picture("ranked_lists", draw_some(cfg, inference, data.query, data.gallery, path), state.epoch)
 
     def picture(self, name: str, pixels: np.ndarray, epoch: int) -> None:
-        """(H, W, 3) uint8 RGB."""
+        """pixels (H, W, 3) uint8 RGB."""
         self._write(lambda board: board.add_image(name, pixels, epoch, dataformats="HWC"))
         if self.wandb:
             import wandb
@@ -63,12 +73,16 @@ class Watchers:
             self.wandb.log({name: wandb.Image(pixels), "epoch": epoch})
 
     def close(self) -> None:
-        self._write(SummaryWriter.close)
+        self._write(lambda board: board.close())
         if self.wandb:
             self.wandb.finish()
 
-    def _write(self, write: Callable[[SummaryWriter], None]) -> None:
-        """Events, flushed. A full disk ends them, not the run; nothing is done where they have ended."""
+    def _scalars(self, group: str, values: dict[str, float], epoch: int) -> None:
+        self._write(lambda board: [board.add_scalar(f"{group}/{name}", value, epoch) for name, value in values.items()])
+        if self.wandb and values:
+            self.wandb.log({f"{group}/{name}": value for name, value in values.items()} | {"epoch": epoch})
+
+    def _write(self, write: Callable[[Any], None]) -> None:
         if self.board is None:
             return
         try:
@@ -76,13 +90,12 @@ class Watchers:
             self.board.flush()
         except OSError as error:
             reason = error.strerror or error
-            log.warning("warning: TensorBoard's events cannot be written (%s); the run goes on without them", reason)
+            log.warning("warning: TensorBoard's events cannot be written (%s); continuing without them", reason)
             self.board = None
 
 
 def start_wandb(cfg: Config, directory: Path) -> Any:
-    """The run at Weights & Biases; a resumed one goes on under the same name. Raises UserError without the package, or
-    where it refuses."""
+    """The run at Weights & Biases; a resumed one continues there. Raises UserError without the package or a login."""
     try:
         import wandb
     except ImportError as error:
@@ -97,7 +110,7 @@ def start_wandb(cfg: Config, directory: Path) -> Any:
 
 
 def tile(pictures: np.ndarray, columns: int = 8) -> np.ndarray:
-    """Pictures (B, H, W, 3) side by side, `columns` a row, the last row filled up with black."""
+    """Pictures (B, H, W, 3) side by side, `columns` per row, the last row filled up with black."""
     rows = -(-len(pictures) // columns)
     sheet = np.zeros((rows * columns, *pictures.shape[1:]), pictures.dtype)
     sheet[: len(pictures)] = pictures
@@ -106,22 +119,16 @@ def tile(pictures: np.ndarray, columns: int = 8) -> np.ndarray:
 
 
 class Progress:
-    """The bar of an epoch, and how much of its time went by waiting for data."""
+    """The progress bar of an epoch, and the share of its time that is spent waiting for data."""
 
     def __init__(self, title: str, steps: int, batch: int, first_step: int, shown: bool):
-        self.batch, self.steps, self.waited = batch, 0, 0.0
+        self.images, self.batch, self.steps, self.waited = steps * batch, batch, 0, 0.0
         self.started = self.lapped = time.perf_counter()
-        self.bar = tqdm(
-            total=steps * batch,
-            initial=first_step * batch,
-            desc=title,
-            unit="img",
-            leave=False,
-            disable=None if shown else True,
-        )
+        options = {"unit": "img", "leave": False, "disable": None if shown else True}  # None: without a terminal
+        self.bar = tqdm(total=self.images, initial=first_step * batch, desc=title, **options)
 
     def waiting(self, batches: Iterable) -> Iterator:
-        """The batches, the time until each of them counted as waiting."""
+        """The batches; the time until each arrives counts as waiting."""
         source = iter(batches)
         while True:
             before = time.perf_counter()
@@ -142,8 +149,8 @@ class Progress:
         before, self.lapped = self.lapped, time.perf_counter()
         return self.lapped - before
 
-    def tell(self, means: dict[str, float], lr: float) -> None:
-        """Losses, learning rate, share of the time spent waiting for data, and memory, beside the bar."""
+    def show(self, means: dict[str, float], lr: float) -> None:
+        """Losses, learning rate, share of the time spent waiting for data, and memory, next to the bar."""
         parts = [f"{name} {value:.3f}" for name, value in means.items()]
         parts += [f"lr {lr:.1e}", f"data {100 * self.data_share:.0f} %"]
         if torch.cuda.is_available():
@@ -157,12 +164,12 @@ class Progress:
 
     @property
     def speed(self) -> float:
-        """Images a second."""
+        """Images per second."""
         return self.steps * self.batch / (time.perf_counter() - self.started)
 
     @property
     def data_share(self) -> float:
-        """Share of the time that went by waiting."""
+        """Share of the time spent waiting for data."""
         return self.waited / (time.perf_counter() - self.started)
 
     def close(self) -> None:

@@ -34,14 +34,6 @@ def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def make_optimizers(cfg: Config, model: nn.Module, criterion: nn.Module) -> dict[str, torch.optim.Optimizer]:
-    """`model`, and `center`: SGD over the centers, if there are any. Goes when `Criterion.move_centers` is called."""
-    optimizers = {"model": make_optimizer(cfg, model)}
-    if centers := list(criterion.parameters()):
-        optimizers["center"] = torch.optim.SGD(centers, lr=cfg.loss.center_lr, fused=cfg.loop.fused)
-    return optimizers
-
-
 def parameter_groups(cfg: Config, model: nn.Module) -> list[dict[str, Any]]:
     """Every parameter that requires a gradient, in one group per pair of learning rate and weight decay.
 

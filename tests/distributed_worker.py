@@ -20,9 +20,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from helpers import start_training
 from torch import nn
 
-import processor.prepare
+import processor.setup
 import processor.train
 from config import Config
 from config.cli import parse_train
@@ -30,11 +31,17 @@ from datasets.loaders import make_test_loaders
 from datasets.make import make_test_set
 from model import ReIDModel
 from processor import do_train, load_model
-from processor.distributed import Ranks, copy_first, gather_rows, joined, mean_of_all
-from processor.extract import extract_features
-from processor.parallel import gather_batch
-from processor.run import Run
-from processor.step import train_step
+from processor.distributed import (
+    Ranks,
+    all_reduce_mean,
+    broadcast_tensors,
+    gather_batch,
+    gather_rows,
+    init_distributed,
+)
+from processor.evaluate import extract_features
+from processor.state import TrainState
+from processor.train import train_step
 from solver import set_lr
 from utils.errors import UserError, run
 from utils.files import write_json
@@ -55,7 +62,7 @@ def enter(rank: int, size: int, port: int, said: Path, work: Callable, args: tup
 
 
 @contextlib.contextmanager
-def resting_batch_norm() -> Iterator[None]:
+def fixed_batch_norm() -> Iterator[None]:
     """Batch norm by its running statistics, which stay as they are, in training too: the only kind on CPUs whose result
     does not depend on how a batch is shared out."""
     kind = nn.modules.batchnorm._BatchNorm
@@ -70,36 +77,36 @@ def resting_batch_norm() -> Iterator[None]:
 def in_float64() -> Iterator[None]:
     """Models compute in float64: rounding differs with the number of images that are computed at a time, and after some
     steps it is all that one sees."""
-    forward, make = ReIDModel.forward, processor.prepare.make_model
+    forward, make = ReIDModel.forward, processor.setup.make_model
     ReIDModel.forward = lambda self, images: forward(self, images.double())
-    processor.prepare.make_model = lambda *args: make(*args).double()
+    processor.setup.make_model = lambda *args: make(*args).double()
     try:
         yield
     finally:
-        ReIDModel.forward, processor.prepare.make_model = forward, make
+        ReIDModel.forward, processor.setup.make_model = forward, make
 
 
 @contextlib.contextmanager
 def exact() -> Iterator[None]:
     """Training that comes to the same for any number of processes on CPUs."""
-    with resting_batch_norm(), in_float64():
+    with fixed_batch_norm(), in_float64():
         yield
 
 
-def weights(run: Run) -> dict[str, torch.Tensor]:
+def weights(run: TrainState) -> dict[str, torch.Tensor]:
     """All that training moves."""
     parts = {"model": run.model, "criterion": run.criterion} | ({"average": run.average} if run.average else {})
     return {f"{part}.{k}": v.cpu() for part, module in parts.items() for k, v in module.state_dict().items()}
 
 
-def outcome(run: Run) -> tuple:
+def outcome(run: TrainState) -> tuple:
     """What is to be the same everywhere: weights, history but for times, label map."""
-    return weights(run), [{k: v for k, v in h.items() if k not in TIMES} for h in run.history], run.labels
+    return weights(run), [{k: v for k, v in h.items() if k not in TIMES} for h in run.history], run.about["labels"]
 
 
 def together(rank: int, *work: tuple[Callable, tuple]) -> None:
     """Several things one after the other, by processes that meet only once."""
-    with joined(Config(device="cpu")):
+    with init_distributed(Config(device="cpu")):
         for function, args in work:
             function(rank, *args)
 
@@ -129,7 +136,7 @@ def refusals(rank: int, attempts: dict[str, list[Config]], out: Path) -> None:
     None: it exits in silence. Where they go on with a run, only the first finds it."""
     said = {}
     if rank:
-        processor.prepare.taken = lambda directory: False
+        processor.setup.has_checkpoint = lambda directory: False
     for name, cfgs in attempts.items():
         try:
             do_train(cfgs[rank])
@@ -163,9 +170,9 @@ def exchange(rank: int, out: Path) -> None:
     found["uneven"] = gather_rows(ranks, torch.arange(3.0 * rank).view(rank, 3) + 10 * rank)
     mixed = [torch.arange(6.0).view(2, 3).T + rank, torch.tensor(rank), torch.ones(2, 3, 1, 1) * rank]
     mixed[2] = mixed[2].to(memory_format=torch.channels_last)
-    copy_first(ranks, mixed)
+    broadcast_tensors(ranks, mixed)
     found["copied"] = mixed
-    found["mean"] = mean_of_all(ranks, torch.tensor([1.0, rank]))
+    found["mean"] = all_reduce_mean(ranks, torch.tensor([1.0, rank]))
     torch.save(found, out / f"exchange.{rank}.pt")
 
 
@@ -178,7 +185,7 @@ def shared_gradients(ranks: Ranks) -> dict[str, torch.Tensor]:
     mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
     features = gather_batch(ranks, (images[mine] @ first).tanh())
     mixed_loss(features @ second, gather_batch(ranks, labels[mine])).backward()
-    return {"before": mean_of_all(ranks, first.grad), "after": mean_of_all(ranks, second.grad)}
+    return {"before": all_reduce_mean(ranks, first.grad), "after": all_reduce_mean(ranks, second.grad)}
 
 
 def problem() -> tuple[torch.Tensor, ...]:
@@ -222,19 +229,19 @@ def disturbed(rank: int, cfg: Config, whom: int, step: int, number: int) -> None
         raise
 
 
-def train_steps(cfg: Config, ranks: Ranks, count: int) -> tuple[Run, dict[str, torch.Tensor], list[float]]:
+def train_steps(cfg: Config, count: int) -> tuple[TrainState, dict[str, torch.Tensor], list[float]]:
     """A run after so many steps, its weights before them, and its losses."""
-    run, loaders = processor.prepare.prepare(cfg, "", ranks)
-    before = {k: v.clone() for k, v in weights(run).items()}
-    run.training_mode(False)
-    losses, steps = [], len(loaders.train)
+    state, network, data = start_training(cfg)
+    before = {k: v.clone() for k, v in weights(state).items()}
+    network.train(frozen=False)
+    losses, steps = [], len(data.train)
     while len(losses) < count:
         epoch = len(losses) // steps
-        for images, labels in loaders.train.epoch(epoch, run.device):
+        for images, labels in data.train.epoch(epoch, state.session.device):
             if len(losses) < count:
-                set_lr(cfg, run.optimizers["model"], len(losses) / steps, steps)
-                losses.append(train_step(run, images, labels)["loss"])
-    return run, before, mean_of_all(ranks, torch.stack(losses)).tolist()
+                set_lr(cfg, state.optimizer, len(losses) / steps, steps)
+                losses.append(train_step(state, network, images, labels)["loss"])
+    return state, before, all_reduce_mean(state.session.ranks, torch.stack(losses)).tolist()
 
 
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> tuple[float, str]:
@@ -248,11 +255,11 @@ def main() -> None:
     cfg = parse_train(args, os.environ)
     with contextlib.ExitStack() as patches:
         if cfg.run.device == "cpu" or not torch.cuda.is_available():
-            patches.enter_context(resting_batch_norm())
+            patches.enter_context(fixed_batch_norm())
         if dtype == "float64":
             patches.enter_context(in_float64())
-        ranks = patches.enter_context(joined(cfg))
-        trained, before, losses = train_steps(cfg, ranks, int(steps))
+        ranks = patches.enter_context(init_distributed(cfg))
+        trained, before, losses = train_steps(cfg, int(steps))
     after = weights(trained)
     if ranks.size == 1:
         torch.save((after, losses), file)
@@ -264,7 +271,7 @@ def main() -> None:
         found["loss_difference"] = max(abs(a - b) for a, b in zip(losses, alone_losses, strict=True))
         layers = sum(isinstance(m, nn.SyncBatchNorm) for m in trained.model.modules())
         about = {"synchronised_layers": layers, "backbone": cfg.model.backbone, "batch_size": cfg.data.batch_size}
-        write_json(f"{file}.json", found | about | trained.environment)
+        write_json(f"{file}.json", found | about | trained.about["environment"])
         print(json.dumps(found | about))
 
 

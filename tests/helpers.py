@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +20,14 @@ from torch import nn
 
 from config import Config
 from datasets.base import label_map
+from datasets.loaders import Loaders
 from datasets.make import make_dataset
 from model import make_model
-from processor.checkpoint import save_checkpoint
+from processor.checkpoint import read_checkpoint, save_checkpoint
+from processor.setup import run_directory, start_session, start_state, training_criterion, training_data, training_model
+from processor.state import TrainState
+from processor.train import Network
+from solver import make_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -100,3 +109,55 @@ def filled(net: nn.Module) -> nn.Module:
 def means(x: torch.Tensor) -> list[float]:
     """Two numbers that tell maps of the same shape apart: the mean, and one that weighs each place differently."""
     return [x.mean().item(), (x.flatten() * torch.linspace(-1, 1, x.numel(), dtype=x.dtype)).mean().item()]
+
+
+def start_training(cfg: Config) -> tuple[TrainState, Network, Loaders]:
+    """A run before its first step."""
+    with start_session(cfg) as session:
+        data = training_data(cfg, session)
+        model = training_model(cfg, session, data)
+        criterion, optimizer = training_criterion(cfg, session, data, model), make_optimizer(cfg, model)
+        with run_directory(cfg, session.ranks) as directory:
+            state = start_state(cfg, session, directory, data, model, criterion, optimizer)
+            return state, Network(state), data
+
+
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts and lists by their path, tensors as type, shape and bytes: equal only bit by bit."""
+    if isinstance(value, (dict, list, tuple)):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: v for key, part in pairs for k, v in flat(part, f"{name} {key}").items()}
+    tensor = isinstance(value, torch.Tensor)
+    return {name: (value.dtype, value.shape, value.numpy().tobytes()) if tensor else value}
+
+
+def contents(checkpoint: Path) -> dict[str, Any]:
+    """Everything of a checkpoint that must be the same in two equal runs, flat."""
+    left_out = ("seconds", "environment", "config", "command", "images_per_second", "data_wait")
+    state = read_checkpoint(checkpoint)
+    state["history"] = [{k: v for k, v in entry.items() if k not in left_out} for entry in state["history"]]
+    return flat({k: v for k, v in state.items() if k not in left_out})
+
+
+def kill_at_rename(nth: int, number: int) -> None:
+    """From now on this process gets a signal just before the n-th time that a checkpoint's file gets its name."""
+    rename, left = os.replace, nth
+
+    def replace(source: Any, target: Any) -> None:
+        nonlocal left
+        left -= Path(target).name.startswith("last")
+        if left == 0:
+            left -= 1
+            os.kill(os.getpid(), number)
+        rename(source, target)
+
+    os.replace = replace
+
+
+def fails(error: BaseException) -> Callable:
+    """A function that raises a copy of this error."""
+
+    def call(*_args, **_more):
+        raise copy.copy(error)
+
+    return call

@@ -1,108 +1,160 @@
+"""Runs that are stopped by signals: at random moments and in the middle of a write they end as undisturbed ones do."""
+
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import random
+import runpy
 import shutil
 import signal
-import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from helpers import arguments, program, refused
+from helpers import ROOT, arguments, contents, kill_at_rename, program, refused
 
 import processor.train
 from processor import do_train
 from processor.checkpoint import read_checkpoint
-from processor.run import StopSignals
-from tools.chaos import TIMES, differences
+from processor.signals import StopSignals
 from utils.errors import Stopped
 
-ROOT = Path(__file__).resolve().parents[1]
+# 15 steps, of which every second writes a checkpoint; an average and three evaluations
+SETTINGS = """train.py demo --device cpu --height 32 --width 16 --pad 2 --batch-size 8 --images-per-id 2
+    --test-batch-size 64 --workers 2 --backbone mobilenet_v2 --width-multiplier 0.25 --epochs 3 --warmup-epochs 1
+    --steps 2 --center-weight 5e-4 --ema-decay 0.9 --eval-every 2 --no-flip --no-rerank --ranked-lists 0 --log-every 2
+    --save-minutes 0 --keep 3 --resume --weights none"""
 
 
-def chaos(data: Path, *more: object) -> str:
-    """What the tool says; it must find no difference."""
-    command = [sys.executable, "tools/chaos.py", "--data-root", data, *more]
-    done = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "bit-identical" in done.stdout and "DIFFERENT" not in done.stdout
-    return done.stdout
+def start(words: list[str], output: Path, aim: tuple[int, int] | None = None) -> multiprocessing.Process:
+    """`python WORDS` in a process of its own, whose output is appended to `output`. aim: see `kill_at_rename`."""
+
+    def session() -> None:
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, 1), os.dup2(file, 2)
+        if aim:
+            kill_at_rename(*aim)
+        sys.argv = words
+        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+
+    process = multiprocessing.get_context("fork").Process(target=session, daemon=True)
+    process.start()
+    return process
 
 
-def test_killed_five_times_the_run_ends_as_an_undisturbed_one_bit_for_bit(tree):
-    said = chaos(tree, "--kills", 5)
-    assert "5 x SIGKILL" in said and [word in said for word in ("moment", "write", "rename")] == [True] * 3
-    assert "a file half written" in said
+def strike(process: multiprocessing.Process, directory: Path, wait: float, number: int, at_write: float | None) -> None:
+    """Send a signal after `wait` seconds, or that long after the next write has begun."""
+    process.join(wait)
+    if at_write is not None:
+        while process.exitcode is None and not any(directory.glob(".last.pth.*.tmp")):
+            time.sleep(0.0002)
+        process.join(at_write)
+    if process.exitcode is None:
+        os.kill(process.pid, number)
+    process.join()
 
 
-@pytest.mark.chaos
+def differences(a: Path, b: Path) -> list[str]:
+    """Names of all that is not the same in two finished runs."""
+
+    def everything(directory: Path) -> dict[str, Any]:
+        found: dict[str, Any] = {"files": sorted(p.name for p in directory.glob("*"))}
+        for name in ("last.pth", "best.pth"):
+            found |= {f"{name}{key}": value for key, value in contents(directory / name).items()}
+        lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+        times = ("images_per_second", "data_wait")
+        return found | {"metrics.jsonl": [{k: v for k, v in line.items() if k not in times} for line in lines]}
+
+    one, other = everything(a), everything(b)
+    return [name for name in one.keys() | other.keys() if name not in one or other.get(name) != one[name]]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["KILL", "TERM", "USR1", "INT"])
-def test_stopped_thirty_times_the_run_ends_as_an_undisturbed_one_bit_for_bit(tree, name):
-    assert f"30 x SIG{name}" in chaos(tree, "--kills", 30, "--signal", name)
+def test_a_run_that_is_stopped_again_and_again_ends_bit_for_bit_as_an_undisturbed_one(tree, tmp_path, name):
+    number, rng, log = getattr(signal, f"SIG{name}"), random.Random(0), tmp_path / "log"
+    log.mkdir()
+
+    def words(run: str) -> list[str]:
+        return [*SETTINGS.split(), "--data-root", str(tree), "--log-dir", str(log), "--name", run]
+
+    for run in ("first", "whole"):  # the first decodes the images
+        began = time.monotonic()
+        process = start(words(run), log / "whole.txt")
+        process.join()
+        assert process.exitcode == 0, (log / "whole.txt").read_text()
+    length, stops, runs = time.monotonic() - began, 0, 0
+    while stops < 9:
+        runs += 1
+        run, output, exitcode = f"run{runs}", log / f"run{runs}.txt", None
+        while exitcode != 0:
+            how = ("moment", "write", "rename", "never")[stops % 3 if stops < 9 else 3]
+            process = start(words(run), output, (rng.randint(1, 9), number) if how == "rename" else None)
+            if how in ("moment", "write"):
+                at_write = rng.uniform(0, 0.03) if how == "write" else None
+                strike(process, log / run, rng.uniform(0, length), number, at_write)
+            process.join()
+            exitcode = process.exitcode
+            assert exitcode in (0, -number, 128 + number), output.read_text()[-3000:]
+            stops += exitcode != 0
+        assert differences(log / "whole", log / run) == []
 
 
-@pytest.fixture
-def two(tiny) -> tuple[Path, Path]:
-    """Two directories that differ in nothing but name and times."""
+def test_the_comparison_sees_the_smallest_difference_and_no_other(tiny):
     cfg = tiny.replace(epochs=1, width_multiplier=0.25, eval_first=False)
     one = do_train(cfg.replace(name="one")).directory
-    return one, Path(shutil.copytree(one, one.with_name("other")))
+    other = Path(shutil.copytree(one, one.with_name("other")))
 
+    def change(name: str, how) -> None:
+        state = read_checkpoint(other / name)
+        how(state)
+        torch.save(state, other / name)
 
-def change(path: Path, how) -> None:
-    state = read_checkpoint(path)
-    how(state)
-    torch.save(state, path)
-
-
-def test_the_tool_sees_the_smallest_difference_and_no_other(two):
-    one, other = two
-    assert differences(one, other) == []
-    change(other / "last.pth", lambda s: s.update(seconds=0.0, command="x", environment={}))
-    change(other / "last.pth", lambda s: s["history"][-1].update(dict.fromkeys(TIMES, 0.0)))
+    change("last.pth", lambda s: s.update(seconds=0.0, command="x", environment={}))
+    change("last.pth", lambda s: s["history"][-1].update(images_per_second=0.0))
     assert differences(one, other) == []
     name = "branches.0.classifier.weight"
 
     def next_number(state: dict) -> None:
         state["model"][name][0, 0] = torch.nextafter(state["model"][name][0, 0], torch.tensor(9.0))
 
-    change(other / "last.pth", next_number)
+    change("last.pth", next_number)
     assert differences(one, other) == [f"last.pth model {name}"]
-    change(other / "last.pth", lambda s: s["rng"][0]["torch"][9:10].add_(1))
-    change(other / "best.pth", lambda s: s["history"][-1].update(loss=0.0))
-    (other / "last.1.pth").unlink()
+    change("last.pth", lambda s: s["rng"][0]["torch"][9:10].add_(1))
+    (other / "last.1.pth").unlink(missing_ok=True)
     (other / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n")
-    found = differences(one, other)
-    assert {"files", "metrics.jsonl", "last.pth rng 0 torch", "best.pth history 0 loss"} < set(found) and len(
-        found
-    ) == 5
+    assert {"files", "metrics.jsonl", "last.pth rng 0 torch"} < set(differences(one, other))
 
 
-# ---- what the shell is told
+# ---- exit codes
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
-def test_a_stopped_run_says_how_to_go_on_and_exits_with_128_and_the_signals_number(tiny, monkeypatch, number, code):
+def test_a_stopped_run_names_resume_and_exits_with_128_and_the_signals_number(tiny, monkeypatch, number, code):
     cfg = tiny.replace(epochs=1, width_multiplier=0.25)
     real = processor.train.set_lr
     monkeypatch.setattr(processor.train, "set_lr", lambda *args: os.kill(os.getpid(), number) or real(*args))
-    shown = program("train.py", *arguments(cfg), "--no-flip", "--no-rerank")
+    shown = program("train.py", *arguments(cfg), "--no-flip", "--no-rerank", "--no-eval-first")
     assert shown.returncode == code
-    assert shown.stderr.splitlines()[-1] == "stopped in epoch 1 after step 1; go on with --resume"
+    last = shown.stderr.splitlines()[-1]
+    assert last.startswith("stopped in epoch 1 after step 1") and "--resume" in last
     assert read_checkpoint(Path(cfg.run.log_dir) / "demo" / "last.pth")["step"] == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_gets_past_code_that_catches_every_exception_as_torchs_load_state_dict_does(number):
-    handlers = signal.getsignal(number)
-    with pytest.raises(Stopped) as stop, StopSignals():
-        try:
-            os.kill(os.getpid(), number)
-        except Exception as error:
-            raise RuntimeError("an exception occurred while copying the parameter") from error
-    assert stop.value.exit_code == 128 + number and signal.getsignal(number) is handlers
+def test_a_signal_gets_past_code_that_catches_every_exception_as_torchs_load_state_dict_does():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        handlers = signal.getsignal(number)
+        with pytest.raises(Stopped) as stop, StopSignals():
+            try:
+                os.kill(os.getpid(), number)
+            except Exception as error:
+                raise RuntimeError("an exception occurred while copying the parameter") from error
+        assert stop.value.exit_code == 128 + number and signal.getsignal(number) is handlers
 
 
 def test_a_signal_waits_for_a_step_to_end_but_a_second_one_does_not():
@@ -115,19 +167,14 @@ def test_a_signal_waits_for_a_step_to_end_but_a_second_one_does_not():
     assert stop.value.exit_code == 143
 
 
-def test_a_finished_run_exits_with_0_and_what_the_user_can_mend_with_2(tiny, monkeypatch):
+def test_a_finished_run_exits_with_0_and_what_the_user_can_fix_with_2(tiny):
     cfg = tiny.replace(epochs=1, width_multiplier=0.25)
     words = ("train.py", *arguments(cfg), "--no-flip", "--no-rerank")
     assert program(*words, "--no-eval-first").returncode == 0
-    (Path(cfg.run.log_dir) / "demo" / "last.1.pth").unlink()
+    (Path(cfg.run.log_dir) / "demo" / "last.1.pth").unlink(missing_ok=True)
     (Path(cfg.run.log_dir) / "demo" / "last.pth").write_bytes(b"")
-    for shown, word in (
-        (program(*words, "--resume"), "start anew, without --resume"),
-        (program(*words, "--batch-size", 3), "--batch-size"),
-        (
-            program(*words, "--log-dir", Path(cfg.data.data_root) / "demo" / "query" / "0007_c1s1_000090_00.jpg"),
-            "--log-dir",
-        ),
-    ):
+    file = Path(cfg.data.data_root) / "demo" / "query" / "0007_c1s1_000090_00.jpg"
+    for more, word in ((("--resume",), "--resume"), (("--batch-size", 3), "--batch-size"), (("--log-dir", file), file)):
+        shown = program(*words, *more)
         refused(shown, word)
         assert shown.returncode == 2

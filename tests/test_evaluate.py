@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from datasets import ReIDDataset, Sample, make_loaders
 from model import make_model
 from processor import do_inference, extract_features
-from processor.evaluate import score_table, score_values, scored_as
+from processor.evaluate import resolve_protocol, score_table, score_values
 from utils.errors import UserError
 from utils.metrics import evaluate, evaluate_distance
 from utils.rerank import k_reciprocal
@@ -44,7 +42,7 @@ def test_batch_size_and_cache_do_not_change_the_features(parts):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_every_protocol_that_is_asked_for_is_scored_as_its_parts_say(parts, metric):
+def test_every_protocol_that_is_asked_for_is_resolve_protocol_its_parts_say(parts, metric):
     cfg, model, loaders = parts
     cfg = cfg.replace(metric=metric, flip=True, rerank=True, k1=4, k2=2)
     result = do_inference(cfg, model, loaders.query, loaders.gallery, CPU)
@@ -76,23 +74,25 @@ def test_the_table_shows_per_cent_and_a_dash_for_ranks_beyond_the_curve(parts):
     assert f"{values['plain']['rank5']:.2f}" in table and " - " in table and "note: a cut set" in table
 
 
-def test_a_protocol_of_the_dataset_is_settled_and_what_it_does_not_define_is_refused(tiny):
+def test_the_protocol_of_the_dataset_is_used_and_what_it_does_not_define_is_refused(tiny):
     vehicles = ReIDDataset("vehicles", query=[Sample("a", 1, 1)], gallery=[Sample("b", 1, 2)], protocol="vehicle_id")
     plain = tiny.replace(rerank=False, flip=False)
-    assert scored_as(plain, vehicles).protocol == "vehicle_id" and plain.protocol == "auto"
-    assert scored_as(replace(plain, protocol="standard", rerank=True), vehicles).protocol == "standard"
-    with pytest.raises(UserError, match=r"vehicles is scored by .*vehicle_id.* --rerank .*add --no-rerank"):
-        scored_as(replace(plain, rerank=True), vehicles)
-    with pytest.raises(UserError, match="add --query-expansion 0"):
-        scored_as(replace(plain, query_expansion=3), vehicles)
+    assert resolve_protocol(plain, vehicles).eval.protocol == "vehicle_id" and plain.eval.protocol == "auto"
+    assert resolve_protocol(plain, vehicles, ranked_lists=True).eval.protocol == "standard"
+    assert resolve_protocol(plain.replace(protocol="standard", rerank=True), vehicles).eval.protocol == "standard"
+    for changes, words in (({"rerank": True}, "--no-rerank"), ({"query_expansion": 3}, "--query-expansion 0")):
+        with pytest.raises(UserError, match=f"vehicles .*vehicle_id.*{words}"):
+            resolve_protocol(plain.replace(**changes), vehicles)
+    with pytest.raises(UserError, match="--protocol single_shot"):
+        resolve_protocol(plain.replace(protocol="single_shot"), vehicles, ranked_lists=True)
 
 
 def test_a_table_of_cameras_needs_cameras_and_not_too_many(tiny):
     cfg = tiny.replace(by_camera=True)
     few, many = ([Sample(str(i), 1, i) for i in range(n)] for n in (3, 51))
-    assert scored_as(cfg, ReIDDataset("few", query=few, gallery=few)).by_camera
-    with pytest.raises(UserError, match="those of own are unknown"):
-        scored_as(cfg, ReIDDataset("own", query=few, gallery=few, cameras=False))
+    assert resolve_protocol(cfg, ReIDDataset("few", query=few, gallery=few)).eval.by_camera
+    with pytest.raises(UserError, match="of own are unknown"):
+        resolve_protocol(cfg, ReIDDataset("own", query=few, gallery=few, cameras=False))
     for dataset in (ReIDDataset("x", query=many, gallery=few), ReIDDataset("x", query=few, gallery=many)):
-        with pytest.raises(UserError, match="50 cameras at most, x has 51"):
-            scored_as(cfg, dataset)
+        with pytest.raises(UserError, match="50 cameras, x has 51"):
+            resolve_protocol(cfg, dataset)

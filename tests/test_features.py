@@ -15,8 +15,9 @@ from config import Config
 from datasets.loaders import TestLoader, make_test_loaders
 from datasets.make import make_dataset
 from model import make_model
-from processor import extract_features, write_features
+from processor import extract_features
 from processor.evaluate import camera_table, score_features, score_table, score_values
+from tools.extract_features import write_features
 from tools.features import ARRAYS, join_parts, part_name, read_features
 from utils.errors import UserError
 from utils.expansion import augment_gallery, expand_queries

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from config import Config
 from datasets.base import Sample
-from model import BACKBONES, build_model
+from model import build_model
+from model.backbones import find_backbone
 from model.pooling import POOLING
 from model.reid import Branch, ReIDModel
 from tools.gradcam import activation_maps, class_maps, overlay, resize_to_largest, similarity_maps
@@ -195,7 +196,7 @@ def test_rows_leave_empty_places_and_nothing_is_cut_off(tmp_path, monkeypatch):
     tile = Tile(np.zeros((64, 32, 3), np.uint8), "pid 1234, cam 15\nrank 12345 of 19732", RIGHT)
     names = ["query", "activation", None, "query: like\nthe match"]
     rows = [("AP 3 %, $5_{x}", [tile, tile, None, tile]), ("branch 1 of 1", [None, tile, None, tile])]
-    pixels = draw_rows(tmp_path / "rows.png", rows, names, "each map by itself")
+    pixels = draw_rows(tmp_path / "rows.png", rows, names, "each map on its own scale")
     figure = kept[0]
     assert (cv2.imread(str(tmp_path / "rows.png"))[..., ::-1] == pixels).all()
     assert len(figure.axes) == 6, "five tiles and the bar"
@@ -250,7 +251,7 @@ def test_queries_and_own_pictures_are_drawn(tiny, tmp_path):
     assert sorted(own) == [f"001_{query.stem}.png", "002_a.png", "003_b_$x$.png", "overview.png"]
     assert draw("one", "--pictures", query)["overview.png"].shape[1] < own["overview.png"].shape[1]
 
-    torch.save(BACKBONES["mobilenet_v2"](tiny).state_dict(), tmp_path / "w.pth")
+    torch.save(find_backbone("mobilenet_v2")(tiny).state_dict(), tmp_path / "w.pth")
     where[1:] = arguments(tiny.replace(weights=str(tmp_path / "w.pth")), "name", "steps", "attention_stages", "jitter")
     assert draw("weights", "--num", 1)["overview.png"].shape[1] < one.shape[1], "no column of a training identity"
     save_model(tiny.replace(backbone="resnet18", branches="pcb", height=96, width=48))

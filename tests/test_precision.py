@@ -15,6 +15,7 @@ import conftest
 import numpy as np
 import pytest
 import torch
+from helpers import start_training
 from torch import nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
@@ -22,7 +23,6 @@ import loss.triplet
 from config import Config
 from config.config import METRIC_LOSSES
 from datasets.loaders import make_loaders
-from loss import make_criterion
 from loss.center import CenterLoss
 from loss.criterion import metric_losses
 from loss.cross_entropy import focal_loss
@@ -30,14 +30,12 @@ from loss.pairs import euclidean_distances
 from loss.triplet import batch_hard_triplet, weighted_triplet
 from model import BACKBONES, make_model
 from model.backbones.stages import Staged
-from model.heads import LinearHead
 from processor import do_train
-from processor.extract import extract_features
-from processor.numerics import DTYPES, Scaler, autocast, set_up, settle_precision
-from processor.prepare import prepare
-from processor.run import Run
-from processor.step import train_step
-from solver import make_optimizers
+from processor.evaluate import extract_features
+from processor.precision import DTYPES, Scaler, autocast, configure_torch, resolve_precision
+from processor.state import TrainState
+from processor.train import Network, train_step
+from solver import make_optimizer
 from utils.metrics import evaluate
 
 CPU = torch.device("cpu")
@@ -47,7 +45,7 @@ HALF = list(DTYPES.values())
 
 @pytest.fixture(autouse=True)
 def switches():
-    """What `set_up` switches is as it was, for the tests that follow."""
+    """What `configure_torch` switches is as it was, for the tests that follow."""
     backends = torch.backends
     before = backends.cudnn.allow_tf32, backends.cuda.matmul.fp32_precision, backends.cudnn.benchmark
     deterministic, variables = torch.are_deterministic_algorithms_enabled(), dict(os.environ)
@@ -73,24 +71,25 @@ def larger(tmp_path_factory) -> Config:
     )  # fmt: skip
 
 
-def ready(cfg: Config, precision: str, name: str) -> tuple[Run, list]:
+def ready(cfg: Config, precision: str, name: str) -> tuple[TrainState, Network, list]:
     """A run before its first step, and 20 batches."""
-    run, loaders = prepare(cfg.replace(precision=precision, name=name), "")
-    run.training_mode(False)
-    epochs = (loaders.train.epoch(number, run.device) for number in itertools.count())
-    return run, list(itertools.islice(itertools.chain.from_iterable(epochs), 20))
+    state, network, data = start_training(cfg.replace(precision=precision, name=name))
+    network.train(frozen=False)
+    epochs = (data.train.epoch(number, state.session.device) for number in itertools.count())
+    return state, network, list(itertools.islice(itertools.chain.from_iterable(epochs), 20))
 
 
-def gradient(run: Run) -> torch.Tensor:
+def gradient(run: TrainState) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in run.model.parameters() if p.grad is not None])
 
 
+@pytest.mark.slow
 def test_losses_and_gradients_of_20_steps_in_bf16_are_near_those_of_float32(larger):
     """Of the same weights at every step, the loss is within 2 % (measured: 0.7 % at most) and the gradient's error at
     most 0.6 of its length (measured: 0.44), which is less than half of what another batch makes of it (measured: 1.3).
     Run on its own for 20 steps, bf16's losses stay within 6 % (measured: 1.9 %).
     """
-    (full, batches), (half, _), (alone, _) = (
+    (full, full_network, batches), (half, half_network, _), (alone, alone_network, _) = (
         ready(larger, precision, name) for precision, name in (("float32", "full"), ("bf16", "half"), ("bf16", "alone"))
     )
     assert all(p.dtype == torch.float32 for p in half.model.parameters())
@@ -98,7 +97,8 @@ def test_losses_and_gradients_of_20_steps_in_bf16_are_near_those_of_float32(larg
     for images, labels in batches:
         half.model.load_state_dict(full.model.state_dict())
         half.criterion.load_state_dict(full.criterion.state_dict())
-        exact, rounded, own = (train_step(run, images, labels) for run in (full, half, alone))
+        pairs = ((full, full_network), (half, half_network), (alone, alone_network))
+        exact, rounded, own = (train_step(*pair, images, labels) for pair in pairs)
         assert rounded["loss"] != exact["loss"]
         assert rounded["loss"].item() == pytest.approx(exact["loss"].item(), rel=0.02)
         assert own["loss"].item() == pytest.approx(exact["loss"].item(), rel=0.06)
@@ -151,49 +151,33 @@ LOSSES |= {
 center = CenterLoss(4, 64)
 
 
-@pytest.mark.parametrize("mixed", [False, True], ids=["plain", "autocast"])
-@pytest.mark.parametrize("name", LOSSES)
-def test_fp16_features_a_thousand_times_too_large_give_no_nan(name, mixed):
-    features, labels = scaled(torch.float16, 1e3)
-    with autocast(CPU, "fp16" if mixed else "float32"):
-        value = LOSSES[name](features, labels)
-    value.backward()
-    assert value.dtype == torch.float32 and torch.isfinite(value)
-    assert torch.isfinite(features.grad).all()
+def test_fp16_features_a_thousand_times_too_large_give_no_nan():
+    for name, loss_of in LOSSES.items():
+        for mixed in ("float32", "fp16"):
+            features, labels = scaled(torch.float16, 1e3)
+            with autocast(CPU, mixed):
+                value = loss_of(features, labels)
+            value.backward()
+            assert value.dtype == torch.float32 and torch.isfinite(value), (name, mixed)
+            assert torch.isfinite(features.grad).all(), (name, mixed)
 
 
-def test_the_whole_criterion_at_fp16_gives_no_nan():
-    features, labels = scaled(torch.float16, 1e3)
-    logits = (1e3 * torch.randn(16, 4)).half().requires_grad_()
-    criterion = make_criterion(EVERY, 4, [64], [LinearHead(64, 4).add_margin])
-    with autocast(CPU, "fp16"):
-        total, parts = criterion([logits], [features], labels)
-    total.backward()
-    assert parts.keys() == {"id", "center", *METRIC_LOSSES}
-    assert all(torch.isfinite(x).all() for x in (total, *parts.values(), features.grad, logits.grad))
-
-
-@pytest.mark.parametrize("norm", [1e-3, 1.0, 1e3, 2e4])
-@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
-def test_the_distance_of_an_image_to_itself_is_next_to_nothing(monkeypatch, dtype, norm):
-    features, labels = scaled(dtype, norm / 8)
-    features = features.detach()[::4].repeat_interleave(2, 0)  # each image twice: its positive is itself
-    labels = labels[::4].repeat_interleave(2)
+def test_the_distance_of_an_image_to_itself_is_almost_zero(monkeypatch):
     seen = {}
     monkeypatch.setattr(loss.triplet, "hinge", lambda near, far, margin: seen.update(near=near) or near)
-    for mixed in ("float32", "bf16", "fp16"):
-        with autocast(CPU, mixed):
-            batch_hard_triplet(features, labels)
-            to_itself = torch.cat([seen["near"], euclidean_distances(features, features).diagonal()])
-        assert to_itself.dtype == torch.float32 and to_itself.max() < 1e-2
-
-
-def test_the_usual_formula_is_far_from_that():
-    """|a|² + |b|² - 2ab, which those before us computed under autocast, as a measure of what the test above tests."""
+    for dtype, norm in itertools.product((torch.float32, *HALF), (1e-3, 1.0, 1e3, 2e4)):
+        features, labels = scaled(dtype, norm / 8)
+        features = features.detach()[::4].repeat_interleave(2, 0)  # each image twice: its positive is itself
+        labels = labels[::4].repeat_interleave(2)
+        for mixed in ("float32", "bf16", "fp16"):
+            with autocast(CPU, mixed):
+                batch_hard_triplet(features, labels)
+                to_itself = torch.cat([seen["near"], euclidean_distances(features, features).diagonal()])
+            assert to_itself.dtype == torch.float32 and to_itself.max() < 1e-2, (dtype, norm, mixed)
+    # |a|² + |b|² - 2ab under autocast, which is common, does not pass
     features = scaled(torch.bfloat16, 1e3 / 8)[0].detach()
     squares = features.square().sum(1)
-    usual = (squares + squares - 2 * (features @ features.T).diagonal()).clamp(min=1e-12).sqrt()
-    assert usual.max() > 1
+    assert (squares + squares - 2 * (features @ features.T).diagonal()).clamp(min=1e-12).sqrt().max() > 1
 
 
 # ---- the scaler
@@ -212,91 +196,78 @@ class Toy(nn.Module):
         return self.head(self.backbone(x))
 
 
-def together(precision: str, optimizer: str, fused: bool) -> tuple[Toy, CenterLoss, dict, Scaler]:
+def toy(precision: str, optimizer: str, fused: bool) -> tuple[Toy, torch.optim.Optimizer, Scaler]:
     torch.manual_seed(0)
-    model, centers = Toy(), CenterLoss(3, 4)
-    optimizers = make_optimizers(Config(optimizer=optimizer, fused=fused), model, centers)
-    return model, centers, optimizers, Scaler(CPU, precision)
+    model = Toy()
+    return model, make_optimizer(Config(optimizer=optimizer, fused=fused), model), Scaler(CPU, precision)
 
 
-def a_step(model, centers, optimizers, scaler, spoilt: str = "", value: float = torch.inf) -> list[torch.Tensor]:
-    """With one gradient of the model or of the centers spoilt, as the scaler must tell; gives all weights after it."""
-    for optimizer in optimizers.values():
-        optimizer.zero_grad()
-    x = torch.linspace(-1, 1, 24).view(6, 4)
-    scaler.backward(centers(model(x), torch.arange(6) % 3))
-    if spoilt:
-        {"model": model.backbone.weight, "center": centers.centers}[spoilt].grad[0, 0] = value
-    scaler.unscale(list(optimizers.values()))
-    assert scaler.step(list(optimizers.values())).item() == (not spoilt)
-    return [p.detach().clone() for p in (*model.parameters(), *centers.parameters())]
+def a_step(model, optimizer, scaler, spoilt: float | None = None) -> list[torch.Tensor]:
+    """With one element of the gradient spoilt, if so, which the scaler must see; returns all weights after it."""
+    optimizer.zero_grad()
+    scaler.scale(model(torch.linspace(-1, 1, 24).view(6, 4)).square().sum()).backward()
+    if spoilt is not None:
+        model.head.weight.grad[0, 0] = spoilt
+    scaler.unscale_(optimizer)
+    assert scaler.step_and_update(optimizer).item() == (spoilt is None)
+    return [p.detach().clone() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("value", [torch.inf, torch.nan])
-@pytest.mark.parametrize("spoilt", ["model", "center"])
-@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
-@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_gradient_that_is_not_finite_stops_the_step_of_all_optimizers(optimizer, fused, precision, spoilt, value):
-    parts = together(precision, optimizer, fused)
-    before = a_step(*parts)
-    state = {name: str(o.state_dict()) for name, o in parts[2].items()}
-    scale = parts[3].scaler.get_scale()
-    after = a_step(*parts, spoilt, value)
-    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
-    assert {name: str(o.state_dict()) for name, o in parts[2].items()} == state  # nor do moments and counts move
-    assert scale == (2.0**16 if precision == "fp16" else 1.0)
-    assert parts[3].scaler.get_scale() == (2.0**15 if precision == "fp16" else 1.0)
-    after = a_step(*parts)
-    assert not any(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+def test_a_gradient_that_is_not_finite_skips_the_step():
+    cases = itertools.product(OPTIMIZERS, (True, False), ("float32", "bf16", "fp16"), (torch.inf, torch.nan))
+    for optimizer, fused, precision, value in cases:
+        case = (optimizer, fused, precision, value)
+        parts = toy(precision, optimizer, fused)
+        before, state, scaler = a_step(*parts), str(parts[1].state_dict()), parts[2]
+        assert scaler.get_scale() == (2.0**16 if precision == "fp16" else 1.0), case
+        after = a_step(*parts, value)
+        assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True)), case
+        assert str(parts[1].state_dict()) == state, case  # moments and counts do not change either
+        assert scaler.get_scale() == (2.0**15 if precision == "fp16" else 1.0), case
+        after = a_step(*parts)
+        assert not any(torch.equal(a, b) for a, b in zip(after, before, strict=True)), case
 
 
-@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_the_scale_changes_no_weight(optimizer, fused):
+def test_the_scale_changes_no_weight():
     """A power of two, it leaves every digit as it was."""
-    weights = []
-    for precision in ("float32", "fp16"):
-        parts = together(precision, optimizer, fused)
-        weights.append([a_step(*parts) for _ in range(3)][-1])
-    model, centers, optimizers, _ = together("float32", optimizer, fused)
-    for _ in range(3):
-        for each in optimizers.values():
-            each.zero_grad()
-        x = torch.linspace(-1, 1, 24).view(6, 4)
-        centers(model(x), torch.arange(6) % 3).backward()
-        for each in optimizers.values():
-            each.step()
-    weights.append([*model.parameters(), *centers.parameters()])
-    for one in weights[:2]:
-        assert all(torch.equal(a, b) for a, b in zip(one, weights[2], strict=True))
+    for optimizer, fused in itertools.product(OPTIMIZERS, (True, False)):
+        weights = []
+        for precision in ("float32", "fp16"):
+            parts = toy(precision, optimizer, fused)
+            weights.append([a_step(*parts) for _ in range(3)][-1])
+        model, plain, _ = toy("float32", optimizer, fused)
+        for _ in range(3):
+            plain.zero_grad()
+            model(torch.linspace(-1, 1, 24).view(6, 4)).square().sum().backward()
+            plain.step()
+        for one in weights:
+            assert all(torch.equal(a, b) for a, b in zip(one, model.parameters(), strict=True)), (optimizer, fused)
 
 
-def test_a_frozen_backbone_is_no_obstacle_to_the_scaler():
-    model, centers, optimizers, scaler = together("fp16", "adam", True)
+def test_the_scaler_works_with_a_frozen_backbone():
+    model, optimizer, scaler = toy("fp16", "adam", True)
     for p in model.backbone.parameters():
         p.requires_grad_(False)
-    first = a_step(model, centers, optimizers, scaler)
-    second = a_step(model, centers, optimizers, scaler)
+    first, second = a_step(model, optimizer, scaler), a_step(model, optimizer, scaler)
     moved = [not torch.equal(a, b) for a, b in zip(first, second, strict=True)]
-    assert moved == [False, False, True, True, True]
+    assert moved == [False, False, True, True]
 
 
 def test_the_scale_of_fp16_doubles_after_2000_good_steps_and_is_kept_in_a_checkpoint():
-    parts = together("fp16", "sgd", True)
-    a_step(*parts, "model")
+    parts = toy("fp16", "sgd", True)
+    a_step(*parts, torch.inf)
     for _ in range(2000):
         a_step(*parts)
-    state = parts[3].state_dict()
+    state = parts[2].state_dict()
     assert state["scale"] == 2.0**16
     again = Scaler(CPU, "fp16")
     for scale in (2.0**9, 1.0):
         again.load_state_dict(state | {"scale": scale})
         assert again.state_dict()["scale"] == scale
-    for precision in ("float32", "bf16"):  # a run that goes on in another precision has no use for it
+    for precision in ("float32", "bf16"):  # a run that is resumed in another precision does not use it
         other = Scaler(CPU, precision)
         other.load_state_dict(state)
-        assert other.scaler.get_scale() == 1.0 and other.state_dict() == {}
+        assert other.get_scale() == 1.0 and other.state_dict() == {}
     again = Scaler(CPU, "fp16")
     again.load_state_dict(Scaler(CPU, "bf16").state_dict())
     assert again.state_dict()["scale"] == 2.0**16
@@ -305,43 +276,35 @@ def test_the_scale_of_fp16_doubles_after_2000_good_steps_and_is_kept_in_a_checkp
 # ---- what suits the device, and torch's switches
 
 
-@pytest.mark.parametrize(
-    ("device", "bf16", "expected"),
-    [("cpu", True, "float32"), ("mps", True, "float32"), ("cuda", True, "bf16"), ("cuda:1", False, "fp16")],
-)
-def test_precision_that_suits_the_device(monkeypatch, device, bf16, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
-    assert settle_precision(Config(), torch.device(device)) == expected
-    for asked in ("float32", "bf16", "fp16"):
-        assert settle_precision(Config(precision=asked), torch.device(device)) == asked
-
-
-def test_autocast_computes_products_in_that_precision_and_float32_is_left_alone():
-    a = torch.ones(2, 2)
-    for precision, dtype in (("float32", torch.float32), *DTYPES.items()):
-        with autocast(CPU, precision):
-            assert (a @ a).dtype == dtype
-    assert (a @ a).dtype == torch.float32
+def test_precision_that_suits_the_device(monkeypatch):
+    for device, bf16, expected in (
+        ("cpu", True, "float32"), ("mps", True, "float32"), ("cuda", True, "bf16"), ("cuda:1", False, "fp16"),
+    ):  # fmt: skip
+        supported = lambda including_emulation=True, bf16=bf16: bf16 or including_emulation  # noqa: E731
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+        for asked in ("float32", "bf16", "fp16"):
+            assert resolve_precision(Config(precision=asked), torch.device(device)) == asked
+        assert resolve_precision(Config(), torch.device(device)) == expected
 
 
 def test_switches_are_set_for_a_run_and_unset_for_the_next():
-    words = set_up(Config(deterministic=True, tf32=False, test_precision="bf16"), CPU, "fp16")
+    words = configure_torch(Config(deterministic=True, tf32=False, test_precision="bf16"), CPU, "fp16")
     assert words == "training in fp16, tests in bf16, channels last, fused optimizer, deterministic"
     assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
     assert torch.backends.cudnn.conv.fp32_precision != "tf32" and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    words = set_up(Config(fused=False, channels_last=False, compile=True), CPU, "float32")
+    words = configure_torch(Config(fused=False, channels_last=False, compile=True), CPU, "float32")
     assert words == "training in float32, tests in float32, channels first, plain optimizer, compiled"
     assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark
     assert torch.backends.cudnn.conv.fp32_precision == "tf32"
     assert torch.backends.cuda.matmul.fp32_precision == "ieee"  # distances, whatever the settings
 
 
-@pytest.mark.parametrize(("tf32", "words"), [(True, "in TF32"), (False, "in full, no TF32")])
-def test_tf32_is_stated_where_it_plays_a_part(tf32, words):
+def test_tf32_is_logged_where_it_matters():
     gpu = torch.device("cuda")
-    assert f"float32 convolutions {words}" in set_up(Config(tf32=tf32), gpu, "bf16")  # of the tests
-    assert "TF32" not in set_up(Config(tf32=tf32, test_precision="bf16"), gpu, "bf16")
-    assert "TF32" not in set_up(Config(tf32=tf32), CPU, "float32")
+    for tf32, words in ((True, "float32 convolutions in TF32"), (False, "no TF32")):
+        assert words in configure_torch(Config(tf32=tf32), gpu, "bf16")  # of the tests
+        assert "TF32" not in configure_torch(Config(tf32=tf32, test_precision="bf16"), gpu, "bf16")
+        assert "TF32" not in configure_torch(Config(tf32=tf32), CPU, "float32")
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
@@ -352,14 +315,14 @@ def test_freed_memory_is_kept_on_a_cpu():
 import resource, torch
 from config import Config
 from config.config import METRIC_LOSSES
-from processor.numerics import set_up
+from processor.precision import configure_torch
 def faults():
     torch.ones(1 << 24)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(1 << 24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 before = faults()
-set_up(Config(), torch.device("cpu"), "float32")
+configure_torch(Config(), torch.device("cpu"), "float32")
 print(before, faults())
 """
     for _ in range(3):  # a machine short of memory may take pages back
@@ -384,15 +347,17 @@ def few_layers(cfg: Config) -> Staged:
     return backbone
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler for the CPU")
 def test_a_compiled_model_trains_as_the_plain_one(tiny, monkeypatch):
     monkeypatch.setitem(BACKBONES, "few_layers", f"{__name__}:few_layers")
-    cfg = replace(tiny, backbone="few_layers")
-    (plain, batches), (compiled, _) = (ready(replace(cfg, compile=c), "float32", str(c)) for c in (False, True))
+    cfg = tiny.replace(backbone="few_layers")
+    runs = [ready(cfg.replace(compile=c), "float32", str(c)) for c in (False, True)]
+    (plain, plain_network, batches), (compiled, compiled_network, _) = runs
     for images, labels in batches[:2]:
-        expected, found = (train_step(run, images, labels) for run in (plain, compiled))
+        expected, found = (train_step(run, network, images, labels) for run, network, _ in runs)
         assert found["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-3)
-    assert plain.network is plain.model and compiled.network is not compiled.model
+    assert plain_network.module is plain.model and compiled_network.module is not compiled.model
     assert next(iter(compiled.model.state_dict())) == next(iter(plain.model.state_dict()))  # names as without
 
 
@@ -400,13 +365,11 @@ def test_a_compiled_model_trains_as_the_plain_one(tiny, monkeypatch):
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
 def test_no_step_waits_for_the_gpu(tiny, precision):
     cfg = tiny.replace(device="cuda", clip_grad=1.0, ema_decay=0.9)
-    run, loaders = prepare(cfg.replace(precision=precision), "")
-    run.training_mode(False)
-    batches = itertools.chain.from_iterable(loaders.train.epoch(number, run.device) for number in range(2))
-    for number, (images, labels) in enumerate(batches):
+    run, network, batches = ready(cfg, precision, precision)
+    for number, (images, labels) in enumerate(batches[:8]):
         torch.cuda.set_sync_debug_mode("error" if number >= 2 else "default")  # the next batch is made within it
         try:
-            train_step(run, images, labels)
+            train_step(run, network, images, labels)
         except RuntimeError:
             torch.cuda.set_sync_debug_mode("default")
             raise

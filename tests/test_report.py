@@ -325,7 +325,7 @@ def look_at_lists(view, data: dict, people: list[str]) -> None:
     view.keyboard.press("ArrowDown")
     assert view.evaluate(focused) == "1"
     assert view.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", "the focus is not seen"
-    view.fill("#words", "nobody at all")
+    view.fill("#words", "no one at all")
     assert view.locator("#nothing").is_visible() and rows.count() == 0
     view.click("#nothing-clear")
     view.select_option("#camera", "2")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import program, refused
 
-from tools import benchmark_tables, results_table
+from tools import results_table
 
 ROW = {"experiment": "b1", "protocol": "plain", "source": "paper", "mAP": 85.8, "rank1": 94.1}
 RESULT = {
@@ -22,12 +22,8 @@ RESULT = {
 def root(tmp_path: Path) -> Path:
     (tmp_path / "docs").mkdir()
     write(tmp_path, "published", {"rows": [ROW, ROW | {"experiment": "b2", "mAP": 86.2, "rank1": 94.4}]})
-    for name, start, end in (
-        ("README.md", results_table.START, results_table.END),
-        ("docs/results.md", results_table.START, results_table.END),
-        ("docs/benchmarks.md", results_table.BENCHMARK_START, results_table.BENCHMARK_END),
-    ):
-        (tmp_path / name).write_text(f"before\n{start}\nold\n{end}\nafter\n")
+    for name in ("README.md", "docs/results.md"):
+        (tmp_path / name).write_text(f"before\n{results_table.START}\nold\n{results_table.END}\nafter\n")
     return tmp_path
 
 
@@ -81,45 +77,6 @@ def test_results_of_a_cut_set_and_damaged_files_are_refused(root):
         file.write_text(content)
         refused(fill(root), file)
     file.unlink()
-    benchmark = root / "results" / "benchmark_eval_market_cpu.json"
-    for content in ("{", "[]", '{"rows": [{"contender": "ours"}]}'):
-        benchmark.write_text(content)
-        refused(fill(root), benchmark)
-    benchmark.unlink()
-    (root / "docs" / "benchmarks.md").write_text("no lines")
-    refused(fill(root), "benchmarks.md", results_table.BENCHMARK_START)
-
-
-MEASURED = {
-    "task": "eval", "size": "market", "features": "clustered", "metric": "cosine", "width": 2048, "hardware": "a core",
-    "rows": [
-        {"contender": "matmul", "seconds": 2.0, "cpu_seconds": 3.9, "peak_mb": 900.4, "above_mb": 204.0, "scores": {}},
-        {"contender": "ours", "seconds": 2.5, "cpu_seconds": 5.0, "peak_mb": 1234.0, "above_mb": 90.0,
-         "scores": {"mAP": 0.81234}},
-        {"contender": "numpy", "not_run": "needs 99 GB"},
-    ],
-}  # fmt: skip
-
-
-def test_benchmarks_have_a_table_of_their_own(root):
-    assert fill(root).returncode == 0
-    assert "Not measured yet." in (root / "docs" / "benchmarks.md").read_text()
-    write(root, "benchmark_eval_market_cpu", MEASURED)
-    refused(fill(root, "--check"), "results_table.py")
-    assert fill(root).returncode == 0
-    speed = (root / "docs" / "benchmarks.md").read_text()
-    assert "eval" not in (root / "README.md").read_text()
-    what = "| eval, market, clustered, cosine |"
-    assert f"{what} matmul | 2 | 3.9 | 1 |  |  | 900 | 204 |  | a core |" in speed
-    assert f"{what} ours | 2.5 | 5 | 1.25 |  |  | 1,234 | 90 | 81.23 | a core |" in speed
-    assert f"{what} numpy | not run: needs 99 GB |" in speed
-    assert len({line.count("|") for line in speed.splitlines() if line.startswith("|")}) == 1
-    assert fill(root, "--check").returncode == 0
-
-
-def test_faster_than_numpy_is_numpy_s_time_divided_by_the_contender_s():
-    rows = [row | {"seconds": s, "cpu_seconds": s} for row, s in zip(MEASURED["rows"][:2], (4.0, 1.0), strict=True)]
-    numpy_row = rows[1] | {"contender": "numpy", "seconds": 1234.4}
-    cells = benchmark_tables.benchmark_rows({"rows": [*rows, numpy_row]})
-    assert [row[3] for row in cells] == ["1", "0.25", "309"]
-    assert [row[4] for row in cells] == ["309", "1,234", "1"]
+    write(root, "benchmark_x", {"of": "another program"})
+    (root / "docs" / "results.md").write_text("no lines")
+    refused(fill(root), "results.md", results_table.START)

@@ -120,9 +120,12 @@ def test_rates_worked_out_by_hand():
 def test_pairs_are_counted_at_every_threshold():
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        thresholds = np.sort(rng.integers(-8, 9, rng.integers(1, 30)) / 8).astype("f4")
-        blocks = [[(rng.integers(-10, 11, rng.integers(0, 50)) / 8).astype("f4") for _ in "ab"] for _ in range(3)]
-        counter = PairCounter(torch.from_numpy(thresholds))
+        low, steps = rng.normal(), int(rng.integers(1, 40))
+        counter = PairCounter(torch.linspace(low, low + (0.0, 1e-3, 1.0, 50.0)[seed % 4], steps))
+        thresholds = counter.thresholds.numpy()
+        values = np.concatenate([thresholds, np.nextafter(thresholds, np.float32(np.inf)), rng.normal(size=20)])
+        values = np.append(values, [np.inf, -np.inf]).astype(np.float32)
+        blocks = [[rng.choice(values, rng.integers(0, 200)) for _ in "ab"] for _ in range(3)]
         for block in blocks:
             counter.add(*map(torch.from_numpy, block))
         pairs = [np.concatenate(kind) for kind in zip(*blocks, strict=True)]
@@ -140,7 +143,7 @@ def test_pairs_are_counted_at_every_threshold():
 
 
 def test_operating_points_worked_out_by_hand():
-    counter = PairCounter(torch.arange(0, 1.01, 0.25))
+    counter = PairCounter(torch.linspace(0, 1, 5))
     counter.add(torch.tensor([[0.2, 0.25], [0.7, 0.1]]), torch.tensor([0.5, 0.9, 2.0, 0.3]))
     np.testing.assert_allclose(counter.rates(), [[0, 0.75, 0.75, 1, 1], [0, 0, 0.5, 0.5, 0.75]])
     assert (counter.at_fpr(0), counter.at_fpr(0.5), counter.at_fpr(0.6)) == (1, 3, 3)

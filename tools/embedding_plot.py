@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datasets.base import Sample
 from datasets.loaders import TestLoader
 from datasets.make import make_test_set, short_name, test_name
-from processor.extract import extract_features
+from processor.evaluate import extract_features
 from processor.test import parse_test, prepare_test
 from utils.errors import UserError, run
 from utils.files import write_atomically

@@ -28,7 +28,7 @@ from config.cli import typed_command
 from datasets.augment import MEAN, STD
 from processor.environment import describe_environment
 from processor.evaluate import score_table, scores_note
-from processor.test import Prepared, parse_test, prepare_test
+from processor.test import TestJob, parse_test, prepare_test
 from tools.export.check import RUNS, calibration_crops, check_like, compare, measure, open_onnx, open_pt2, to_pixels
 from tools.export.graph import Embed, Preprocess, load_package, onnx_bytes, pt2_bytes, quantise, to_onnx, trace
 from utils.errors import UserError, run
@@ -68,7 +68,7 @@ def check_options(options: Options) -> None:
         load_package("onnx")
 
 
-def metadata(options: Options, test: Prepared, name: str, environment: dict[str, str]) -> dict[str, str]:
+def metadata(options: Options, test: TestJob, name: str, environment: dict[str, str]) -> dict[str, str]:
     """What a file says about itself."""
     data = test.cfg.data
     pictures = "uint8 (batch, any height, any width, 3), RGB"
@@ -93,7 +93,7 @@ def metadata(options: Options, test: Prepared, name: str, environment: dict[str,
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
-def make_file(options: Options, test: Prepared, name: str, about: dict[str, str]) -> bytes:
+def make_file(options: Options, test: TestJob, name: str, about: dict[str, str]) -> bytes:
     """The bytes of the file. Raises UserError where the model cannot be exported, or, before it is put on 8 bits, does
     not give PyTorch's embeddings."""
     data = test.cfg.data

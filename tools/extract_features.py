@@ -5,11 +5,12 @@ The directory holds qf.npy and gf.npy (features of query and gallery, float32) a
 each extract a part (--part 1/4, --part 2/4, ...); the parts are joined when the directory is first read.
 
 With a folder that is not a run (it holds no last.pth) as the first word, the features of its pictures are written:
-`python tools/extract_features.py FOLDER [--output feats.npz]`, see tools/gallery/extract_folder.py.
+`python tools/extract_features.py FOLDER [--output feats]`, see tools/gallery/extract_folder.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -18,9 +19,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
+
+from config import Config
 from config.cli import typed_command
+from datasets.loaders import TestLoader
 from datasets.make import short_name, test_name
-from processor.extract import write_features
+from model import ReIDModel
+from processor.evaluate import feature_batches
 from processor.test import parse_test, prepare_test
 from tools.features import ABOUT, ARRAYS, part_name, remove_parts
 from tools.gallery.extract_folder import is_folder_of_pictures
@@ -34,6 +40,16 @@ from utils.logging import log
 class Options:
     part: str = "1/1"  # part of the images, and the number of parts: 2/4 is the second of four
     output: str = ""  # directory for the files (empty: features_... in the run's directory)
+
+
+def write_features(
+    cfg: Config, path: str | Path, model: ReIDModel, loader: TestLoader, device: torch.device, flip: bool = False
+) -> None:
+    """Write the embeddings of a split (with `flip` the flipped ones) to a .npy file (N, D) float32, batch by batch."""
+    batches = feature_batches(cfg, model, loader, device, flip)
+    rows = ((flipped if flip else plain).cpu().numpy() for plain, flipped in batches)
+    with contextlib.closing(batches):  # resets the model's mode if writing fails
+        write_rows(path, len(loader.samples), rows)
 
 
 def main() -> None:

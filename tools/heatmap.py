@@ -30,7 +30,7 @@ from processor.checkpoint import rebuild_model
 from processor.environment import pick_device
 from processor.evaluate import do_inference
 from processor.ranked_lists import choose_queries
-from processor.test import Prepared, Stored, parse_test, prepare_test
+from processor.test import Stored, TestJob, parse_test, prepare_test
 from tools.gradcam import activation_maps, class_maps, overlay, similarity_maps
 from utils.errors import UserError, run
 from utils.logging import log, setup_logging
@@ -40,7 +40,7 @@ from utils.pictures import QUERY, RIGHT, WRONG, Tile, draw_rows
 OTHER = "#2b6cb0"  # frame of the picture that others are paired with
 OVERVIEW = 10  # images in the overview at most
 DRAWN_HEIGHT = 256  # pixels
-BAR = "each map by itself"
+BAR = "each map on its own scale"
 Column = list[Tile | None]  # the row of the whole model, then a row per branch
 
 
@@ -99,7 +99,7 @@ def find_own_pictures(places: Sequence[str]) -> list[str]:
     return paths
 
 
-def best_matches(test: Prepared, index: int, distance: np.ndarray) -> list[Picture | None]:
+def best_matches(test: TestJob, index: int, distance: np.ndarray) -> list[Picture | None]:
     """The query's nearest gallery image of the same identity under another camera, and the nearest of another one."""
     query, gallery = test.query, test.gallery
     order = ranked_order(distance, query.pids[index], query.camids[index], gallery.pids, gallery.camids)
@@ -118,12 +118,7 @@ def best_matches(test: Prepared, index: int, distance: np.ndarray) -> list[Pictu
 
 def query_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[Source, list[Job]]:
     """Queries of the test split, each with its best right and wrong match."""
-    if cfg.eval.protocol in ("single_shot", "vehicle_id"):
-        raise UserError(
-            f"--protocol {cfg.eval.protocol} has many random galleries and no single ranked list; leave it out"
-        )
-    cfg = cfg.replace(protocol="standard") if cfg.eval.protocol == "auto" else cfg  # one ranked list per query
-    test = prepare_test(cfg, stored)
+    test = prepare_test(cfg, stored, ranked_lists=True)
     inference = do_inference(test.cfg, test.model, test.query, test.gallery, test.device)
     ap = list(inference.scores.values())[-1].ap
     chosen = choose_queries(ap, options.sort, options.num, cfg.run.seed)

@@ -38,13 +38,8 @@ class Options:
 
 def main() -> None:
     cfg, options, stored = parse_test(None, os.environ, __doc__, Options, RANGES)
-    if cfg.eval.protocol in ("single_shot", "vehicle_id"):
-        raise UserError(
-            f"--protocol {cfg.eval.protocol} has many random galleries and no single ranked list; leave it out"
-        )
-    protocol = "standard" if cfg.eval.protocol == "auto" else cfg.eval.protocol  # one ranked list per query
-    cfg = cfg.replace(protocol=protocol, roc=True, by_camera=False)  # the page has a camera table of its own
-    test = prepare_test(cfg, stored)
+    cfg = cfg.replace(roc=True, by_camera=False)  # the page has a camera table of its own
+    test = prepare_test(cfg, stored, ranked_lists=True)
     if len(test.gallery.samples) == 1:
         raise UserError(
             f"the gallery of {test_name(cfg)} holds one image, which comes first whatever the model does; add images, "

@@ -23,12 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import Config
 from config.cli import parse_command
 from datasets.base import ReIDDataset
-from datasets.folder import place_of
 from datasets.make import make_test_set, place, refuse_another_split, train_names
 from processor import FeatureExtractor
 from processor.checkpoint import find_checkpoint
 from tools.gallery.answer import MAX_HITS, Hit, draw_answer, hit_table
-from tools.gallery.index import Index, add, changing, extractor_of, make_index, read_index, remove
+from tools.gallery.index import Index, add, changing, extractor_of, make_index, place_of, read_index, remove
 from tools.gallery.threshold import count_pairs, find_thresholds, threshold_table
 from utils.errors import UserError, run
 from utils.logging import log, setup_logging
@@ -163,10 +162,10 @@ class ThresholdCommand(DataOptions):
             except ValueError as error:
                 raise UserError(f"{split.name}: {error}, so no threshold can be found; use another set") from error
             log.info("%s\n%s", split.name, threshold_table(counter))
-            rule, found = list(find_thresholds(counter).items())[self.store == "fpr"]
-            index.about["threshold"] = {"value": found.value, "rule": rule, "dataset": split.name}
+            rule, (value, _, _) = list(find_thresholds(counter).items())[self.store == "fpr"]
+            index.about["threshold"] = {"value": value, "rule": rule, "dataset": split.name}
             index.save()
-        log.info("%.3f (%s) is stored in %s", found.value, rule, index.directory)
+        log.info("%.3f (%s) is stored in %s", value, rule, index.directory)
 
 
 COMMANDS = {
@@ -189,6 +188,8 @@ def find(index: Index, query: torch.Tensor, top: int, threshold: float, exact: b
     """The hits of a query (1, D), and a title that says how they were found."""
     similarity, rows = (x[0].tolist() for x in index.search(query, top, exact))
     found = [(index.files[row].path, s) for row, s in zip(rows, similarity, strict=True) if row >= 0]
+    if not found:
+        raise UserError(f"{index.about['engine']['kind']} found nothing in {index.directory}; ask with --exact")
     title = f"{len(found):,} of {len(index):,} pictures, the most similar first"
     if len(found) < min(top, len(index)):
         title += f" ({index.about['engine']['kind']} found no more; ask with --exact)"

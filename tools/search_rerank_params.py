@@ -29,10 +29,9 @@ from config.config import check_range, option
 from datasets.base import full_note, heldout_split, last_identities
 from datasets.loaders import TestLoader, left_out
 from datasets.make import make_dataset, make_test_set, refuse_another_split
-from processor.checkpoint import rebuild_model
+from processor.checkpoint import rebuild_model, stored_config
 from processor.environment import describe_environment, pick_device
-from processor.evaluate import score_table, score_values
-from processor.extract import extract_features
+from processor.evaluate import extract_features, score_table, score_values
 from processor.test import Stored, parse_test
 from tools.features import read_features
 from utils.errors import Stopped, UserError, run
@@ -91,7 +90,7 @@ def read_options() -> tuple[Config, Options, Stored | None]:
 def from_checkpoint(cfg: Config, options: Options, stored: Stored, device: torch.device) -> SearchData:
     """Features of the chosen split by the checkpoint's model, averaged with the mirrored ones with --flip."""
     checkpoint, state = stored
-    trained, split = Config.from_dict(state["config"]), options.split
+    trained, split = stored_config(state, checkpoint), options.split
     if split == "test":
         dataset = make_test_set(cfg)
         refuse_another_split(cfg, trained, dataset)

@@ -8,6 +8,3 @@ import torch
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """float16 and bfloat16 as float32; float32 and float64 unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-wide = at_least_float32  # the old name, until all call sites are renamed

@@ -80,15 +80,24 @@ class PairCounter:
     """
 
     def __init__(self, thresholds: torch.Tensor):
-        """thresholds: (T,), ascending."""
+        """thresholds: (T,) float32, ascending and equally spaced."""
         self.thresholds = thresholds
+        self.low, high = float(thresholds[0]), float(thresholds[-1])
+        self.scale = max(len(thresholds) - 1, 1) / max(high - self.low, 1e-30)
         # column i: pairs that threshold i is the first to accept; the last column: pairs that no threshold accepts
         self.first = torch.zeros(2, len(thresholds) + 1, dtype=torch.int64, device=thresholds.device)
 
     def add(self, matching: torch.Tensor, others: torch.Tensor) -> None:
-        """Count pairs by their distances, of any shape, in the thresholds' dtype."""
-        for counts, distance in zip(self.first, (matching, others), strict=True):
-            counts += torch.bucketize(distance.flatten(), self.thresholds).bincount(minlength=len(counts))
+        """Count pairs by their distances, of any shape."""
+        last = len(self.thresholds)
+        beyond = self.thresholds.new_tensor([torch.inf])
+        ends = torch.cat([-beyond, self.thresholds, beyond])  # threshold i is the first if ends[i] < d <= ends[i + 1]
+        for counts, distance in zip(self.first, (matching.flatten(), others.flatten()), strict=True):
+            # twice as fast as torch.bucketize; rounding puts the guess one off at most
+            place = ((distance - self.low) * self.scale).ceil_().clamp_(0, last).long()
+            place -= ((distance <= ends[place]) & (place > 0)).long()
+            place += (distance > ends[place + 1]).long()
+            counts += place.bincount(minlength=len(counts))
 
     @property
     def number(self) -> np.ndarray:

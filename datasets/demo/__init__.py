@@ -12,17 +12,14 @@ from utils.logging import log
 
 
 def demo(root: str | Path) -> ReIDDataset:
-    """List ROOT/demo, rendering it first where it does not exist (some seconds, the same files every time).
-
-    Raises UserError when it cannot be written there.
-    """
+    """List ROOT/demo, rendering it first if it does not exist (some seconds, the same files every time)."""
     base = Path(root) / "demo"
     if not base.exists():
-        log.info("drawing the demo set into %s: some 2,300 pictures, ten seconds or so", base)
+        log.info("drawing the demo set into %s: about 2,300 images, ten seconds or so", base)
         try:
             render_demo(base)
         except OSError as error:
-            if not base.exists():  # else another process was quicker, with the same pictures
+            if not base.exists():  # otherwise another process was faster, with the same images
                 raise UserError(
                     f"the demo set cannot be written to {base} ({error.strerror}); choose a place with --data-root"
                 ) from error

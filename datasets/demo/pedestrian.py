@@ -86,7 +86,7 @@ class Figure:
         self.rgb.reshape(-1, 3)[at] = colour * shade[:, None]
         self.depth.reshape(-1)[at] = depth
 
-    def settle(self) -> np.ndarray:
+    def shade(self) -> np.ndarray:
         """Darken what lies close behind something nearer (an arm's shade on the trunk); returns the mask (H, W)."""
         mask = np.isfinite(self.depth)
         depth = np.where(mask, self.depth, np.float32(0))

@@ -1,4 +1,4 @@
-"""Six street cameras for the demo set: their scenes, what hides people, and what becomes of a picture in them."""
+"""Six street cameras for the demo set: their scenes, what hides people, and how they record an image."""
 
 import math
 from dataclasses import dataclass
@@ -6,9 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-HEIGHT, WIDTH, FINER = 128, 64, 2  # pictures are drawn FINER times larger
-# Difficulty: 0 switches a nuisance off, 1 is what the README's figures were measured with.
-CAST, EXPOSURE, BLUR, NOISE, JITTER, OCCLUSION, TURN = 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0
+HEIGHT, WIDTH, SCALE = 128, 64, 2  # images are drawn SCALE times larger
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,16 @@ def cloud(rng: np.random.Generator, height: int, width: int, *sigma: float) -> n
     noise = rng.standard_normal((height // step + 1, width // step + 1), np.float32)
     noise = cv2.GaussianBlur(noise, (0, 0), sigma[0] / step, sigmaY=sigma[-1] / step)
     return cv2.resize(noise / noise.std(), (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def scene(rng: np.random.Generator, camera: Camera) -> np.ndarray:
+    """The street (H, W, 3) before a camera, wider than its images: ground, and what stands behind it."""
+    height, width, wall = (HEIGHT + 40) * SCALE, 640 * SCALE, int(camera.wall * HEIGHT * SCALE) + 20 * SCALE
+    image = ground(rng, camera.ground, height, width)
+    image[:wall] = cv2.GaussianBlur(back(rng, camera.back, wall, width), (0, 0), 1.6)  # out of focus
+    image[wall : wall + 8] *= np.linspace(0.55, 0.95, 8, dtype=np.float32)[:, None, None]
+    image *= (1 + 0.12 * cloud(rng, height, width, 90, 40))[..., None]
+    return cv2.GaussianBlur(image, (0, 0), 1.2)
 
 
 def ground(rng: np.random.Generator, kind: str, height: int, width: int) -> np.ndarray:
@@ -84,18 +92,17 @@ def _park(rng: np.random.Generator, picture: np.ndarray) -> None:
     height, width = picture.shape[:2]
     for left in range(-60, width, 330):
         paint = (rng.choice((44, 80, 150, 196)) + rng.normal(0, 7, 3)).clip(15, 235)
-        dark, low = (paint * 0.55).tolist(), height - 10
-        cv2.ellipse(picture, (left + 140, low - 56), (96, 62), 0, 180, 360, paint.tolist(), -1)
+        paint, dark, low = paint.tolist(), (paint * 0.55).tolist(), height - 10
+        cv2.ellipse(picture, (left + 140, low - 56), (96, 62), 0, 180, 360, paint, -1)
         cv2.ellipse(picture, (left + 140, low - 56), (82, 50), 0, 180, 360, (44, 50, 58), -1)
-        cv2.rectangle(picture, (left + 136, low - 110), (left + 143, low - 50), paint.tolist(), -1)
-        cv2.rectangle(picture, (left, low - 62), (left + 290, low - 34), paint.tolist(), -1)
-        cv2.rectangle(picture, (left, low - 36), (left + 290, low - 14), dark, -1)
-        cv2.rectangle(picture, (left, low - 14), (left + 290, low), (34, 34, 36), -1)
+        boxes = ((136, -110, 143, -50, paint), (0, -62, 290, -34, paint), (0, -36, 290, -14, dark))
+        for x0, y0, x1, y1, colour in (*boxes, (0, -14, 290, 0, (34, 34, 36))):
+            cv2.rectangle(picture, (left + x0, low + y0), (left + x1, low + y1), colour, -1)
         cv2.ellipse(picture, (left + 284, low - 48), (8, 6), 0, 0, 360, (214, 206, 190), -1)
         for wheel in (left + 62, left + 232):
             cv2.circle(picture, (wheel, low - 18), 27, (24, 24, 26), -1)
             cv2.circle(picture, (wheel, low - 18), 14, (118, 118, 122), -1)
-    picture -= np.abs(np.linspace(-40, 40, height, dtype=np.float32))[:, None, None]  # duller above and below
+    picture -= np.abs(np.linspace(-40, 40, height, dtype=np.float32))[:, None, None]  # darker above and below
 
 
 def back(rng: np.random.Generator, kind: str, height: int, width: int) -> np.ndarray:
@@ -112,9 +119,8 @@ def back(rng: np.random.Generator, kind: str, height: int, width: int) -> np.nda
         picture = np.array((52, 78, 40), np.float32) + leaves[..., None] * (0.8, 1.0, 0.5)
         for _ in range(14):
             foot = int(rng.integers(width))
-            cv2.line(
-                picture, (foot + int(rng.normal(0, 14)), 0), (foot, height), (74, 60, 46), int(rng.integers(4, 11))
-            )
+            top = foot + int(rng.normal(0, 14))
+            cv2.line(picture, (top, 0), (foot, height), (74, 60, 46), int(rng.integers(4, 11)))
     elif kind in ("shop", "glass"):
         picture[:] = (70, 78, 88) if kind == "shop" else (44, 54, 62)
         picture += cloud(rng, height, width, 26)[..., None] * 22
@@ -140,8 +146,8 @@ def back(rng: np.random.Generator, kind: str, height: int, width: int) -> np.nda
     return picture.astype(np.float32)
 
 
-def lay_shadow(background: np.ndarray, mask: np.ndarray, foot: tuple[float, float], camera: Camera) -> None:
-    """Lay the figure's shadow on the ground: its outline, sheared away from the light and flattened, then blurred."""
+def cast_shadow(image: np.ndarray, mask: np.ndarray, foot: tuple[float, float], camera: Camera) -> None:
+    """Darken the ground in the figure's shadow: its outline, sheared away from the light, flattened and blurred."""
     right, down, _ = camera.light
     shear, flat = 0.8 * right, 0.25 * (1.4 + down)
     matrix = np.float32([[1, shear, -shear * foot[1]], [0, flat, foot[1] * (1 - flat)]])
@@ -149,11 +155,11 @@ def lay_shadow(background: np.ndarray, mask: np.ndarray, foot: tuple[float, floa
     feet = np.zeros_like(mask)
     cv2.ellipse(feet, (int(foot[0]), int(foot[1])), (36, 9), 0, 0, 360, 1.0, -1)
     dark = cv2.GaussianBlur(np.maximum(cast * 0.9, feet), (0, 0), 4)
-    background *= 1 - np.float32(0.45) * dark[..., None]
+    image *= 1 - np.float32(0.45) * dark[..., None]
 
 
 def occlude(rng: np.random.Generator, leaves: np.ndarray, picture: np.ndarray) -> None:
-    """Put something of the street before the person: a pole, a bush, a bicycle or a railing."""
+    """Put something in front of the person: a pole, a bush, a bicycle or a railing."""
     height, width = picture.shape[:2]
     kind = rng.choice(("pole", "bush", "bicycle", "rail"))
     if kind == "pole":
@@ -182,21 +188,21 @@ def occlude(rng: np.random.Generator, leaves: np.ndarray, picture: np.ndarray) -
         picture[top:, (np.arange(width) + int(rng.integers(30))) % 30 < 4] = (104, 106, 110)
 
 
-def record(rng: np.random.Generator, camera: Camera, picture: np.ndarray) -> np.ndarray:
-    """What the camera makes of a float RGB picture: its colours, exposure, resolution and noise; BGR uint8 out."""
-    gain = 1 + CAST * (np.array(camera.gain) - 1 + rng.normal(0, 0.018, 3))
-    picture = picture * np.float32(gain * camera.exposure**EXPOSURE * math.exp(EXPOSURE * rng.normal(0, 0.055)))
-    grey = picture.mean(2, keepdims=True)
-    picture = grey + (picture - grey) * (1 + CAST * (camera.colour - 1))
-    slope = rng.normal(0, 0.09, 2)  # light is uneven across the picture
+def record(rng: np.random.Generator, camera: Camera, image: np.ndarray) -> np.ndarray:
+    """How the camera records a float RGB image: its colours, exposure, resolution and noise; returns BGR uint8."""
+    gain = 1 + (np.array(camera.gain) - 1 + rng.normal(0, 0.018, 3))
+    image = image * np.float32(gain * camera.exposure * math.exp(rng.normal(0, 0.055)))
+    grey = image.mean(2, keepdims=True)
+    image = grey + (image - grey) * camera.colour
+    slope = rng.normal(0, 0.09, 2)  # light is uneven across the image
     y, x = np.linspace(-0.5, 0.5, HEIGHT)[:, None], np.linspace(-0.5, 0.5, WIDTH)[None]
-    picture = (picture - 118) * (1 + EXPOSURE * (camera.contrast * math.exp(rng.normal(0, 0.05)) - 1)) + 118
-    picture = picture * np.float32(1 + EXPOSURE * (slope[0] * y + slope[1] * x))[..., None]
-    sharp = 1 - BLUR * (1 - camera.sharp * rng.uniform(0.85, 1.0))
+    image = (image - 118) * (camera.contrast * math.exp(rng.normal(0, 0.05))) + 118
+    image = image * np.float32(1 + (slope[0] * y + slope[1] * x))[..., None]
+    sharp = camera.sharp * rng.uniform(0.85, 1.0)
     small = (max(int(WIDTH * sharp), 16), max(int(HEIGHT * sharp), 32))
-    picture = cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
-    if rng.random() < 0.08 * BLUR:  # moved while the shutter was open
-        picture = cv2.blur(picture, (int(rng.integers(2, 5)), 1))
-    picture += rng.standard_normal(picture.shape, np.float32) * np.float32(camera.noise * NOISE)
-    picture = cv2.resize(picture, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
-    return np.clip(picture[..., ::-1], 0, 255).astype(np.uint8)
+    image = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+    if rng.random() < 0.08:  # moved while the shutter was open
+        image = cv2.blur(image, (int(rng.integers(2, 5)), 1))
+    image += rng.standard_normal(image.shape, np.float32) * np.float32(camera.noise)
+    image = cv2.resize(image, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    return np.clip(image[..., ::-1], 0, 255).astype(np.uint8)

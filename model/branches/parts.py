@@ -9,7 +9,7 @@ from torch import nn
 
 from model.backbones.stages import Staged, drop_stride
 from utils.errors import UserError
-from utils.precision import wide
+from utils.precision import at_least_float32
 
 
 def stripes(maps: torch.Tensor, count: int) -> list[torch.Tensor]:
@@ -40,7 +40,7 @@ def drop_top_rows(maps: torch.Tensor, share: float = 0.33) -> torch.Tensor:
     Quispe & Pedrini, Top-DB-Net: Top DropBlock for Activation Enhancement in Person Re-Identification, ICPR 2020. The
     activation of a position is the sum of its squares over the channels; a row's peak is its largest activation.
     """
-    peaks = wide(maps.detach()).square().sum(1).amax(2)
+    peaks = at_least_float32(maps.detach()).square().sum(1).amax(2)
     top = peaks.topk(round(share * maps.shape[2]), dim=1).indices
     kept = torch.ones_like(peaks, dtype=torch.bool).scatter(1, top, False)
     return maps * kept[:, None, :, None]

@@ -18,8 +18,8 @@ from datasets.augment import MEAN, STD, normalise
 from datasets.images import decode, read_image
 from datasets.loaders import TestLoader
 from datasets.make import make_dataset
-from processor.evaluate import do_inference, quick, score_values
-from processor.test import Prepared
+from processor.evaluate import do_inference, plain_settings, score_values
+from processor.test import TestJob
 from tools.export.graph import INPUT, OUTPUT, Preprocess, load_package, quiet
 from utils.errors import UserError
 from utils.latency import time_calls
@@ -46,7 +46,8 @@ def open_onnx(model: str | bytes) -> Runner:
 def open_pt2(path: str | Path) -> Runner:
     """A .pt2 file to be called."""
     with open(path, "rb") as file, quiet():
-        return torch.export.load(file).module()
+        module = torch.export.load(file).module()
+    return lambda images: module(images)  # a function, as the module refuses to be a part of another
 
 
 class FileModel(nn.Module):
@@ -80,7 +81,7 @@ def calibration_crops(cfg: Config) -> torch.Tensor:
 
 
 @torch.no_grad()
-def compare(test: Prepared, run: Runner, preprocessing: bool) -> dict[str, float]:
+def compare(test: TestJob, run: Runner, preprocessing: bool) -> dict[str, float]:
     """How near a file's embeddings of test pictures are to those of the model: in a batch, and one by one, with
     preprocessing then in their own size."""
     data = test.cfg.data
@@ -114,7 +115,7 @@ def check_like(found: dict[str, float], precision: str) -> None:
         )
 
 
-def measure(test: Prepared, run: Runner, preprocessing: bool, precision: str) -> dict[str, Any]:
+def measure(test: TestJob, run: Runner, preprocessing: bool, precision: str) -> dict[str, Any]:
     """The check of a file, its scores on the test split where it is not float32, and its latency, each next to
     PyTorch's in float32. Raises UserError where its embeddings are not those of PyTorch."""
     cfg, found = test.cfg, {"check": compare(test, run, preprocessing)}
@@ -123,7 +124,7 @@ def measure(test: Prepared, run: Runner, preprocessing: bool, precision: str) ->
         scores = {}
         models = {"PyTorch": test.model, "file": FileModel(run, preprocessing, test.model.embedding_dim)}
         for name, model in models.items():
-            plain = quick(cfg).replace(test_precision="float32")
+            plain = plain_settings(cfg).replace(test_precision="float32")
             scores[name] = do_inference(plain, model, test.query, test.gallery, test.device).scores["plain"]
         found["scores"] = score_values(scores)
         before, after = found["scores"].values()

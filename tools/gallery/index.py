@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from datasets.folder import File, find_pictures, place_of, state_of
+from datasets.folder import find_pictures
 from processor.extractor import FeatureExtractor
 from tools.gallery.engines import build_engine, load_faiss, nearest, read_engine, remove_from_engine, search_engine
 from utils.errors import Stopped, UserError
@@ -37,6 +37,14 @@ FIX = "remove the index and index again"
 SAVE_SECONDS = 60  # while features are computed, the index is saved this often
 COPIED = 1024  # rows that are copied at a time
 LISTED = 10  # unreadable files that a message names
+
+
+class File(NamedTuple):
+    """A picture, and what changes when its content does."""
+
+    path: str  # relative to the index's root, with / as separator
+    size: int  # bytes
+    changed: int  # nanoseconds since 1970 of its last change of any kind: a file that is renamed keeps its mtime
 
 
 @dataclass
@@ -170,20 +178,17 @@ def read_index(directory: str | Path) -> Index:
 
 
 @contextmanager
-def locked(directory: str | Path) -> Iterator[None]:
-    """One program at a time changes an index. Raises UserError if another one does."""
-    with lock_directory(directory) as alone:
-        if not alone:
+def changing(directory: str | Path, create: bool = False) -> Iterator[Index | None]:
+    """The index, which no other program changes meanwhile; None if it does not exist and `create`.
+
+    Raises UserError as `read_index` does, and if another program is changing the index.
+    """
+    if not create:
+        read_index(directory)  # so that no folder is made for the lock if there is none
+    with lock_directory(directory) as locked:
+        if not locked:
             raise UserError(f"another program is writing {directory}; wait for it to end")
-        yield
-
-
-@contextmanager
-def changing(directory: str | Path) -> Iterator[Index]:
-    """An index that only this program changes. Raises UserError as `read_index` and `locked` do."""
-    read_index(directory)  # so that no folder is made for the lock if there is none
-    with locked(directory):
-        yield read_index(directory)
+        yield None if create and not Path(directory, "index.json").exists() else read_index(directory)
 
 
 def extractor_of(index: Index, checkpoint: str = "", **options: Any) -> FeatureExtractor:
@@ -204,6 +209,11 @@ def extractor_of(index: Index, checkpoint: str = "", **options: Any) -> FeatureE
     return extractor
 
 
+def place_of(root: str | Path, path: str) -> Path:
+    """Where a path from os.path.relpath leads, also one with .. in it if `root` is a link or does not exist."""
+    return Path(os.path.normpath(os.path.join(root, path)))
+
+
 def list_files(root: Path, places: Sequence[str | Path]) -> list[File]:
     """Pictures of folders, and picture files, each once, sorted by their path relative to `root`.
 
@@ -222,7 +232,12 @@ def list_files(root: Path, places: Sequence[str | Path]) -> list[File]:
             raise UserError(f"{place} and the folders in it hold no picture (a run's directory would hold a last.pth)")
         for name in names:
             relative = os.path.relpath(os.path.abspath(place / name), root)
-            found[relative] = state_of(place / name, Path(relative).as_posix())
+            try:
+                status = os.stat(place / name)
+                state = (status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))
+            except OSError:
+                state = (0, 0)  # it is listed with the files that cannot be read
+            found[relative] = File(Path(relative).as_posix(), *state)
     return sorted(found.values())
 
 
@@ -275,8 +290,8 @@ def make_index(
     root = Path(os.path.commonpath([os.path.abspath(place) for place in places]))
     root = root if root.is_dir() else root.parent
     files = list_files(root, places)
-    with locked(output):
-        index = open_or_start(extractor, root, output)
+    with changing(output, create=True) as old:
+        index = reuse_or_start(old, extractor, root, output)
         computed, wanted = compute(index, extractor, files), set(files)
         index.drop([row for row, file in enumerate(index.files) if file not in wanted])
         if engine != "exact":
@@ -291,23 +306,20 @@ def make_index(
     return index
 
 
-def open_or_start(extractor: FeatureExtractor, root: Path, output: Path) -> Index:
-    """The index at `output`, without its engine, if it is of the same folder and model; else an empty one, which
-    replaces it when it is saved. The threshold of the same model is kept."""
-    about = {"format": FORMAT, "model": extractor.fingerprint, "checkpoint": str(extractor.checkpoint.absolute())}
-    about |= {"flip": extractor.flip, "half": extractor.half, "root": str(root)}
+def reuse_or_start(old: Index | None, extractor: FeatureExtractor, root: Path, output: Path) -> Index:
+    """The old index without its engine, if it is of the same folder and model; else an empty one, which replaces it
+    when it is saved. The threshold of the same model is kept."""
+    about = {"format": FORMAT, "model": extractor.fingerprint, "flip": extractor.flip, "half": extractor.half}
+    same_model = old is not None and all(old.about[name] == value for name, value in about.items())
+    about |= {"checkpoint": str(extractor.checkpoint.absolute()), "root": str(root), "complete": False}
+    if same_model and old.about["root"] == str(root):
+        old.about.pop("engine", None)
+        old.about |= about
+        return old
+    if same_model and "threshold" in old.about:
+        about["threshold"] = old.about["threshold"]
     about |= {"features": unused(output, "features", ".npy"), "dim": extractor.width, "crc": 0, "next_id": 0}
-    index = Index(output, about, files=[], ids=[])
-    if (output / "index.json").exists():
-        old = read_index(output)
-        if all(old.about[name] == about[name] for name in ("model", "flip", "half")):
-            about |= {name: old.about[name] for name in ("threshold",) if name in old.about}
-            if old.about["root"] == about["root"]:
-                index = old
-                index.about["checkpoint"] = about["checkpoint"]
-    index.about.pop("engine", None)
-    index.about["complete"] = False
-    return index
+    return Index(output, about, files=[], ids=[])
 
 
 def add(index: Index, extractor: FeatureExtractor, places: Sequence[str | Path]) -> None:

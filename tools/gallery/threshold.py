@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
 from utils.distance import exact_products
@@ -14,14 +12,6 @@ STEPS = 1 << 13  # thresholds between 0 and 1; a power of two, so that they are 
 BLOCK = 1 << 22  # pairs that are counted at a time
 FPR = 1e-3
 RELIABLE = 10_000  # pairs of different people, of which FPR accepts ten
-
-
-class Threshold(NamedTuple):
-    """A threshold, and the shares of the pairs of one person (TPR) and of different people (FPR) that it accepts."""
-
-    value: float
-    tpr: float
-    fpr: float
 
 
 def count_pairs(
@@ -52,11 +42,11 @@ def count_pairs(
     return counter
 
 
-def find_thresholds(counter: PairCounter) -> dict[str, Threshold]:
-    """Thresholds by their rule: at equal error rate, and with an FPR of at most 1e-3."""
+def find_thresholds(counter: PairCounter) -> dict[str, tuple[float, float, float]]:
+    """By their rule, thresholds and the shares of pairs of one person (TPR) and of others (FPR) that they accept."""
     tpr, fpr = counter.rates()
     found = {"equal error rate": counter.equal_error(), f"FPR {FPR:g}": counter.at_fpr(FPR)}
-    return {rule: Threshold(-float(counter.thresholds[i]), tpr[i], fpr[i]) for rule, i in found.items()}
+    return {rule: (-float(counter.thresholds[i]), tpr[i], fpr[i]) for rule, i in found.items()}
 
 
 def threshold_table(counter: PairCounter) -> str:
@@ -67,8 +57,8 @@ def threshold_table(counter: PairCounter) -> str:
         number = f"{counter.number[kind]:>13,} pairs {name:<19}"
         lines.append(f"{number} similarity {middle:.3f}, nine of ten {low:.3f} to {high:.3f}")
     lines.append(f"{'':<17} threshold  of one person accepted  of different people accepted")
-    for rule, found in find_thresholds(counter).items():
-        lines.append(f"{rule:<17} {found.value:>9.3f} {100 * found.tpr:>20.2f} % {100 * found.fpr:>26.3f} %")
+    for rule, (value, tpr, fpr) in find_thresholds(counter).items():
+        lines.append(f"{rule:<17} {value:>9.3f} {100 * tpr:>20.2f} % {100 * fpr:>26.3f} %")
     if counter.number[1] < RELIABLE:
         lines.append(f"FPR 1e-3 is a guess with fewer than {RELIABLE:,} pairs of different people; use more pictures")
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from config.config import option
 from model.backbones.searchable import Spec, multiply_adds, self_contained
 from processor.checkpoint import LAST, load_model
 from processor.environment import describe_environment, pick_device
-from processor.resume import FREE
+from processor.state import FREE_SETTINGS
 from processor.train import do_train
 from tools.light.evolution import Candidate, Limits, Scores, search_each_size
 from tools.light.latency import LatencyTable
@@ -141,7 +141,7 @@ def train_network(cfg: Config, directory: Path, name: str, spec: Spec | None = N
     cfg, run = cfg.replace(**changes, eval_every=cfg.solver.epochs).check(), directory / name
     if (run / "config.json").exists():
         before = Config.from_dict(json.loads((run / "config.json").read_text()))
-        for changed in (n for n in before.to_dict() if n not in FREE and before.get(n) != cfg.get(n)):
+        for changed in (n for n in before.to_dict() if n not in FREE_SETTINGS and before.get(n) != cfg.get(n)):
             raise UserError(
                 f"{run} was trained with another {option(changed)} ({before.get(changed)}, not {cfg.get(changed)}); "
                 "give another --name, or delete it"

@@ -15,7 +15,7 @@ from datasets.loaders import TestLoader, TrainLoader
 from datasets.make import make_dataset
 from model import ReIDModel
 from model.backbones.searchable import Spec
-from processor.extract import extract_features
+from processor.evaluate import extract_features
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.metrics import evaluate

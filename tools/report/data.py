@@ -19,7 +19,7 @@ from datasets.base import MOST_CAMERAS, ReIDDataset, Sample
 from datasets.make import make_test_set
 from processor.evaluate import Inference, score_values, scores_note
 from processor.ranked_lists import choose_queries
-from processor.test import Prepared
+from processor.test import TestJob
 from utils.metrics import ranked_order
 from utils.plots import loss_parts
 from utils.protocols import evaluate_by_camera
@@ -42,7 +42,7 @@ class Ranked(NamedTuple):
 
 
 def report_values(
-    test: Prepared, inference: Inference, top: int, checkpoint: str, command: str
+    test: TestJob, inference: Inference, top: int, checkpoint: str, command: str
 ) -> tuple[dict[str, Any], list[str], list[Ranked]]:
     """The values of the page, the paths of its pictures in the order of their numbers, and all ranked lists.
 
@@ -180,7 +180,7 @@ def training_curves(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return curves
 
 
-def notes(test: Prepared, dataset: ReIDDataset) -> list[str]:
+def notes(test: TestJob, dataset: ReIDDataset) -> list[str]:
     """What a reader of the scores must know."""
     protocol = test.cfg.eval.protocol
     found = [scores_note(test.cfg, test.note)]
@@ -194,7 +194,7 @@ def notes(test: Prepared, dataset: ReIDDataset) -> list[str]:
     return [note for note in found if note]
 
 
-def facts(test: Prepared, dataset: ReIDDataset, checkpoint: str, command: str) -> list[tuple[str, str]]:
+def facts(test: TestJob, dataset: ReIDDataset, checkpoint: str, command: str) -> list[tuple[str, str]]:
     """Names and values of what was tested and how it was trained."""
     cfg, state, environment = test.cfg, test.state, test.state["environment"]
     trained = f"{state['epoch']} of {cfg.solver.epochs} epochs, seed {cfg.run.seed}, in {state['seconds'] / 60:.1f} min"

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from datasets.augment import normalise
 from datasets.images import read_image
-from processor.test import Prepared
+from processor.test import TestJob
 from tools.gradcam import activation_maps, overlay, similarity_maps
 from tools.report.data import Ranked
 
@@ -59,7 +59,7 @@ def jpeg(image: np.ndarray) -> str:
     return base64.b64encode(data.tobytes()).decode()
 
 
-def heat_maps(test: Prepared, query: int, ranked: Ranked) -> list[dict[str, Any]]:
+def heat_maps(test: TestJob, query: int, ranked: Ranked) -> list[dict[str, Any]]:
     """A query's heat maps: where its features are strong, and what makes it similar to its nearest right and wrong
     image. Each is a dict of `words` and `images`, JPEGs in base64 of the query and of the other image."""
     data, gallery = test.cfg.data, test.gallery.samples

@@ -1,4 +1,4 @@
-// Line plots, steps and bars as SVG, drawn anew to whatever width they have.
+// Line plots, steps and bars as SVG, redrawn when their width changes.
 
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { top: 10, right: 14, bottom: 42, left: 58 };

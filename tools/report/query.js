@@ -68,7 +68,7 @@ function startQuery() {
   byId("previous").addEventListener("click", () => openQuery(current - 1));
   byId("next").addEventListener("click", () => openQuery(current + 1));
   byId("close").addEventListener("click", () => dialog.close());
-  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); }); // beside it
+  dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); }); // outside it
   dialog.addEventListener("close", () => goTo(current));
   dialog.addEventListener("keydown", (event) => {
     if (event.key === "ArrowLeft" && current > 0) openQuery(current - 1);

@@ -1,0 +1,47 @@
+"""Signals that stop a run after its state has been saved."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+from utils.errors import Stopped
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, kill, a cluster's warning
+
+
+class StopSignals:
+    """Ctrl-C, SIGTERM and SIGUSR1 end the `with` block with Stopped; inside a `held` block they wait, so that the state
+    can be saved first: `requested` is the signal's number, and only a second signal ends the block at once.
+    """
+
+    def __init__(self):
+        self.hold = False
+        self.requested = 0
+
+    def __enter__(self) -> StopSignals:
+        self.before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, _kind, error: BaseException | None, _traceback) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        if isinstance(error, KeyboardInterrupt) and self.requested:
+            sentence = "stopped; --resume continues from the last checkpoint, if there is one"
+            raise Stopped(sentence, 128 + self.requested) from None
+
+    @contextlib.contextmanager
+    def held(self, really: bool = True) -> Iterator[None]:
+        """Signals wait until `requested` is read inside this block; with `really` False nothing changes."""
+        before, self.hold = self.hold, self.hold or really
+        try:
+            yield
+        finally:
+            self.hold = before
+
+    def _handle(self, number: int, _frame) -> None:
+        at_once = self.requested or not self.hold
+        self.requested = number
+        if at_once:
+            raise KeyboardInterrupt  # not an Exception, which torch's load_state_dict would report as bad weights
