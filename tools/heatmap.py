@@ -140,6 +140,7 @@ def picture_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[
         model, labels = rebuild_model(state, checkpoint, cfg), state.get("labels", {})
     else:
         model, labels, directory = make_model(cfg, num_classes=2), {}, Path(cfg.run.log_dir) / "weights"
+        log.info(str(model.loaded or f"{cfg.model.backbone} with random weights"))
     jobs = []
     for place, path in enumerate(paths, 1):
         others = [Picture(paths[0], "", OTHER) if place > 1 else None] if len(paths) > 1 else []
