@@ -148,7 +148,10 @@ def parse_values(args: Sequence[str], known: Mapping[str, Setting], positional: 
         if setting.name == positional:
             parser.add_argument(setting.name, nargs="*" if get_origin(kind) is tuple else "?")
         elif kind is bool:
-            parser.add_argument(option(setting.name), action=argparse.BooleanOptionalAction)
+            # not argparse.BooleanOptionalAction, for which the option of no_decay_norm_bias would mean False
+            parser.add_argument(option(setting.name), action="store_true", default=argparse.SUPPRESS)
+            negation = option(f"no_{setting.name}")
+            parser.add_argument(negation, action="store_false", dest=setting.name, default=argparse.SUPPRESS)
         elif get_origin(kind) is Literal:
             parser.add_argument(option(setting.name), type=type(inner[0]), choices=inner)
         elif get_origin(kind) is tuple:
