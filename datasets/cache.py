@@ -52,7 +52,9 @@ class Images:
             try:
                 bad = self._from_file()
             except OSError as error:
-                log.warning("warning: no cache of %s in --cache-dir %s: %s", name, self.directory, error.strerror)
+                log.warning(
+                    "warning: no cache of %s in --cache-dir %s: %s", name, self.directory, error.strerror or error
+                )
         self.bad: dict[int, str] = self._without_file() if bad is None else bad
         self._refuse(self.bad)
         self.kept = np.setdiff1d(np.arange(len(self.paths)), list(self.bad))

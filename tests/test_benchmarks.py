@@ -17,7 +17,7 @@ import benchmarks.models
 import benchmarks.run
 from benchmarks import classic_loops, classic_scoring, features, tables
 from config import Config
-from loss import batch_hard_triplet
+from loss.triplet import batch_hard_triplet
 from utils.errors import UserError
 
 

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets.base import Sample
 from datasets.loaders import TestLoader
-from datasets.make import make_test_set, short_name, test_name
+from datasets.make import short_name, test_name
 from processor.evaluate import extract_features
 from processor.test import parse_test, prepare_test
 from utils.errors import UserError, run
@@ -139,7 +139,6 @@ def shorten(name: str, most: int) -> str:
 def main() -> None:
     cfg, options, stored = parse_test(None, os.environ, __doc__, Options, {"ids": "[1, inf)"})
     test = prepare_test(cfg, stored)
-    dataset = make_test_set(cfg)  # for the names
     every = np.setdiff1d(test.query.pids, [0])
     pids = np.random.default_rng(cfg.run.seed).permutation(every)[: options.ids].tolist()
     rows, samples = [], []
@@ -156,9 +155,9 @@ def main() -> None:
     points, shares = (tsne(features, cfg.run.seed), None) if options.method == "tsne" else pca(features)
     name = f"embedding_{options.method}_{short_name(test_name(cfg))}.png"
     path = Path(options.output or test.directory / "results" / name)
-    names = {pid: dataset.name_of(pid) for pid in sorted(pids)}
-    title = f"{len(points)} test images of {len(pids)} of {len(every)} identities of {dataset.name}"
-    draw_points(path, points, [s for _, s in samples], names, dataset.cameras, title, shares)
+    names = {pid: test.dataset.name_of(pid) for pid in sorted(pids)}
+    title = f"{len(points)} test images of {len(pids)} of {len(every)} identities of {test.dataset.name}"
+    draw_points(path, points, [s for _, s in samples], names, test.dataset.cameras, title, shares)
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(["x", "y", "pid", "camid", "split", "path"])

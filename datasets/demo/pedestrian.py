@@ -1,7 +1,7 @@
 """Draw one pedestrian: a `Look` (body and clothes) is an identity, a `Pose` (view and gait) makes a picture of it.
 
 A body is about thirty tapered capsules hung on a small 3-d skeleton. Each is drawn analytically, without rays or
-meshes: a pixel's distance from the capsule's axis gives its depth and its normal, a depth buffer settles what hides
+meshes: a pixel's distance from the capsule's axis gives its depth and its normal, a depth buffer decides what hides
 what, and clothes are textures wrapped around the capsules, so a print on the chest turns away with the body.
 Lengths are in units of the person's height; x is the person's left, y is up, z is where the person faces.
 """

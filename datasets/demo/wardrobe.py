@@ -7,7 +7,7 @@ import numpy as np
 
 SKINS = ((244, 208, 180), (232, 188, 152), (222, 172, 134), (190, 140, 104), (140, 96, 68), (92, 62, 46))
 HAIRS = ((24, 20, 20), (34, 26, 22), (58, 38, 26), (98, 66, 40), (176, 136, 84), (150, 148, 146), (122, 54, 28))
-# Few colours and many of them grey: identities must share them, so that the rest of the look has to be told apart.
+# Few colours and many of them grey: identities must share them, so that the rest of the look must distinguish them.
 TOPS = ((238, 238, 236), (28, 29, 33), (126, 129, 134), (32, 42, 76), (74, 77, 84), (176, 38, 42), (66, 112, 170))
 TOPS += ((214, 200, 172), (62, 92, 62), (226, 184, 54), (206, 138, 156), (52, 132, 132), (112, 62, 114), (206, 104, 46))
 TOP_WEIGHTS = (5, 5, 4, 4, 3, 3, 3, 2.5, 2.5, 2, 2, 2, 2, 2)

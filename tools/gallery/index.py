@@ -63,11 +63,13 @@ class Index:
     def features(self) -> np.ndarray:
         """(N, D) float32, memory-mapped. Raises UserError if the file is damaged."""
         path = self.directory / self.about["features"]
+        shape = (len(self), self.about["dim"])
+        if not self.files:
+            return np.empty(shape, np.float32)
         with reading(path, FIX):
+            # Not by np.load, as a stopped program may have left a header with more rows than the file has.
             # "c": writable in memory only, as torch warns of arrays that are not writable
-            rows = np.load(path, mmap_mode="c")[: len(self)] if self.files else np.empty((0, self.about["dim"]), "f4")
-            if rows.dtype != np.float32 or rows.shape != (len(self), self.about["dim"]):
-                raise ValueError(f"it holds {rows.dtype} {rows.shape}")
+            rows = np.memmap(path, "<f4", "c", len(npy_header(*shape)), shape)
             if zlib.crc32(rows) != self.about["crc"]:
                 raise ValueError("its checksum is wrong")
         return rows
@@ -95,12 +97,10 @@ class Index:
 
         Raises OSError on a full disk.
         """
-        path, header, width = self.directory / self.about["features"], io.BytesIO(), self.about["dim"]
-        shape = {"descr": "<f4", "fortran_order": False, "shape": (len(self) + len(files), width)}
-        np.lib.format.write_array_header_1_0(header, shape)  # padded: its length is the same for any number of rows
+        path, width = self.directory / self.about["features"], self.about["dim"]
         try:
             with open(path, "r+b" if path.exists() else "wb") as file:
-                file.write(header.getvalue())
+                file.write(npy_header(len(self) + len(files), width))
                 file.seek(4 * width * len(self), os.SEEK_CUR)
                 file.write(np.ascontiguousarray(features, "<f4").data)
                 file.truncate()
@@ -152,6 +152,13 @@ def unused(directory: Path, stem: str, suffix: str) -> str:
     """The first of NAME.npy, NAME.1.npy, ... that does not exist."""
     names = (f"{stem}{f'.{number}' * bool(number)}{suffix}" for number in count())
     return next(name for name in names if not (directory / name).exists())
+
+
+def npy_header(rows: int, width: int) -> bytes:
+    """The beginning of a .npy file; NumPy pads it to the same length for any number of rows."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (rows, width)})
+    return header.getvalue()
 
 
 def json_head(text: bytes) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +15,6 @@ from tqdm import tqdm
 
 from config import Config
 from datasets.base import MOST_CAMERAS, ReIDDataset, Sample
-from datasets.make import make_test_set
 from processor.evaluate import Inference, score_values, scores_note
 from processor.ranked_lists import choose_queries
 from processor.test import TestJob
@@ -48,10 +46,7 @@ def report_values(
 
     top: images per list. checkpoint: its path, empty for initial weights. command: repeats the report.
     """
-    cfg, query, gallery = test.cfg, test.query, test.gallery
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they were shown when the split was read for the test
-        dataset = make_test_set(cfg)
+    cfg, dataset, query, gallery = test.cfg, test.dataset, test.query, test.gallery
     ids = (query.pids, gallery.pids, query.camids, gallery.camids)
     lists, counter = rank_gallery(cfg, inference, ids, top)
     *_, (last, scores) = inference.scores.items()
