@@ -26,9 +26,8 @@ from datasets.base import ReIDDataset
 from datasets.make import make_test_set, place, refuse_another_split, train_names
 from processor import FeatureExtractor
 from processor.checkpoint import find_checkpoint
-from tools.gallery.answer import MAX_HITS, Hit, draw_answer, hit_table
+from tools.gallery.answer import MAX_HITS, Hit, count_pairs, draw_answer, find_thresholds, hit_table, threshold_table
 from tools.gallery.index import Index, add, changing, extractor_of, make_index, place_of, read_index, remove
-from tools.gallery.threshold import count_pairs, find_thresholds, threshold_table
 from utils.errors import UserError, run
 from utils.logging import log, setup_logging
 
@@ -168,9 +167,8 @@ class ThresholdCommand(DataOptions):
         log.info("%.3f (%s) is stored in %s", value, rule, index.directory)
 
 
-COMMANDS = {
-    "index": IndexCommand, "add": AddCommand, "remove": RemoveCommand, "ask": AskCommand, "threshold": ThresholdCommand
-}  # fmt: skip
+KINDS = (IndexCommand, AddCommand, RemoveCommand, AskCommand, ThresholdCommand)
+COMMANDS = {kind.__name__.removesuffix("Command").lower(): kind for kind in KINDS}
 POSITIONAL = {"index": "folder", "add": "places", "remove": "names", "ask": "pictures", "threshold": "dataset"}
 
 
@@ -195,14 +193,12 @@ def find(index: Index, query: torch.Tensor, top: int, threshold: float, exact: b
         title += f" ({index.about['engine']['kind']} found no more; ask with --exact)"
     if not index.about["complete"]:
         title += "; the index is not complete, run python tools/search.py index again"
-    if not math.isnan(threshold):
-        title += f"; same person from {threshold:.3f} on, as given"
-    elif stored := index.about.get("threshold"):
-        threshold = stored["value"]
-        title += f"; same person from {threshold:.3f} on ({stored['rule']} on {stored['dataset']})"
-    else:
-        title += "; python tools/search.py threshold finds from where on it is the same person"
+    stored, source = index.about.get("threshold"), "as given"
+    if math.isnan(threshold) and stored:
+        threshold, source = stored["value"], f"{stored['rule']} on {stored['dataset']}"
     known, root = not math.isnan(threshold), index.about["root"]
+    unknown = "python tools/search.py threshold finds from where on it is the same person"
+    title += f"; same person from {threshold:.3f} on ({source})" if known else f"; {unknown}"
     return [Hit(place_of(root, path), path, s, s >= threshold if known else None) for path, s in found], title
 
 

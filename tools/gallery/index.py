@@ -209,9 +209,8 @@ def extractor_of(index: Index, checkpoint: str = "", **options: Any) -> FeatureE
     extractor = FeatureExtractor(checkpoint or made_by, flip=index.about["flip"], **options)
     if stored != extractor.fingerprint:
         raise UserError(
-            f"{index.directory} was made by another model (weights {stored}, then in {made_by}) than "
-            f"{extractor.checkpoint} (weights {extractor.fingerprint}), so their features cannot be compared; give its "
-            "own --checkpoint, or index again"
+            f"{index.directory} is of another model (that of {made_by}) than {extractor.checkpoint}, so their "
+            "features cannot be compared; give its own --checkpoint, or index again"
         )
     return extractor
 
@@ -303,10 +302,8 @@ def make_index(
         index.drop([row for row, file in enumerate(index.files) if file not in wanted])
         if engine != "exact":
             log.info("building %s", engine)
-            index.engine, index.about["engine"] = (
-                build_engine(engine, index.features, np.array(index.ids)),
-                {"kind": engine},
-            )
+            index.engine = build_engine(engine, index.features, np.array(index.ids))
+            index.about["engine"] = {"kind": engine}
         index.about["complete"] = True
         index.save()
     log.info("pictures in %s: %d, of which computed now: %d", output, len(index), computed)
@@ -348,15 +345,14 @@ def remove(index: Index, names: Sequence[str]) -> None:
     """
     if not names:
         raise UserError("no picture is named; name those to remove, or folders of them")
-    paths, rows = [file.path for file in index.files], set()
-    for name in names:
-        found = rows_named(paths, Path(index.about["root"]), name)
-        if not found:
+    paths, root, before = [file.path for file in index.files], Path(index.about["root"]), len(index)
+    found = {name: rows_named(paths, root, name) for name in names}
+    for name, rows in found.items():
+        if not rows:
             raise UserError(f"{index.directory} holds no picture called {name}, and none in a folder of that name")
-        rows.update(found)
-    index.drop(sorted(rows))
+    index.drop(sorted(set().union(*found.values())))
     index.save()
-    log.info("removed: %d; pictures in %s: %d", len(rows), index.directory, len(index))
+    log.info("removed: %d; pictures in %s: %d", before - len(index), index.directory, len(index))
 
 
 def rows_named(paths: Sequence[str], root: Path, name: str) -> list[int]:
