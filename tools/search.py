@@ -47,6 +47,7 @@ class Options(RunOptions):
     device: str = "auto"  # cpu, cuda, cuda:1, ... (auto: cuda if available, else cpu)
     batch_size: int = 64  # pictures per batch
     workers: int = 4  # number of threads that read and decode pictures
+    data_root: str = ""  # directory of the datasets (default: the environment variable REID_DATA, else data)
 
     def how(self) -> dict[str, Any]:
         """Arguments of FeatureExtractor."""
@@ -54,12 +55,7 @@ class Options(RunOptions):
 
 
 @dataclass
-class DataOptions(Options):
-    data_root: str = ""  # directory of the datasets (default: the environment variable REID_DATA, else data)
-
-
-@dataclass
-class IndexCommand(DataOptions):
+class IndexCommand(Options):
     """Write the features of all pictures of a folder, and of the folders in it, to an index.
 
     The features of unchanged pictures that an index of the same folder and model has already are kept.
@@ -105,7 +101,7 @@ class RemoveCommand(RunOptions):
 
 
 @dataclass
-class AskCommand(DataOptions):
+class AskCommand(Options):
     """Print and draw the pictures most similar to a picture, or to the mean of several pictures of one person.
 
     Similarity is the cosine of two features, 1 for the same picture.
@@ -137,7 +133,7 @@ class AskCommand(DataOptions):
 
 
 @dataclass
-class ThresholdCommand(DataOptions):
+class ThresholdCommand(Options):
     """Suggest the similarity from which on two pictures show the same person, and store it in the index.
 
     It is found from the pairs of a query and a gallery picture of a test split, without those of one person under one
@@ -207,7 +203,7 @@ def main(args: Sequence[str] | None = None) -> None:
     setup_logging()
     for words in [args] if args else [["index"], ["ask"]]:
         options = parse_command(words, COMMANDS, __doc__, POSITIONAL)
-        if isinstance(options, DataOptions) and not options.data_root:
+        if getattr(options, "data_root", None) == "":
             options.data_root = os.environ.get("REID_DATA") or "data"
         options.run()
 

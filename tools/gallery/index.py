@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from datasets.folder import find_pictures
+from datasets.folder import list_pictures
 from processor.extractor import FeatureExtractor
 from tools.gallery.engines import build_engine, load_faiss, nearest, read_engine, remove_from_engine, search_engine
 from utils.errors import Stopped, UserError
@@ -223,27 +223,18 @@ def place_of(root: str | Path, path: str) -> Path:
 def list_files(root: Path, places: Sequence[str | Path]) -> list[File]:
     """Pictures of folders, and picture files, each once, sorted by their path relative to `root`.
 
-    Raises UserError for a place that does not exist, a folder without pictures, and if there is no place.
+    Raises UserError as `list_pictures` does, and if there is no place.
     """
     if not places:
         raise UserError("no picture is named; name folders of pictures, or pictures")
     found = {}
-    for place in map(Path, places):
-        if not place.exists():
-            raise UserError(f"there is no {place}; name a folder of pictures or a picture")
-        names, others = find_pictures(place) if place.is_dir() else ([""], 0)
-        if others:
-            log.info("files in %s that are no pictures by their names, left out: %d", place, others)
-        if not names:
-            raise UserError(f"{place} and the folders in it hold no picture (a run's directory would hold a last.pth)")
-        for name in names:
-            relative = os.path.relpath(os.path.abspath(place / name), root)
-            try:
-                status = os.stat(place / name)
-                state = (status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))
-            except OSError:
-                state = (0, 0)  # it is listed with the files that cannot be read
-            found[relative] = File(Path(relative).as_posix(), *state)
+    for path in (path for place in places for path in list_pictures(place)):
+        relative = Path(os.path.relpath(os.path.abspath(path), root)).as_posix()
+        try:
+            status = path.stat()
+            found[relative] = File(relative, status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))
+        except OSError:
+            found[relative] = File(relative, 0, 0)  # it is listed with the files that cannot be read
     return sorted(found.values())
 
 
