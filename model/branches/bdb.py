@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck
 
 from config import Config
-from model.backbones.stages import init_convolutions
+from model.backbones.checks import init_convolutions
 from model.branches.parts import drop_random_rows
 from model.pooling import make_pooling
 from model.reid import Branch, ReIDModel, embedding
