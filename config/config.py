@@ -58,6 +58,7 @@ class DataSettings:
     test_ids: int = 0  # test on the first n identities only, without distractors (0: all)
     height: int = 256  # input height in pixels
     width: int = 128  # input width in pixels
+    pixel_range: tuple[float, float] = (0.0, 0.0)  # values that are black and white in 16-bit images (0 0: automatic)
     disk_gb: float = 40.0  # size limit in GB of the disk cache of decoded images (0: no disk cache)
     cache_dir: str = ""  # directory of the disk cache (empty: DATA_ROOT/.cache)
     cache_gb: float = 6.0  # RAM in GB for decoded images that are not in the disk cache
@@ -323,6 +324,8 @@ class Config:
             yield f"--name {self.run.name} must be a plain name, not a path; choose the place with --log-dir"
         if not all(0 <= value <= most for value, most in zip(self.augment.jitter, (1, 1, 1, 0.5), strict=True)):
             yield f"--jitter is brightness, contrast, saturation (0 to 1) and hue (0 to 0.5), not {self.augment.jitter}"
+        if any(data.pixel_range) and data.pixel_range[0] >= data.pixel_range[1]:
+            yield f"--pixel-range must be black and white, the lower first, or 0 0, not {data.pixel_range}"
         if self.augment.pad > max(data.height, data.width):
             yield f"--pad {self.augment.pad} is more than the size of the image; 10 is usual for 256 x 128"
 

@@ -132,6 +132,7 @@ def start_state(
 ) -> TrainState:
     """The state before the first step, or that of the last checkpoint with `resume`. From here on train.log is kept."""
     ranks, device, dataset = session.ranks, session.device, data.dataset
+    cfg = cfg.replace(pixel_range=data.train.cfg.data.pixel_range)  # found in the images: tests must use the same
     setup_logging(directory / "train.log" if ranks.first else None, quiet=not ranks.first)
     about = {
         "command": session.command,

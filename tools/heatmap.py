@@ -139,7 +139,7 @@ def make_columns(source: Source, job: Job) -> list[Column]:
     model, rows, data = source.model, source.rows, source.cfg.data
     present = [job.image, *filter(None, job.others)]
     drawn = [read_image(p.path, DRAWN_HEIGHT, DRAWN_HEIGHT * data.width // data.height) for p in present]
-    pixels = np.stack([read_image(p.path, data.height, data.width) for p in present])
+    pixels = np.stack([read_image(p.path, data.height, data.width, data.pixel_range) for p in present])
     images = normalise(torch.from_numpy(pixels).to(source.device))
     if not source.cfg.loop.channels_last:
         images = images.contiguous()
