@@ -29,7 +29,7 @@ from utils.errors import UserError
 PIL_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "La", "RGBa"}
 # Settings that shape an embedding, besides the weights.
 SHAPING = ("height", "width", "backbone", "width_multiplier", "last_stride", "stride_in_1x1", "attention", "branches")
-SHAPING += ("attention_stages", "pooling", "neck", "test_feature")
+SHAPING += ("stem", "embedding", "attention_stages", "pooling", "neck", "test_feature")
 
 Picture = str | os.PathLike | np.ndarray | Image.Image
 

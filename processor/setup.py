@@ -165,6 +165,8 @@ def log_run(state: TrainState, data: Loaders) -> None:
     log.info("command: %s", state.session.command or "(called from Python)")
     log.info("%s; %s", f"{ranks.size} processes" if ranks.size > 1 else "one process", state.session.numerics)
     log.info("%s\n%s", dataset.name, dataset.describe())
+    if state.model.loaded:
+        log.info(str(state.model.loaded))
     if state.about["note"]:
         log.info("note: %s", state.about["note"])
     warnings = settings_without_effect(cfg, len(data.train))

@@ -125,6 +125,8 @@ def picture_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[
     device = pick_device(cfg.run.device)
     checkpoint, state = stored or (Path(cfg.run.log_dir, "weights", "none"), {})
     model = rebuild_model(state, checkpoint, cfg) if stored else make_model(cfg, num_classes=2)
+    if not stored:
+        log.info(str(model.loaded or f"{cfg.model.backbone} with random weights"))
     source = Source(cfg, model.to(device).eval(), device, state.get("labels", {}), checkpoint.parent)
     jobs = []
     for place, path in enumerate(paths, 1):
