@@ -19,10 +19,10 @@ def list_pictures(place: str | Path) -> list[Path]:
     if not place.exists():
         raise UserError(f"there is no {place}; name a folder of pictures or a picture")
     names, others = find_pictures(place) if place.is_dir() else ([""], 0)
+    if not names:
+        raise UserError(f"{place} holds no picture, but {others} other files; give a folder of pictures, or a run")
     if others:
         log.info("files in %s that are no pictures by their names, left out: %d", place, others)
-    if not names:
-        raise UserError(f"{place} and the folders in it hold no picture (a run's directory would hold a last.pth)")
     return [place / name for name in names]
 
 
