@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from utils.errors import UserError
 
 Sampler = Literal["pk", "pk_cameras", "weighted", "shuffle"]
+Folders = Literal["auto", "identity_camera", "camera_identity", "site_identity"]
 Attention = Literal["none", "se", "cbam", "gc", "gc_gate", "nonlocal", "nonlocal_softmax", "plr", "fpb"]
 Branches = Literal["one", "pcb", "mgn", "bdb", "lightmbn"]
 Pooling = Literal["avg", "max", "avg_max", "gem", "gem_fixed"]
@@ -51,12 +52,14 @@ class DataSettings:
     data_root: str = "data"  # directory of the datasets (default: the environment variable REID_DATA, else data)
     test_share: float = 0.5  # share of the identities used for the test, for own pictures without a split
     split_seed: int = 0  # number of the random split, of own pictures without a split and of CUHK03's old protocol
-    camera_pattern: str = r"_c(\d+)"  # regular expression that finds the camera number in a file name, for own pictures
+    camera_pattern: str = r"_c(\d+)"  # own pictures: regular expression of the camera in a file name; none: no cameras
+    folders: Folders = "auto"  # own pictures: what folders in folders are, the outer one first
     train_ids: int = 0  # train on the first n identities only (0: all)
     holdout_ids: int = 0  # leave the last n identities out of training, to choose settings on them (0: none)
     test_ids: int = 0  # test on the first n identities only, without distractors (0: all)
     height: int = 256  # input height in pixels
     width: int = 128  # input width in pixels
+    pixel_range: tuple[float, float] = (0.0, 0.0)  # values that are black and white in 16-bit images (0 0: automatic)
     disk_gb: float = 40.0  # size limit in GB of the disk cache of decoded images (0: no disk cache)
     cache_dir: str = ""  # directory of the disk cache (empty: DATA_ROOT/.cache)
     cache_gb: float = 6.0  # RAM in GB for decoded images that are not in the disk cache
@@ -325,6 +328,8 @@ class Config:
             yield f"--name {self.run.name} must be a plain name, not a path; choose the place with --log-dir"
         if not all(0 <= value <= most for value, most in zip(self.augment.jitter, (1, 1, 1, 0.5), strict=True)):
             yield f"--jitter is brightness, contrast, saturation (0 to 1) and hue (0 to 0.5), not {self.augment.jitter}"
+        if any(data.pixel_range) and data.pixel_range[0] >= data.pixel_range[1]:
+            yield f"--pixel-range must be black and white, the lower first, or 0 0, not {data.pixel_range}"
         if self.augment.pad > max(data.height, data.width):
             yield f"--pad {self.augment.pad} is more than the size of the image; 10 is usual for 256 x 128"
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from config import Config
 from model.backbones import find_backbone
-from model.heads import HEADS
-from model.pooling import POOLING
+from model.heads import make_head
+from model.pooling import make_pooling
 from model.weights import LoadReport, load_backbone
 from utils.errors import UserError
 from utils.logging import log
@@ -65,7 +65,7 @@ class Branch(nn.Module):
         self.width, self.metric = width, metric
         self.fc = fc or nn.Identity()
         self.neck = bnneck(width) if cfg.model.neck == "bnneck" else nn.Identity()
-        self.classifier = HEADS[cfg.model.head](cfg, width, num_classes) if identity else None
+        self.classifier = make_head(cfg, width, num_classes) if identity else None
 
 
 class ReIDModel(nn.Module):
@@ -121,7 +121,7 @@ class OneBranch(ReIDModel):
 
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__(cfg, num_classes)
-        self.pool = POOLING[cfg.model.pooling]()
+        self.pool = make_pooling(cfg.model.pooling)
         width = cfg.model.embedding_dim or self.backbone.out_channels
         fc = embedding(self.backbone.out_channels, width) if cfg.model.embedding_dim else None
         if fc and cfg.model.embedding == "linear":

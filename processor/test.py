@@ -12,7 +12,7 @@ import torch
 from config import Config
 from config.cli import TEST_SECTIONS, parse_settings, split_first
 from datasets.base import ReIDDataset, fingerprint, full_note, join_notes
-from datasets.loaders import TestLoader, make_test_loaders
+from datasets.loaders import TestLoader, make_test_loaders, with_pixel_range
 from datasets.make import make_test_set, refuse_another_split, short_name, test_name
 from model import ReIDModel, make_model
 from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model, stored_config
@@ -93,7 +93,7 @@ def _load(cfg: Config, stored: Stored | None, ranked_lists: bool) -> TestJob:
     device = pick_device(cfg.run.device)
     configure_torch(cfg, device, cfg.loop.test_precision)
     dataset = make_test_set(cfg)
-    cfg = resolve_protocol(cfg, dataset, ranked_lists)
+    cfg = with_pixel_range(resolve_protocol(cfg, dataset, ranked_lists), dataset)
     if stored:
         checkpoint, state = stored
         refuse_another_split(cfg, stored_config(state, checkpoint), dataset)

@@ -8,33 +8,35 @@ from PIL import Image
 from torchvision.transforms.v2 import AutoAugment, InterpolationMode
 
 from config import Config
-from datasets import augment as module
+from datasets import augment_rare as module
 from datasets.augment import (
     MEAN,
-    OFF,
     STD,
-    TRANSFORMS,
     Draws,
-    affine,
     augment,
-    autoaugment,
-    colour_jitter,
-    cutout,
     erase_,
-    gray,
-    jitter,
-    local_grayscale,
     normalise,
     on_chosen,
     pad_crop,
     paint_,
-    random_affine,
     random_flip,
+    to_pixels,
+    windows,
+)
+from datasets.augment_rare import (
+    OFF,
+    TRANSFORMS,
+    affine,
+    autoaugment,
+    colour_jitter,
+    cutout,
+    gray,
+    jitter,
+    local_grayscale,
+    random_affine,
     random_grayscale,
     random_rotation,
     random_translation,
-    to_pixels,
-    windows,
 )  # fmt: skip
 
 FUNCTIONS = {  # every transform with a probability, and for some a magnitude that changes most images

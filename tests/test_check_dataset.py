@@ -11,7 +11,7 @@ from conftest import write_tree
 from helpers import program, refused
 
 from config import Config
-from datasets.augment import TRANSFORMS
+from datasets.augment_rare import TRANSFORMS
 from datasets.base import ReIDDataset, Sample
 from tools.check_dataset import File, describe, describe_sizes, find_problems
 from tools.visualize_augmentation import columns

@@ -34,12 +34,10 @@ from model.backbones import find_backbone, searchable
 from model.backbones.searchable import STRIDES, Searched, Spec, blocks, multiply_adds, read_spec, self_contained
 from processor import do_train, load_model
 from processor.checkpoint import read_checkpoint
-from tools.light.checks import interval, kendall
 from tools.light.evolution import Candidate, Evolution, Scores, pareto_front, search_each_size
 from tools.light.latency import LatencyTable, parts
-from tools.light.report import difference
-from tools.light.runs import parse_flops
-from tools.light.score import Scorer, recalibrate, use_heldout_as_test
+from tools.light.report import difference, interval, kendall
+from tools.light.runs import Scorer, parse_flops, recalibrate, use_heldout_as_test
 from tools.light.space import Space, mobilenet_v2
 from tools.light.supernet import ElasticNorm, Supernet
 from utils.errors import Stopped, UserError

@@ -14,7 +14,7 @@ from model import build_model, find_backbone
 from model.backbones.osnet import OSBlock
 from model.branches.lightmbn import LightMBN
 from model.branches.parts import drop_top_rows
-from model.pooling import GeM
+from model.other_pooling import GeM
 from model.reid import embedding
 from model.weights import load_backbone
 from tools.model_summary import count

@@ -223,7 +223,7 @@ def test_bad_csv_files_are_refused_by_line(tmp_path):
         (["path,pid", "pictures/a.jpg,1", "pictures/b.jpg"], ["line 3", "columns"]),
         (["path,pid", "pictures/a, b.jpg,1"], ["line 2", "columns", "quotes"]),
         (["path,pid", '"pictures/a.jpg,1', "pictures/b.jpg,2"], ["line 3"]),
-        (["path,pid,split", "pictures/a.jpg,1,train", "pictures/b.jpg,2,valid"], ["line 3", "'valid'", "gallery"]),
+        (["path,pid,split", "pictures/a.jpg,1,train", "pictures/b.jpg,2,holdout"], ["line 3", "'holdout'", "gallery"]),
         (["path,pid,split", "pictures/a.jpg,1,train", "pictures/b.jpg,2,"], ["line 3", "split is empty"]),
         (["path,pid,camid", "pictures/a.jpg,1,", "pictures/b.jpg,2,4"], ["line 2", "camera is empty"]),
         (["path,pid,split", "pictures/a.jpg,1,query"], ["query but no gallery"]),

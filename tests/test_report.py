@@ -19,18 +19,19 @@ from config import Config
 from datasets.base import ReIDDataset
 from processor.checkpoint import read_checkpoint, save_checkpoint
 from processor.evaluate import Inference
-from tools.report.data import (
+from tools.report.page import (
     BARS,
     NEAREST,
     STEPS,
     camera_table,
+    make_page,
     pair_values,
     plain_values,
     queries_with_maps,
     rank_gallery,
+    thumbnails,
     training_curves,
 )  # fmt: skip
-from tools.report.page import make_page, thumbnails
 from utils.metrics import evaluate, evaluate_distance
 
 HOSTILE = '<img src=x onerror=alert(1)> & "O\'Neil" {{data}}'  # a name of a folder

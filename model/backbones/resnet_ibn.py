@@ -12,7 +12,8 @@ from torch.hub import load_state_dict_from_url
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from config import Config
-from model.backbones.stages import Backbone, refuse_tiny_images
+from model.backbones.checks import refuse_tiny_images
+from model.backbones.stages import Backbone
 from model.backbones.torchvision_nets import RESNET, set_stem
 
 # name: blocks per stage, kind, first digits of the SHA-256 of the authors' weights
