@@ -213,5 +213,6 @@ def test_bad_input_of_the_programs_gets_a_sentence(tiny, tmp_path):
     np.save(tmp_path / "single.npy", np.zeros((3, 4)))
     whole = save_features(tmp_path / "whole.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
-    for name in ("text.npz", "empty.npz", "single.npy", "cut.npz", "nowhere.npz"):
+    np.savez_compressed(tmp_path / "bomb.npz", qf=np.zeros((100_000, 64), "f4"))
+    for name in ("text.npz", "empty.npz", "single.npy", "cut.npz", "nowhere.npz", "bomb.npz"):
         refused(program(SCORE, tmp_path / name), tmp_path / name, "qf (Q, D)")

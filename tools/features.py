@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from utils.errors import UserError
-from utils.files import reading, write_rows
+from utils.files import check_unpacked_size, reading, write_rows
 
 ABOUT = "about.json"  # in a directory: what the features are of, and the note on their scores
 ARRAYS = ("qf", "gf", "qp", "gp", "qc", "gc")
@@ -45,6 +45,7 @@ def read_features(path: str | Path) -> StoredFeatures:
             # "c": changes would stay in memory, so torch does not warn that the file is not writable
             arrays = [np.load(path / f"{name}.npy", mmap_mode="c") for name in ARRAYS]
         else:
+            check_unpacked_size(path, most=16)  # features that are compressed have a third of their size or more
             with open(path, "rb") as file:
                 stored = np.load(file)
                 arrays = [stored[name] for name in ARRAYS]
