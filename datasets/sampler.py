@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -9,7 +10,6 @@ import numpy as np
 from config import Config
 from datasets.base import Sample
 from utils.errors import UserError
-from utils.logging import log
 
 
 class PKSampler:
@@ -64,22 +64,18 @@ class PKSampler:
             needed, most = self.p * self.batches, range(1, self.batches + 1)
             least = next(n for n in most if np.minimum(np.maximum(self.groups, n), self.batches).sum() >= needed)
             self.groups = np.maximum(self.groups, least)
-            log.warning(
-                "warning: identities with few images give %d groups of %d per epoch, as otherwise it would show only %d "
-                "of %d training images (%.0f %%); a smaller --batch-size needs fewer such repeats",
-                least,
-                self.k,
-                shown,
-                len(pids),
-                100 * shown / len(pids),
+            warnings.warn(
+                f"identities with few images return in {least} groups of {self.k} per epoch, which would otherwise "
+                f"show {shown} of {len(pids)} training images ({shown / len(pids):.0%}); a smaller --batch-size needs "
+                "fewer such repeats",
+                stacklevel=2,
             )
-        if 2 * self.batches * batch_size < len(pids):
-            log.warning(
-                "warning: an epoch shows %d of %d training images (%.0f %%); a smaller --batch-size or --images-per-id "
-                "shows more",
-                self.batches * batch_size,
-                len(pids),
-                100 * self.batches * batch_size / len(pids),
+        shown = self.batches * batch_size
+        if 2 * shown < len(pids):
+            warnings.warn(
+                f"an epoch shows {shown} of {len(pids)} training images ({shown / len(pids):.0%}); a smaller "
+                "--batch-size or --images-per-id shows more",
+                stacklevel=2,
             )
 
     def _count_batches(self, p: int) -> int:

@@ -78,7 +78,7 @@ def pca(features: torch.Tensor) -> tuple[np.ndarray, list[float]]:
 
 def draw_points(
     path: Path, points: np.ndarray, samples: Sequence[Sample], names: Mapping[int, str], cameras: bool, title: str,
-    shares: Sequence[float] | None = None,
+    shares: Sequence[float] | None = None, camera_names: Mapping[int, str] = {},
 ) -> None:  # fmt: skip
     """Write a PNG of points (N, 2), one per sample, with the name of each identity above its points.
 
@@ -125,7 +125,11 @@ def draw_points(
     entries = [("o", colours[pid], shorten(name, 11)) for pid, name in names.items() if few]
     legend("outside right upper", "identity" if few else f"{len(names)} identities, one colour each", entries)
     unknown = "more cameras than markers:\nnot shown" if cameras else "cameras unknown"
-    entries = [(marker, "#555555", f"cam {camid}") for camid, marker in markers.items() if known]
+    entries = [
+        (marker, "#555555", shorten(camera_names.get(camid, f"cam {camid}"), 11))
+        for camid, marker in markers.items()
+        if known
+    ]
     legend("outside right lower", "camera" if known else unknown, entries)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
 
@@ -157,7 +161,9 @@ def main() -> None:
     path = Path(options.output or test.directory / "results" / name)
     names = {pid: test.dataset.name_of(pid) for pid in sorted(pids)}
     title = f"{len(points)} test images of {len(pids)} of {len(every)} identities of {test.dataset.name}"
-    draw_points(path, points, [s for _, s in samples], names, test.dataset.cameras, title, shares)
+    draw_points(
+        path, points, [s for _, s in samples], names, test.dataset.cameras, title, shares, test.dataset.camera_names
+    )
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(["x", "y", "pid", "camid", "split", "path"])

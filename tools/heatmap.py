@@ -110,8 +110,7 @@ def best_matches(test: TestJob, index: int, distance: np.ndarray) -> list[Pictur
             found.append(None)
             continue
         g = order[ranks[0]]
-        who = f"pid {gallery.pids[g]}" if gallery.pids[g] else "distractor"
-        caption = f"{who}, cam {gallery.camids[g]}\nrank {ranks[0] + 1} of {len(order)}"
+        caption = gallery.caption(g, f"rank {ranks[0] + 1} of {len(order)}")
         found.append(Picture(gallery.samples[g].path, caption, colour))
     return found
 
@@ -126,7 +125,7 @@ def query_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[So
     for place, (i, distance) in enumerate(zip(chosen, inference.distance(test.cfg, chosen), strict=True), 1):
         sample = test.query.samples[i]
         name = f"{place:03}_ap{100 * ap[i]:05.1f}_{Path(sample.path).stem}"
-        image = Picture(sample.path, f"pid {sample.pid}\ncam {sample.camid}")
+        image = Picture(sample.path, test.query.caption(i))
         jobs.append(Job(name, f"AP {100 * ap[i]:.1f} %", image, best_matches(test, i, distance.cpu().numpy())))
     return Source(test.cfg, test.model, test.device, test.state.get("labels", {}), test.directory), jobs
 

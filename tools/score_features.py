@@ -49,7 +49,12 @@ def main() -> None:
             log.info("too large for %s, scored on the CPU", device)
     inference = score_features(cfg, {"plain": features}, stored.ids)
     note = scores_note(cfg, stored.note)
-    record = {"features": name, "command": typed_command(), "note": note, **report(inference, note)}
+    record = {
+        "features": name,
+        "command": typed_command(),
+        "note": note,
+        **report(inference, note, stored.camera_names),
+    }
     if options.output:
         write_json(options.output, record)
         log.info("written to %s", options.output)

@@ -105,6 +105,7 @@ def image_values(dataset: ReIDDataset, samples: Sequence[Sample]) -> dict[str, A
         "file": [os.path.relpath(p, above) for p in paths],
         "pid": [s.pid for s in samples],
         "camera": [s.camid for s in samples] if dataset.cameras else None,
+        "cameraNames": dataset.camera_names,
         "names": {s.pid: dataset.names[s.pid] for s in samples if s.pid in dataset.names},
     }
 
@@ -162,7 +163,11 @@ def camera_table(cfg: Config, dataset: ReIDDataset, inference: Inference, ids: t
         pair: {"mAP": 100 * s.mAP, "rank1": 100 * s.rank(1), "queries": s.num_valid_queries}
         for pair, s in scores.items()
     }
-    return {"rows": rows, "columns": columns, "cells": [[cells.get((q, g)) for g in columns] for q in rows]}
+    named = ([dataset.camera_names.get(c, c) for c in some] for some in (rows, columns))
+    return {
+        **dict(zip(("rows", "columns"), named, strict=True)),
+        "cells": [[cells.get((q, g)) for g in columns] for q in rows],
+    }
 
 
 def training_curves(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
