@@ -18,7 +18,7 @@ from tools.visualize_augmentation import columns
 
 
 def check(dataset: object, sheet: object, *more: object):
-    return program("tools/check_dataset.py", dataset, "--output", sheet, "--workers", 2, *more)
+    return program("tools/check_dataset.py", dataset, "--output", sheet, "--workers", 2, "--batch-size", 8, *more)
 
 
 def test_a_sound_set_is_described_and_drawn_and_has_nothing_to_fix(tmp_path):
@@ -66,9 +66,11 @@ def test_own_pictures_are_checked_as_they_would_be_trained_on(tmp_path):
         path = tmp_path / "mine" / f"person{pid}" / f"{n}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), np.random.default_rng([pid, n]).integers(0, 255, (40, 20, 3), dtype=np.uint8))
-    shown = check(tmp_path / "mine", tmp_path / "sheet.png", "--test-share", 0.34, "--people", 2)
+    shown = check(tmp_path / "mine", tmp_path / "sheet.png", "--test-share", 0.34, "--batch-size", 64)
+    assert shown.returncode == 1 and "try --batch-size 20" in shown.stdout and "one identity only" in shown.stdout
+    shown = check(tmp_path / "mine", tmp_path / "sheet.png", "--split-seed", 1, "--people", 2)
     assert shown.returncode == 0, shown.stdout + shown.stderr
-    assert "train        20 images     5 identities cameras unknown" in shown.stdout and "note: " in shown.stdout
+    assert "train        12 images     3 identities cameras unknown" in shown.stdout and "note: " in shown.stdout
 
 
 def test_many_cameras_no_readable_file_and_equal_files_of_one_person():
@@ -80,7 +82,8 @@ def test_many_cameras_no_readable_file_and_equal_files_of_one_person():
     samples = [Sample("a.jpg", 1, 1), Sample("b.jpg", 1, 2)]
     files = {"a.jpg": File(9, 9, "same"), "b.jpg": File(9, 9, "same")}
     assert find_problems(ReIDDataset("double", train=samples), files) == {}
-    assert find_problems(ReIDDataset("double", query=samples[:1], gallery=samples[1:]), files) == {}
+    (kind,) = find_problems(ReIDDataset("double", query=samples[:1], gallery=samples[1:]), files)
+    assert "copies of queries" in kind
     leaked = find_problems(ReIDDataset("double", train=samples[:1], gallery=[Sample("b.jpg", 7, 2)]), files)
     assert set(leaked) == {"equal files of different identities", "equal files in training and test"}
 
