@@ -163,21 +163,22 @@ def _ranks(distance: Tensor, row: Tensor, column: Tensor) -> tuple[np.ndarray, n
     value = distance.new_full((len(distance), width), torch.inf)
     value[row, slot] = distance[row, column]
     value = value.sort(1).values
+    real = torch.arange(width, device=row.device) < number[:, None]
     ranks = torch.empty(value.shape, dtype=torch.int64, device=distance.device)
     step = max(1, _tile_elements(distance.device) // max(distance.shape[1], 1))
     for start in range(0, len(distance) if width else 0, step):
-        tile, matches = distance[start : start + step], value[start : start + step]
+        part = slice(start, start + step)
+        tile, matches = distance[part], value[part]
         place = torch.searchsorted(matches, tile)  # how many matches an image comes after; all if it is NaN
         bins = place + torch.arange(len(tile), device=tile.device)[:, None] * (width + 1)
         counts = bins.flatten().bincount(minlength=len(tile) * (width + 1)).view(-1, width + 1)
-        ranks[start : start + step] = counts.cumsum(1)[:, :width]  # right unless another image is at the same distance
+        ranks[part] = counts.cumsum(1)[:, :width]  # right unless another image is at the same distance
         equal = (tile == matches.gather(1, place.clamp_(max=width - 1))).sum(1)
-        twice = (matches[:, 1:] == matches[:, :-1]) & matches[:, 1:].isfinite()
-        for tied in (start + ((equal != number[start : start + step]) | twice.any(1)).nonzero()[:, 0]).tolist():
+        twice = ((matches[:, 1:] == matches[:, :-1]) & real[part, 1:]).any(1)
+        for tied in (start + ((equal != number[part]) | twice).nonzero()[:, 0]).tolist():
             order = distance[tied].argsort(stable=True)  # rare with real features
             ranks[tied, : number[tied]] = 1 + torch.isin(order, column[row == tied]).nonzero()[:, 0]
-    ranks[torch.arange(width, device=row.device) >= number[:, None]] = distance.shape[1] + 1
-    return ranks.cpu().numpy(), number.cpu().numpy()
+    return ranks.masked_fill_(~real, distance.shape[1] + 1).cpu().numpy(), number.cpu().numpy()
 
 
 def _tile_elements(device: torch.device) -> int:
