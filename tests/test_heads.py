@@ -8,14 +8,15 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from config import Config
-from model.heads import HEADS
+from model.heads import HEADS, make_head
 
 COSINE = [name for name in HEADS if name != "linear"]
 
 
 def make(name: str, width: int = 6, classes: int = 4, scale: float = 16.0, margin: float = 0.35, centers: int = 3):
     torch.manual_seed(0)
-    return HEADS[name](Config(head_scale=scale, head_margin=margin, sub_centers=centers), width, classes)
+    cfg = Config(head=name, head_scale=scale, head_margin=margin, sub_centers=centers)
+    return make_head(cfg, width, classes)
 
 
 def batch(size: int = 8, width: int = 6, classes: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32):

@@ -18,7 +18,7 @@ from config import Config
 from datasets.base import Sample
 from model import build_model
 from model.backbones import find_backbone
-from model.pooling import POOLING
+from model.pooling import POOLING, make_pooling
 from model.reid import Branch, ReIDModel
 from tools.gradcam import activation_maps, class_maps, overlay, resize_to_largest, similarity_maps
 from tools.heatmap import best_matches
@@ -33,7 +33,7 @@ class Toy(ReIDModel):
     def __init__(self, cfg: Config, backbone: nn.Module, widths: Sequence[int], pool: str = "avg"):
         nn.Module.__init__(self)
         self.num_classes, self.test_after_neck = 4, cfg.model.test_feature == "after"
-        self.backbone, self.pool = backbone, POOLING[pool]()
+        self.backbone, self.pool = backbone, make_pooling(pool)
         self.branches = nn.ModuleList(Branch(cfg, width, 4) for width in widths)
         for branch in self.branches:
             nn.init.normal_(branch.classifier.weight)

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from config import Config
 from model import ReIDModel, make_model
 from processor import do_train
-from solver import make_average, make_optimizer, restore_optimizer, set_frozen, update_average
+from solver import make_optimizer, restore_optimizer, set_frozen
+from solver.average import make_average, update_average
 from solver.optimizer import parameter_groups
 from utils.errors import UserError
 
@@ -156,7 +157,7 @@ def test_the_average_is_that_of_a_loop_in_float64(decay):
     torch.manual_seed(0)
     cfg = Config(ema_decay=decay)
     model = Toy()
-    average = make_average(cfg, model)
+    average = make_average(model)
     wanted = {k: v.double() for k, v in model.state_dict().items()}
     assert all(torch.equal(v, average.state_dict()[k]) for k, v in model.state_dict().items())
     optimizer = make_optimizer(Config(optimizer="sgd", lr=0.01), model)
@@ -179,7 +180,7 @@ def test_the_average_is_that_of_a_loop_in_float64(decay):
 def test_the_average_of_weights_that_stand_still_is_exactly_these_weights():
     model = make_model(Config(backbone="resnet18", weights="none"), 3).to(memory_format=torch.channels_last)
     cfg = Config(ema_decay=0.9999)
-    average = make_average(cfg, model)
+    average = make_average(model)
     for n in (0, 1, 2, 500, 10**6):
         update_average(cfg, average, model, n)
     assert all(torch.equal(v, average.state_dict()[k]) for k, v in model.state_dict().items())
@@ -197,7 +198,7 @@ class Reads(TorchDispatchMode):
 
 def test_averaging_does_not_wait_for_the_device():
     model, cfg = Toy(), Config(ema_decay=0.9)
-    average = make_average(cfg, model)
+    average = make_average(model)
     with Reads() as reads:
         update_average(cfg, average, model, 0)
     assert reads.count == 0
