@@ -15,7 +15,7 @@ from helpers import ROOT, program, refused, save_model
 
 import benchmarks.models
 import benchmarks.run
-from benchmarks import classic_loops, classic_scoring, features, tables
+from benchmarks import classic_loops, classic_scoring, scoring, tables
 from config import Config
 from loss.triplet import batch_hard_triplet
 from utils.errors import UserError
@@ -40,17 +40,17 @@ def in_this_process(monkeypatch):
 
 def test_generated_features_have_the_counts_of_the_dataset_and_score_like_a_trained_models():
     for name in ("tiny", "market", "msmt17"):
-        size, (qp, gp, qc, gc) = features.SIZES[name], features.make_ids(features.SIZES[name])
+        size, (qp, gp, qc, gc) = scoring.SIZES[name], scoring.make_ids(scoring.SIZES[name])
         assert (len(qp), len(gp)) == (size.queries, size.gallery) and (gp == 0).sum() == size.distractors
         assert set(qp) == set(gp) - {0} == set(range(1, size.identities + 1)) and set(qc) == set(gc)
         images, here = Counter(gp), Counter(zip(gp, gc, strict=True))
         queries = list(zip(qp, qc, strict=True))
         assert len(set(queries)) == len(queries) and all(images[p] > here[p, c] for p, c in queries)
-    data, again = (features.make_data(features.SIZES["tiny"], "clustered", 48, True) for _ in range(2))
+    data, again = (scoring.make_data(scoring.SIZES["tiny"], "clustered", 48, True) for _ in range(2))
     assert torch.equal(data.gallery, again.gallery) and data.query.norm(dim=1).allclose(torch.ones(60))
-    qp, gp, qc, gc = features.make_ids(features.SIZES["market"])
-    query = features.make_features(qp[::40], qc[::40], "clustered", 256, False, features.QUERY_STREAM).numpy()
-    gallery = features.make_features(gp, gc, "clustered", 256, False, features.GALLERY_STREAM).numpy()
+    qp, gp, qc, gc = scoring.make_ids(scoring.SIZES["market"])
+    query = scoring.make_features(qp[::40], qc[::40], "clustered", 256, False, scoring.QUERY_STREAM).numpy()
+    gallery = scoring.make_features(gp, gc, "clustered", 256, False, scoring.GALLERY_STREAM).numpy()
     distance = classic_scoring.distances(query, gallery, "cosine")
     assert 0.7 < classic_scoring.evaluate(distance, qp[::40], gp, qc[::40], gc)[0] < 0.9
 
