@@ -13,8 +13,8 @@ from torchvision import models
 
 from config import Config
 from loss import make_criterion
-from model import BACKBONES, BRANCHES, build_model, make_model
-from model.branches.parts import Split, drop_random_rows, stripes
+from model import BRANCHES, build_model, make_model
+from model.branches.parts import Split, drop_random_rows
 from model.reid import ReIDModel, make_backbone
 from model.weights import load_backbone
 from processor.checkpoint import load_model, save_checkpoint
@@ -219,12 +219,6 @@ def odd(_cfg: Config) -> nn.Module:
     return net
 
 
-def test_bdb_refuses_a_width_that_a_bottleneck_cannot_have(monkeypatch):
-    monkeypatch.setitem(BACKBONES, "odd", f"{__name__}:odd")
-    with pytest.raises(UserError, match=r"--backbone odd ends in 1282 channels, .*--branches bdb"):
-        build_model(config("bdb", "odd"), 3)
-
-
 # ---- split backbones
 
 
@@ -265,21 +259,6 @@ def test_each_copy_gives_the_whole_backbones_map_has_its_own_weights_and_loads_i
         assert all(torch.equal(x, wanted) for x in other(images))
 
 
-def test_with_last_stride_2_the_first_copy_has_it_and_copies_train_apart():
-    whole, parts = split("resnet18", last_stride=2)
-    finer, _ = split("resnet18")
-    finer.load_state_dict(whole.state_dict())
-    images = torch.randn(2, 3, 64, 32)
-    with torch.no_grad():
-        coarse, *fine = parts(images)
-        assert torch.equal(coarse, whole(images)) and coarse.shape[2:] == (2, 1)
-        assert all(torch.equal(x, finer(images)) and x.shape[2:] == (4, 2) for x in fine)
-    _, first, second = parts.train()(images)
-    (first.square().mean() - second.square().mean()).backward()
-    gradients = [part.layer3[1].conv1.weight.grad for part in parts.tails]
-    assert gradients[0] is None and gradients[1].any() and torch.allclose(gradients[1], -gradients[2])
-
-
 def test_attention_stays_after_its_stage_once_in_the_trunk_or_in_each_copy():
     whole, parts = split("resnet18", 2, attention="se", attention_stages=(1, 2, 3, 4))
     images = torch.randn(2, 3, 64, 32)
@@ -318,30 +297,7 @@ def test_freezing_the_backbone_freezes_the_trunk_and_every_copy_and_nothing_else
     assert moved == {key for key in before if not key.startswith("backbone.") and not key.endswith("neck.bias")}
 
 
-@pytest.mark.parametrize("name", ["swin_t", "vit_b_16", "timm/test_resnet"])
-def test_a_backbone_that_cannot_be_split_is_refused_only_where_that_is_needed(name):
-    if name.startswith("timm/"):
-        pytest.importorskip("timm")
-    for branches in ("mgn", "lightmbn"):
-        with pytest.raises(UserError, match=f"--backbone {name} .*--branches one, pcb or bdb"):
-            on_meta(config(branches, name, height=192))
-    for branches in ("pcb", "bdb"):
-        model = on_meta(config(branches, name, height=192))
-        with torch.no_grad():
-            assert model(torch.empty(2, 3, 192, 32, device="meta")).shape == (2, model.embedding_dim)
-
-
 # ---- stripes and dropped rows
-
-
-def test_stripes_are_the_bins_of_adaptive_pooling():
-    for rows in (6, 8, 17, 24):
-        maps = torch.randn(2, 3, rows, 4)
-        for count in (1, 2, 3, 6):
-            parts = stripes(maps, count)
-            for reduce, pool in ((torch.mean, F.adaptive_avg_pool2d), (torch.amax, F.adaptive_max_pool2d)):
-                ours = torch.stack([reduce(part, (2, 3)) for part in parts], 2)
-                assert torch.allclose(ours, pool(maps, (count, 1)).squeeze(3), atol=1e-6)
 
 
 def test_randomly_dropped_rows_are_neighbours_the_same_in_all_images_and_equally_likely():
