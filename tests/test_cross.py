@@ -7,7 +7,7 @@ import torch
 
 from config import Config
 from loss import make_criterion
-from model import BACKBONES, build_model
+from model import build_model
 from model.heads import HEADS
 from model.pooling import POOLING
 from solver import make_optimizer
@@ -70,16 +70,3 @@ def test_each_pooling_overfits_a_batch_with_some_heads_and_a_frozen_backbone_doe
 @pytest.mark.parametrize(("backbone", "pooling", "head"), FAMILIES)
 def test_each_family_of_backbones_overfits_a_batch(backbone, pooling, head):
     assert learns(backbone, pooling, head)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("pooling", POOLING)
-def test_each_pooling_with_each_head_overfits_a_batch(pooling, head):
-    assert learns(SMALL, pooling, head)
-
-
-def test_all_files_of_backbones_poolings_and_heads_are_in_the_list():
-    names, poolings, heads = (set(column) for column in zip(*FAMILIES, strict=True))
-    assert {BACKBONES[name] for name in names} == set(BACKBONES.values())
-    assert poolings == set(POOLING) and heads == set(HEADS)
