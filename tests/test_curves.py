@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import pytest
-from helpers import ROOT, program, refused
+from helpers import program, refused
 from matplotlib.figure import Figure
 
 from config import Config
@@ -115,43 +113,6 @@ def test_one_run_is_drawn_with_the_parts_of_its_loss_and_all_its_scores(tmp_path
     assert panel(figure, "learning rate").get_yscale() == "log"
     words = [text.get_text() for text in panel(figure, "loss").get_legend().get_texts()]
     assert sorted(words) == ["id", "sum", "triplet"]
-
-
-def test_several_runs_differ_in_colour_or_line_and_share_a_legend(tmp_path, figures):
-    runs = {f"run $number$ {n} {'x' * 60}": [entry(0, 1.0 + n), entry(1, 2.0 + n)] for n in range(23)}
-    plot_curves(runs, tmp_path / "c.png")
-    (figure,) = figures
-    lines = panel(figure, "mAP (%)").get_lines()
-    assert [line.get_ydata()[0] for line in lines] == [1.0 + n for n in range(23)]
-    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 23
-    assert len(figure.legends[0].get_texts()) == 23 and len(drawn(figure, "loss")) == 23
-    assert_nothing_cut(figure)
-
-
-def test_runs_that_have_hardly_begun_have_empty_panels_that_say_so(tmp_path, figures):
-    for entries in ([entry(0, 2.0)], [entry(1)], [entry(1, lr=0.0)], THREE, [{"epoch": 1}]):
-        plot_curves({"demo (0 of 120 epochs)": entries}, tmp_path / "c.png")
-        figure = figures[-1]
-        assert len(figure.axes) == 6
-        for axis in figure.axes:
-            points = sum(len(line.get_xdata()) for line in axis.get_lines())
-            assert [text.get_text() for text in axis.texts] == ([] if points else ["nothing yet"])
-            assert points == 0 or all(line.get_marker() == "o" and line.get_markersize() for line in axis.get_lines())
-        assert_nothing_cut(figure)
-
-
-def assert_nothing_cut(figure: Figure) -> None:
-    """All words and axes lie inside of the picture, and the legend below the panels."""
-    box = figure.get_tightbbox(figure.canvas.get_renderer())
-    assert box.x0 >= 0 and box.y0 >= 0
-    assert box.x1 <= figure.get_figwidth() and box.y1 <= figure.get_figheight()
-    legend = figure.legends[0].get_window_extent()
-    assert legend.y1 <= min(axis.get_tightbbox().y0 for axis in figure.axes)
-
-
-def test_importing_the_curves_imports_no_matplotlib_and_no_torch():
-    words = "import sys, utils.plots; sys.exit('matplotlib' in sys.modules or 'torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", words], cwd=ROOT, check=False).returncode == 0
 
 
 # ---- the tool
