@@ -3,10 +3,7 @@
 import pytest
 import torch
 
-from utils.distance import equal_rows, exact_products, pairwise_distance, row_norms
-from utils.expansion import expand_queries
-from utils.metrics import evaluate
-from utils.rerank import k_reciprocal
+from utils.distance import equal_rows, exact_products, row_norms
 
 
 def rows(number: int, seed: int = 0) -> torch.Tensor:
@@ -40,23 +37,3 @@ def test_equal_rows_are_found_and_no_others():
             if first < i:
                 expected[i] = first
         assert dict(zip(copies.tolist(), originals.tolist(), strict=True)) == expected
-
-
-def test_nothing_depends_on_the_default_type():
-    query, gallery = rows(4), rows(30, 1)
-    ids = ([0, 1, 2, 3], [i % 4 for i in range(30)], [0] * 4, [1] * 30)
-    expected = evaluate(query, gallery, *ids).mAP, k_reciprocal(query, gallery, k1=5, k2=2)
-    torch.set_default_dtype(torch.float64)
-    try:
-        found = evaluate(query, gallery, *ids).mAP, k_reciprocal(query, gallery, k1=5, k2=2)
-        expanded = expand_queries(query, gallery)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert found[0] == expected[0] and torch.equal(found[1], expected[1])
-    assert found[1].dtype == expanded.dtype == torch.float32
-
-
-def test_features_that_are_too_small_for_euclidean_distances_are_refused():
-    with pytest.raises(ValueError, match="too small to square"):
-        pairwise_distance(rows(3) * 1e-25, rows(4) * 1e-25, "euclidean")
-    assert pairwise_distance(torch.zeros(2, 3), torch.zeros(4, 3), "euclidean").eq(0).all()
