@@ -9,8 +9,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +31,7 @@ from distributed_worker import (
     train_exactly,
     train_one_log,
 )
-from helpers import ROOT, arguments, save_model, start_training
+from helpers import ROOT, save_model, start_training
 from torch import nn
 
 from config import Config
@@ -42,7 +40,7 @@ from datasets.make import make_dataset
 from model import make_model
 from processor import do_train
 from processor.checkpoint import read_checkpoint
-from processor.distributed import ALONE, Ranks, init_distributed, sync_batch_norm, torchrun_command
+from processor.distributed import ALONE, Ranks, init_distributed, sync_batch_norm
 from processor.train import optimizer_step
 from solver import set_lr
 from utils.errors import UserError
@@ -222,19 +220,6 @@ def test_gradients_over_a_gathered_batch_are_those_of_one_process(trained):
         assert torch.allclose(found["after"], second.grad, rtol=1e-12, atol=0)
 
 
-@pytest.mark.slow
-def test_what_processes_send_each_other_arrives_in_their_order(trained):
-    for rank in (0, 1):
-        found = torch.load(trained / f"exchange.{rank}.pt")
-        rows, gradient = found["half"]
-        assert rows.dtype == torch.bfloat16 and rows.tolist() == [[0.5] * 3] * 2 + [[1.5] * 3] * 2
-        assert gradient.tolist() == [[2.0] * 3] * 2  # the mean over the processes makes it 1
-        assert found["uneven"].tolist() == [[10.0, 11.0, 12.0]]  # none of the first process, one of the second
-        strided, number, picture = found["copied"]
-        assert strided.tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]] and number == 0 and not picture.any()
-        assert found["mean"].tolist() == [1.0, 0.5]
-
-
 # ---- tests
 
 
@@ -344,14 +329,6 @@ def test_processes_that_cannot_connect_are_refused(base, monkeypatch):
                 pass
 
 
-def test_the_command_that_repeats_a_run_starts_as_many_processes():
-    command = "python train.py demo --name 'python x'"
-    assert torchrun_command(ALONE, command, {}) == command
-    two, four = (torchrun_command(Ranks(0, n), command, {"LOCAL_WORLD_SIZE": "2"}) for n in (2, 4))
-    assert two == "torchrun --nproc-per-node=2 train.py demo --name 'python x'"
-    assert four == "torchrun --nnodes=2 --nproc-per-node=2 train.py demo --name 'python x'"
-
-
 # ---- stopped, and gone on with
 
 
@@ -397,29 +374,6 @@ def test_a_signal_to_one_process_stops_both_and_resumed_they_end_with_the_same_b
     assert len(run.history) == 2 and "resumed with 1 processes, not 2 as before" in said
 
 
-@pytest.mark.slow
-def test_a_stopped_torchrun_saves_and_can_be_resumed(base):
-    cfg = settings(base, name="stopped", epochs=10_000)
-    words = [*arguments(cfg), "--no-eval-first"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py", *words],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    until, lines = time.monotonic() + LIMIT, base / "log" / "stopped" / "metrics.jsonl"
-    while not (lines.exists() and '"epoch": 2,' in lines.read_text()):
-        assert time.monotonic() < until and process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    process.terminate()
-    said, _ = process.communicate(timeout=LIMIT)
-    assert process.returncode == 1 and said.count("continue with --resume") == 1, said
-    state = read_checkpoint(base / "log" / "stopped" / "last.pth")
-    assert "--nproc-per-node=2 train.py" in state["command"]
-    cfg = cfg.replace(epochs=state["epoch"] + 1)
-    jobs = [cfg.replace(name="not_stopped"), cfg.replace(resume=True)]
-    launched(base / "stopped", 2, together, (train_one_log, (jobs,)))
-    same_files(base / "log" / "not_stopped", base / "log" / "stopped")
-
-
 # ---- batch norm over the images of all processes
 
 FAMILIES = ("resnet18", "resnet50_ibn_a", "resnet18_ibn_b", "osnet_x0_25", "mobilenet_v2", "shufflenet_v2_x0_5")
@@ -450,15 +404,3 @@ def test_synchronized_models_compute_and_store_the_same_as_plain_ones(backbone, 
         fresh = make_model(cfg, 5)
         fresh.load_state_dict(after)
         assert torch.equal(fresh.eval()(images), expected)
-
-
-def test_batch_norm_is_not_changed_in_one_process_on_cpus_and_without_the_setting():
-    cfg, cuda = Config(backbone="resnet18", weights="none"), torch.device("cuda")
-    model = make_model(cfg, 5)
-    for changed, ranks, device in (
-        (cfg, ALONE, cuda),
-        (cfg, Ranks(0, 2), CPU),
-        (cfg.replace(sync_bn=False), Ranks(0, 2), cuda),
-    ):
-        assert sync_batch_norm(changed, ranks, model, device) is model
-        assert not any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
