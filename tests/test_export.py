@@ -21,12 +21,11 @@ import tools.export.check
 import tools.export.graph
 from config import Config
 from datasets.augment import normalise
-from datasets.base import ReIDDataset
 from datasets.images import read_image
 from model import build_model
 from model.attention import ATTENTION
 from model.reid import Branch, ReIDModel
-from tools.export.check import calibration_crops, check_like, lowest_cosine, open_onnx, to_pixels
+from tools.export.check import lowest_cosine, open_onnx, to_pixels
 from tools.export.graph import Embed, Preprocess, onnx_bytes, to_onnx, trace
 from utils.errors import UserError
 
@@ -137,19 +136,6 @@ def test_pictures_of_any_size_are_resized_as_cv2_does_it_also_in_the_graph(tmp_p
         assert (preprocess(batch) - normalise(ours[None])).abs().max() < level
         assert (run(batch.repeat(2, 1, 1, 1)) - preprocess(batch)).abs().max() < level
     assert torch.equal(to_pixels(normalise(ours[None])), ours[None])
-
-
-def test_the_lowest_cosine_is_of_the_worst_row_and_nothing_hides_a_nan():
-    rows = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
-    assert lowest_cosine(rows, rows) == 1  # a row of zeros that is equal is no error
-    assert lowest_cosine(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), rows[:2]) == pytest.approx(0.5**0.5)
-    for precision in ("float32", "half", "int8"):
-        with pytest.raises(UserError, match="not finite"):
-            check_like({"crops": 3, "lowest_cosine": lowest_cosine(rows * torch.nan, rows)}, precision)
-    with pytest.raises(UserError, match=r"0\.999000"):
-        check_like({"crops": 3, "lowest_cosine": 0.999}, "float32")
-    check_like({"crops": 3, "lowest_cosine": 0.9999}, "float32")
-    check_like({"crops": 3, "lowest_cosine": 0.5}, "int8")
 
 
 # ---- the program
@@ -270,16 +256,3 @@ def test_a_file_with_other_embeddings_is_not_kept_and_bad_input_is_refused(train
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
             refused(export(trained), package, "pip install")
-
-
-def test_calibration_uses_training_pictures_that_can_be_read(trained, tmp_path, monkeypatch):
-    train = write_tree(tmp_path / "data" / "demo", train_ids=2) / "bounding_box_train"
-    bad = sorted(train.iterdir())[1]
-    bad.write_bytes(b"no picture")
-    cfg = trained.replace(data_root=str(tmp_path / "data"))
-    with pytest.raises(UserError, match=bad.name):
-        calibration_crops(cfg)
-    assert calibration_crops(cfg.replace(on_bad_image="skip")).shape == (11, 3, 32, 16)
-    monkeypatch.setattr(tools.export.check, "make_dataset", lambda cfg: ReIDDataset("tests"))
-    with pytest.raises(UserError, match="--int8"):
-        calibration_crops(cfg)
