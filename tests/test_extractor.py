@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -125,22 +123,6 @@ def test_exif_rotation_and_pil_modes_are_as_in_files(extractor, crops):
         image.save(path := crops.parent / f"x.{'tif' if mode == 'CMYK' else 'png'}")
         by_pil, by_path = extractor([image, path])
         same(by_pil, by_path, 1e-2 if mode == "CMYK" else 1e-6)
-
-
-def test_a_generator_is_read_no_further_than_a_batch_ahead(extractor):
-    given = itertools.count()
-    batches = extractor.batches(np.full((8, 8, 3), next(given), np.uint8) for _ in range(10**9))
-    next(batches)
-    assert next(given) <= 3 * extractor.batch_size
-    batches.close()
-
-
-def test_the_latest_run_is_used_and_a_run_is_found_by_its_directory(saved, tmp_path):
-    checkpoint = tmp_path / "log" / "demo" / "last.pth"
-    checkpoint.parent.mkdir(parents=True)
-    shutil.copy(saved, checkpoint)
-    for name in (None, "demo", checkpoint.parent, str(checkpoint)):
-        assert FeatureExtractor(name, device="cpu", log_dir=tmp_path / "log").checkpoint == checkpoint
 
 
 def test_a_fingerprint_follows_weights_and_what_shapes_features_and_nothing_else(saved):
