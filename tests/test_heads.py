@@ -86,25 +86,6 @@ def test_logits_equal_the_loops(name):
         assert torch.equal(found, head.add_margin(head(features), labels))
 
 
-def test_arcface_and_circle_by_hand_and_circles_weights_have_no_gradient():
-    head = make("arcface", 2, 2, scale=10.0, margin=math.pi / 6)
-    angle = math.radians(60)
-    head.weight.data = torch.tensor([[math.cos(angle), math.sin(angle)], [-3.0, 0.0]])
-    features = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-    found = head(features, torch.tensor([0, 0]))  # 60° + 30° and 30° + 30°
-    torch.testing.assert_close(found, torch.tensor([[0.0, -10.0], [5.0, 0.0]]), atol=1e-4, rtol=0)
-    beyond = head(features[:1], torch.tensor([1]))  # 180°: no room for 30° more
-    assert beyond[0, 1].item() == pytest.approx(-10 - 10 * (math.pi / 6) * 0.5, abs=1e-4)
-    head = make("circle", 2, 3, scale=10.0, margin=0.25)
-    head.weight.data = torch.tensor([[0.6, 0.8], [0.0, 1.0], [-1.0, 0.0]])
-    # the label: (1.25 - 0.6) × (0.6 - 0.75); at a right angle: 0.25 × -0.25; opposite: weight 0
-    found = head(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
-    torch.testing.assert_close(found, torch.tensor([[-0.975, -0.625, 0.0]]), atol=1e-5, rtol=0)
-    cosines = torch.tensor([[0.6, 0.1, -0.9]], dtype=torch.float64, requires_grad=True)
-    make("circle", scale=1.0, margin=0.25).add_margin(cosines, torch.tensor([0])).sum().backward()
-    torch.testing.assert_close(cosines.grad, torch.tensor([[0.65, 0.35, 0.0]], dtype=torch.float64))
-
-
 def test_margins_lower_the_labels_logit_alone_and_always_more_at_larger_angles():
     features, labels = batch(64, classes=5)
     cosines = torch.linspace(1, -1, 2001, dtype=torch.float64)[:, None]
