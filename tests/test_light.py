@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections import Counter
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +23,6 @@ import tools.light.latency
 import tools.light.runs
 import tools.light.space
 import tools.search_backbone
-import utils.latency
 from config import Config
 from datasets.loaders import TestLoader
 from datasets.make import make_dataset
@@ -34,11 +31,8 @@ from model.backbones import find_backbone, searchable
 from model.backbones.searchable import STRIDES, Searched, Spec, blocks, multiply_adds, read_spec, self_contained
 from processor import do_train, load_model
 from processor.checkpoint import read_checkpoint
-from tools.light.checks import interval, kendall
-from tools.light.evolution import Candidate, Evolution, Scores, pareto_front, search_each_size
+from tools.light.evolution import Evolution, Scores, pareto_front
 from tools.light.latency import LatencyTable, parts
-from tools.light.report import difference
-from tools.light.runs import parse_flops
 from tools.light.score import Scorer, recalibrate, use_heldout_as_test
 from tools.light.space import Space, mobilenet_v2
 from tools.light.supernet import ElasticNorm, Supernet
@@ -188,27 +182,6 @@ def test_random_networks_mutants_and_crosses_are_in_the_space():
     assert np.mean([child[g] == a[g] for child in children for g in differ]) == pytest.approx(0.5, abs=0.05)
 
 
-def test_random_networks_follow_the_seed_and_all_values_and_sizes_are_equally_likely(monkeypatch):
-    first, again, other = (SPACE.random(rng) for rng in map(np.random.default_rng, (7, 7, 8)))
-    assert first == again != other
-    rng, n = np.random.default_rng(2), 1500
-    drawn = [SPACE.genes(SPACE.random(rng)) for _ in range(n)]
-    for gene, choices in SPACE.choices.items():
-        count, expected = Counter(genes[gene] for genes in drawn), n / len(choices)
-        assert set(count) == set(choices) and all(abs(c - expected) < 5 * expected**0.5 for c in count.values())
-    budget = multiply_adds(mobilenet_v2(*SIZE))
-    drawn = [Space(*SIZE, budget).random(rng) for _ in range(400)]
-    assert all(multiply_adds(spec) <= budget for spec in drawn)
-    assert all(abs(c - 100) < 50 for c in Counter((s.height, s.width) for s in drawn).values())
-    monkeypatch.setattr(tools.light.space, "TRIES", 50)
-    least = [multiply_adds(SPACE.of_size(size).smallest()) for size in SPACE.sizes]
-    assert Space(*SIZE, least[2]).sizes == SPACE.sizes[2:] and Space(*SIZE, least[3]).random(rng) == SPACE.smallest()
-    with pytest.raises(UserError, match="allow more"):
-        Space(*SIZE, least[3] - 1)
-    with pytest.raises(UserError, match="31 x 64"):
-        Space(31, 64)
-
-
 # ---- the supernet
 
 
@@ -269,35 +242,6 @@ def test_the_selected_part_and_its_gradients_are_those_of_the_network_alone():
         total = sum(p.grad.abs().sum() for p in net.parameters() if p.grad is not None)
         assert torch.allclose(total, sum(p.grad.abs().sum() for p in alone.parameters()))  # none outside of the part
         assert net.steps == 0
-
-
-def test_training_steps_run_random_networks_that_follow_from_seed_and_step():
-    space = Space(*SIZE, budget=multiply_adds(mobilenet_v2(*SIZE)))
-    net, seen = Supernet(space, 3).train(), []
-    net.sample = lambda real=net.sample: seen.append(real()) or seen[-1]
-    for _ in range(6):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            maps = net(torch.randn(4, 3, *SIZE))
-        maps.float().square().mean().backward()
-    assert net.steps == len(set(seen)) == 6 and all(multiply_adds(spec) <= space.budget for spec in seen)
-    assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
-    other = Supernet(space, 3)
-    other.load_state_dict(net.state_dict() | {"_extra_state": torch.tensor(4)})
-    assert other.sample() == seen[4]
-    net.eval()(torch.randn(4, 3, *SIZE))
-    assert net.steps == len(seen) == 6
-
-
-def test_settings_that_a_supernet_cannot_have_are_refused():
-    plain = {"backbone": "supernet", "weights": "none", "height": SIZE[0], "width": SIZE[1]}
-    for settings, words in (
-        ({"last_stride": 2}, "--last-stride"),
-        ({"backbone": "supernet:3M"}, "supernet:3M"), ({"height": 16}, "16 x 32"),
-        ({"backbone": "supernet:300000"}, "0.3 M"), ({"weights": "imagenet"}, "--weights none"),
-        ({"attention": "se"}, "attention"), ({"branches": "mgn"}, "supernet"),
-    ):  # fmt: skip
-        with pytest.raises(UserError, match=words):
-            make_model(Config(**plain | settings), 5)
 
 
 @pytest.fixture
@@ -391,48 +335,6 @@ def test_a_killed_search_resumes_with_the_scores_that_it_wrote(tmp_path):
         assert evolution(Scores(file, lambda spec: pytest.fail("scored again"))).run(25, 8) == whole
 
 
-def test_each_image_size_has_an_evolution_and_an_equal_share(monkeypatch):
-    limits = [(multiply_adds, 12e6)]
-    found = search_each_size(SPACE, limits, goodness, 3, 42, 14)
-    shares = dict(zip(SPACE.sizes, (10, 10, 11, 11), strict=True))
-    assert Counter(c.size for c in found) == shares
-    for number, (size, share) in enumerate(shares.items()):
-        own = Evolution(SPACE.of_size(size), limits, goodness, (3, number)).run(share, 4)
-        assert set(own) == {c for c in found if c.size == size}
-    monkeypatch.setattr(tools.light.evolution, "TRIES", 100)
-    few = multiply_adds(SPACE.of_size(SPACE.sizes[1]).smallest())  # one network of that size, none of a larger one
-    found = Counter(c.size for c in search_each_size(SPACE, [(multiply_adds, few)], goodness, 0, 21, 21))
-    assert found == {SPACE.sizes[1]: 1, SPACE.sizes[2]: 10, SPACE.sizes[3]: 10}
-    with pytest.raises(UserError, match="--max-flops"):
-        search_each_size(SPACE, [(multiply_adds, 1e6)], goodness, 0, 5, 3)
-
-
-def test_finalists_use_most_of_a_limit_where_a_size_has_such_networks():
-    small, large = SPACE.sizes[-1], SPACE.sizes[0]
-    rng = np.random.default_rng(0)
-    values = [
-        (large, 8e6, 0.004, 90.0), (large, 8e6, 0.009, 80.0), (large, 18e6, 0.004, 70.0), (small, 14e6, 0.007, 60.0),
-        (small, 12e6, 0.007, 50.0),
-    ]  # fmt: skip
-    found = [Candidate(SPACE.of_size(size).random(rng), costs, mAP) for size, *costs, mAP in values]
-    found = [replace(c, costs=tuple(c.costs)) for c in found]
-    limits, trained, expected = [(multiply_adds, 20e6), (lambda spec: 0.02, 0.010)], [], [found[3], found[1]]
-
-    def train_each(finalists, seed: int) -> list[float]:
-        trained.append(finalists)
-        return [float(c is found[3]) for c in finalists]
-
-    search = SimpleNamespace(
-        limits=limits, score=lambda spec: 40.0, train_each=train_each, cfg=Config(height=64, width=32)
-    )
-    assert tools.search_backbone.choose(search, True, found) == (found[3], 1.0) and trained[-1] == expected
-    limits[1] = (lambda spec: 0.01, 0.010)  # MobileNetV2 is within the limits
-    assert tools.search_backbone.choose(search, True, found) == (found[3], 1.0)
-    reference = mobilenet_v2(64, 32)
-    assert trained[-1] == [*expected, Candidate(reference, (multiply_adds(reference), 0.01), 40.0)]
-    assert tools.search_backbone.choose(search, False, found) == (found[0], None) and len(trained) == 2
-
-
 # ---- scores on held-out identities, latency, statistics
 
 
@@ -489,21 +391,6 @@ def test_a_score_is_that_of_the_network_alone_after_recalibration(small, tmp_pat
     assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
 
 
-def test_functions_are_timed_in_turns_without_the_warmup(monkeypatch):
-    order, now = [], [0.0]
-    took = {"a": iter([9, 5, 1, 3]), "b": iter([9, 2, 4, 8])}
-
-    def call(name: str) -> None:
-        order.append(name)
-        now[0] += next(took[name])
-
-    for clock in ("thread_time", "perf_counter"):
-        monkeypatch.setattr(utils.latency.time, clock, lambda: now[0])
-    calls = [lambda: call("a"), lambda: call("b")]
-    assert utils.latency.time_calls(calls, CPU, rounds=3, warmup=1) == [[5, 1, 3], [2, 4, 8]]
-    assert order == ["a", "b"] * 4
-
-
 @pytest.fixture
 def measured(monkeypatch) -> list[str]:
     """Nothing is timed: a module takes a millisecond per convolution, and the list says what was run."""
@@ -536,24 +423,6 @@ def test_a_latency_table_adds_up_the_parts_and_measures_none_twice(tmp_path, mea
         file.write_text(text)
         with pytest.raises(UserError, match=r"latency\.json"):
             LatencyTable(file, CPU, "this machine")
-
-
-def test_rank_correlations_and_differences():
-    rng = np.random.default_rng(0)
-    for n in (2, 3, 12, 40):
-        a, b = rng.integers(0, 6, n), rng.integers(0, 6, n) + rng.random(n)
-        tau = stats.kendalltau(a, b).statistic
-        assert kendall(a, b, [0] * n) == pytest.approx(tau, nan_ok=True)
-    a, b, groups = rng.integers(0, 5, 15), rng.integers(0, 5, 15), rng.integers(0, 4, 15)
-    same = [(i, j) for i in range(15) for j in range(i) if groups[i] == groups[j]]
-    agree = sum(np.sign(a[i] - a[j]) * np.sign(b[i] - b[j]) for i, j in same)
-    weight = np.prod([sum(x[i] != x[j] for i, j in same) for x in (a, b)]) ** 0.5
-    assert kendall(a, b, groups) == pytest.approx(agree / weight) and np.isnan(kendall(a, b, range(15)))
-    assert interval(range(12), range(12), [0] * 12) == [1, 1]
-    gaps = np.array([1.0, 0.5, -0.5])
-    text = difference({"name": "winner", "mAP": [30.0, 31.0, 35.0]}, {"name": "other", "mAP": [29.0, 30.5, 35.5]})
-    assert "+0.33" in text and f"{gaps.std(ddof=1) / 3**0.5:.2f}" in text and "2 of 3" in text
-    assert [parse_flops(t) for t in ("210M", "1.2G", "5e7", "300k", "7", "M", "x")] == [210e6, 1.2e9, 5e7, 3e5, 7, 0, 0]
 
 
 # ---- the program
