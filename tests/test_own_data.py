@@ -7,14 +7,13 @@ import random
 import unicodedata
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import write_tree
 
 from config import Config
 from datasets import make_dataset
 from datasets.base import PID_OFFSET, ReIDDataset, Sample
-from datasets.own import NO_CAMERAS, choose_queries, draw_identities, own, to_numbers
+from datasets.own import NO_CAMERAS, choose_queries, own, to_numbers
 from utils.errors import UserError
 
 
@@ -246,22 +245,6 @@ def people(base: Path, count: int = 7) -> Path:
     return touch(base, *(f"P{i}/{i}_{k}_c{1 + k // 2}.jpg" for i in range(count) for k in range(rng.choice((1, 3, 4)))))
 
 
-def test_identities_are_drawn_by_share_one_by_one():
-    rng = random.Random(0)
-    for seed in range(-3, 60):
-        names = {pid: f"name {pid}" for pid in rng.sample(range(1, 500), rng.randint(3, 40))}
-        share = rng.uniform(0.001, 0.999)
-        drawn = draw_identities(names, share, seed, "here")
-        assert drawn == draw_identities(dict(sorted(names.items(), reverse=True)), share, seed, "here")
-        assert drawn <= set(names) and 1 <= len(drawn) <= len(names) - 2
-        assert draw_identities(names, 0, seed, "here") == set()
-        assert draw_identities(names, 1, seed, "here") == set(names)
-    names, times = {pid: f"name {pid}" for pid in range(1, 1001)}, np.zeros(1001)
-    for seed in range(100):
-        times[list(draw_identities(names, 0.3, seed, "here"))] += 1
-    assert abs(times.sum() / 100_000 - 0.3) < 0.01 and times[1:].min() > 8 and times.max() < 52
-
-
 def test_no_one_is_on_both_sides_and_no_image_is_lost(tmp_path):
     base = people(tmp_path / "p", 12)
     for share in (0.3, 0.5, 0.9, 1.0):
@@ -274,18 +257,6 @@ def test_no_one_is_on_both_sides_and_no_image_is_lost(tmp_path):
                 assert any(g.pid == q.pid and g.camid != q.camid for g in dataset.gallery)
             tested = len({s.pid for s in test})
             assert f"own split by identity (seed {seed}), {tested} of 12 identities" in dataset.test_note
-
-
-def test_no_one_changes_sides_when_people_come_and_go(tmp_path):
-    base = people(tmp_path / "p", 40)
-    before = read(base, 0.4, 5)
-    touch(base, *(f"{name}/{k}_c{k}.jpg" for name in ("0 new", "Zoe", "P7b") for k in (1, 2)))
-    for file in (base / "P3").iterdir():
-        file.unlink()
-    after = read(base, 0.4, 5)
-    trained = {before.name_of(s.pid) for s in before.train}
-    tested = {after.name_of(s.pid) for s in after.query + after.gallery}
-    assert tested and trained and not tested & trained
 
 
 def test_the_split_does_not_depend_on_the_order_of_files_or_lines(tmp_path, monkeypatch):
