@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import os
 import shutil
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import conftest
 import numpy as np
@@ -39,7 +35,6 @@ from solver import make_optimizer
 from utils.metrics import evaluate
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parents[1]
 HALF = list(DTYPES.values())
 
 
@@ -151,17 +146,6 @@ LOSSES |= {
 center = CenterLoss(4, 64)
 
 
-def test_fp16_features_a_thousand_times_too_large_give_no_nan():
-    for name, loss_of in LOSSES.items():
-        for mixed in ("float32", "fp16"):
-            features, labels = scaled(torch.float16, 1e3)
-            with autocast(CPU, mixed):
-                value = loss_of(features, labels)
-            value.backward()
-            assert value.dtype == torch.float32 and torch.isfinite(value), (name, mixed)
-            assert torch.isfinite(features.grad).all(), (name, mixed)
-
-
 def test_the_distance_of_an_image_to_itself_is_almost_zero(monkeypatch):
     seen = {}
     monkeypatch.setattr(loss.triplet, "hinge", lambda near, far, margin: seen.update(near=near) or near)
@@ -244,35 +228,6 @@ def test_the_scale_changes_no_weight():
             assert all(torch.equal(a, b) for a, b in zip(one, model.parameters(), strict=True)), (optimizer, fused)
 
 
-def test_the_scaler_works_with_a_frozen_backbone():
-    model, optimizer, scaler = toy("fp16", "adam", True)
-    for p in model.backbone.parameters():
-        p.requires_grad_(False)
-    first, second = a_step(model, optimizer, scaler), a_step(model, optimizer, scaler)
-    moved = [not torch.equal(a, b) for a, b in zip(first, second, strict=True)]
-    assert moved == [False, False, True, True]
-
-
-def test_the_scale_of_fp16_doubles_after_2000_good_steps_and_is_kept_in_a_checkpoint():
-    parts = toy("fp16", "sgd", True)
-    a_step(*parts, torch.inf)
-    for _ in range(2000):
-        a_step(*parts)
-    state = parts[2].state_dict()
-    assert state["scale"] == 2.0**16
-    again = Scaler(CPU, "fp16")
-    for scale in (2.0**9, 1.0):
-        again.load_state_dict(state | {"scale": scale})
-        assert again.state_dict()["scale"] == scale
-    for precision in ("float32", "bf16"):  # a run that is resumed in another precision does not use it
-        other = Scaler(CPU, precision)
-        other.load_state_dict(state)
-        assert other.get_scale() == 1.0 and other.state_dict() == {}
-    again = Scaler(CPU, "fp16")
-    again.load_state_dict(Scaler(CPU, "bf16").state_dict())
-    assert again.state_dict()["scale"] == 2.0**16
-
-
 # ---- what suits the device, and torch's switches
 
 
@@ -297,39 +252,6 @@ def test_switches_are_set_for_a_run_and_unset_for_the_next():
     assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark
     assert torch.backends.cudnn.conv.fp32_precision == "tf32"
     assert torch.backends.cuda.matmul.fp32_precision == "ieee"  # distances, whatever the settings
-
-
-def test_tf32_is_logged_where_it_matters():
-    gpu = torch.device("cuda")
-    for tf32, words in ((True, "float32 convolutions in TF32"), (False, "no TF32")):
-        assert words in configure_torch(Config(tf32=tf32), gpu, "bf16")  # of the tests
-        assert "TF32" not in configure_torch(Config(tf32=tf32, test_precision="bf16"), gpu, "bf16")
-        assert "TF32" not in configure_torch(Config(tf32=tf32), CPU, "float32")
-
-
-@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
-def test_freed_memory_is_kept_on_a_cpu():
-    """Pages of 64 MB that the system must clear for an allocation after one that was freed; in a process of its own, as
-    it cannot be taken back."""
-    program = """
-import resource, torch
-from config import Config
-from config.config import METRIC_LOSSES
-from processor.precision import configure_torch
-def faults():
-    torch.ones(1 << 24)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(1 << 24)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-before = faults()
-configure_torch(Config(), torch.device("cpu"), "float32")
-print(before, faults())
-"""
-    for _ in range(3):  # a machine short of memory may take pages back
-        before, after = map(int, subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True).split())
-        if after < 100:
-            break
-    assert before > 1000 and after < 100
 
 
 def test_deterministic_runs_end_with_bit_identical_weights(tiny):
@@ -359,18 +281,3 @@ def test_a_compiled_model_trains_as_the_plain_one(tiny, monkeypatch):
         assert found["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-3)
     assert plain_network.module is plain.model and compiled_network.module is not compiled.model
     assert next(iter(compiled.model.state_dict())) == next(iter(plain.model.state_dict()))  # names as without
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
-def test_no_step_waits_for_the_gpu(tiny, precision):
-    cfg = tiny.replace(device="cuda", clip_grad=1.0, ema_decay=0.9)
-    run, network, batches = ready(cfg, precision, precision)
-    for number, (images, labels) in enumerate(batches[:8]):
-        torch.cuda.set_sync_debug_mode("error" if number >= 2 else "default")  # the next batch is made within it
-        try:
-            train_step(run, network, images, labels)
-        except RuntimeError:
-            torch.cuda.set_sync_debug_mode("default")
-            raise
-    torch.cuda.set_sync_debug_mode("default")
