@@ -8,11 +8,9 @@ import reference
 import torch
 from reference import Allocations
 
-from utils import protocols
 from utils.distance import pairwise_distance
 from utils.metrics import Scores, evaluate
 from utils.protocols import (
-    TrialScores,
     evaluate_by_camera,
     evaluate_single_shot,
     evaluate_vehicle_id,
@@ -28,7 +26,6 @@ def vehicle_id_of_gallery(query, gallery, query_pids, gallery_pids, query_camids
 
 
 WITH_TRIALS = (evaluate_single_shot, vehicle_id_of_gallery)
-ALL = (pool_queries, evaluate_by_camera, *WITH_TRIALS)
 
 
 def random_retrieval(seed: int):
@@ -168,16 +165,6 @@ def test_scores_of_random_galleries_equal_a_loop():
         assert_trials(lambda g=gallery, i=ids, o=options: evaluate_vehicle_id(g, i[1], **o), ranks, max_rank)
 
 
-def test_with_one_image_per_identity_single_shot_is_the_ordinary_protocol():
-    query, gallery, _ = simple(20, 20)
-    ids = (np.arange(20), np.arange(20)[::-1].copy(), np.zeros(20, int), np.arange(20) % 3)
-    scores = evaluate_single_shot(query, gallery, *ids, trials=3, max_rank=50)
-    assert isinstance(scores, TrialScores) and scores.rank(2) == scores.cmc[1]
-    assert scores.num_valid_queries == 13  # the others' only image is under their own camera
-    assert_same(scores, evaluate(query, gallery, *ids))
-    assert scores.mAP_std < 1e-12 and scores.cmc_std.max() < 1e-12
-
-
 def test_every_image_that_can_represent_an_identity_is_drawn_equally_often():
     # images of the query's person at 0 (under its own camera: never drawn), 1, 3 and 5; of two others at 2 and 4
     gallery, pids, camids = line(0, 1, 3, 5, 2, 4), [7, 7, 7, 7, 8, 9], [0, 1, 2, 2, 0, 1]
@@ -209,25 +196,6 @@ def test_a_seed_gives_the_same_galleries_and_leaves_the_random_state_alone(monke
         ids = (np.arange(10), pids, np.zeros(10, int), np.tile([1, 2], 10))
         scores = score(torch.ones(10, 3), torch.ones(20, 3), *ids, trials=2)  # equal features: gallery order
         np.testing.assert_allclose(scores.cmc[:10], np.arange(1, 11) / 10)
-
-
-def test_distances_are_computed_in_blocks(monkeypatch):
-    query, gallery, ids = simple(queries=40)
-    shapes = []
-
-    def noted(*args):
-        distance = pairwise_distance(*args)
-        shapes.append(distance.shape)
-        return distance
-
-    for score in WITH_TRIALS:
-        with monkeypatch.context() as patch:
-            expected = score(query, gallery, *ids, trials=2, metric="euclidean")
-            patch.setattr(protocols, "pairwise_distance", noted)
-            patch.setattr(protocols, "BLOCK_BYTES", 100)
-            assert_same(score(query, gallery, *ids, trials=2, metric="euclidean"), expected)
-    assert all(rows == 1 or 4 * rows * columns <= 100 for rows, columns in shapes)
-    assert max(columns for _, columns in shapes) <= 6  # of three identities at most two images each, never the gallery
 
 
 # ---- pairs of cameras
@@ -271,25 +239,6 @@ def values(score, query, gallery, ids, **options):
     if isinstance(result, torch.Tensor):
         return result.flatten().tolist()
     return [x.mAP for x in result.values()] if isinstance(result, dict) else [result.mAP]
-
-
-def test_kinds_of_input_that_score_alike():
-    for score in ALL:
-        query, gallery, ids = simple()
-        before, ids_before = [x.clone() for x in (query, gallery)], [x.copy() for x in ids]
-        expected = pytest.approx(values(score, query, gallery, ids), abs=1e-7)
-        wide = torch.full((40, 10), 99.0)
-        wide[:, ::2] = gallery
-        assert values(score, query.T.contiguous().T, wide[:, ::2], ids) == expected  # not contiguous
-        assert values(score, query.clone().requires_grad_(), gallery.clone().requires_grad_(), ids) == expected
-        assert values(score, query, gallery, [x.tolist() for x in ids]) == expected
-        assert values(score, query, gallery, [torch.from_numpy(x).int() for x in ids]) == expected
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert values(score, query, gallery, ids) == expected
-        half = query.half(), gallery.half()
-        assert values(score, *half, ids) == pytest.approx(values(score, *(x.float() for x in half), ids), abs=1e-7)
-        assert torch.equal(query, before[0]) and torch.equal(gallery, before[1])
-        assert all((now == then).all() for now, then in zip(ids, ids_before, strict=True))
 
 
 def test_bad_input_is_refused_by_name():
