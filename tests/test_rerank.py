@@ -73,19 +73,6 @@ def test_special_sizes_equal_the_dense_formulas():
     assert checked > 0.8 * len(cases)
 
 
-def test_each_part_of_the_formula_alone():
-    features = clusters(50, seed=4)
-    original = reference.squared_distances(features)
-    expected = (original / original.max(1, keepdims=True))[:20, 20:]
-    found = k_reciprocal(features[:20], features[20:], lambda_value=1)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-6)
-    # lambda 0 is the Jaccard distance alone: here of two groups that share no neighbour
-    near, far = clusters(4, 3, 1, 5) * 0.01, 9 + clusters(4, 3, 1, 6) * 0.01
-    found = k_reciprocal(torch.cat([near[:1], far[:1]]), torch.cat([near[1:], far[1:]]), k1=3, k2=1, lambda_value=0)
-    expected = torch.tensor([[0.0, 0, 0, 1, 1, 1], [1.0, 1, 1, 0, 0, 0]])
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
-
-
 def test_duplicates():
     # Groups of exactly k1 + 1 equal rows: whichever order equal neighbours come in, the result is the same.
     group = torch.tensor([[0.0, 0.0], [8.0, 0.0], [0.0, 16.0]])
@@ -141,21 +128,6 @@ def test_a_grid_gives_what_each_of_its_parameters_gives(monkeypatch):
         assert found == list(product(*grid))  # k1 outermost
 
 
-def test_a_grid_may_be_left_early_and_changes_no_mode_around_it():
-    features = clusters(60, seed=22)
-    before = features.clone()
-    features.requires_grad_()
-    expected = k_reciprocal(features[:20], features[20:], 8, 3, 0.3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        grid = k_reciprocal_grid(features[:20], features[20:], [8, 40], [3, 1], [0.3, 0.5])
-        distance = next(grid)[3].clone()
-        assert torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
-        grid.close()
-    assert torch.is_grad_enabled() and not distance.requires_grad
-    torch.testing.assert_close(distance, expected, rtol=0, atol=1e-6)
-    assert torch.equal(features, before)
-
-
 # ---- kinds of input
 
 
@@ -173,30 +145,6 @@ def test_the_cosine_is_the_euclidean_distance_of_unit_rows():
             found = reranked(features, queries, k1, k2, metric="cosine", block_bytes=(None, 1)[seed % 2])
             np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
     assert checked > 20
-
-
-@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
-def test_features_of_other_types_and_in_mapped_files_are_converted_tile_by_tile(tmp_path, monkeypatch):
-    monkeypatch.setattr(rerank, "BLOCK_BYTES", 10_000)
-    for metric in ("euclidean", "cosine"):
-        query, gallery = clusters(20, 8, seed=24), clusters(50, 8, seed=25)
-        for dtype in (torch.float16, torch.bfloat16, torch.float64):
-            found = k_reciprocal(query.to(dtype), gallery, metric=metric)  # of different types, too
-            assert found.dtype == torch.float32
-            expected = k_reciprocal(query.to(dtype).float(), gallery, metric=metric)
-            torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-        turned = k_reciprocal(query.T.contiguous().T, gallery.T.contiguous().T, metric=metric)
-        torch.testing.assert_close(turned, k_reciprocal(query, gallery, metric=metric), rtol=0, atol=1e-5)
-        for mode, dtype in product("cr", ("f2", "f4")):
-            stored = [x.numpy().astype(dtype) for x in (query, gallery)]
-            for name, rows in zip("qg", stored, strict=True):
-                np.save(tmp_path / f"{name}.npy", rows)
-            before = [(tmp_path / f"{name}.npy").read_bytes() for name in "qg"]
-            mapped = [torch.from_numpy(np.load(tmp_path / f"{name}.npy", mmap_mode=mode)) for name in "qg"]
-            found = k_reciprocal(*mapped, metric=metric)
-            assert torch.equal(found, k_reciprocal(*map(torch.from_numpy, stored), metric=metric))
-            assert [(tmp_path / f"{name}.npy").read_bytes() for name in "qg"] == before
-            assert all(np.array_equal(x.numpy(), y) for x, y in zip(mapped, stored, strict=True))
 
 
 def test_neither_autocast_nor_a_lower_precision_of_matrix_products_changes_anything():
