@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import Config
-from model import ReIDModel, make_model
+from model import ReIDModel
 from processor import do_train
 from solver import make_average, make_optimizer, restore_optimizer, set_frozen, update_average
 from solver.optimizer import parameter_groups
@@ -174,36 +173,6 @@ def test_the_average_is_that_of_a_loop_in_float64(decay):
     assert average.neck.num_batches_tracked == 30
     assert not torch.allclose(average.neck.running_mean, model.neck.running_mean)
     assert not average.training and not any(p.requires_grad for p in average.parameters())
-
-
-def test_the_average_of_weights_that_stand_still_is_exactly_these_weights():
-    model = make_model(Config(backbone="resnet18", weights="none"), 3).to(memory_format=torch.channels_last)
-    cfg = Config(ema_decay=0.9999)
-    average = make_average(cfg, model)
-    for n in (0, 1, 2, 500, 10**6):
-        update_average(cfg, average, model, n)
-    assert all(torch.equal(v, average.state_dict()[k]) for k, v in model.state_dict().items())
-
-
-class Reads(TorchDispatchMode):
-    """Counts how often Python reads a tensor's value, which would wait for a GPU."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
-
-
-def test_averaging_does_not_wait_for_the_device():
-    model, cfg = Toy(), Config(ema_decay=0.9)
-    average = make_average(cfg, model)
-    with Reads() as reads:
-        update_average(cfg, average, model, 0)
-    assert reads.count == 0
-    with Reads() as reads:
-        torch.ones(1).item()
-    assert reads.count == 1
 
 
 def test_clipping_bounds_a_step_of_the_model_and_logs_the_norm_before(tiny, monkeypatch):
