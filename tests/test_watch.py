@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
-import sys
-from contextlib import redirect_stderr
 from pathlib import Path
 
 import cv2
@@ -16,17 +13,14 @@ from conftest import write_tree
 from helpers import start_training
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 import processor.train
 import processor.watch
 from config import Config
-from datasets.augment import to_pixels
 from processor import do_train
 from processor.checkpoint import read_checkpoint
 from processor.state import TrainState
-from processor.watch import Progress, Watchers, tile
-from utils.errors import UserError
+from processor.watch import Watchers
 
 
 @pytest.fixture
@@ -78,18 +72,6 @@ def test_tensorboard_has_every_number_of_the_history_at_its_epoch(whole):
 def decoded(found: EventAccumulator, tag: str) -> dict[int, np.ndarray]:
     images = {e.step: cv2.imdecode(np.frombuffer(e.encoded_image_string, np.uint8), 1) for e in found.Images(tag)}
     return {step: pixels[..., ::-1] for step, pixels in images.items()}
-
-
-def test_tensorboard_shows_the_first_batch_as_the_network_sees_it(whole):
-    run, batches = whole
-    pictures = decoded(events(run.directory), "train_batch")
-    assert list(pictures) == [0]
-    sheet, pixels = pictures[0], to_pixels(batches[0])
-    assert sheet.shape == (64, 128, 3)  # eight a row, the second row half empty
-    for i in range(12):
-        y, x = i // 8 * 32, i % 8 * 16
-        assert np.array_equal(sheet[y : y + 32, x : x + 16], pixels[i])
-    assert not sheet[32:, 64:].any()
 
 
 def test_ranked_lists_are_drawn_at_each_test_and_none_if_the_setting_is_0(whole, quick):
@@ -199,64 +181,4 @@ def test_wandb_offline_gets_every_number_and_a_resumed_run_continues_there(quick
     assert logged[0]["id"] == "demo-0" and logged[0]["resume"] == "allow"
 
 
-def test_wandb_is_refused_in_a_sentence_where_it_is_missing_or_no_one_is_logged_in(quick, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="--wandb needs the package wandb"):
-        patch.setitem(sys.modules, "wandb", None)
-        do_train(quick.replace(wandb="project"))
-    wandb = pytest.importorskip("wandb")
-
-    def init(**_settings):
-        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login` to log in.")
-
-    monkeypatch.setattr(wandb, "init", init)
-    with pytest.raises(UserError, match=r"--wandb project .*No API key configured. Use `wandb login`"):
-        do_train(quick.replace(wandb="project"))
-
-
 # ---- the bar
-
-
-def test_the_bar_shows_losses_and_counts_waiting_and_seconds_since_the_last_checkpoint(monkeypatch):
-    now, out = [100.0], io.StringIO()
-    monkeypatch.setattr(processor.watch.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
-    monkeypatch.setattr(processor.watch, "tqdm", lambda **more: tqdm(file=out, ncols=200, **more | {"disable": False}))
-    progress = Progress("epoch 2/3", 5, 8, 1, shown=True)
-
-    def batches():
-        for number in range(4):
-            now[0] += 1.0  # a batch takes a second to arrive
-            yield number
-
-    for _ in progress.waiting(batches()):
-        now[0] += 3.0  # and three to train on
-        progress.step()
-    assert progress.waited == 4.0 and progress.data_share == 0.25 and progress.speed == 4 * 8 / 16.0
-    progress.show({"loss": 3.14159, "id": 1.5}, 3.5e-4)
-    progress.bar.refresh()
-    shown = out.getvalue().split("\r")[-1]
-    for word in ("epoch 2/3", "40/40", "img/s", "loss 3.142", "id 1.500", "lr 3.5e-04", "data 25 %", "3.0 GB"):
-        assert word in shown, shown
-    assert progress.since_saved == 16 and progress.lap() == 16 and progress.since_saved == 0
-    now[0] += 3
-    assert progress.lap() == 3
-    progress.close()
-
-
-def test_without_a_terminal_and_in_other_processes_there_is_no_bar():
-    with redirect_stderr(io.StringIO()) as out:
-        for shown in (True, False):
-            progress = Progress("epoch", 4, 8, 0, shown=shown)
-            progress.step()
-            progress.show({"loss": 1.0}, 0.1)
-            progress.close()
-    assert out.getvalue() == ""
-
-
-def test_tiles_lie_in_rows_and_the_last_is_filled_with_black():
-    pictures = np.arange(1, 11, dtype=np.uint8)[:, None, None, None] * np.ones((10, 2, 3, 3), np.uint8)
-    sheet = tile(pictures, columns=4)
-    assert sheet.shape == (6, 12, 3)
-    assert sheet[::2, ::3, 0].tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 0, 0]]
-    assert tile(pictures[:3], columns=4).shape == (2, 12, 3)
