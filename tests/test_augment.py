@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as vision
-from PIL import Image
 from torchvision.transforms.v2 import AutoAugment, InterpolationMode
 
 from config import Config
@@ -21,12 +20,10 @@ from datasets.augment import (
     colour_jitter,
     cutout,
     erase_,
-    gray,
     jitter,
     local_grayscale,
     normalise,
     pad_crop,
-    paint_,
     random_affine,
     random_flip,
     random_grayscale,
@@ -180,13 +177,6 @@ def test_affine_equals_torchvision_on_each_image():
 # ---- colour
 
 
-def test_gray_is_the_luma_of_pillow():
-    images = pictures(4, 128, 128)
-    images[0] = torch.arange(128 * 128).view(128, 128, 1) % 256  # gray stays as it is
-    for image, found in zip(images, gray(images), strict=True):
-        assert (found.numpy() == np.asarray(Image.fromarray(image.numpy()).convert("L"))[..., None]).all()
-
-
 def test_jitter_equals_torchvision_on_each_image_and_draws_uniformly(monkeypatch):
     images = torch.cat([pictures(20, 16, 12), smooth(20, 16, 12)])
     images[3], images[4] = 0, 255
@@ -264,21 +254,6 @@ def test_erased_rectangles_have_the_distribution_of_the_paper():
             for level in (0.05, 0.25, 0.5, 0.75, 0.95):
                 edge = np.quantile(wanted, level)
                 assert abs((ours <= edge).mean() - (wanted <= edge).mean()) < 0.03, name
-
-
-def test_erasing_fills_its_rectangle_and_leaves_the_rest():
-    images = torch.randn(500, 32, 16, 3, generator=torch.Generator().manual_seed(0)) + 10
-    result = erase_(images.clone(), 0.5, "mean", Draws(8, batch=500))
-    assert torch.equal(result, torch.where(result == 0, 0.0, images)) and (result == 0).any()
-    noisy = erase_(ones(400, 32, 16) * 7, 1.0, "random", Draws(9, batch=400))
-    where = erase_(ones(400, 32, 16), 1.0, "zero", Draws(9, batch=400)) == 0  # the same rectangles
-    assert (noisy[~where] == 7).all()
-    values = noisy[where].long().view(-1, 3)
-    assert uniform(values.flatten().double() + 0.5, 0, 256)
-    for one, other in ((values[:, 0], values[:, 1]), (values[1:, 0], values[:-1, 0])):
-        assert within_noise(int((one == other).sum()), len(one), 1 / 256)
-    empty = torch.tensor([[0.0, 0, 0, 5]] * 50)  # an image that no rectangle fits stays whole
-    assert torch.equal(paint_(ones(50, 8, 4), empty, lambda old, numbers: old * 0), ones(50, 8, 4))
 
 
 # ---- every transform
