@@ -18,7 +18,6 @@ from model.branches.parts import Split, drop_random_rows
 from model.reid import ReIDModel, make_backbone
 from model.weights import load_backbone
 from processor.checkpoint import load_model, save_checkpoint
-from solver import make_optimizer, set_frozen
 from utils.errors import UserError
 
 LABELS = torch.arange(4).repeat_interleave(2)
@@ -212,13 +211,6 @@ def test_bdb_is_an_average_and_a_maximum_after_one_more_block_in_training_of_fou
     check(model, images, [average, most], [0, 1], trained)
 
 
-def odd(_cfg: Config) -> nn.Module:
-    """A backbone with a number of channels that is not a multiple of 4."""
-    net = nn.Conv2d(3, 1282, 1)
-    net.out_channels = 1282
-    return net
-
-
 # ---- split backbones
 
 
@@ -282,19 +274,6 @@ def test_imagenet_weights_and_our_own_checkpoints_start_mgn(tmp_path, monkeypatc
     torch.save({"model": model.state_dict()}, tmp_path / "own.pth")
     state = make_model(cfg.replace(weights=str(tmp_path / "own.pth")), 9).backbone.state_dict()
     assert all(torch.equal(state[key], value) for key, value in model.backbone.state_dict().items())
-
-
-def test_freezing_the_backbone_freezes_the_trunk_and_every_copy_and_nothing_else():
-    cfg = config("mgn", "osnet_x0_25")
-    model = build_model(cfg, 4)
-    criterion = make_criterion(cfg, 4, model.feature_dims, [head.add_margin for head in model.heads])
-    optimizer = make_optimizer(cfg, model)
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    set_frozen(model, optimizer, True)
-    criterion(*model(torch.randn(8, 3, 96, 32)), LABELS)[0].backward()
-    optimizer.step()
-    moved = {key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])}
-    assert moved == {key for key in before if not key.startswith("backbone.") and not key.endswith("neck.bias")}
 
 
 # ---- stripes and dropped rows
