@@ -246,17 +246,7 @@ LEFT_BEHIND = {
     "a zip": lambda cfg: stored(cfg, "npy").write_bytes(b"PK\x03\x04" + bytes(100)),
     **{
         f"record {text!r}": lambda cfg, text=text: stored(cfg, "json").write_bytes(text)
-        for text in (
-            b"",
-            b"{",
-            b"{}",
-            b"[]",
-            b"null",
-            b"\xff\xfe",
-            b'{"bad": null}',
-            b'{"bad": [[1]]}',
-            b'{"bad": [3]}',
-        )
+        for text in (b"", b"{", b"[]", b"\xff\xfe", b'{"bad": [[1]]}', b'{"bad": [3]}')
     },
 }
 
