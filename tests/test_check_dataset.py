@@ -12,8 +12,6 @@ from helpers import program, refused
 
 from config import Config
 from datasets.augment import TRANSFORMS
-from datasets.base import ReIDDataset, Sample
-from tools.check_dataset import File, describe, describe_sizes, find_problems
 from tools.visualize_augmentation import columns
 
 
@@ -69,20 +67,6 @@ def test_own_pictures_are_checked_as_they_would_be_trained_on(tmp_path):
     shown = check(tmp_path / "mine", tmp_path / "sheet.png", "--test-share", 0.34, "--people", 2)
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert "train        20 images     5 identities cameras unknown" in shown.stdout and "note: " in shown.stdout
-
-
-def test_many_cameras_no_readable_file_and_equal_files_of_one_person():
-    samples = [Sample(f"{i}.jpg", 1 + i % 3, i) for i in range(60)]
-    assert "60 cameras" in describe(ReIDDataset("many", train=samples))[0]
-    assert len(describe(ReIDDataset("many", train=samples))) == 2  # no table of cameras
-    assert len(describe_sizes({"a": File(0, 0, "a", "broken")})) == 1
-    assert find_problems(ReIDDataset("many", train=samples), {s.path: File(9, 9, s.path) for s in samples}) == {}
-    samples = [Sample("a.jpg", 1, 1), Sample("b.jpg", 1, 2)]
-    files = {"a.jpg": File(9, 9, "same"), "b.jpg": File(9, 9, "same")}
-    assert find_problems(ReIDDataset("double", train=samples), files) == {}
-    assert find_problems(ReIDDataset("double", query=samples[:1], gallery=samples[1:]), files) == {}
-    leaked = find_problems(ReIDDataset("double", train=samples[:1], gallery=[Sample("b.jpg", 7, 2)]), files)
-    assert set(leaked) == {"equal files of different identities", "equal files in training and test"}
 
 
 def test_a_batch_is_drawn_with_each_transform_alone_and_all_together(tiny, tmp_path):
