@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 from config import Config
 from processor import do_train
 from utils.errors import UserError
-from utils.plots import line, loss_parts, plain, plot_curves, read_history
+from utils.plots import loss_parts, plot_curves, read_history
 
 
 def entry(epoch: int, mAP: float | None = None, **more) -> dict:
@@ -78,22 +77,6 @@ def test_the_history_is_what_was_written_and_damage_is_reported(tmp_path):
             read_history(run)
     with pytest.raises(UserError, match=r"metrics\.jsonl"):
         read_history(tmp_path / "nowhere")
-
-
-def test_values_that_are_missing_or_not_finite_are_left_out_of_a_line():
-    entries = [
-        entry(0, 2.0),
-        entry(1, loss=math.nan),
-        entry(2, loss="much"),
-        entry(3, 50.0),
-        {"epoch": 4, "scores": {}},
-    ]
-    assert line(entries, "loss") == ([3], [2.0])
-    assert line(entries, "mAP") == ([0, 3], [2.0, 50.0])
-    assert line(entries, "rank1") == ([0, 3], [12.0, 60.0])
-    assert line(entries, "mAP", "flip") == ([], [])
-    assert plain("a") == "a" and plain("5 $ and $x") == r"5 \$ and \$x"
-    assert plain("_hidden") == " _hidden" and plain("caf\udce9") == r"caf\udce9"
 
 
 # ---- drawing
