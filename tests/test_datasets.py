@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from conftest import write_tree
 
 from datasets import DATASETS, ReIDDataset, Sample, make_dataset, make_loaders
 from datasets.base import PID_OFFSET, heldout_split, label_map, last_identities, select_test, select_train
-from datasets.make import make_test_set, place, refuse_another_split, short_name
+from datasets.make import make_test_set
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -33,14 +32,6 @@ def test_every_name_is_a_dataset_or_an_error_that_names_the_setting(tiny, tmp_pa
         for dataset in (name, f"demo+{name}"):
             with pytest.raises(UserError, match=rf"^'{name}' is neither .*{hint}"):
                 make_dataset(tiny.replace(dataset=dataset))
-
-
-def test_a_dataset_has_one_place_however_it_is_written_and_a_name_for_files(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "v.1").mkdir()
-    assert len({place(name) for name in ("v.1", "./v.1", "v.1/", str(tmp_path / "v.1"), "v.1/../v.1")}) == 1
-    assert place("market1501") == short_name("market1501") == "market1501"
-    assert [short_name(name) for name in ("v.1/", "./v.2", "a/b.csv", ".")] == ["v.1", "v.2", "b.csv", tmp_path.name]
 
 
 # ---- identities
@@ -147,19 +138,6 @@ def test_own_pictures_are_all_trained_on_when_the_test_is_elsewhere(tiny, tmp_pa
     assert crossed.query == make_dataset(tiny.replace(dataset=yours)).query
     same = make_dataset(tiny.replace(dataset=mine, test_dataset=f"{mine}/"))
     assert not pids(same.train) & pids(same.query)
-
-
-def test_another_split_of_the_trained_dataset_is_refused(tiny):
-    trained, drawn = tiny.replace(dataset="a+b"), ReIDDataset("b", drawn=True)
-    for change in ({"split_seed": 1}, {"test_share": 0.3}):
-        for spelling in ("b", "./b", "c/../b", os.path.abspath("b")):
-            with pytest.raises(UserError, match=r"--test-share 0\.5 --split-seed 0"):
-                refuse_another_split(trained.replace(test_dataset=spelling, **change), trained, drawn)
-        refuse_another_split(trained.replace(test_dataset="c", **change), trained, drawn)
-        refuse_another_split(trained.replace(test_dataset="b", **change), trained, ReIDDataset("b"))  # a given split
-    refuse_another_split(trained, trained, drawn)
-    with pytest.raises(UserError, match="trained on all of b"):
-        refuse_another_split(trained.replace(test_dataset="b"), trained.replace(test_dataset="c"), drawn)
 
 
 # ---- loaders
