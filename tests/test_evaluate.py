@@ -34,13 +34,6 @@ def test_features_follow_the_order_of_the_files_and_leave_the_model_in_its_mode(
     torch.testing.assert_close(flipped, (one_by_one + mirrored) / 2, rtol=1e-3, atol=1e-4)
 
 
-def test_batch_size_and_cache_do_not_change_the_features(parts):
-    cfg, model, loaders = parts
-    expected, _ = extract_features(cfg, model, loaders.query, CPU)
-    other = make_loaders(cfg.replace(test_batch_size=5, cache_gb=0))
-    torch.testing.assert_close(extract_features(cfg, model, other.query, CPU)[0], expected, rtol=1e-3, atol=1e-4)
-
-
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_every_protocol_that_is_asked_for_is_resolve_protocol_its_parts_say(parts, metric):
     cfg, model, loaders = parts
