@@ -111,20 +111,6 @@ def test_paths_arrays_and_pil_images_of_one_picture_have_one_feature(extractor, 
     assert (as_is - swapped).abs().max() > 1e-3 and (as_is - turned).abs().max() > 1e-3
 
 
-def test_exif_rotation_and_pil_modes_are_as_in_files(extractor, crops):
-    image, exif = Image.open(crops / "a.png"), Image.Exif()
-    exif[0x0112] = 6  # to be rotated by 90 degrees
-    image.save(crops / "turned.png", exif=exif)
-    upright = image.transpose(Image.Transpose.ROTATE_270)
-    found = extractor([upright, crops / "turned.png", Image.open(crops / "turned.png")])
-    same(found, found[:1])
-    for mode in ("1", "L", "LA", "P", "RGBA", "CMYK"):
-        image = Image.open(crops / "b.png").convert(mode)
-        image.save(path := crops.parent / f"x.{'tif' if mode == 'CMYK' else 'png'}")
-        by_pil, by_path = extractor([image, path])
-        same(by_pil, by_path, 1e-2 if mode == "CMYK" else 1e-6)
-
-
 def test_a_fingerprint_follows_weights_and_what_shapes_features_and_nothing_else(saved):
     model, cfg = load_model(saved, CPU)
     state = model.state_dict()
