@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_tree
-from helpers import ROOT, arguments, filled, program, refused, save_model
+from helpers import arguments, filled, program, refused, save_model
 from scipy import stats
 from torch import nn
 from torch.nn import functional as F
@@ -83,16 +83,6 @@ def test_blocks_follow_each_other_and_multiply_adds_are_those_of_torchs_counter(
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
             Searched(spec).eval()(torch.zeros(1, 3, spec.height, spec.width))
         assert multiply_adds(spec) == counter.get_total_flops() // 2
-
-
-def test_specifications_are_read_from_files_text_and_the_repository(tmp_path, monkeypatch):
-    rng = np.random.default_rng(4)
-    spec = SPACE.random(rng)
-    write_json(tmp_path / "spec.json", {"found_by": "a test", "mAP": 1.5} | spec.to_dict())
-    assert read_spec(tmp_path / "spec.json") == read_spec(json.dumps(spec.to_dict())) == spec
-    monkeypatch.chdir(tmp_path)
-    name = "model/backbones/specs/light_210m.json"
-    assert read_spec(name) == read_spec(ROOT / name) and multiply_adds(read_spec(name)) == 193963376
 
 
 def test_invalid_specifications_get_a_short_sentence_with_the_file(tmp_path):
@@ -504,14 +494,3 @@ def test_the_checks_of_ranking_and_latency(small, tmp_path):
     found = json.loads((Path(small.run.log_dir) / "latency_32x32_batch1_cpu.json").read_text())
     sums, wholes = ([row[key] for row in found["rows"]] for key in ("sum", "whole"))
     assert found["spearman"] == pytest.approx(stats.spearmanr(sums, wholes).statistic) and min(wholes + sums) > 0
-
-
-def test_bad_options_are_refused(small):
-    for name, value in (
-        ("max-flops", "many"),
-        ("max-flops", "nan"),
-        ("max-latency", -1),
-        ("latency-batch", 0),
-        ("at-random", 9),
-    ):
-        refused(search(small, f"--{name}", value), f"--{name}")
