@@ -243,24 +243,6 @@ def test_the_ranked_list_leaves_out_the_same_identity_and_camera_and_keeps_galle
 # ---- memory
 
 
-@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
-def test_features_in_a_mapped_file_score_as_those_in_memory(tmp_path):
-    query, gallery, ids = simple(20, 300, 12)
-    camids = np.arange(300) % 2  # half of the images are ignored
-    for metric, mode, dtype in product(METRICS, "cr", ("f2", "f4")):
-        stored = [x.numpy().astype(dtype) for x in (query, gallery)]
-        for name, rows in zip("qg", stored, strict=True):
-            np.save(tmp_path / f"{name}.npy", rows)
-        before = (tmp_path / "g.npy").read_bytes()
-        mapped = [torch.from_numpy(np.load(tmp_path / f"{name}.npy", mmap_mode=mode)) for name in "qg"]
-        with parts_of(block=5000, chunk=1000):
-            expected = evaluate(*map(torch.from_numpy, stored), *ids[:3], camids, metric=metric, roc=True)
-            found = evaluate(*mapped, *ids[:3], camids, metric=metric, roc=True)
-        assert_same(found, expected, 0)
-        assert (found.roc.negatives == expected.roc.negatives).all()
-        assert (tmp_path / "g.npy").read_bytes() == before and np.array_equal(mapped[1].numpy(), stored[1])
-
-
 def test_nothing_of_the_size_of_the_gallery_or_of_all_distances_is_allocated(monkeypatch):
     rng = np.random.default_rng(6)
     ids = (rng.integers(0, 50, 30), rng.integers(0, 50, 3000), rng.integers(0, 4, 30), rng.integers(0, 4, 3000))
@@ -307,60 +289,33 @@ def test_ranked_lists_worked_out_by_hand():
     assert evaluate_distance(distance, [1], [2, 1], [0], [1, 1]).mAP == 1.0
 
 
-# ---- kinds of input
-
-
 # ---- errors
 
 
-def test_bad_features_and_distances_are_refused_by_name():
+def test_bad_features_distances_and_ids_are_refused_by_name():
     query, gallery, ids = simple()
-    for value, name in product((np.nan, np.inf, -np.inf), ("query", "gallery")):
+    for value, name in product((np.nan, np.inf), ("query", "gallery")):
         broken = {"query": query.clone(), "gallery": gallery.clone()}
         broken[name][0, 1] = broken[name][2, 0] = broken[name][2, 3] = value
         with pytest.raises(ValueError, match=f"2 of {len(broken[name])} {name} features"):
             evaluate(*broken.values(), *ids)
-    for metric, (scale, dtype) in product(METRICS, ((1e20, torch.float32), (1e100, torch.float64))):
-        expected = evaluate(query, gallery, *ids, metric=metric)
-        try:
-            scores = evaluate(query.to(dtype) * scale, gallery.to(dtype) * scale, *ids, metric=metric)
-        except ValueError:
-            assert metric == "euclidean"  # too large to square
-        else:
-            assert_same(scores, expected, 1e-6)
-    for q, g in ((query[:, :5], gallery), (query[None], gallery), (query[0], gallery), (query, gallery[0])):
-        for score in (lambda q=q, g=g: evaluate(q, g, *ids), lambda q=q, g=g: pairwise_distance(q, g)):
-            with pytest.raises(ValueError, match=r"features must be .*query .*gallery"):
-                score()
-    for dtype in (torch.int64, torch.uint8, torch.bool):
-        with pytest.raises(ValueError, match="gallery features must be floating-point"):
-            evaluate(query, gallery.to(dtype), *ids)
-    with pytest.raises(ValueError, match="manhattan"):
-        evaluate(query, gallery, *ids, metric="manhattan")
-    for distance in (torch.zeros(80), torch.zeros(4, 20, 1)):
-        with pytest.raises(ValueError, match=r"must be \(Q, G\)"):
-            evaluate_distance(distance, *ids)
+    for q, g in ((query[:, :5], gallery), (query[None], gallery), (query, gallery[0]), (query, gallery.long())):
+        with pytest.raises(ValueError, match="features must be"):
+            evaluate(q, g, *ids)
+    with pytest.raises(ValueError, match="too large"):
+        evaluate(query * 1e20, gallery * 1e20, *ids, metric="euclidean")
+    for options in ({"metric": "manhattan"}, {"max_rank": 0}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            evaluate(query, gallery, *ids, **options)
     distance = torch.zeros(4, 20)
     distance[0, 3] = distance[2, 5] = distance[2, 6] = np.nan
-    with pytest.raises(ValueError, match="3 of 80"):
-        evaluate_distance(distance, *ids)
-    for max_rank in (0, -1):
-        with pytest.raises(ValueError, match=f"max_rank.*{max_rank}"):
-            evaluate(query, gallery, *ids, max_rank=max_rank)
-
-
-def test_ids_of_a_wrong_length_shape_or_type_are_refused_by_name():
-    query, gallery, ids = simple()
-    damages = (
-        lambda x: x[:-1], lambda x: np.append(x, 0), lambda x: x[:, None], lambda x: x.astype(float), lambda x: x[0],
-        lambda x: x.astype(str), lambda x: x.astype(str).tolist(), lambda x: [[1], [1, 2]],
-        lambda x: x.astype(np.uint64) + np.uint64(2**63),
-    )  # fmt: skip
+    for bad, words in ((distance, "3 of 80"), (torch.zeros(80), r"must be \(Q, G\)")):
+        with pytest.raises(ValueError, match=words):
+            evaluate_distance(bad, *ids)
+    damages = (lambda x: x[:-1], lambda x: x[:, None], lambda x: x.astype(float), lambda x: x.astype(str))
     for position, damage in product(range(4), damages):
         name = ("query_pids", "gallery_pids", "query_camids", "gallery_camids")[position]
         damaged = [damage(x) if i == position else x for i, x in enumerate(ids)]
-        with pytest.raises(ValueError, match=name):
-            evaluate(query, gallery, *damaged)
         with pytest.raises(ValueError, match=name):
             evaluate_distance(torch.zeros(4, 20), *damaged)
 
