@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
-import torch
-from helpers import program, refused
+from helpers import program
 
 from config import Config
 from model import BACKBONES
-from tools.model_summary import count, latency
+from tools.model_summary import count
 
 
 def summary(*args: object):
@@ -53,20 +52,3 @@ def test_all_backbones_make_a_table_and_those_that_cannot_be_made_are_named():
         shown = summary("--all", "--last-stride", 2)
         assert [row[0] for row in cells(shown)] == ["resnet18", "regnet_y_400mf"]
         assert shown.stdout.splitlines()[-1].startswith("left out:") and "osnet_x0_25" in shown.stdout
-
-
-def test_latency_is_the_median_and_says_where_it_was_measured(monkeypatch):
-    shown = summary("mobilenet_v3_small", "--height", 32, "--width", 16, "--latency", "--runs", 2, "--device", "cpu")
-    (row,) = cells(shown)
-    assert len(row) == 7 and float(row[5]) > 0 and float(row[6]) > 0
-    assert shown.stdout.splitlines()[1].endswith("ms for 1  ms for 32")
-    assert f"torch {torch.__version__}" in shown.stdout.splitlines()[-1]
-    monkeypatch.setattr("tools.model_summary.time_calls", lambda calls, device, runs, warmup: [[2.0, 1.0, 4.0]])
-    assert latency(Config(backbone="resnet18", weights="none", height=32, width=16), torch.device("cpu"), 1, 3) == 2
-
-
-def test_bad_settings_get_one_sentence():
-    refused(summary("resnet50", "--all"), "--all")
-    refused(summary("resnet50", "--runs", 0), "--runs")
-    refused(summary("osnet_x0_25", "--last-stride", 2), "--last-stride")
-    refused(summary("resnet18", "--width-multiplier", 0.5), "--width-multiplier")
