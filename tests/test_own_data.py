@@ -106,20 +106,6 @@ def test_cameras_come_from_folders_or_from_all_file_names(tmp_path):
         refused(base, "--camera-pattern", pattern=pattern)
 
 
-def test_hidden_files_and_other_kinds_are_skipped_and_strays_are_warned_about(tmp_path, recwarn):
-    base = touch(
-        tmp_path / "p", "A/1.jpg", "A/2.heic", "A/notes.txt", "A/Thumbs.db", "A/.hidden.jpg", "A/._1.jpg",
-        "A/.cache/3.jpg", ".git/4.jpg", "readme.txt", "C/list.csv", "B/4.gif",
-    )  # fmt: skip
-    (base / "EMPTY").mkdir()
-    (base / "A" / "empty camera").mkdir()
-    names = [name for name, *_ in listed(read(base, share=0).train, base)]
-    assert names == ["A/1.jpg", "A/2.heic", "B/4.gif"] and not recwarn.list  # what cannot be read is refused by name
-    touch(base, "cover.jpg", "poster.png")
-    with pytest.warns(UserWarning, match=r"2 images .*cover.jpg"):
-        assert len(read(base, share=0).train) == 3
-
-
 def test_links_are_followed_but_never_in_circles_and_names_may_be_of_any_script(tmp_path):
     decomposed = unicodedata.normalize("NFD", "José")
     base = touch(tmp_path / "фото 人", "A/cam/1.jpg", f"{decomposed}/дом/图 1.jpg")
