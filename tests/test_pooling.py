@@ -59,22 +59,6 @@ def test_only_gem_learns_and_only_its_p():
     assert not POOLING["gem_fixed"]().state_dict() and POOLING["gem"]() is not POOLING["gem"]()
 
 
-def test_gem_between_average_and_maximum():
-    x = maps(4, 6, 8, 4, dtype=torch.float32).abs() * 1e4  # 1e4 to the power of 1000 fits in no float
-    for p in (1.0, 0.5, -2.0):  # a p below 1 counts as 1
-        torch.testing.assert_close(GeM(p=p)(x), x.mean((2, 3)), rtol=1e-5, atol=0)
-    torch.testing.assert_close(GeM(p=1000.0)(x), x.amax((2, 3)), rtol=0.005, atol=0)
-    pooled = torch.stack([GeM(p=p).double()(x.double()) for p in (1.0, 1.5, 3.0, 6.0, 50.0)])
-    assert (pooled.diff(dim=0) > 0).all()
-    for value in (0.0, -3.0, 1e-30):
-        for dtype in (torch.float32, torch.float16):
-            pool, x = GeM(), torch.full((2, 3, 4, 2), value, dtype=dtype, requires_grad=True)
-            out = pool(x)
-            out.sum().backward()
-            torch.testing.assert_close(out, torch.full((2, 3), 1e-6), rtol=0.02, atol=0)  # float16 has 1.01e-6
-            assert x.grad.isfinite().all() and pool.p.grad.isfinite()
-
-
 def test_gems_p_learns_and_its_gradient_is_that_of_finite_differences():
     x = maps(16, 8, 6, 4, dtype=torch.float32).abs()
     target, pool = GeM(p=6.0)(x).detach(), GeM()
