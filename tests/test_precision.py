@@ -212,22 +212,6 @@ def test_a_gradient_that_is_not_finite_skips_the_step():
         assert not any(torch.equal(a, b) for a, b in zip(after, before, strict=True)), case
 
 
-def test_the_scale_changes_no_weight():
-    """A power of two, it leaves every digit as it was."""
-    for optimizer, fused in itertools.product(OPTIMIZERS, (True, False)):
-        weights = []
-        for precision in ("float32", "fp16"):
-            parts = toy(precision, optimizer, fused)
-            weights.append([a_step(*parts) for _ in range(3)][-1])
-        model, plain, _ = toy("float32", optimizer, fused)
-        for _ in range(3):
-            plain.zero_grad()
-            model(torch.linspace(-1, 1, 24).view(6, 4)).square().sum().backward()
-            plain.step()
-        for one in weights:
-            assert all(torch.equal(a, b) for a, b in zip(one, model.parameters(), strict=True)), (optimizer, fused)
-
-
 # ---- what suits the device, and torch's switches
 
 
