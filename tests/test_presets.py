@@ -9,14 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write_tree
-from torch import nn
 
 from config import PRESETS, Config, load_preset
 from loss import make_criterion
 from model import ReIDModel, build_model
 from processor import do_train
 from solver import lr_factor
-from solver.optimizer import parameter_groups
 from tools.model_summary import count
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,13 +149,6 @@ def test_losses_are_those_of_the_source():
     )
     assert chosen(lambda cfg: cfg.loss.soft_margin) == circle
     assert chosen(lambda cfg: cfg.loss.triplet == "weighted") == {"agw_resnet50"}
-
-
-def test_der_s_biases_learn_twice_as_fast_and_do_not_decay():
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    groups = parameter_groups(load_preset("der_resnet50_ibn_a"), model)
-    shapes = {(g["lr_factor"], g["weight_decay"]): sum(p.numel() for p in g["params"]) for g in groups}
-    assert shapes == {(1.0, 5e-4): 4, (2.0, 0.0): 4, (1.0, 0.0): 2}
 
 
 @pytest.mark.parametrize(
