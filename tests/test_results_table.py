@@ -56,20 +56,6 @@ def test_results_become_tables_with_mean_and_deviation_over_seeds(root):
     refused(fill(root, "--check"), "README.md", "results_table.py")
 
 
-def test_results_on_another_set_have_rows_of_their_own(root):
-    other = {"experiment": "b1", "source": "paper", "dataset": "veri776"}
-    rows = [ROW, other | {"protocol": "plain", "mAP": 55.8, "mINP": 7.5}, other | {"protocol": "rerank", "mAP": 61.0}]
-    write(root, "published", {"rows": rows})
-    write(root, "b1", RESULT)
-    write(root, "b1-veri776", RESULT | {"test_dataset": "veri776"})
-    write(root, "any name", RESULT | {"experiment": "b1", "dataset": "veri776+market1501", "seed": 1})
-    assert fill(root).returncode == 0
-    text = (root / "docs" / "results.md").read_text()
-    assert "| b1 | plain | 85.8 / 94.1 | 50.00 / 60.00 |" in text
-    assert "| b1, veri776 | plain | 55.8 / –, mINP 7.5 | 50.00 ± 0.00 / 60.00 ± 0.00 |" in text
-    assert "| b1, veri776 | rerank | 61.0 / – | not measured |" in text
-
-
 def test_results_of_a_cut_set_and_damaged_files_are_refused(root):
     file = write(root, "b1", RESULT | {"note": "first 3 of 6; not comparable"})
     refused(fill(root), file, "not comparable")
