@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import random
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,10 @@ from config import Config
 from processor import do_train, load_model
 from processor.checkpoint import kept_checkpoints, read_checkpoint
 from processor.setup import run_directory
-from processor.state import TrainState, restore
+from processor.state import restore
 from processor.train import train_one_epoch
 from processor.watch import Watchers
-from utils.errors import Stopped, UserError
+from utils.errors import UserError
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -49,14 +48,6 @@ def short(tiny: Config, **changes) -> Config:
 
 def logged(cfg: Config) -> str:
     return (Path(cfg.run.log_dir) / "demo" / "train.log").read_text()
-
-
-def stopped_and_resumed(cfg: Config, monkeypatch, stop_after: int = 6, **changes) -> TrainState:
-    """Stopped in the second epoch, and resumed with some settings changed."""
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        stop_at(patch, "train_step", stop_after, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        do_train(cfg)
-    return do_train(cfg.replace(resume=True, **changes))
 
 
 # ---- damaged and foreign checkpoints
@@ -174,17 +165,6 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_unchanged(tiny, monke
 # ---- changed settings
 
 
-@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"batch_size": 12}, {"seed": 1}, {"sampler": "pk_cameras"}])
-def test_other_batches_start_the_epoch_again_with_the_present_weights(tiny, monkeypatch, changes):
-    cfg, steps, real = short(tiny), [], processor.train.train_step
-    monkeypatch.setattr(processor.train, "train_step", lambda *a: steps.append(a[4:]) or real(*a))
-    run = stopped_and_resumed(cfg, monkeypatch, **changes)
-    (name, value) = next(iter(changes.items()))
-    assert f"{name} {cfg.get(name)} -> {value}" in logged(cfg) and "epoch 2 starts again" in logged(cfg)
-    assert len(run.history) == 2 and len(steps) == 6 + (3 if name == "batch_size" else 4)
-    assert steps[6:][:2] == ([(0, 2), (1, 2)] if name == "accumulate" else [(0, 1), (0, 1)])
-
-
 # ---- one program per directory
 
 
@@ -200,15 +180,6 @@ def test_two_programs_get_two_directories_and_a_run_cannot_be_resumed_while_it_t
             pass
     with run_directory(tiny.replace(resume=True)) as third:
         assert third.name == "demo"
-
-
-def test_a_run_that_ends_in_any_way_unlocks_its_directory(tiny, monkeypatch):
-    for error in (KeyboardInterrupt(), UserError("no"), RuntimeError("bug")):
-        with monkeypatch.context() as patch, pytest.raises(type(error)):
-            patch.setattr(processor.train, "train_step", fails(error))
-            do_train(short(tiny))
-    run = do_train(short(tiny, epochs=1))
-    assert run.directory.name == "demo" and do_train(short(tiny, epochs=1, resume=True)).epoch == 1
 
 
 def test_a_kill_between_the_two_checkpoints_of_an_evaluation_does_not_lose_the_best(tiny, monkeypatch):
