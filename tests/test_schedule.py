@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from config import Config
-from solver import lr_factor, set_lr, settings_without_effect
+from solver import lr_factor, settings_without_effect
 
 STEPS = 8  # steps per epoch
 RECIPE = Config(warmup_epochs=10.0, warmup_factor=0.01, steps=(40.0, 70.0), gamma=0.1)
@@ -61,16 +61,6 @@ def test_cosine_is_what_torch_and_fast_reid_step_through():
         assert 3.5e-4 * lr_factor(cfg, epoch, STEPS) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9)
         optimizer.step()
         scheduler.step()
-
-
-def test_set_lr_gives_every_group_its_share_of_the_rate_and_returns_the_whole():
-    cfg = RECIPE.replace(lr=2.0)
-    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    groups = [{"params": weights[:1], "lr": 9.0, "lr_factor": 1.0}, {"params": weights[1:], "lr_factor": 0.1}]
-    optimizer = torch.optim.SGD(groups, lr=5.0)
-    for progress, rate in ((0, 0.02), (20, 2.0), (50, 0.2), (20, 2.0)):  # back again, too: nothing accumulates
-        assert set_lr(cfg, optimizer, progress, STEPS) == pytest.approx(rate)
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([rate, rate / 10])
 
 
 def test_settings_that_would_take_effect_only_after_the_last_epoch_are_named():
