@@ -220,19 +220,3 @@ def test_evaluation_and_load_model_use_the_averaged_weights_and_a_checkpoint_hol
     loaders = make_loaders(cfg)
     inference = do_inference(cfg, model, loaders.query, loaders.gallery, torch.device("cpu"))
     assert score_values(inference.scores) == run.history[-1]["scores"]
-
-
-def test_the_centers_move_and_weight_0_switches_them_off(tiny):
-    run = do_train(tiny.replace(epochs=1, eval_first=False, width_multiplier=0.25))
-    assert run.history[0]["center"] > 0
-    off = do_train(tiny.replace(epochs=1, eval_first=False, width_multiplier=0.25, center_weight=0.0, name="off"))
-    assert "center" not in off.history[-1] and not off.criterion.state_dict()
-
-
-def test_load_model_returns_the_trained_model_in_evaluation_mode(tiny):
-    run = do_train(tiny.replace(epochs=1, eval_first=False, width_multiplier=0.25))
-    model, cfg = load_model(run.directory / "last.pth", "cpu")
-    assert not model.training and cfg == run.cfg
-    images = torch.randn(3, 3, 32, 16)
-    with torch.no_grad():
-        assert torch.allclose(model(images), run.model.eval()(images), atol=1e-5)  # layouts differ
