@@ -151,7 +151,7 @@ def test_a_trained_module_equals_the_loops_and_trains_at_any_size(name):
     assert idle == (cancelled if name == "nonlocal_softmax" else set())
 
 
-def test_residual_modules_start_as_the_identity_and_gates_between_0_and_1():
+def test_residual_modules_start_as_the_identity_and_learn():
     torch.manual_seed(0)
     x = maps(4, 8, 6, 3, dtype=torch.float32)
     for name in ("gc", "nonlocal", "nonlocal_softmax", "fpb"):
@@ -164,15 +164,6 @@ def test_residual_modules_start_as_the_identity_and_gates_between_0_and_1():
                 F.mse_loss(module(x), x.flip(0)).backward()
                 optimizer.step()
             assert not torch.allclose(module(x), x), name
-    for name in ("se", "cbam", "gc_gate"):
-        weights = randomise(ATTENTION[name](8, 0.25))(x) / x
-        assert ((weights > 0) & (weights < 1)).all(), name
-        wide = maps(2, 64, 6, 3)
-        middle = 0.25 if name == "cbam" else 0.5  # CBAM weights twice
-        start = ATTENTION[name](64, 0.25).double()(wide) / wide
-        assert start.mean().item() == pytest.approx(middle, abs=0.1), name
-    module = ATTENTION["plr"](8, 0.25)
-    assert torch.equal(module(x), module[1](x))
 
 
 @pytest.mark.parametrize("name", ATTENTION)
