@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 import torch
 from helpers import filled
@@ -14,7 +12,7 @@ from torchvision import models
 from config import Config
 from loss import make_criterion
 from model import BRANCHES, build_model, make_model
-from model.branches.parts import Split, drop_random_rows
+from model.branches.parts import Split
 from model.reid import ReIDModel, make_backbone
 from model.weights import load_backbone
 from processor.checkpoint import load_model, save_checkpoint
@@ -277,25 +275,3 @@ def test_imagenet_weights_and_our_own_checkpoints_start_mgn(tmp_path, monkeypatc
 
 
 # ---- stripes and dropped rows
-
-
-def test_randomly_dropped_rows_are_neighbours_the_same_in_all_images_and_equally_likely():
-    for rows, share, size in ((24, 1 / 3, 8), (16, 1 / 3, 5), (8, 0.5, 4), (5, 0.0, 0), (1, 0.3, 0)):
-        maps = torch.rand(3, 4, rows, 5).half() + 1
-        maps[0, 0, :, 0] = torch.inf  # which a product with 0 would turn into NaN
-        for _ in range(10):
-            out = drop_random_rows(maps, share)
-            gone = out.eq(0)
-            assert out.dtype == maps.dtype and torch.equal(gone, gone[:1, :1, :, :1].expand_as(gone))
-            lost = gone[0, 0, :, 0].nonzero().flatten().tolist()
-            assert lost == [*range(lost[0], lost[0] + size)] if size else not lost
-            assert torch.equal(out[~gone], maps[~gone])
-    tops = Counter(drop_random_rows(torch.ones(1, 1, 12, 1)).flatten().argmin().item() for _ in range(1800))
-    assert set(tops) == set(range(9)) and all(abs(count - 200) < 70 for count in tops.values())  # 5 standard deviations
-    torch.manual_seed(5)
-    drop_random_rows(torch.ones(4, 2, 6, 3))
-    state = torch.get_rng_state()
-    torch.manual_seed(5)
-    torch.randint(5, (1,))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert drop_random_rows(torch.empty(4, 2, 6, 3, device="meta")).shape == (4, 2, 6, 3)  # nothing is read
