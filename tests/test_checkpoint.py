@@ -143,35 +143,19 @@ def test_a_checkpoint_that_would_run_code_does_not_run_it(tmp_path):
     assert sprung.exists()  # the trap is one
 
 
-def write_foreign(path: Path, kind: str) -> None:
-    if kind == "image":
-        path.write_bytes(cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes())
-    elif kind == "text":
-        path.write_text("epoch 1/3  loss 4.156\n")
-    elif kind == "arrays":
-        with open(path, "wb") as file:
-            np.savez(file, qf=np.zeros((2, 3)))
-    elif kind == "script":
-        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(path))
-    elif kind == "weights":
-        torch.save(torch.nn.Linear(2, 2).state_dict(), path)
-    elif kind == "another program's":
-        torch.save({"state_dict": {"w": torch.ones(2)}, "epoch": 3, "labels": [1, 2], "model": "resnet50"}, path)
-    elif kind == "a list":
-        torch.save([state()], path)
-    elif kind == "directory":
-        path.mkdir()
-    else:
-        path.touch()
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_foreign_file_is_refused_and_the_one_before_is_used(tmp_path):
-    kinds = ("empty", "directory", "image", "text", "arrays", "script", "weights", "another program's", "a list")
-    for kind in kinds:
-        path = tmp_path / kind / "last.pth"
+    image = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
+    other = {"state_dict": {"w": torch.ones(2)}, "epoch": 3, "labels": [1, 2], "model": "resnet50"}
+    contents = (b"", image, b"epoch 1/3\n", torch.nn.Linear(2, 2).state_dict(), other, [state()], None)
+    for name, content in enumerate(contents):
+        path = tmp_path / str(name) / "last.pth"
         path.parent.mkdir()
-        write_foreign(path, kind)
+        if content is None:
+            path.mkdir()
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path)
         refused(path)
         save_checkpoint(path.with_name("other.pth"), state(3))
         path.with_name("other.pth").rename(path.with_name("last.1.pth"))
