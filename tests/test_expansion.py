@@ -58,30 +58,6 @@ def test_expansion_equals_the_formula_and_ties_are_taken_by_gallery_order_whatev
         assert_expanded(coarse(queries, seed), coarse(images, seed + 1), min(k, 12), alpha)
 
 
-def test_neighbours_worked_out_by_hand():
-    query, gallery = torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 1.0], [12.0, 5.0]])
-    # of cosines 3/5, 0 and 12/13 the two largest, squared: 9/25 of (3/5, 4/5) and 144/169 of (12/13, 5/13)
-    expected = np.array([1 + 27 / 125 + 1728 / 2197, 36 / 125 + 720 / 2197])
-    found = expand_queries(query, gallery, k=2, alpha=2)
-    np.testing.assert_allclose(found.numpy()[0], expected / np.linalg.norm(expected), atol=1e-6)
-    # alpha 0 is the plain average, even of opposite rows; with another alpha these have no weight
-    found = expand_queries(torch.tensor([[1.0, 0.0]]), torch.tensor([[-3.0, 4.0], [0.0, 9.0]]), k=2, alpha=0)
-    np.testing.assert_allclose(found.numpy()[0], np.array([0.4, 1.8]) / np.linalg.norm([0.4, 1.8]), atol=1e-6)
-    found = expand_queries(torch.tensor([[3.0, 4.0]]), torch.tensor([[-1.0, -1.0], [-5.0, 0.0]]), k=2, alpha=1)
-    torch.testing.assert_close(found, torch.tensor([[0.6, 0.8]]))
-    # a row is not its own neighbour, but its duplicates can be
-    a, b, diagonal = [1.0, 0.0], [0.0, 1.0], [0.5**0.5, 0.5**0.5]
-    torch.testing.assert_close(augment_gallery(torch.tensor([a, a]), 1, 0), torch.tensor([a, a]))
-    torch.testing.assert_close(augment_gallery(torch.tensor([a, b]), 1, 0), torch.tensor([diagonal, diagonal]))
-    torch.testing.assert_close(augment_gallery(torch.tensor([b, a, a, a]), 1, 0), torch.tensor([diagonal, a, a, a]))
-    # nothing to add, nothing to expand, no direction
-    unit = torch.tensor([[0.6, 0.8]])
-    torch.testing.assert_close(augment_gallery(torch.tensor([[3.0, 4.0]])), unit)
-    torch.testing.assert_close(expand_queries(torch.tensor([[3.0, 4.0]]), torch.zeros(0, 2)), unit)
-    assert expand_queries(torch.zeros(0, 3), normal(5, 3)).shape == augment_gallery(torch.zeros(0, 3)).shape == (0, 3)
-    assert torch.equal(expand_queries(torch.zeros(2, 3), normal(5, 3), k=2, alpha=1), torch.zeros(2, 3))
-
-
 def test_bad_input_is_refused_by_name():
     query, gallery = normal(5, 8), normal(30, 8, 1)
     broken = query.clone()
