@@ -115,20 +115,6 @@ def test_contributions_are_gradient_times_activation_by_finite_differences():
         assert same.sum().item() == pytest.approx(1) and one.item() == pytest.approx(1)
 
 
-def test_with_a_bnneck_each_position_is_compared_with_the_running_mean():
-    model, (a, b) = toy(PLAIN.replace(neck="bnneck", test_feature="after")), pictures(6).chunk(2)
-    neck = model.branches[0].neck
-    scale = (neck.weight / (neck.running_var + neck.eps).sqrt()).detach()
-    u, v = model(a).detach(), model(b).detach()
-    maps = (model.backbone(a).detach() - neck.running_mean[:, None, None]) * scale[:, None, None]
-    expected = torch.einsum("nchw,nc->nhw", maps, v) / 8 / (u.norm(dim=1) * v.norm(dim=1))[:, None, None]
-    used = (model.backbone(a).detach() > -1).any(1)
-    first, _, cosines = similarity_maps(model, a, b)
-    assert used.all()
-    torch.testing.assert_close(first[:, 0], expected)
-    torch.testing.assert_close(first.sum((2, 3)), cosines)
-
-
 def test_real_models_have_maps_that_add_up_and_are_left_as_they_were():
     for settings in (
         {"backbone": "resnet18", "branches": "pcb", "height": 192, "width": 64},
