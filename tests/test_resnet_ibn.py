@@ -11,11 +11,10 @@ import pytest
 import torch
 from helpers import filled, means
 from torch import nn
-from torchvision.models.resnet import BasicBlock
 
 from config import Config
 from model.backbones import resnet_ibn
-from model.backbones.resnet_ibn import IBN, NormAfterSum, ReleasedWeights
+from model.backbones.resnet_ibn import ReleasedWeights
 from model.weights import load_backbone
 from utils.errors import UserError
 
@@ -48,49 +47,6 @@ def test_names_shapes_and_maps_are_theirs_with_either_last_stride(name):
         maps, fine_maps = net(images), finer(images)
     assert maps.shape == (1, net.out_channels, 2, 1) and fine_maps.shape == (1, net.out_channels, 4, 2)
     assert means(maps) + means(fine_maps) == pytest.approx(THEIRS[name][1:], rel=1e-6)
-
-
-def test_instance_norm_is_where_the_paper_has_it_and_learns_a_scale():
-    blocks = ((1, 3), (2, 4), (3, 6))
-    for name, expected in (
-        ("resnet50_ibn_a", {f"layer{stage}.{n}.bn1.IN" for stage, count in blocks for n in range(count)}),
-        ("resnet18_ibn_b", {"bn1", "layer1.1.IN", "layer2.1.IN"}),
-        ("resnet50_ibn_b", {"bn1", "layer1.2.IN", "layer2.3.IN"}),
-    ):
-        with torch.device("meta"):
-            found = {n: m for n, m in make(name).named_modules() if isinstance(m, nn.InstanceNorm2d)}
-        assert set(found) == expected
-        assert all(m.affine and not m.track_running_stats for m in found.values())
-
-
-def test_ibn_normalises_half_the_channels_by_image_and_the_rest_by_batch():
-    torch.manual_seed(0)
-    for channels, first in ((64, 32), (7, 3), (2, 1)):
-        layer = IBN(channels).train()
-        with torch.no_grad():
-            for parameter in layer.parameters():
-                parameter.uniform_(0.5, 2)
-        x = torch.randn(4, channels, 6, 5) * 3 + 1
-        out = layer(x)
-        for c in range(channels):
-            where = (2, 3) if c < first else (0, 2, 3)
-            centred = x[:, c : c + 1] - x[:, c : c + 1].mean(where, keepdim=True)
-            unit = centred / (centred.square().mean(where, keepdim=True) + 1e-5).sqrt()
-            norm, i = (layer.IN, c) if c < first else (layer.BN, c - first)
-            assert torch.allclose(out[:, c : c + 1], unit * norm.weight[i] + norm.bias[i], atol=1e-5)
-        assert layer.BN.running_mean.any() and layer.IN.running_mean is None
-
-
-def test_b_normalises_the_sum_with_the_shortcut_before_the_relu():
-    torch.manual_seed(0)
-    block = NormAfterSum(BasicBlock(8, 8), 8).eval()
-    x, offset = torch.randn(2, 8, 6, 4), torch.linspace(0, 5, 8).view(8, 1, 1)
-    with torch.no_grad():
-        plain = block(x)
-        block.bn2.bias += offset.flatten()  # a constant before the norm cancels
-        assert torch.allclose(block(x), plain, atol=1e-4) and plain.min() == 0
-        block.IN.bias.fill_(-100)
-        assert not block(x).any()
 
 
 def test_imagenet_weights_are_the_authors_release_checked_by_their_hash(tmp_path: Path, monkeypatch):
