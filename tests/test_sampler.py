@@ -76,14 +76,6 @@ def test_pk_uses_all_images_in_proportion_and_spreads_them():
     assert len(set(first)) > 0.9 * len(first)  # identities are mixed
 
 
-def test_identities_with_fewer_images_than_k_give_each_once_and_repeat_some():
-    pids, seen = np.array([0, 0, 1, 1, 1, 1, 2]), set()
-    for batch in epochs(PKSampler(pids, 12, 4), 60):
-        assert reference.pk_batch_problems(batch, pids, 3, 4) == []
-        seen.add(tuple(sorted(batch[pids[batch] == 0])))
-    assert seen == {(0, 0, 0, 1), (0, 0, 1, 1), (0, 1, 1, 1)}
-
-
 def test_wrong_batch_sizes_are_refused_with_one_that_works():
     for batch_size, world_size, words in [(10, 1, "4 images"), (2, 1, "4 images"), (12, 2, "2 process")]:
         with pytest.raises(UserError, match=rf"batch-size {batch_size} .* {words}"):
