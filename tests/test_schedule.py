@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from config import Config
-from solver import lr_factor, settings_without_effect
+from solver import lr_factor
 
 STEPS = 8  # steps per epoch
 RECIPE = Config(warmup_epochs=10.0, warmup_factor=0.01, steps=(40.0, 70.0), gamma=0.1)
@@ -61,17 +61,3 @@ def test_cosine_is_what_torch_and_fast_reid_step_through():
         assert 3.5e-4 * lr_factor(cfg, epoch, STEPS) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9)
         optimizer.step()
         scheduler.step()
-
-
-def test_settings_that_would_take_effect_only_after_the_last_epoch_are_named():
-    fine = Config(epochs=10, steps=(5.0,), warmup_epochs=2.0, freeze_epochs=1.0)
-    assert settings_without_effect(fine, STEPS) == []
-    assert settings_without_effect(fine.replace(schedule="cosine", steps=(40.0,)), STEPS) == []
-    for changes, word in (
-        ({"steps": (5.0, 10.0)}, "--steps 5.0 10.0"),
-        ({"warmup_iters": 2000}, "--lr"),
-        ({"warmup_epochs": 10.0}, "--lr"),
-        ({"freeze_epochs": 10.0}, "--freeze-epochs 10.0"),
-    ):
-        (sentence,) = settings_without_effect(fine.replace(**changes), STEPS)
-        assert word in sentence
