@@ -81,26 +81,6 @@ def test_each_optimizer_takes_the_steps_of_its_paper(name, nesterov):
     assert not any(torch.allclose(expected, other, rtol=1e-6) for other in others)
 
 
-def test_each_trainable_parameter_is_in_one_of_as_few_groups_as_the_settings_need():
-    for changes, count in (
-        ({}, 1),
-        ({"backbone_lr_factor": 0.1}, 2),
-        ({"bias_lr_factor": 2.0}, 2),
-        ({"no_decay_norm_bias": True}, 2),
-        ({"backbone_lr_factor": 0.1, "bias_lr_factor": 2.0, "no_decay_norm_bias": True}, 6),
-        ({"backbone_lr_factor": 0.5, "bias_lr_factor": 2.0}, 3),  # a backbone's bias has the rate of a head's weight
-    ):
-        model = Toy()
-        model.twin = nn.Linear(6, 3, bias=False)
-        model.twin.weight = model.classifier.weight  # shared by two layers, moved once
-        groups = parameter_groups(Config(**changes), model)
-        grouped = [id(p) for group in groups for p in group["params"]]
-        assert len(groups) == count and len(grouped) == len(set(grouped))
-        assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
-    (group,) = parameter_groups(Config(), model)  # in the model's order, as in old checkpoints
-    assert [id(p) for p in group["params"]] == [id(p) for p in model.parameters() if p.requires_grad]
-
-
 def test_rates_and_weight_decay_of_every_weight():
     model = Toy()
     cfg = Config(lr=1.0, backbone_lr_factor=0.1, bias_lr_factor=2.0, weight_decay=0.5, no_decay_norm_bias=True)
