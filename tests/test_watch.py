@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_tree
-from helpers import start_training
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import processor.train
@@ -120,19 +119,6 @@ def test_what_a_kill_kept_from_tensorboard_is_logged_by_the_resumed_run(quick, m
     assert scalars(found, "train/loss") == pytest.approx({h["epoch"]: h["loss"] for h in run.history[1:]})
     assert list(scalars(found, "test_plain/mAP")) == [0, 2, 3]
     assert list(decoded(found, "train_batch")) == [0]
-
-
-def test_events_after_the_last_checkpoint_are_removed(quick):
-    state, _, _ = start_training(quick)
-    first = Watchers(state)
-    for epoch in (1, 2, 3):
-        first.log_losses({"epoch": epoch, "loss": 10.0 + epoch})
-    first.close()
-    state.epoch, state.history = 1, [{"epoch": 1, "loss": 11.0}]  # the last checkpoint
-    second = Watchers(state)
-    second.log_losses({"epoch": 2, "loss": 22.0})
-    second.close()
-    assert scalars(events(state.directory), "train/loss") == {1: 11.0, 2: 22.0}
 
 
 # ---- Weights & Biases
