@@ -58,7 +58,7 @@ def labelled(experiment: str, dataset: str) -> str:
 def table(experiments: dict[str, list[dict]], published: list[dict], all_rows: bool) -> str:
     """The table in Markdown: published rows in their order, then experiments without one; then the remarks.
 
-    all_rows: also the published rows that are not measured yet.
+    all_rows: also the published rows that are not measured yet, and remarks below the table.
     """
     rows = [(labelled(p["experiment"], p.get("dataset", USUAL[0])), p["protocol"], p) for p in published]
     known = {(e, p) for e, p, _ in rows}
@@ -70,6 +70,7 @@ def table(experiments: dict[str, list[dict]], published: list[dict], all_rows: b
         if scored or all_rows:
             lines.append(_row(experiment, protocol, reference, scored))
     remarks = [(e, r["seed"], r["remark"]) for e, runs in experiments.items() for r in runs if r.get("remark")]
+    remarks = remarks if all_rows else []
     return "\n".join(lines + [f"\n`{e}`, seed {seed}: {remark}" for e, seed, remark in remarks])
 
 

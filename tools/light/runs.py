@@ -115,6 +115,7 @@ def open_search(cfg: Config, options: SearchOptions) -> Search:
     budget = parse_flops(options.max_flops or "0") or multiply_adds(mobilenet_v2(cfg.data.height, cfg.data.width))
     supernet = use_heldout_as_test(cfg.replace(flip=False, rerank=False, epochs=epochs, steps=steps), directory)
     changes = {"backbone": f"supernet:{int(budget)}", "last_stride": 1, "clip_grad": cfg.solver.clip_grad or CLIP_GRAD}
+    changes["deterministic"] = True  # without cuDNN's autotuning, which would run at each step for another network
     train_network(supernet, directory, "supernet", **changes)
     setup_logging(directory / "search.log")
     model, trained = load_model(directory / "supernet" / LAST, device)
