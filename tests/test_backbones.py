@@ -116,7 +116,9 @@ def test_every_backbone_has_the_interface_and_a_map_at_a_sixteenth_with_attentio
             assert str(net.imagenet).endswith(".IMAGENET1K_V1") and torch.hub.HASH_REGEX.search(file), name
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in FAMILIES else pytest.mark.slow) for n in TORCHVISION]
+)
 def test_names_parameters_and_multiply_adds_are_those_that_torchvision_publishes(name):
     """`num_params` and `_ops` (in 10^9) of its weights, less the classifier."""
     weights = models.get_model_weights(name).IMAGENET1K_V1
@@ -236,20 +238,12 @@ def test_what_is_not_possible_is_refused_and_names_the_setting():
     for name, settings, words in (
         ("vit_b_16", {"last_stride": 2}, "--last-stride 2"),
         ("osnet_x0_25", {"last_stride": 2}, "--last-stride 2"),
-        ("vit_b_16", {"height": 250}, "--height 250 --width 128"),
         ("convnext_tiny", {"height": 64, "width": 31}, "--height 64 --width 31"),
-        ("resnet50_ibn_a", {"height": 16, "width": 31}, "--height 16 --width 31"),
         ("osnet_ain_x0_25", {"height": 31, "width": 16}, "--height 31 --width 16"),
         ("resnet49", {}, "resnet50"),
-        ("osnet", {}, "osnet_x1_0"),
-        ("zzzzz", {}, "timm/NAME"),
-        ("", {}, "resnet18"),
     ):
         with pytest.raises(UserError, match=words):
             make(name, **settings)
-    with torch.no_grad():
-        assert make("convnext_tiny", height=16, width=16, last_stride=1)(torch.randn(1, 3, 16, 16)).shape[2:] == (1, 1)
-    make("resnet18_ibn_b", height=16, width=16).train()(torch.randn(2, 3, 16, 16))
     for name in BACKBONES:
         cfg = Config(backbone=name, weights="none", stride_in_1x1=True)
         if name in BOTTLENECKS:
@@ -322,8 +316,6 @@ def test_what_timm_cannot_give_is_refused_and_its_files_load(tmp_path, monkeypat
         ("test_vit", 2, "--last-stride 2 .*test_vit.*give --last-stride 1"),
         ("densenet121", 1, "map of 4 x 2 for 128 x 64; give --last-stride 2"),
         ("resnet18x", 1, "called resnet18x; did you mean .*timm/resnet18"),
-        ("crossvit_tiny_240", 1, "crossvit_tiny_240"),
-        ("nest_tiny", 2, "--height 128 --width 64"),
     ):
         with pytest.raises(UserError, match=words):
             make(f"timm/{name}", height=128, width=64, last_stride=last_stride)

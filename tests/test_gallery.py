@@ -553,8 +553,6 @@ def test_bad_input_is_one_sentence_and_changes_nothing(base):
         ("ask", crops / "notes.txt"),
         ("ask", crops),
         ("ask", crops / "a.jpg", "--top", "0"),
-        ("ask", crops / "a.jpg", "--batch-size", "0"),
-        ("ask", crops / "a.jpg", "--checkpoint", "nobody"),
         ("add",),
         ("add", base / "nowhere"),
         ("remove",),

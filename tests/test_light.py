@@ -198,9 +198,8 @@ def extract(net: Supernet, spec: Spec, gradients: bool = False) -> Searched:
         for block, elastic in zip(getattr(alone, f"stage{number + 1}"), net.stages[number][: stage.depth], strict=True):
             for name, norm in (("expand", "norm1"), ("within", "norm2"), ("project", "norm3")):
                 if hasattr(block.layers, name):
-                    pairs += zip(
-                        getattr(block.layers, name), (getattr(elastic, name), getattr(elastic, norm)), strict=False
-                    )
+                    sources = getattr(elastic, name), getattr(elastic, norm)
+                    pairs += zip(getattr(block.layers, name), sources, strict=False)
             if hasattr(block.layers, "se"):
                 pairs += [(block.layers.se.fc1, elastic.fc1), (block.layers.se.fc2, elastic.fc2)]
     for layer, source in pairs:
@@ -249,9 +248,8 @@ def test_stopped_and_resumed_training_of_a_supernet_is_bit_identical(small, monk
     cfg = small.replace(backbone="supernet", epochs=2, ema_decay=0.9, eval_first=False, eval_every=2)
     whole, real = do_train(cfg.replace(name="whole")), Supernet.sample
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(
-            Supernet, "sample", lambda net: (net.steps == 2 and os.kill(os.getpid(), signal.SIGTERM), real(net))[1]
-        )
+        stop = lambda net: net.steps == 2 and os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        patch.setattr(Supernet, "sample", lambda net: (stop(net), real(net))[1])
         do_train(cfg.replace(name="parts"))
     torch.manual_seed(12345)
     resumed = do_train(cfg.replace(name="parts", resume=True))
@@ -344,9 +342,8 @@ def test_the_test_split_is_replaced_by_held_out_identities(small, tmp_path):
 
 
 def test_a_score_is_that_of_the_network_alone_after_recalibration(small, tmp_path):
-    cfg = use_heldout_as_test(small.replace(erase_prob=1.0, gray_prob=1.0, pad=10), tmp_path).replace(
-        backbone="supernet"
-    )
+    cfg = use_heldout_as_test(small.replace(erase_prob=1.0, gray_prob=1.0, pad=10), tmp_path)
+    cfg = cfg.replace(backbone="supernet")
     torch.manual_seed(0)
     model, dataset = make_model(cfg, 4), make_dataset(cfg)
     scorer, plain = Scorer(cfg, model, CPU), torch.cat(list(TestLoader(cfg, dataset.train, "train").batches(CPU)))
@@ -373,11 +370,8 @@ def test_a_score_is_that_of_the_network_alone_after_recalibration(small, tmp_pat
         scores = evaluate(*features, *(side.pids for side in sides), *(side.camids for side in sides))
         assert found == pytest.approx(100 * scores.mAP, abs=0.01) and found == scorer(spec)
     recalibrate(model, scorer.batches)
-    assert (
-        not model.training
-        and model.backbone.steps == 0
-        and {n.momentum for n in model.modules() if hasattr(n, "momentum")} == {0.1}
-    )
+    assert not model.training and model.backbone.steps == 0
+    assert {n.momentum for n in model.modules() if hasattr(n, "momentum")} == {0.1}
     assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
 
 
@@ -419,10 +413,8 @@ def test_a_latency_table_adds_up_the_parts_and_measures_none_twice(tmp_path, mea
 
 
 def search(small: Config, *more: object, most: str = "6M"):
-    budget = ("--supernet-epochs", 1, "--candidates", 5, "--at-random", 3, "--max-flops", most)
-    return program(
-        "tools/search_backbone.py", "demo", *arguments(small, "weights", "backbone", "jitter"), *budget, *more
-    )
+    words = (*arguments(small, "weights", "backbone", "jitter"), "--supernet-epochs", 1, "--candidates", 5)
+    return program("tools/search_backbone.py", "demo", *words, "--at-random", 3, "--max-flops", most, *more)
 
 
 def spoil(small: Config, *folders: str) -> None:

@@ -164,7 +164,7 @@ METRIC = {  # name: the loss, its loop, settings to try
     "multi-similarity": (
         multi_similarity_loss,
         slow_multi_similarity,
-        ({}, {"alpha": 3.0, "beta": 40.0, "base": 0.7, "epsilon": 0.3}, {"epsilon": 2.1}),
+        ({}, {"alpha": 3.0, "beta": 40.0, "epsilon": 2.1}),
     ),
     "centroid triplet": (centroid_triplet, slow_centroid_triplet, ({}, {"margin": 3.0}, {"margin": None})),
     "range": (range_loss, slow_range, ({}, {"margin": 4.0, "intra": 0.2, "inter": 3.0, "k": 3}, {"k": 1})),
@@ -313,12 +313,7 @@ def test_center_loss_equals_the_loops_in_all_precisions():
 
 def test_centers_move_as_by_sgd_on_the_loss_without_its_weight():
     """Several steps beside the two optimizers of commit 90ae170: branches, groups of batches, skipped steps, bf16."""
-    for branches, group, dtype in (
-        (1, 1, torch.float32),
-        (3, 1, torch.float32),
-        (2, 4, torch.float32),
-        (1, 1, torch.bfloat16),
-    ):
+    for branches, group, dtype in ((1, 1, torch.float32), (2, 4, torch.float32), (1, 1, torch.bfloat16)):
         cfg = Config(id_weight=0.0, triplet_weight=0.0, center_weight=3e-4, center_lr=0.7)
         by_hand, old = (make_criterion(cfg, 5, [8] * branches, []) for _ in range(2))
         old.load_state_dict(by_hand.state_dict())

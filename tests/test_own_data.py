@@ -12,8 +12,8 @@ from conftest import write_tree
 
 from config import Config
 from datasets import make_dataset
-from datasets.base import PID_OFFSET, ReIDDataset, Sample
-from datasets.own import NO_CAMERAS, choose_queries, own, to_numbers
+from datasets.base import ReIDDataset, Sample
+from datasets.own import NO_CAMERAS, own, to_numbers
 from utils.errors import UserError
 
 
@@ -46,13 +46,8 @@ def test_words_are_numbered_in_order_and_whole_numbers_keep_theirs():
         (["10", "9", "2"], {"10": 10, "9": 9, "2": 2}),
         (["0010", "9"], {"0010": 10, "9": 9}),
         (["10", "9", "0"], {"0": 1, "9": 2, "10": 3}),
-        (["-1", "5"], {"-1": 1, "5": 2}),
-        (["10", "9", "BOB", "ALICE"], {"9": 1, "10": 2, "ALICE": 3, "BOB": 4}),
         (["007", "7", "x"], {"007": 1, "7": 1, "x": 2}),
         (["车", "é", "Z", "1.5"], {"1.5": 1, "Z": 2, "é": 3, "车": 4}),
-        ([str(PID_OFFSET), "4"], {"4": 1, str(PID_OFFSET): 2}),
-        (["9" * 40, "4"], {"4": 1, "9" * 40: 2}),
-        (["²", "4"], {"4": 1, "²": 2}),
     ]:
         assert to_numbers(words) == to_numbers(reversed(words)) == expected
 
@@ -91,17 +86,12 @@ def test_cameras_come_from_folders_or_from_all_file_names(tmp_path):
     assert listed(dataset.query, base) == [("A/door/1.jpg", 1, 1)]
     assert [(s.pid, s.camid) for s in dataset.gallery] == [(1, 1), (1, 2), (2, 2), (2, 2)]
     assert NO_CAMERAS not in dataset.test_note
-    base = touch(tmp_path / "n", "A/10/1.jpg", "A/9/2.jpg", "A/9/3.jpg")
-    assert [s.camid for s in read(base, share=0).train] == [10, 9, 9]
     base = touch(tmp_path / "set_c7", "5/x_c3_1.jpg", "5/x_c3_2.jpg", "5/x_c12_1.jpg", "8/y_c3.jpg")
     assert [s.camid for s in read(base, share=0).train] == [12, 3, 3, 3]
     touch(base, "8/y.jpg")  # one without
     with pytest.warns(UserWarning, match=r"8/y\.jpg"):
         dataset = read(base, share=1)
     assert len({s.camid for s in dataset.query + dataset.gallery}) == 5 and NO_CAMERAS in dataset.test_note
-    base = touch(tmp_path / "w", "A/1-yard.jpg", "A/2-door.jpg", "A/3-door.jpg")
-    assert [s.camid for s in read(base, share=0, pattern=r"-(\w+)\.").train] == [2, 1, 1]
-    assert [s.camid for s in read(base, share=0, pattern=r"x?(z*)").train] == [1, 2, 3]  # an empty group is no camera
     for pattern in ("_c(", r"_c\d+", ""):
         refused(base, "--camera-pattern", pattern=pattern)
 
@@ -130,8 +120,6 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
     refused(touch(tmp_path / "deep", "A/cam/monday/1.jpg", "A/cam/2.jpg"), "A/cam/monday/1.jpg lies too deep")
     refused(touch(tmp_path / "mixed", "A/cam/1.jpg", "A/2.jpg"), "A/2.jpg", "A/cam/1.jpg")
     refused(touch(tmp_path / "a", "train/A/1.jpg", "query/B/2.jpg"), "query but no gallery")
-    refused(touch(tmp_path / "b", "train/A/1.jpg", "gallery/B/2.jpg"), "gallery but no query")
-    refused(touch(tmp_path / "c", "test/A/1.jpg", "query/B/2.jpg", "gallery/B/3.jpg"), "test next to query")
     refused(touch(tmp_path / "d", "train/1.jpg", "test/A/2.jpg"), "d/train has no folder")
 
 
@@ -199,17 +187,9 @@ def test_columns_in_any_order_and_paths_of_all_kinds(tmp_path):
 def test_bad_csv_files_are_refused_by_line(tmp_path):
     for lines, words in [
         (["pictures/a.jpg,1", "pictures/b.jpg,2"], ["path,pid,camid,split"]),
-        (["path,camid", "pictures/a.jpg,1"], ["path,pid,camid,split"]),
-        (["path,pid,path", "pictures/a.jpg,1,b.jpg"], ["once"]),
-        ([""], ["path,pid"]),
-        (["path,pid"], ["no rows"]),
         (["path,pid", "pictures/a.jpg,", ""], ["line 2", "pid is empty"]),
-        (["path,pid", "", "", ",5"], ["line 4", "path or pid is empty"]),
         (["path,pid", "pictures/a.jpg,1", "pictures/b.jpg"], ["line 3", "columns"]),
-        (["path,pid", "pictures/a, b.jpg,1"], ["line 2", "columns", "quotes"]),
-        (["path,pid", '"pictures/a.jpg,1', "pictures/b.jpg,2"], ["line 3"]),
         (["path,pid,split", "pictures/a.jpg,1,train", "pictures/b.jpg,2,valid"], ["line 3", "'valid'", "gallery"]),
-        (["path,pid,split", "pictures/a.jpg,1,train", "pictures/b.jpg,2,"], ["line 3", "split is empty"]),
         (["path,pid,camid", "pictures/a.jpg,1,", "pictures/b.jpg,2,4"], ["line 2", "camera is empty"]),
         (["path,pid,split", "pictures/a.jpg,1,query"], ["query but no gallery"]),
         (["path,pid", "a.jpg,1"], ["exists", "/a.jpg", "relative to the CSV's folder"]),
@@ -264,9 +244,6 @@ def test_splits_that_cannot_be_drawn_are_refused(tmp_path):
     assert len(read(base, share=0).train) == 6 and len(read(base, share=1).query) == 2
     for share in (-0.1, 1.5, float("nan")):
         refused(base, "--test-share", share=share)
-    samples = [Sample("b", 1, 2), Sample("a", 1, 1), Sample("c", 2, 3), Sample("e", 3, 1), Sample("d", 3, 4)]
-    query, gallery = choose_queries(samples, "here")  # no camera saw anyone twice
-    assert [s.path for s in query] == ["a", "d"] and [s.path for s in gallery] == ["b", "c", "e"]
     refused(touch(tmp_path / "a", "A/1.jpg", "B/2.jpg"), "none of 2 test identities", "--test-share 0", share=1)
     refused(touch(tmp_path / "b", "A/cam/1.jpg", "A/cam/2.jpg"), "none of 1 test identities", "two cameras", share=1)
 

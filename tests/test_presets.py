@@ -51,17 +51,10 @@ def test_two_steps_of_a_preset_have_finite_losses_and_move_its_weights(name, tmp
     write_tree(tmp_path / "data" / "demo", train_ids=4, test_ids=2, cameras=2)
     cfg = load_preset(name)
     size = {"height": round(cfg.data.height * 32 / cfg.data.width), "width": 32, "batch_size": 8, "images_per_id": 2}
-    place = {
-        "dataset": "demo",
-        "data_root": str(tmp_path / "data"),
-        "log_dir": str(tmp_path),
-        "device": "cpu",
-        "workers": 1,
-    }
+    place = {"data_root": str(tmp_path / "data"), "log_dir": str(tmp_path), "device": "cpu", "workers": 1}
     short = {"weights": "none", "epochs": 1, "eval_first": False, "ranked_lists": 0, "delay_epochs": 0.0}
-    cfg = cfg.replace(
-        **size, **place, **short, freeze_epochs=min(cfg.solver.freeze_epochs, 0.5), warmup_factor=0.5
-    ).check()
+    short |= {"dataset": "demo", "freeze_epochs": min(cfg.solver.freeze_epochs, 0.5), "warmup_factor": 0.5}
+    cfg = cfg.replace(**size, **place, **short).check()
     seen, forward = [], ReIDModel.forward
 
     def record(model: ReIDModel, images: torch.Tensor):
@@ -126,12 +119,8 @@ def test_runs_are_as_long_as_those_of_the_source(start, epochs):
 )  # fmt: skip
 def test_batches_and_images_are_those_of_the_source(name, p, k, height, width):
     cfg = load_preset(name)
-    assert (cfg.data.batch_size // cfg.data.images_per_id, cfg.data.images_per_id, cfg.data.height, cfg.data.width) == (
-        p,
-        k,
-        height,
-        width,
-    )
+    assert (cfg.data.batch_size, cfg.data.images_per_id) == (p * k, k)
+    assert (cfg.data.height, cfg.data.width) == (height, width)
 
 
 def chosen(test: Callable[[Config], bool]) -> set[str]:
@@ -143,10 +132,8 @@ def test_losses_are_those_of_the_source():
     assert chosen(lambda cfg: cfg.loss.center_weight > 0) == {"tiny_b1", "tiny_b1_hem", "agw_resnet50"} | der
     assert chosen(lambda cfg: cfg.loss.label_smoothing == 0) == sbn
     circle = {"hn_strong", "sbs_resnet50", "sbs_resnet50_ibn_a"}
-    assert (
-        chosen(lambda cfg: (cfg.model.head, cfg.model.head_scale, cfg.model.head_margin) == ("circle", 64, 0.35))
-        == circle
-    )
+    head = ("circle", 64, 0.35)
+    assert chosen(lambda cfg: (cfg.model.head, cfg.model.head_scale, cfg.model.head_margin) == head) == circle
     assert chosen(lambda cfg: cfg.loss.soft_margin) == circle
     assert chosen(lambda cfg: cfg.loss.triplet == "weighted") == {"agw_resnet50"}
 

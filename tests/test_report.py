@@ -19,14 +19,7 @@ from config import Config
 from datasets.base import ReIDDataset
 from processor.checkpoint import read_checkpoint, save_checkpoint
 from processor.evaluate import Inference
-from tools.report.data import (
-    BARS,
-    NEAREST,
-    STEPS,
-    camera_table,
-    pair_values,
-    rank_gallery,
-)  # fmt: skip
+from tools.report.data import BARS, NEAREST, STEPS, camera_table, pair_values, rank_gallery
 from tools.report.page import make_page, thumbnails
 from utils.metrics import evaluate, evaluate_distance
 
@@ -170,10 +163,8 @@ def test_nothing_in_values_becomes_markup_and_pictures_come_back_whole(tmp_path)
     for number, colour in enumerate(colours):
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((40, 30, 3), colour[::-1], np.uint8))
     thumbs = thumbnails(sorted(tmp_path.iterdir()), 32, 16, workers=2)
-    data = {
-        "title": "</title><script>",
-        "names": ["</script><script>alert(1)</script>", "<!--", "{{thumbs}}", "\udc80"],
-    }
+    names = ["</script><script>alert(1)</script>", "<!--", "{{thumbs}}", "\udc80"]
+    data = {"title": "</title><script>", "names": names}
     scripts = Scripts(make_page(data, thumbs))
     assert json.loads(scripts.texts["data"]) == data and scripts.tags.count("script") == 3
     start, *rest = scripts.texts["thumbs"].split("\n")
