@@ -249,17 +249,6 @@ def test_each_copy_gives_the_whole_backbones_map_has_its_own_weights_and_loads_i
         assert all(torch.equal(x, wanted) for x in other(images))
 
 
-def test_attention_stays_after_its_stage_once_in_the_trunk_or_in_each_copy():
-    whole, parts = split("resnet18", 2, attention="se", attention_stages=(1, 2, 3, 4))
-    images = torch.randn(2, 3, 64, 32)
-    with torch.no_grad():
-        assert all(torch.equal(x, whole(images)) for x in parts(images))
-    assert set(parts.trunk.attention) == {"1", "2"} and all(set(t.attention) == {"3", "4"} for t in parts.tails)
-    parts(images)[1].sum().backward()
-    reached = [any(p.grad is not None for p in tail.attention.parameters()) for tail in parts.tails]
-    assert reached == [False, True]
-
-
 def test_imagenet_weights_and_our_own_checkpoints_start_mgn(tmp_path, monkeypatch):
     published = models.resnet18().state_dict()
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_args, **_options: published)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_tree
+from conftest import tiny_config, write_tree
 from distributed_worker import (
     disturbed,
     enter,
@@ -90,12 +90,9 @@ def launched(folder: Path, size: int, work: Callable, *args: object) -> None:
 
 def settings(base: Path, **changes: object) -> Config:
     """Settings for the tree at BASE/data: 3 steps an epoch, no test but after the last."""
-    return Config(
-        preset="demo", dataset="demo", data_root=str(base / "data"), log_dir=str(base / "log"), device="cpu",
-        height=32, width=16, pad=2, batch_size=8, images_per_id=2, test_batch_size=16, workers=1,
-        backbone="shufflenet_v2_x0_5", weights=str(base / "backbone.pth"), epochs=3, warmup_epochs=1, steps=(2,),
-        lr=1e-3, eval_first=False, eval_every=100, log_every=4, ranked_lists=0,
-    ).replace(**changes)  # fmt: skip
+    quick = {"workers": 1, "backbone": "shufflenet_v2_x0_5", "weights": str(base / "backbone.pth"), "lr": 1e-3}
+    quick |= {"eval_first": False, "eval_every": 100, "log_every": 4}
+    return tiny_config(base, **quick | changes)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import write_tree
+from conftest import tiny_config, write_tree
 from helpers import ROOT, program, refused, save_model
 from torch import nn
 
@@ -149,10 +149,7 @@ def trained(tmp_path_factory) -> Config:
     for number, path in enumerate(sorted((root / "data" / "demo" / "query").iterdir())):
         if number % 3 == 0:
             cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), (20 + number, 50)))
-    cfg = Config(
-        preset="demo", dataset="demo", data_root=str(root / "data"), log_dir=str(root / "log"), device="cpu",
-        height=32, width=16, backbone="resnet18", weights="none", test_batch_size=16, workers=2,
-    )  # fmt: skip
+    cfg = tiny_config(root, backbone="resnet18")
     save_model(cfg)
     return cfg
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_tree
+from conftest import tiny_config, write_tree
 from helpers import save_model
 from PIL import Image
 
-from config import Config
 from datasets.folder import find_pictures
 from datasets.images import decode
 from datasets.loaders import make_test_loaders
@@ -30,8 +29,7 @@ def saved(tmp_path_factory) -> Path:
     """The checkpoint of an untrained model, made once."""
     base = tmp_path_factory.mktemp("saved")
     write_tree(base / "data" / "demo")
-    small = {"backbone": "mobilenet_v2", "weights": "none", "height": 32, "width": 16}
-    return save_model(Config(dataset="demo", data_root=str(base / "data"), log_dir=str(base / "log"), **small))
+    return save_model(tiny_config(base))
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_tree
+from conftest import tiny_config, write_tree
 from helpers import program, refused, save_model
 from torch.nn.functional import normalize
 
-from config import Config
 from processor import FeatureExtractor
 from processor.checkpoint import save_checkpoint
 from tools.gallery import answer, engines
@@ -404,13 +403,8 @@ def test_what_cannot_be_indexed_is_refused_and_left_alone(folder, tmp_path, monk
             pass
     assert not (tmp_path / "none").exists()
     make_index(Fake(), [folder], tmp_path / "i")
-    with changing(tmp_path / "i"):
-        for change in (
-            lambda: make_index(Fake(), [folder], tmp_path / "i"),
-            lambda: changing(tmp_path / "i").__enter__(),
-        ):
-            with pytest.raises(UserError, match="another program is writing"):
-                change()
+    with changing(tmp_path / "i"), pytest.raises(UserError, match="another program is writing"):
+        make_index(Fake(), [folder], tmp_path / "i")
     check(tmp_path / "i", folder, GOOD)
 
     def full(*args):
@@ -435,8 +429,7 @@ def saved(tmp_path_factory) -> Path:
     short, and a text) and their index g."""
     base = tmp_path_factory.mktemp("saved")
     write_tree(base / "data" / "demo")
-    small = {"backbone": "mobilenet_v2", "weights": "none", "height": 32, "width": 16}
-    save_model(Config(dataset="demo", data_root=str(base / "data"), log_dir=str(base / "log"), **small))
+    save_model(tiny_config(base))
     gallery = base / "data" / "demo" / "bounding_box_test"
     (base / "crops" / "below").mkdir(parents=True)
     for name, source in (("a.jpg", "0007_c1s1_000000_00"), ("b $x_1$.jpg", "0008_c1s1_000000_00"),
@@ -496,10 +489,8 @@ def test_indexed_pictures_are_found_by_their_cosine(base, drawings):
     assert drawings[0][0] == base / "answer_a.png" and drawings[0][2][0].path == crops / "a.jpg"
     assert "added: 12, replaced: 0" in done(base, "add", query)
     assert "removed: 1;" in done(base, "remove", "a.jpg")
-    assert listed(done(base, "ask", query / "0007_c1s1_000090_00.jpg"))[0] == (
-        1.0,
-        "../data/demo/query/0007_c1s1_000090_00.jpg",
-    )
+    name = "0007_c1s1_000090_00.jpg"
+    assert listed(done(base, "ask", query / name))[0] == (1.0, f"../data/demo/query/{name}")
     # paths with .. are found from a folder that is gone, or a link
     shutil.move(crops, base / "moved")
     done(base, "ask", query / "0007_c1s1_000090_00.jpg")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_tree
+from conftest import tiny_config, write_tree
 from helpers import arguments, filled, program, refused, save_model
 from scipy import stats
 from torch import nn
@@ -236,11 +236,8 @@ def test_the_selected_part_and_its_gradients_are_those_of_the_network_alone():
 @pytest.fixture
 def small(tmp_path) -> Config:
     write_tree(tmp_path / "data" / "demo", train_ids=8, test_ids=4, cameras=2)
-    return Config(
-        preset="demo", dataset="demo", data_root=str(tmp_path / "data"), log_dir=str(tmp_path / "log"), device="cpu",
-        height=32, width=32, pad=2, batch_size=8, images_per_id=2, workers=1, weights="none", center_weight=0.0,
-        epochs=1, warmup_epochs=0, steps=(1,), holdout_ids=4,
-    )  # fmt: skip
+    quick = {"width": 32, "workers": 1, "center_weight": 0.0, "epochs": 1, "warmup_epochs": 0, "steps": (1,)}
+    return tiny_config(tmp_path, **quick, holdout_ids=4)
 
 
 @pytest.mark.slow

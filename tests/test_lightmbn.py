@@ -11,14 +11,11 @@ from torch import nn
 
 from config import Config
 from model import build_model, find_backbone
-from model.backbones.osnet import OSBlock
 from model.branches.lightmbn import LightMBN
 from model.branches.parts import drop_top_rows
-from model.pooling import GeM
 from model.reid import embedding
 from model.weights import load_backbone
 from tools.model_summary import count
-from utils.errors import UserError
 
 # how each of the seven is pooled, in lmbn_n.py and in lmbn_r.py
 OSNETS = ["mean", "max", "max", "mean", "mean", "mean", "mean"]
@@ -124,29 +121,6 @@ def test_parameters_and_multiply_adds_are_those_of_the_authors(backbone, last_st
     counted = count(config(backbone, embedding_dim=0, height=384, last_stride=last_stride))
     assert (counted["parameters"], counted["multiply-adds"]) == (parameters, multiply_adds)
     assert counted["embedding"] == 7 * 512
-
-
-def test_structure():
-    model, images = filled(make()), random_images(2)
-    assert [branch.metric for branch in model.branches] == [True] * 3 + [False] * 4
-    assert len(set(model.heads)) == 7 and model.feature_dims == [12] * 3
-    # both halves of the channels go through one reduction
-    with torch.no_grad():
-        first, second = model.pooled(images)[5:]
-        model.backbone.tails[2].conv5.register_forward_hook(lambda module, args, maps: maps.roll(64, dims=1))
-        swapped = model.pooled(images)[5:]
-        assert not torch.allclose(first, second) and torch.equal(swapped[0], second) and torch.equal(swapped[1], first)
-    assert type(make("osnet_ain_x0_25").block) is OSBlock
-    model = make("resnet18", pooling="gem").train()
-    assert type(model.block).__name__ == "Bottleneck" and all(isinstance(pool, GeM) for pool in model.pools)
-    logits, _ = model(random_images().float())
-    torch.stack(logits).square().sum().backward()
-    assert len({id(pool.p) for pool in model.pools}) == 7 and all(pool.p.grad.abs() > 0 for pool in model.pools)
-    model = make(attention="gc_gate", attention_stages=(1, 2))
-    assert list(model.backbone.trunk.attention) == ["1"]
-    assert [list(tail.attention) for tail in model.backbone.tails] == [["2"]] * 3
-    with pytest.raises(UserError, match="--height"):  # a map of one row has no two parts
-        make().eval()(torch.zeros(1, 3, 16, 32))
 
 
 def test_published_weights_go_to_the_trunk_and_to_all_three_copies(tmp_path):

@@ -59,11 +59,8 @@ def larger(tmp_path_factory) -> Config:
     """Twelve identities at 64 × 32, for a ResNet18 whose last map is not a single pixel."""
     base = tmp_path_factory.mktemp("larger")
     conftest.write_tree(base / "data" / "demo", train_ids=12)
-    return Config(
-        preset="demo", dataset="demo", data_root=str(base / "data"), log_dir=str(base / "log"), device="cpu",
-        height=64, width=32, pad=2, batch_size=16, workers=1, backbone="resnet18", weights="none", lr=3.5e-5,
-        warmup_epochs=0, eval_first=False, ranked_lists=0,
-    )  # fmt: skip
+    larger = {"height": 64, "width": 32, "batch_size": 16, "images_per_id": 4, "backbone": "resnet18", "lr": 3.5e-5}
+    return conftest.tiny_config(base, **larger, workers=1, warmup_epochs=0, eval_first=False)
 
 
 def ready(cfg: Config, precision: str, name: str) -> tuple[TrainState, Network, list]:

@@ -1,20 +1,18 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import write_tree
+from conftest import tiny_config, write_tree
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import processor.train
 import processor.watch
 from config import Config
 from processor import do_train
-from processor.checkpoint import read_checkpoint
 from processor.state import TrainState
 from processor.watch import Watchers
 
@@ -29,11 +27,7 @@ def whole(tmp_path_factory) -> tuple[TrainState, list[torch.Tensor]]:
     """A run of three epochs and three tests that draws ranked lists, and its batches."""
     base = tmp_path_factory.mktemp("whole")
     write_tree(base / "data" / "demo")
-    cfg = Config(
-        preset="demo", dataset="demo", data_root=str(base / "data"), log_dir=str(base / "log"), device="cpu", height=32,
-        width=16, pad=2, batch_size=12, images_per_id=2, workers=2, backbone="mobilenet_v2", width_multiplier=0.25,
-        weights="none", epochs=3, warmup_epochs=1, steps=(2,), eval_every=2, ranked_lists=2,
-    )  # fmt: skip
+    cfg = tiny_config(base, batch_size=12, width_multiplier=0.25, ranked_lists=2)
     batches, real = [], processor.train.train_step
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processor.train, "train_step", lambda *args: batches.append(args[2]) or real(*args))
@@ -79,21 +73,6 @@ def test_ranked_lists_are_drawn_at_each_test_and_none_if_the_setting_is_0(whole,
     none = do_train(quick.replace(epochs=1))
     assert events(none.directory).Tags()["images"] == ["train_batch"]
     assert not (none.directory / "ranked_lists.png").exists()
-
-
-def test_metrics_jsonl_has_the_history_after_each_epoch(quick, monkeypatch):
-    path, seen, real = Path(quick.run.log_dir) / "demo" / "metrics.jsonl", [], processor.train.train_step
-
-    def step(*args):
-        seen.append(len(path.read_text().splitlines()))
-        return real(*args)
-
-    monkeypatch.setattr(processor.train, "train_step", step)
-    run = do_train(quick)
-    assert seen == [1] * 4 + [2] * 4 + [3] * 4  # the test before the first is a line, too
-    lines = path.read_text().splitlines()
-    assert [json.loads(line) for line in lines] == run.history == read_checkpoint(run.directory / "last.pth")["history"]
-    assert all(json.dumps(json.loads(line), allow_nan=False) for line in lines)
 
 
 def killed(monkeypatch, what: str, nth: int):
