@@ -22,8 +22,6 @@ from model import ReIDModel
 from processor import do_train, load_model
 from processor.distributed import (
     Ranks,
-    all_reduce_mean,
-    gather_batch,
     init_distributed,
 )
 from processor.evaluate import extract_features
@@ -142,35 +140,6 @@ def extract(rank: int, cfgs: list[Config], checkpoint: Path, out: Path) -> None:
         _, *loaders = make_test_loaders(cfg, make_test_set(cfg))
         found += [extract_features(cfg, model, loader, torch.device("cpu"), True, ranks) for loader in loaders]
     torch.save(found, out / f"features.{rank}.pt")
-
-
-def exchange(rank: int, out: Path) -> None:
-    """Gradients (float64) of a loss over a whole batch that mixes all its rows, of weights before and after the place
-    where the rows are gathered, as training exchanges them, to OUT/exchange.RANK.pt."""
-    ranks = Ranks(rank, dist.get_world_size())
-    images, first, second, labels = problem()
-    first.requires_grad_(), second.requires_grad_()
-    share = len(images) // ranks.size
-    mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
-    features = gather_batch(ranks, (images[mine] @ first).tanh())
-    mixed_loss(features @ second, gather_batch(ranks, labels[mine])).backward()
-    found = {"before": all_reduce_mean(ranks, first.grad), "after": all_reduce_mean(ranks, second.grad)}
-    torch.save(found, out / f"exchange.{rank}.pt")
-
-
-def problem() -> tuple[torch.Tensor, ...]:
-    """Images (12, 5), weights (5, 4) and (4, 3), labels (12,)."""
-    generator = torch.Generator().manual_seed(0)
-    images, first, second = (
-        torch.randn(*s, dtype=torch.float64, generator=generator) for s in ((12, 5), (5, 4), (4, 3))
-    )
-    return images, first, second, torch.arange(12) % 3
-
-
-def mixed_loss(rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Depends on each pair of rows."""
-    distance = (rows[:, None] - rows).square().sum(2)
-    return torch.where(labels[:, None] == labels, distance, (-distance).exp()).logsumexp(1).mean()
 
 
 def program(rank: int, *argv: str) -> None:

@@ -258,6 +258,7 @@ def test_what_is_not_possible_is_refused_and_names_the_setting():
                 Config(backbone=name, weights="none", width_multiplier=0.5).check()
 
 
+@pytest.mark.slow
 def test_a_resnet50_imports_no_other_backbone_branch_attention_or_loss():
     program = """
 import sys

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import cv2
@@ -99,26 +98,6 @@ def test_one_run_is_drawn_with_the_parts_of_its_loss_and_all_its_scores(tmp_path
 
 
 # ---- the tool
-
-
-def test_runs_are_found_by_age_name_directory_or_file_and_each_is_drawn_once(tmp_path, figures):
-    log_dir = tmp_path / "log"
-    old, new = write_run(log_dir / "old", THREE), write_run(log_dir / "new", THREE[:3], epochs=120)
-    os.utime(old / "metrics.jsonl", (1, 1))
-    shown = program("tools/curves.py", "--log-dir", log_dir)
-    assert shown.returncode == 0, shown.stderr
-    assert f"curves of new (2 of 120 epochs) written to {new / 'curves.png'}" in shown.stdout
-    assert (new / "curves.png").is_file() and not (old / "curves.png").exists()
-
-    other = write_run(tmp_path / "elsewhere" / "new", THREE[:2], tail='{"epo')
-    words = ["new", old, old / "metrics.jsonl", other]
-    shown = program("tools/curves.py", *words, "--log-dir", log_dir)
-    assert shown.returncode == 0, shown.stderr
-    assert "last line is damaged" in shown.stdout
-    names = [text.get_text() for text in figures[-1].legends[0].get_texts()]
-    assert len(names) == 3 and names[1] == "old" and "(1 of 3 epochs)" in names[2]
-    assert names[0] != names[2], "two runs of one name are distinguished by their paths"
-    assert (log_dir / "curves.png").is_file()
 
 
 def test_a_run_of_this_program_is_drawn(tiny: Config, figures):

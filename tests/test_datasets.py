@@ -124,22 +124,6 @@ def test_the_test_side_may_be_that_of_another_dataset(tiny, tmp_path):
     assert alone.train == [] and pids(alone.query) == {7, 8} and "first 2 of 4" in alone.note
 
 
-def test_own_pictures_are_all_trained_on_when_the_test_is_elsewhere(tiny, tmp_path):
-    for name in ("mine", "yours"):
-        for number in range(12):
-            path = tmp_path / name / f"{name}{number // 2}" / f"{number}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-    mine, yours = str(tmp_path / "mine"), str(tmp_path / "yours")
-    assert len(pids(make_dataset(tiny.replace(dataset=mine)).train)) < 6
-    crossed = make_dataset(tiny.replace(dataset=mine, test_dataset=yours))
-    assert len(pids(crossed.train)) == 6 and len(crossed.train) == 12
-    assert crossed.name_of(crossed.query[0].pid).startswith("yours") and "cameras unknown" in crossed.describe()
-    assert crossed.query == make_dataset(tiny.replace(dataset=yours)).query
-    same = make_dataset(tiny.replace(dataset=mine, test_dataset=f"{mine}/"))
-    assert not pids(same.train) & pids(same.query)
-
-
 # ---- loaders
 
 

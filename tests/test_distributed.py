@@ -20,11 +20,8 @@ from distributed_worker import (
     disturbed,
     enter,
     exact,
-    exchange,
     extract,
-    mixed_loss,
     outcome,
-    problem,
     program,
     refusals,
     together,
@@ -140,7 +137,7 @@ def trained(base) -> Path:
     """Outcomes of two processes."""
     out = base / "two"
     cfgs = [settings(base, name=name, **changes) for name, changes in CASES.items()]
-    launched(out, 2, together, (train_exactly, (cfgs, out)), (exchange, (out,)))
+    launched(out, 2, together, (train_exactly, (cfgs, out)))
     return out
 
 
@@ -203,17 +200,6 @@ def test_the_shares_of_a_batch_are_the_batch_of_one_process_pixel_for_pixel(base
         for (images, labels), *parts in zip(whole.epoch(3, CPU), *shares, strict=True):
             assert torch.equal(torch.cat([part[0] for part in parts]), images)
             assert torch.equal(torch.cat([part[1] for part in parts]), labels)
-
-
-@pytest.mark.slow
-def test_gradients_over_a_gathered_batch_are_those_of_one_process(trained):
-    images, first, second, labels = problem()
-    first.requires_grad_(), second.requires_grad_()
-    mixed_loss((images @ first).tanh() @ second, labels).backward()
-    for rank in (0, 1):
-        found = torch.load(trained / f"exchange.{rank}.pt")
-        assert torch.allclose(found["before"], first.grad, rtol=1e-12, atol=0)
-        assert torch.allclose(found["after"], second.grad, rtol=1e-12, atol=0)
 
 
 # ---- tests

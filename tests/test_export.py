@@ -26,8 +26,7 @@ from model import build_model
 from model.attention import ATTENTION
 from model.reid import Branch, ReIDModel
 from tools.export.check import lowest_cosine, open_onnx, to_pixels
-from tools.export.graph import Embed, Preprocess, onnx_bytes, to_onnx, trace
-from utils.errors import UserError
+from tools.export.graph import Embed, Preprocess, onnx_bytes, to_onnx
 
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
@@ -99,25 +98,6 @@ def test_half_precision_holds_float16_weights_takes_float32_and_leaves_the_model
     assert kinds == {onnx.TensorProto.FLOAT16}
     assert file.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-
-
-def test_what_cannot_be_exported_is_one_sentence(monkeypatch):
-    class Branching(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * 2 if x.sum() > 0 else x
-
-    class Rare(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.linalg.eigvals(x).real
-
-    with pytest.raises(UserError, match=r"a\.pth"):
-        trace(Branching(), torch.zeros(2, 3), 1, "a.pth")
-    with pytest.raises(UserError, match=r"b\.pth") as caught:
-        to_onnx(Rare(), torch.zeros(2, 3, 3), 1, "b.pth")
-    assert "\n" not in str(caught.value)
-    monkeypatch.setattr(tools.export.graph, "ONNX_BYTES", 4)
-    with pytest.raises(UserError, match=r"c\.pth"):
-        to_onnx(nn.Linear(3, 3), torch.zeros(2, 3), 1, "c.pth")
 
 
 def test_pictures_of_any_size_are_resized_as_cv2_does_it_also_in_the_graph(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
-from utils.errors import UserError, did_you_mean
+from utils.errors import UserError
 from utils.files import lock_directory, reading
 
 
@@ -75,10 +75,3 @@ def test_one_program_at_a_time_has_a_directory_and_the_next_one_cleans_up(tmp_pa
         raise ZeroDivisionError
     with lock_directory(directory) as locked:
         assert locked
-
-
-def test_names_that_are_similar_or_begin_alike_are_suggested():
-    known = ["demo", "demo-2", "market1501", "tiny_b1"]
-    assert did_you_mean("dmo", known) == "did you mean demo or demo-2?"
-    assert did_you_mean("market", known) == "did you mean market1501?"
-    assert did_you_mean("zzz", known) == ""

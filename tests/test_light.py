@@ -85,30 +85,6 @@ def test_blocks_follow_each_other_and_multiply_adds_are_those_of_torchs_counter(
         assert multiply_adds(spec) == counter.get_total_flops() // 2
 
 
-def test_invalid_specifications_get_a_short_sentence_with_the_file(tmp_path):
-    good, file = mobilenet_v2(96, 48).to_dict(), tmp_path / "bad.json"
-
-    def change(stage: int | None, name: str, value: object) -> str:
-        values = json.loads(json.dumps(good))
-        (values if stage is None else values["stages"][stage])[name] = value
-        return json.dumps(values)
-
-    bad = {
-        "[]": "7 stages", "[" * 100_000: "recursion",
-        change(None, "width", 48.0): "width", change(0, "depth", 0): "depth",
-        change(3, "kernel", 4): "kernel", change(3, "kernel", "x" * 10**6): "kernel", change(3, "se", 1): "se",
-    }  # fmt: skip
-    for text, words in bad.items():
-        file.write_text(text)
-        with pytest.raises(UserError, match=words) as error:
-            read_spec(file)
-        assert str(file) in str(error.value) and len(str(error.value)) < 350 and "\n" not in str(error.value)
-    (tmp_path / "bytes.json").write_bytes(bytes(range(256)))
-    for source in (tmp_path / "absent.json", "", tmp_path / "bytes.json"):
-        with pytest.raises(UserError, match="specification"):
-            read_spec(source)
-
-
 def backbone(spec: Spec, **settings) -> nn.Module:
     settings = {"height": spec.height, "width": spec.width, "last_stride": spec.last_stride} | settings
     name = "searched:" + json.dumps(spec.to_dict())

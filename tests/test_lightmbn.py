@@ -141,14 +141,6 @@ def test_published_weights_go_to_the_trunk_and_to_all_three_copies(tmp_path):
 # ---- dropped rows
 
 
-def peaks(*heights: float) -> torch.Tensor:
-    """Maps (1, 2, H, 3) whose rows have one active position each."""
-    maps = torch.full((1, 2, len(heights), 3), 0.1)
-    for row, height in enumerate(heights):
-        maps[0, row % 2, row, row % 3] = height
-    return maps
-
-
 def dropped(maps: torch.Tensor, **settings) -> list[list[int]]:
     """The rows of each image that are 0 everywhere; the others must be unchanged."""
     out = drop_top_rows(maps, **settings)
@@ -156,27 +148,3 @@ def dropped(maps: torch.Tensor, **settings) -> list[list[int]]:
     zero = (out == 0).all(3).all(1)
     assert torch.equal(out.transpose(1, 2)[~zero], maps.transpose(1, 2)[~zero])
     return [image.nonzero().flatten().tolist() for image in zero]
-
-
-def test_a_third_of_the_rows_with_the_highest_peaks_is_dropped():
-    assert dropped(peaks(1, -9, 2, 3, -8, 4)) == [[1, 4]]  # squares count
-    assert dropped(torch.cat([peaks(1, 9, 2, 3, 8, 4), peaks(7, 6, 5, 4, 3, 2)])) == [[1, 4], [0, 1]]
-    maps = torch.zeros(1, 1, 3, 4)
-    maps[0, 0] = torch.tensor([[2.0, 2, 2, 2], [0, 0, 3, 0], [1, 1, 1, 1]])  # the peak counts, not the sum
-    assert dropped(maps) == [[1]]
-    maps = torch.full((1, 4, 3, 2), 0.5)
-    maps[0, :, 0, 0] = 2.0  # 16
-    maps[0, 3, 2, 1] = 3.5  # 13, though the larger value
-    assert dropped(maps) == [[0]]
-    for rows, number in ((1, 0), (2, 1), (8, 3), (24, 8)):
-        maps = torch.rand(3, 2, rows, 2, generator=torch.Generator().manual_seed(rows)) + 0.1
-        assert [len(image) for image in dropped(maps)] == [number] * 3
-        assert [len(image) for image in dropped(maps, share=1.0)] == [rows] * 3
-    for seed in range(5):
-        maps = torch.randn(3, 4, 9, 2, generator=torch.Generator().manual_seed(seed))
-        assert torch.equal(drop_top_rows(maps), rows_dropped(maps))
-    for dtype in (torch.float16, torch.bfloat16):  # squares of up to 3.2e6 do not overflow
-        assert dropped((300 * peaks(1, 2, 3, 4, 5, 6)).to(dtype)) == [[4, 5]]
-    maps = peaks(1, 9, 2).requires_grad_()
-    drop_top_rows(maps).sum().backward()
-    assert torch.equal(maps.grad, torch.tensor([1.0, 0, 1]).view(1, 1, 3, 1).expand_as(maps))

@@ -165,23 +165,6 @@ def test_scores_of_random_galleries_equal_a_loop():
         assert_trials(lambda g=gallery, i=ids, o=options: evaluate_vehicle_id(g, i[1], **o), ranks, max_rank)
 
 
-def test_every_image_that_can_represent_an_identity_is_drawn_equally_often():
-    # images of the query's person at 0 (under its own camera: never drawn), 1, 3 and 5; of two others at 2 and 4
-    gallery, pids, camids = line(0, 1, 3, 5, 2, 4), [7, 7, 7, 7, 8, 9], [0, 1, 2, 2, 0, 1]
-    scores = evaluate_single_shot(line(0), gallery, [7], pids, [0], camids, metric="euclidean", trials=900, seed=1)
-    np.testing.assert_allclose(scores.cmc[:3], [1 / 3, 2 / 3, 1], atol=0.05)  # three standard deviations
-    # for the others, too: the person's images at 0, 1, 3 and 5 stand before the match at 2 half of the time
-    scores = evaluate_single_shot(line(0), gallery, [8], pids, [3], camids, metric="euclidean", trials=900, seed=1)
-    np.testing.assert_allclose(scores.cmc[:2], [1 / 2, 1], atol=0.05)
-    # of the vehicle at 0, 1 and 10 one is drawn, and the other two look for it past the one at 4:
-    # 0 is drawn: ranks 1 (of 1) and 2 (of 10); 1 is drawn: 1 (of 0) and 2 (of 10); 10 is drawn: 2 and 2
-    scores = evaluate_vehicle_id(line(0, 1, 10, 4), [3, 3, 3, 9], metric="euclidean", trials=900, seed=1)
-    assert (scores.num_valid_queries, scores.trials) == (2, 900)
-    assert scores.cmc[0] == pytest.approx(1 / 3, abs=0.03) and (scores.cmc[1:] == 1).all()
-    np.testing.assert_allclose(scores.ap[:3], [3 / 4, 3 / 4, 1 / 2], atol=0.05)
-    assert np.isnan(scores.ap[3])  # the only image of its vehicle is never a query
-
-
 # ---- pairs of cameras
 
 

@@ -14,9 +14,8 @@ from config import Config
 from datasets.loaders import make_loaders
 from model import make_model
 from processor import do_inference, do_train, load_model
-from processor.checkpoint import find_checkpoint, newest_run, read_checkpoint
+from processor.checkpoint import read_checkpoint
 from processor.evaluate import score_values
-from processor.setup import run_directory
 from processor.state import TrainState
 from utils.errors import Stopped, UserError
 
@@ -154,16 +153,6 @@ def test_resuming_with_another_optimizer_model_loss_or_other_data_is_refused(tin
     do_train(tiny.replace(epochs=1, eval_first=False, width_multiplier=0.25, eval_every=9))
     with pytest.raises(UserError, match=words):
         do_train(tiny.replace(resume=True, **changes))
-
-
-def test_a_second_run_does_not_overwrite_the_first(tiny):
-    cfg = tiny.replace(epochs=1, eval_first=False, width_multiplier=0.25)
-    assert [do_train(cfg).directory.name for _ in range(3)] == ["demo", "demo-2", "demo-3"]
-    assert newest_run(cfg.run.log_dir).parent.name == "demo-3"
-    assert find_checkpoint("demo-2", cfg.run.log_dir) == Path(cfg.run.log_dir) / "demo-2" / "last.pth"
-    for changes, name in (({}, "demo-3"), ({"name": "new"}, "new")):
-        with run_directory(cfg.replace(resume=True, **changes)) as directory:
-            assert directory.name == name
 
 
 # ---- parts of the training
