@@ -14,9 +14,7 @@ from helpers import ROOT, program, refused, save_model
 
 import benchmarks.models
 import benchmarks.run
-from benchmarks import classic_loops, classic_scoring, tables
-from config import Config
-from loss.triplet import batch_hard_triplet
+from benchmarks import classic_scoring, tables
 from utils.errors import UserError
 
 
@@ -49,13 +47,6 @@ def test_numpy_scores_and_re_ranking_are_those_of_the_references():
         expected = reference.k_reciprocal(torch.from_numpy(rows), 12, k1, k2, lambda_value)
         for version in (classic_scoring.k_reciprocal, classic_scoring.published_k_reciprocal):
             np.testing.assert_allclose(version(rows[:12], rows[12:], k1, k2, lambda_value), expected, atol=1e-5)
-
-
-def test_the_classic_loss_is_ours():
-    torch.manual_seed(0)
-    logits, rows, labels = torch.randn(12, 5), torch.randn(12, 16), torch.tensor([4, 0, 2]).repeat_interleave(4)
-    expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1) + batch_hard_triplet(rows, labels)
-    torch.testing.assert_close(classic_loops.loss_of(Config(), logits, rows, labels), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow

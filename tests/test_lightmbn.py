@@ -12,7 +12,6 @@ from torch import nn
 from config import Config
 from model import build_model, find_backbone
 from model.branches.lightmbn import LightMBN
-from model.branches.parts import drop_top_rows
 from model.reid import embedding
 from model.weights import load_backbone
 from tools.model_summary import count
@@ -136,15 +135,3 @@ def test_published_weights_go_to_the_trunk_and_to_all_three_copies(tmp_path):
     with torch.no_grad():
         for maps in model.backbone.double().eval()(images):
             assert torch.allclose(maps, net(images), atol=1e-4)  # float32 is rounded
-
-
-# ---- dropped rows
-
-
-def dropped(maps: torch.Tensor, **settings) -> list[list[int]]:
-    """The rows of each image that are 0 everywhere; the others must be unchanged."""
-    out = drop_top_rows(maps, **settings)
-    assert out.shape == maps.shape and out.dtype == maps.dtype
-    zero = (out == 0).all(3).all(1)
-    assert torch.equal(out.transpose(1, 2)[~zero], maps.transpose(1, 2)[~zero])
-    return [image.nonzero().flatten().tolist() for image in zero]

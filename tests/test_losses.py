@@ -282,11 +282,6 @@ def test_focal_loss():
     same = cross_entropy(logits, labels, label_smoothing=0.1)
     torch.testing.assert_close(focal_loss(logits, labels, 0.0, 0.1), same)
     assert focal_loss(torch.zeros(3, 4), torch.tensor([0, 1, 3]), 2.0).item() == pytest.approx(0.75**2 * log(4))
-    for dtype in (torch.float16, torch.bfloat16):
-        half = (5 * logits.detach()).to(dtype)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = focal_loss(half, labels)
-        assert found.dtype == torch.float32 and torch.equal(found, focal_loss(half.float(), labels))
 
 
 # ---- center loss
@@ -383,13 +378,8 @@ def test_criterion_is_the_weighted_sum_of_its_parts_and_weight_0_removes_one(bra
         assert len(list(without.parameters())) == (0 if name == "center" else branches)
 
 
-def test_criterion_smooths_labels_computes_in_float32_and_refuses_a_batch_without_positives():
+def test_criterion_computes_in_float32_and_refuses_a_batch_without_positives():
     logits, features, labels = outputs(1)
-    for epsilon in (0.0, 0.5, 1.0):
-        cfg = Config(triplet_weight=0.0, center_weight=0.0, label_smoothing=epsilon)
-        total, _ = make_criterion(cfg, 5, [8], [unchanged])(logits, features, labels)
-        expected = reference.smoothed_cross_entropy(logits[0].detach(), labels, epsilon)
-        assert total.item() == pytest.approx(expected, rel=1e-5)
     criterion = make_criterion(ALL, 5, [8], [unchanged])
     half = [[x.detach().bfloat16() for x in rows] for rows in (logits, features)]
     expected, _ = criterion(*([x.float() for x in rows] for rows in half), labels)

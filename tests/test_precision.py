@@ -28,7 +28,7 @@ from model import BACKBONES, make_model
 from model.backbones.stages import Staged
 from processor import do_train
 from processor.evaluate import extract_features
-from processor.precision import DTYPES, Scaler, autocast, configure_torch, resolve_precision
+from processor.precision import DTYPES, Scaler, autocast, configure_torch
 from processor.state import TrainState
 from processor.train import Network, train_step
 from solver import make_optimizer
@@ -210,17 +210,6 @@ def test_a_gradient_that_is_not_finite_skips_the_step():
 
 
 # ---- what suits the device, and torch's switches
-
-
-def test_precision_that_suits_the_device(monkeypatch):
-    for device, bf16, expected in (
-        ("cpu", True, "float32"), ("mps", True, "float32"), ("cuda", True, "bf16"), ("cuda:1", False, "fp16"),
-    ):  # fmt: skip
-        supported = lambda including_emulation=True, bf16=bf16: bf16 or including_emulation  # noqa: E731
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-        for asked in ("float32", "bf16", "fp16"):
-            assert resolve_precision(Config(precision=asked), torch.device(device)) == asked
-        assert resolve_precision(Config(), torch.device(device)) == expected
 
 
 def test_switches_are_set_for_a_run_and_unset_for_the_next():

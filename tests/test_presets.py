@@ -102,16 +102,6 @@ def test_rates_are_those_of_the_source(name, rates):
 
 
 @pytest.mark.parametrize(
-    ("start", "epochs"),
-    [("mlr_resnet50", 120), ("mlr_mobilenet", 150), ("der_resnet50_scratch", 100), ("der_efficientnet_v2_scratch", 100),
-     ("der_resnet50_ibn_a", 60), ("hn_strong", 150), ("sbn_resnet50", 30), ("sbs_", 60), ("agw_", 120)],
-)  # fmt: skip
-def test_runs_are_as_long_as_those_of_the_source(start, epochs):
-    found = [cfg.solver.epochs for name, cfg in KNOWN.items() if name.startswith(start)]
-    assert found and set(found) == {epochs}
-
-
-@pytest.mark.parametrize(
     ("name", "p", "k", "height", "width"),
     [("mlr_resnet50", 16, 4, 256, 128), ("hn_strong", 4, 16, 384, 128), ("sbn_resnet50", 8, 8, 224, 224),
      ("sbn_veri_wild", 6, 6, 384, 384), ("sbn_veri776", 6, 6, 384, 384), ("sbs_resnet50", 4, 16, 384, 128),

@@ -141,9 +141,6 @@ def test_pooled_queries_equal_a_loop():
         torch.testing.assert_close(found, torch.stack(rows).float())
     found = pool_queries(line(0, 6), line(3), [1, 1], [1], [0, 0], [0], metric="euclidean")
     assert found.tolist() == [[1.5], [4.5]]  # queries share the gallery, but not each other
-    none = np.zeros(0, int)
-    assert pool_queries(line(2, 3), line()[:0], [1, 1], none, [0, 0], none, metric="euclidean").tolist() == [[2], [3]]
-    assert pool_queries(line()[:0], line(2, 3), none, [1, 1], none, [0, 0]).shape == (0, 1)
     query, gallery, ids = simple(queries=300, images=400, width=2)
     with Allocations(query, gallery) as made:
         pool_queries(query, gallery, *ids)

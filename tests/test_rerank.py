@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from utils import rerank
 from utils.metrics import evaluate_distance
-from utils.rerank import Features, k_reciprocal, k_reciprocal_grid
+from utils.rerank import k_reciprocal, k_reciprocal_grid
 
 SOME = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -61,9 +61,6 @@ def test_special_sizes_equal_the_dense_formulas():
     cases += [(12, 4, k1, k2, 6, None) for k1 in (11, 12, 13, 40) for k2 in (1, 6, 12, 40)]  # more than images
     cases += [(q + g, q, 5, 3, 6, None) for q, g in ((1, 1), (1, 30), (30, 1), (2, 3))]
     cases += [(q + g, q, 9, 4, 7, 1) for q in (1, 15, 16, 17, 33) for g in (1, 16, 31, 65)]  # tiles of 16 rows
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rerank, "BLOCK_BYTES", 1)
-        assert Features(clusters(33), clusters(20), "euclidean").step == 16
     checked = 0
     for rows, queries, k1, k2, width, block_bytes in cases:
         features = clusters(rows, width, seed=rows + queries)

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
-from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -17,7 +16,6 @@ from helpers import program, refused
 
 from config import Config
 from datasets.augment import TRANSFORMS
-from model import BACKBONES
 from tools import results_table
 from tools.model_summary import count
 from tools.visualize_augmentation import columns
@@ -179,12 +177,3 @@ def test_costs_are_the_published_ones_and_follow_the_settings():
     assert squeezed["multiply-adds"] - plain["multiply-adds"] == 2 * 128 * 8
     assert squeezed["activations"] == plain["activations"]
     assert non_local["activations"] - plain["activations"] == (3 * 8 + 128) * 8 * 4  # its four 1 x 1 convolutions
-
-
-def test_all_backbones_make_a_table_and_those_that_cannot_be_made_are_named():
-    some = {name: BACKBONES[name] for name in ("resnet18", "osnet_x0_25", "regnet_y_400mf")}
-    with patch.dict(BACKBONES, some, clear=True):
-        assert [row[0] for row in cells(summary("--all"))] == list(some)
-        shown = summary("--all", "--last-stride", 2)
-        assert [row[0] for row in cells(shown)] == ["resnet18", "regnet_y_400mf"]
-        assert shown.stdout.splitlines()[-1].startswith("left out:") and "osnet_x0_25" in shown.stdout
