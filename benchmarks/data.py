@@ -15,7 +15,8 @@ from benchmarks import classic_loops
 from benchmarks.measure import measure
 from benchmarks.task import Task, usual_config
 from config import Config
-from datasets.augment import OFF, Draws, augment
+from datasets.augment import Draws, augment
+from datasets.augment_rare import OFF
 from datasets.cache import Images
 from datasets.loaders import TrainLoader
 from datasets.make import find_dataset

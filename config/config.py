@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from utils.errors import UserError
 
 Sampler = Literal["pk", "pk_cameras", "weighted", "shuffle"]
+Folders = Literal["auto", "identity_camera", "camera_identity", "site_identity"]
 Attention = Literal["none", "se", "cbam", "gc", "gc_gate", "nonlocal", "nonlocal_softmax", "plr", "fpb"]
 Branches = Literal["one", "pcb", "mgn", "bdb", "lightmbn"]
 Pooling = Literal["avg", "max", "avg_max", "gem", "gem_fixed"]
@@ -50,7 +51,8 @@ class DataSettings:
     data_root: str = "data"  # directory of the datasets (default: the environment variable REID_DATA, else data)
     test_share: float = 0.5  # share of the identities used for the test, for own pictures without a split
     split_seed: int = 0  # number of the random split, of own pictures without a split and of CUHK03's old protocol
-    camera_pattern: str = r"_c(\d+)"  # regular expression that finds the camera number in a file name, for own pictures
+    camera_pattern: str = r"_c(\d+)"  # own pictures: regular expression of the camera in a file name; none: no cameras
+    folders: Folders = "auto"  # own pictures: what folders in folders are, the outer one first
     train_ids: int = 0  # train on the first n identities only (0: all)
     holdout_ids: int = 0  # leave the last n identities out of training, to choose settings on them (0: none)
     test_ids: int = 0  # test on the first n identities only, without distractors (0: all)

@@ -33,6 +33,7 @@ class ReIDDataset:
     drawn: bool = False  # the split is drawn by --split-seed: another seed has other identities in its test
     cameras: bool = True  # camera labels exist; otherwise each image has a camera of its own
     names: dict[int, str] = field(default_factory=dict)  # pid to the identity's name, where that is not the pid
+    camera_names: dict[int, str] = field(default_factory=dict)  # the same of camids
     train_note: str = ""  # caveat of all scores of models trained on it, empty if it is the full training set
     test_note: str = ""  # caveat of all scores on its test side
 
@@ -55,7 +56,11 @@ class ReIDDataset:
 
     def name_of(self, pid: int) -> str:
         """Name of an identity, or its pid."""
-        return self.names.get(pid, f"pid {pid}")
+        return self.names.get(pid, f"pid {pid}") if pid else "distractor"
+
+    def camera_of(self, camid: int) -> str:
+        """Name of a camera, or its number; empty where cameras are unknown."""
+        return self.camera_names.get(camid, f"cam {camid}") if self.cameras else ""
 
 
 def join_notes(*notes: str) -> str:

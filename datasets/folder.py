@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from datasets.own import PICTURES
+from datasets.layouts import PICTURES
 from utils.errors import UserError
 
 

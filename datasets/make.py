@@ -44,7 +44,8 @@ def find_dataset(name: str, cfg: Config) -> ReIDDataset:
             arguments.append(cfg.data.split_seed)
         return load(spec)(cfg.data.data_root, *arguments)
     if name and Path(name).exists():
-        return load("datasets.own:own")(name, cfg.data.test_share, cfg.data.split_seed, cfg.data.camera_pattern)
+        data = cfg.data
+        return load("datasets.own:own")(name, data.test_share, data.split_seed, data.camera_pattern, data.folders)
     hint = did_you_mean(name, DATASETS) or f"the names are {', '.join(DATASETS)}"
     raise UserError(f"{name!r} is neither a dataset's name nor a folder or .csv file in {os.getcwd()}; {hint}")
 

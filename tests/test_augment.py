@@ -1,4 +1,4 @@
-"""Augmentation: its random numbers, each transform against an obvious reference, and the recipe of the settings."""
+"""Augmentation: its random numbers, each transform against an obvious reference, and what all of them promise."""
 
 import numpy as np
 import pytest
@@ -6,29 +6,19 @@ import torch
 import torchvision.transforms.v2.functional as vision
 from torchvision.transforms.v2 import AutoAugment, InterpolationMode
 
-from config import Config
-from datasets import augment as module
-from datasets.augment import (
-    MEAN,
-    OFF,
-    STD,
-    Draws,
+from datasets import augment_rare as module
+from datasets.augment import MEAN, STD, Draws, erase_, normalise, pad_crop, random_flip, to_pixels, windows
+from datasets.augment_rare import (
     affine,
     autoaugment,
     colour_jitter,
     cutout,
-    erase_,
     jitter,
     local_grayscale,
-    normalise,
-    pad_crop,
     random_affine,
-    random_flip,
     random_grayscale,
     random_rotation,
     random_translation,
-    to_pixels,
-    windows,
 )  # fmt: skip
 
 FUNCTIONS = {  # every transform with a probability, and for some a magnitude that changes most images
@@ -276,10 +266,3 @@ def test_each_transform_keeps_size_input_probability_and_shares(name):
     changed = (transform(images, Draws(2, batch=many), 0.3) != images).flatten(1).any(1)
     if name != "autoaugment":  # some of its policies change nothing
         assert within_noise(int(changed.sum()), many, 0.3)
-
-
-# ---- the recipe
-
-
-def recipe(**changes: object) -> Config:
-    return Config(**OFF | changes)

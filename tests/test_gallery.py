@@ -22,10 +22,9 @@ from processor import FeatureExtractor
 from processor.checkpoint import save_checkpoint
 from tools.gallery import answer, engines
 from tools.gallery import index as indexes
-from tools.gallery import threshold as thresholds
+from tools.gallery.answer import STEPS, count_pairs, find_thresholds
 from tools.gallery.engines import ENGINES, build_engine, nearest, read_engine, remove_from_engine, search_engine
 from tools.gallery.index import add, changing, make_index, read_index, remove
-from tools.gallery.threshold import STEPS, count_pairs, find_thresholds
 from tools.search import find
 from utils.errors import Stopped, UserError
 
@@ -134,7 +133,7 @@ def test_thresholds_are_those_of_all_pairs_one_by_one(monkeypatch):
     pairs = (unit(40, 6), unit(90, 6, seed=1), *ids)
     same, others = pairs_by_hand(*pairs)
     for block in (1, 500, 1 << 22):
-        monkeypatch.setattr(thresholds, "BLOCK", block)
+        monkeypatch.setattr(answer, "BLOCK", block)
         counter = count_pairs(*pairs)
         assert counter.number.tolist() == [len(same), len(others)]
         for value, tpr, fpr in find_thresholds(counter).values():

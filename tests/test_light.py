@@ -33,7 +33,7 @@ from processor import do_train, load_model
 from processor.checkpoint import read_checkpoint
 from tools.light.evolution import Evolution, Scores, pareto_front
 from tools.light.latency import LatencyTable, parts
-from tools.light.score import Scorer, recalibrate, use_heldout_as_test
+from tools.light.runs import Scorer, recalibrate, use_heldout_as_test
 from tools.light.space import Space, mobilenet_v2
 from tools.light.supernet import ElasticNorm, Supernet
 from utils.errors import Stopped, UserError

@@ -189,7 +189,7 @@ def test_bad_csv_files_are_refused_by_line(tmp_path):
         (["pictures/a.jpg,1", "pictures/b.jpg,2"], ["path,pid,camid,split"]),
         (["path,pid", "pictures/a.jpg,", ""], ["line 2", "pid is empty"]),
         (["path,pid", "pictures/a.jpg,1", "pictures/b.jpg"], ["line 3", "columns"]),
-        (["path,pid,split", "pictures/a.jpg,1,train", "pictures/b.jpg,2,valid"], ["line 3", "'valid'", "gallery"]),
+        (["path,pid,split", "pictures/a.jpg,1,train", "pictures/b.jpg,2,holdout"], ["line 3", "'holdout'", "gallery"]),
         (["path,pid,camid", "pictures/a.jpg,1,", "pictures/b.jpg,2,4"], ["line 2", "camera is empty"]),
         (["path,pid,split", "pictures/a.jpg,1,query"], ["query but no gallery"]),
         (["path,pid", "a.jpg,1"], ["exists", "/a.jpg", "relative to the CSV's folder"]),

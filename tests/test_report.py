@@ -19,8 +19,16 @@ from config import Config
 from datasets.base import ReIDDataset
 from processor.checkpoint import read_checkpoint, save_checkpoint
 from processor.evaluate import Inference
-from tools.report.data import BARS, NEAREST, STEPS, camera_table, pair_values, rank_gallery
-from tools.report.page import make_page, thumbnails
+from tools.report.page import (
+    BARS,
+    NEAREST,
+    STEPS,
+    camera_table,
+    make_page,
+    pair_values,
+    rank_gallery,
+    thumbnails,
+)  # fmt: skip
 from utils.metrics import evaluate, evaluate_distance
 
 HOSTILE = '<img src=x onerror=alert(1)> & "O\'Neil" {{data}}'  # a name of a folder

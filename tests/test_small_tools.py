@@ -15,7 +15,7 @@ from conftest import write_tree
 from helpers import program, refused
 
 from config import Config
-from datasets.augment import TRANSFORMS
+from datasets.augment_rare import TRANSFORMS
 from tools import results_table
 from tools.model_summary import count
 from tools.visualize_augmentation import columns

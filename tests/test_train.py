@@ -150,9 +150,10 @@ def test_an_evaluation_that_was_stopped_is_repeated(tiny, monkeypatch):
     ],
 )
 def test_resuming_with_another_optimizer_model_loss_or_other_data_is_refused(tiny, changes, words):
-    do_train(tiny.replace(epochs=1, eval_first=False, width_multiplier=0.25, eval_every=9))
+    cfg = tiny.replace(epochs=1, eval_first=False, eval_every=9, width_multiplier=0.25)
+    do_train(cfg)
     with pytest.raises(UserError, match=words):
-        do_train(tiny.replace(resume=True, **changes))
+        do_train(cfg.replace(resume=True, **changes))
 
 
 # ---- parts of the training

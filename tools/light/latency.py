@@ -14,7 +14,7 @@ from torch import nn
 
 from model.backbones.searchable import HEAD, STEM, InvertedResidual, Spec, blocks, convolution
 from utils.errors import UserError
-from utils.files import write_json
+from utils.files import reading, write_json
 from utils.latency import time_calls
 
 
@@ -36,11 +36,9 @@ class LatencyTable:
         self.about = {"device": str(device), "hardware": hardware, "batch": batch, "torch": str(torch.__version__)}
         self.seconds: dict[str, float] = {}
         if file.exists():
-            try:
+            with reading(file, "delete it; the latencies are measured again"):
                 stored = json.loads(file.read_text())
                 about, self.seconds = dict(stored["about"]), {k: float(v) for k, v in stored["seconds"].items()}
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{file} is not a table of latencies ({error!r}); delete it") from error
             if about != self.about:
                 raise UserError(f"{file} was measured on {about}, not on {self.about}; delete it, or give another name")
 
@@ -74,9 +72,8 @@ def parts(spec: Spec) -> list[tuple[str, Part]]:
     """Stem, blocks and head of a network in order, each under a name that holds all on which its time depends."""
     found = blocks(spec)
     rows, columns = found[-1].size_out
-    listed = [
-        (f"stem {spec.height} {spec.width}", Part(partial(convolution, 3, STEM, 3, 2), (3, spec.height, spec.width)))
-    ]
+    stem = Part(partial(convolution, 3, STEM, 3, 2), (3, spec.height, spec.width))
+    listed = [(f"stem {spec.height} {spec.width}", stem)]
     for block in found:
         key = " ".join(str(value) for name, value in asdict(block).items() if name != "stage")
         listed.append((key, Part(partial(InvertedResidual, block), (block.c_in, block.rows, block.columns))))
