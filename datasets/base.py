@@ -145,6 +145,9 @@ def select_test(dataset: ReIDDataset, test_ids: int) -> ReIDDataset:
         dataset = replace(dataset, query=query, gallery=gallery, test_note=join_notes(dataset.test_note, note))
     if not dataset.gallery:
         raise UserError(f"{dataset.name}: the test split has no gallery image; raise --test-ids")
+    if len(identities(dataset.gallery)) == 1:
+        note = "the gallery shows one identity only, so that every score is 100 % whatever the model"
+        dataset = replace(dataset, test_note=join_notes(dataset.test_note, note))
     return dataset
 
 

@@ -88,7 +88,7 @@ class Images:
                 yield current[0], current[1].result()
 
     def _decode(self, path: str) -> np.ndarray:
-        return read_image(path, self.height, self.width)
+        return read_image(path, self.height, self.width, self.cfg.data.pixel_range)
 
     def _from_file(self) -> dict[int, str] | None:
         """Map the file of these images, which is written first if necessary; returns the bad ones, or None where there
@@ -166,6 +166,8 @@ class Images:
     def _digest(self) -> str:
         """Of all that the images depend on: the files (path, size, time of change), the input size, the decoder."""
         digest = hashlib.sha256(f"1 {cv2.__version__} {self.height} {self.width}\n".encode())
+        if any(self.cfg.data.pixel_range):
+            digest.update(f"{self.cfg.data.pixel_range}\n".encode())
         for path in self.paths:
             try:
                 status = os.stat(path)

@@ -14,6 +14,7 @@ from config import Config
 from datasets.augment import Draws, augment, normalise
 from datasets.base import ReIDDataset, Sample, join_notes, label_map
 from datasets.cache import Images, summary
+from datasets.images import find_pixel_range
 from datasets.make import make_dataset
 from datasets.sampler import make_sampler
 from utils.errors import UserError
@@ -110,11 +111,24 @@ def make_loaders(cfg: Config, rank: int = 0, world_size: int = 1) -> Loaders:
     The training loader has the share of one process of several. Raises UserError when data or batch sizes do not fit.
     """
     dataset = make_dataset(cfg)
+    cfg = with_pixel_range(cfg, dataset)
     train, (dataset, query, gallery) = _call_all(
         lambda: TrainLoader(cfg, dataset.train, rank, world_size), lambda: make_test_loaders(cfg, dataset)
     )
     dataset = replace(dataset, train=train.samples, train_note=left_out(dataset.train_note, train.images))
     return Loaders(dataset, train, query, gallery)
+
+
+def with_pixel_range(cfg: Config, dataset: ReIDDataset) -> Config:
+    """The settings with the range of values in images of more than 8 bits: as stored, else that of the training images,
+    else that of the test images."""
+    if not any(cfg.data.pixel_range):
+        found = find_pixel_range([s.path for s in dataset.train])
+        found = found if any(found) else find_pixel_range([s.path for s in dataset.query + dataset.gallery])
+        if any(found):
+            log.info("%s has images of more than 8 bits: %g is black and %g white in all of them", dataset.name, *found)
+            return cfg.replace(pixel_range=found)
+    return cfg
 
 
 def make_test_loaders(cfg: Config, dataset: ReIDDataset) -> tuple[ReIDDataset, TestLoader, TestLoader]:

@@ -8,15 +8,17 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from config import Config
-from model.heads import HEADS
-from model.pooling import POOLING, GeM
+from model.heads import HEADS, make_head
+from model.other_pooling import GeM
+from model.pooling import POOLING, make_pooling
 
 COSINE = [name for name in HEADS if name != "linear"]
 
 
 def make(name: str, width: int = 6, classes: int = 4, scale: float = 16.0, margin: float = 0.35, centers: int = 3):
     torch.manual_seed(0)
-    return HEADS[name](Config(head_scale=scale, head_margin=margin, sub_centers=centers), width, classes)
+    cfg = Config(head=name, head_scale=scale, head_margin=margin, sub_centers=centers)
+    return make_head(cfg, width, classes)
 
 
 def batch(size: int = 8, width: int = 6, classes: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32):
@@ -146,13 +148,13 @@ SLOW_POOLING = {
 
 @pytest.mark.parametrize("name", POOLING)
 def test_a_pooling_equals_the_loops_and_is_float32_in_half_precision(name):
-    pool = POOLING[name]()
+    pool = make_pooling(name)
     for size in ((4, 3), (1, 1), (17, 5)):
         x = maps(3, 5, *size)
         expected = [[SLOW_POOLING[name](channel.flatten()) for channel in image] for image in x]
-        found = POOLING[name]().double()(x)
+        found = make_pooling(name).double()(x)
         torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(POOLING[name]().double()(x.contiguous(memory_format=torch.channels_last)), found)
+        torch.testing.assert_close(make_pooling(name).double()(x.contiguous(memory_format=torch.channels_last)), found)
     for dtype in (torch.float16, torch.bfloat16):
         x = maps(3, 5, 8, 4, dtype=dtype).requires_grad_()
         for enabled in (False, True):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from config import Config
 from model import build_model
 from model.backbones import find_backbone
-from model.pooling import POOLING
+from model.pooling import POOLING, make_pooling
 from model.reid import Branch, ReIDModel
 from tools.gradcam import activation_maps, class_maps, resize_to_largest, similarity_maps
 from utils.pictures import QUERY, RIGHT, WRONG
@@ -30,7 +30,7 @@ class Toy(ReIDModel):
     def __init__(self, cfg: Config, backbone: nn.Module, widths: Sequence[int], pool: str = "avg"):
         nn.Module.__init__(self)
         self.num_classes, self.test_after_neck = 4, cfg.model.test_feature == "after"
-        self.backbone, self.pool = backbone, POOLING[pool]()
+        self.backbone, self.pool = backbone, make_pooling(pool)
         self.branches = nn.ModuleList(Branch(cfg, width, 4) for width in widths)
         for branch in self.branches:
             nn.init.normal_(branch.classifier.weight)

@@ -8,7 +8,8 @@ import reference
 
 from config import Config
 from datasets.base import Sample
-from datasets.sampler import PKSampler, ShuffleSampler, WeightedSampler, make_sampler
+from datasets.sampler import PKSampler, make_sampler
+from datasets.shuffle import ShuffleSampler, WeightedSampler
 from utils.errors import UserError
 
 

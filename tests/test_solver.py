@@ -13,7 +13,8 @@ from torch import nn
 from config import Config
 from model import ReIDModel
 from processor import do_train
-from solver import lr_factor, make_average, make_optimizer, restore_optimizer, set_frozen, update_average
+from solver import lr_factor, make_optimizer, restore_optimizer, set_frozen
+from solver.average import make_average, update_average
 from solver.optimizer import parameter_groups
 from utils.errors import UserError
 
@@ -135,7 +136,7 @@ def test_the_average_is_that_of_a_loop_in_float64(decay):
     torch.manual_seed(0)
     cfg = Config(ema_decay=decay)
     model = Toy()
-    average = make_average(cfg, model)
+    average = make_average(model)
     wanted = {k: v.double() for k, v in model.state_dict().items()}
     assert all(torch.equal(v, average.state_dict()[k]) for k, v in model.state_dict().items())
     optimizer = make_optimizer(Config(optimizer="sgd", lr=0.01), model)

@@ -48,16 +48,6 @@ def test_a_cut_test_split_is_said_in_every_output(trained):
     assert "not comparable" in json.loads(file.read_text())["note"]
 
 
-def test_plain_weights_are_tested_without_a_checkpoint(tiny, tmp_path):
-    from model import find_backbone
-
-    torch.save(find_backbone("mobilenet_v2")(tiny).state_dict(), tmp_path / "w.pth")
-    shown = program("test.py", "--weights", tmp_path / "w.pth", "--backbone", "mobilenet_v2", "--data-root",
-                    tiny.data.data_root, "--log-dir", tiny.run.log_dir, "--height", "32", "--width", "16")  # fmt: skip
-    assert shown.returncode == 0, shown.stderr
-    assert "312 tensors loaded" in shown.stdout and "plain" in shown.stdout
-
-
 @pytest.mark.parametrize("entrance", ["get_vis_result.py", "tools/get_vis_result.py"])
 def test_ranked_lists_are_drawn(trained, tmp_path, entrance):
     out = tmp_path / "pictures"

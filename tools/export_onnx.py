@@ -158,10 +158,12 @@ def compare(test: TestJob, run: Runner, preprocessing: bool) -> dict[str, float]
     preprocessing then in their own size."""
     data = test.cfg.data
     paths = [s.path for s in spread([*test.query.samples, *test.gallery.samples], CROPS)]
-    crops = torch.from_numpy(np.stack([read_image(path, data.height, data.width) for path in paths]))
+    crops = torch.from_numpy(np.stack([read_image(path, data.height, data.width, data.pixel_range) for path in paths]))
     reference = test.model(normalise(crops)).float()
     batch = crops if preprocessing else normalise(crops)
-    pictures = [torch.from_numpy(decode(path))[None] for path in paths] if preprocessing else batch.split(1)
+    pictures = (
+        [torch.from_numpy(decode(path, data.pixel_range))[None] for path in paths] if preprocessing else batch.split(1)
+    )
     embeddings = torch.cat([run(batch), *map(run, pictures)]).float()
     return {"crops": len(paths), "lowest_cosine": lowest_cosine(embeddings, reference.repeat(2, 1))}
 
@@ -197,7 +199,9 @@ def measure(test: TestJob, run: Runner, preprocessing: bool, precision: str) -> 
         found["scores"] = score_values(scores)
         before, after = found["scores"].values()
         found["change"] = {key: round(after[key] - before[key], 4) for key in ("mAP", "rank1")}
-    pixels = torch.from_numpy(read_image(test.query.samples[0].path, cfg.data.height, cfg.data.width))[None]
+    pixels = torch.from_numpy(
+        read_image(test.query.samples[0].path, cfg.data.height, cfg.data.width, cfg.data.pixel_range)
+    )[None]
     if preprocessing:
         model = nn.Sequential(graph.Preprocess(cfg.data.height, cfg.data.width), model)
     found["latency"] = []

@@ -125,6 +125,8 @@ def picture_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[
     device = pick_device(cfg.run.device)
     checkpoint, state = stored or (Path(cfg.run.log_dir, "weights", "none"), {})
     model = rebuild_model(state, checkpoint, cfg) if stored else make_model(cfg, num_classes=2)
+    if not stored:
+        log.info(str(model.loaded or f"{cfg.model.backbone} with random weights"))
     source = Source(cfg, model.to(device).eval(), device, state.get("labels", {}), checkpoint.parent)
     jobs = []
     for place, path in enumerate(paths, 1):
@@ -139,7 +141,7 @@ def make_columns(source: Source, job: Job) -> list[Column]:
     model, rows, data = source.model, source.rows, source.cfg.data
     present = [job.image, *filter(None, job.others)]
     drawn = [read_image(p.path, DRAWN_HEIGHT, DRAWN_HEIGHT * data.width // data.height) for p in present]
-    pixels = np.stack([read_image(p.path, data.height, data.width) for p in present])
+    pixels = np.stack([read_image(p.path, data.height, data.width, data.pixel_range) for p in present])
     images = normalise(torch.from_numpy(pixels).to(source.device))
     if not source.cfg.loop.channels_last:
         images = images.contiguous()

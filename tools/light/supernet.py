@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from config import Config
+from model.backbones.checks import init_convolutions
 from model.backbones.searchable import HEAD, STEM, Block, NoWeights, Spec, blocks, squeezed
-from model.backbones.stages import init_convolutions
 from tools.light.space import Space
 from utils.errors import UserError
 
