@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from config import Config
 from model.backbones import resnet_ibn
-from model.backbones.osnet import PUBLISHED, osnet
+from model.backbones.osnet import osnet
 from model.backbones.resnet_ibn import ReleasedWeights
 from model.reid import embedding
 from model.weights import load_backbone
@@ -72,22 +72,6 @@ def test_parameters_and_multiply_adds_are_the_papers():
             net.fc(net(torch.empty(1, 3, 256, 128)).mean((2, 3)))
         counted = sum(p.numel() for p in net.parameters()), counter.get_total_flops() / 2
         assert tuple(round(number / 1e6, 1) for number in counted) == published["x" + name.split("_x")[1]]
-
-
-def test_a_torchreid_file_loads_whole_and_imagenet_weights_are_fetched_by_hand(tmp_path):
-    source = make_osnet("osnet_x0_25")
-    source.classifier = nn.Linear(512, 751)
-    state = {f"module.{k}": v for k, v in source.state_dict().items()}
-    torch.save({"state_dict": state, "epoch": 150, "rank1": 0.912}, tmp_path / "model.pth.tar-150")
-    net = osnet(Config(backbone="osnet_x0_25"))
-    report = load_backbone(net, str(tmp_path / "model.pth.tar-150"))
-    assert not report.missing and len(report.loaded) == len(net.state_dict()) == 558
-    assert {k.split(".")[2] for k in report.skipped} == {"fc", "classifier"}
-    with pytest.raises(
-        UserError, match=r"osnet_x0_25 .*https://drive\.google\.com/file/d/[\w-]{33}/view.*--weights FILE"
-    ):
-        load_backbone(net, "imagenet")
-    assert len({drive for _, _, drive in PUBLISHED.values()}) == len(PUBLISHED)
 
 
 # ---- ResNet-IBN
