@@ -107,6 +107,7 @@ def main() -> None:
     for array, values in zip(ARRAYS[2:], ids, strict=True):
         write_rows(directory / f"{array}.npy", len(values), [values])
     about = {"checkpoint": str(stored[0]) if stored else None, "flip": cfg.eval.flip, "dataset": dataset}
+    about["camera_names"] = test.dataset.camera_names
     write_json(directory / ABOUT, about | {"note": test.note, "command": typed_command()})
     log.info("features written to %s", directory)
 

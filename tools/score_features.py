@@ -45,6 +45,7 @@ class StoredFeatures(NamedTuple):
     gallery: torch.Tensor
     ids: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     note: str = ""  # caveat that belongs to all scores of them
+    camera_names: dict[int, str] = {}  # noqa: RUF012
 
 
 def read_features(path: str | Path) -> StoredFeatures:
@@ -52,11 +53,13 @@ def read_features(path: str | Path) -> StoredFeatures:
 
     Parts such as gf.2of3.npy are joined first. Raises UserError if something is missing or does not fit.
     """
-    path, note = Path(path), ""
+    path, note, names = Path(path), "", {}
     with reading(path, WANTED):
         if path.is_dir():
             if (path / ABOUT).is_file():
-                note = str(json.loads((path / ABOUT).read_text())["note"])
+                about = json.loads((path / ABOUT).read_text())
+                note = str(about["note"])
+                names = {int(camid): str(name) for camid, name in about.get("camera_names", {}).items()}
             for name in ARRAYS[:2]:
                 join_parts(path, name)
             # "c": changes would stay in memory, so torch does not warn that the file is not writable
@@ -72,8 +75,9 @@ def read_features(path: str | Path) -> StoredFeatures:
         raise UserError(f"the features {path} do not fit each other ({found}); {WANTED}")
     kept = np.asarray(gp) != -1
     if not kept.all():
+        log.info("%s: %d gallery images of pid -1 left out (junk)", path, (~kept).sum())
         gf, gp, gc = gf[kept], gp[kept], gc[kept]
-    return StoredFeatures(torch.from_numpy(qf), torch.from_numpy(gf), (qp, gp, qc, gc), note)
+    return StoredFeatures(torch.from_numpy(qf), torch.from_numpy(gf), (qp, gp, qc, gc), note, names)
 
 
 def part_name(name: str, part: int, parts: int) -> str:
@@ -113,7 +117,7 @@ def main() -> None:
     if not name:
         raise UserError("name the features to score: an .npz, or a directory written by tools/extract_features.py")
     setup_logging()
-    query, gallery, ids, note = read_features(name)
+    query, gallery, ids, note, cameras = read_features(name)
     log.info("%s: %d queries in %d images", name, len(query), len(gallery))
     device = pick_device(cfg.run.device)
     # two matrices of distances, and the features in float32
@@ -123,7 +127,7 @@ def main() -> None:
         device = torch.device("cpu")
     inference = score_features(cfg, {"plain": (query.to(device), gallery.to(device))}, ids)
     note = scores_note(cfg, note)
-    record = {"features": name, "command": typed_command(), "note": note, **report(inference, note)}
+    record = {"features": name, "command": typed_command(), "note": note, **report(inference, note, cameras)}
     if options.output:
         write_json(options.output, record)
         log.info("written to %s", options.output)
