@@ -17,7 +17,7 @@ from model import make_model
 from processor import extract_features
 from processor.evaluate import score_features, score_values
 from tools.extract_features import write_features
-from tools.features import ARRAYS, join_parts, part_name, read_features
+from tools.score_features import ARRAYS, join_parts, part_name, read_features
 from utils.errors import UserError
 from utils.expansion import augment_gallery, expand_queries
 from utils.files import write_rows

@@ -30,7 +30,7 @@ from model import ReIDModel
 from processor.checkpoint import LAST, find_checkpoint
 from processor.evaluate import feature_batches
 from processor.test import parse_test, prepare_test
-from tools.features import ABOUT, ARRAYS, part_name, remove_parts
+from tools.score_features import ABOUT, ARRAYS, part_name, remove_parts
 from tools.search import IndexCommand
 from utils.errors import UserError, run
 from utils.files import write_json, write_rows
