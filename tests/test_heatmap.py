@@ -211,10 +211,11 @@ def test_best_matches_are_the_nearest_of_the_same_and_of_another_identity():
     ids = [(7, 1), (7, 2), (9, 1), (7, 3), (0, 2), (9, 2)]  # the query is person 7 under camera 1
     samples = [Sample(f"{number}.jpg", *pair) for number, pair in enumerate(ids)]
     gallery = SimpleNamespace(pids=np.array([p for p, _ in ids]), camids=np.array([c for _, c in ids]), samples=samples)
+    gallery.caption = lambda index, *more: " ".join((str(index), *more))
     test = SimpleNamespace(query=SimpleNamespace(pids=np.array([7]), camids=np.array([1])), gallery=gallery)
     right, wrong = best_matches(test, 0, np.array([0.1, 0.5, 0.4, 0.3, 0.2, 0.6]))
-    assert right == ("3.jpg", "pid 7, cam 3\nrank 2 of 5", RIGHT)
-    assert wrong == ("4.jpg", "distractor, cam 2\nrank 1 of 5", WRONG)
+    assert right == ("3.jpg", "3 rank 2 of 5", RIGHT)
+    assert wrong == ("4.jpg", "4 rank 1 of 5", WRONG)
     gallery.pids = np.full(6, 7)
     assert best_matches(test, 0, np.arange(6.0))[1] is None
 
