@@ -7,7 +7,6 @@ OMP_NUM_THREADS is the number of threads; `data` always uses one. docs/benchmark
 from __future__ import annotations
 
 import ctypes
-import importlib
 import json
 import os
 import signal
@@ -22,20 +21,16 @@ from benchmarks.task import Task
 from config.cli import parse_command, split_first, typed_command
 from utils.errors import UserError, run
 from utils.files import write_json
+from utils.lookup import load
 
 TASKS = {  # loaded by name, so that a contender's memory does not hold what other tasks import
     "eval": "benchmarks.scoring:Eval",
     "rerank": "benchmarks.scoring:Rerank",
-    "data": "benchmarks.data:Data",
+    "data": "benchmarks.models:Data",
     "train": "benchmarks.models:Train",
     "extract": "benchmarks.models:Extract",
-    "search": "benchmarks.search:Search",
+    "search": "benchmarks.scoring:Search",
 }
-
-
-def load_task(name: str) -> type[Task]:
-    module, kind = TASKS[name].split(":")
-    return getattr(importlib.import_module(module), kind)
 
 
 def measure_all(options: Task, args: list[str]) -> dict[str, dict]:
@@ -69,7 +64,7 @@ def end_with_parent() -> None:
 def main() -> None:
     word, rest = split_first(None)
     names = [word] if word in TASKS else TASKS
-    options = parse_command(None, {name: load_task(name) for name in names}, __doc__, {})
+    options = parse_command(None, {name: load(TASKS[name]) for name in names}, __doc__, {})
     for name in {*options.skip, options.contender} - {"", *options.contenders}:
         raise UserError(f"there is no contender {name}; choose {', '.join(options.contenders)}")
     if os.environ.get("REID_DATA") and getattr(options, "data_root", "") == "data":

@@ -27,6 +27,7 @@ Protocol = Literal["auto", "standard", "multi_query", "single_shot", "vehicle_id
 Optimizer = Literal["adam", "amsgrad", "adamw", "adamw_amsgrad", "sgd"]
 Fill = Literal["mean", "zero", "random"]
 Neck = Literal["bnneck", "none"]
+Stem = Literal["torchvision", "no_relu", "ceil"]
 Schedule = Literal["steps", "cosine", "linear"]
 IdLoss = Literal["cross_entropy", "focal"]
 Backend = Literal["auto", "nccl", "gloo"]
@@ -94,6 +95,8 @@ class ModelSettings:
     backbone: str = "resnet50"  # name (see docs/parts.md), timm/NAME for a timm model, searched:FILE for a searched one
     width_multiplier: float = 1.0  # mobilenet_v2: factor of the channel numbers
     weights: str = "imagenet"  # initial backbone weights: imagenet (download), none, or a file
+    allow_missing: bool = False  # let the parts of the backbone that a weights file lacks stay random
+    stem: Stem = "torchvision"  # ResNets: first layers; no_relu as in Bag of Tricks, ceil pooling as in fast-reid
     last_stride: Literal[1, 2] = 1  # stride of the last stage; 1 keeps a larger feature map
     stride_in_1x1: bool = False  # ResNets: stride on the first 1x1 convolution of a bottleneck, as in Caffe's weights
     attention: Attention = "none"  # attention module
@@ -101,7 +104,8 @@ class ModelSettings:
     attention_ratio: float = 0.0625  # attention: inner channels as a share of the stage's (0: one channel, as in AGW)
     branches: Branches = "one"  # one global feature, or a multi-branch model
     pooling: Pooling = "avg"  # global pooling; gem learns p, gem_fixed uses p = 3
-    embedding_dim: int = 0  # width of a Linear + BN + ReLU after the pooling (0: none)
+    embedding_dim: int = 0  # width of the embedding layer after the pooling (0: none)
+    embedding: Literal["full", "linear"] = "full"  # layers of embedding_dim: Linear + BN + ReLU, or Linear
     neck: Neck = "bnneck"  # bnneck: batch norm between the metric losses' feature and the classifier
     head: Head = "linear"  # classifier
     head_scale: float = 64.0  # scale of the cosine logits (cosine_learned: initial value; linear: unused)
@@ -371,6 +375,8 @@ class Config:
             yield f"--attention-stages {' '.join(map(str, model.attention_stages))} names a stage twice"
         if model.stride_in_1x1 and model.backbone not in BOTTLENECKS:
             yield f"--stride-in-1x1 is for {', '.join(BOTTLENECKS)}; leave it out with {model.backbone}"
+        if model.stem != "torchvision" and not model.backbone.startswith(("resnet", "resnext", "wide_resnet")):
+            yield f"--stem {model.stem} is for ResNets; leave it out with {model.backbone}"
         if model.width_multiplier != 1 and model.backbone != "mobilenet_v2":
             yield f"--width-multiplier is for mobilenet_v2; leave it out with {model.backbone}"
         if model.width_multiplier != 1 and model.weights == "imagenet":

@@ -20,22 +20,17 @@ from datasets.sampler import make_sampler
 from utils.errors import UserError
 from utils.logging import log
 
+Size = tuple[int, int] | None  # height and width of the images; None: those of the settings
+Batch = tuple[torch.Tensor, torch.Tensor]
+
 
 class TrainLoader:
     """Augmented batches. An epoch's batches follow from (seed, epoch, step) alone, so a run can resume at any step.
 
     Process `rank` of `world_size` gets its share of every batch, augmented as a single process would augment it.
-    size: (height, width) of the images; None: that of the settings.
     """
 
-    def __init__(
-        self,
-        cfg: Config,
-        samples: list[Sample],
-        rank: int = 0,
-        world_size: int = 1,
-        size: tuple[int, int] | None = None,
-    ):
+    def __init__(self, cfg: Config, samples: list[Sample], rank: int = 0, world_size: int = 1, size: Size = None):
         self.cfg, self.rank = cfg, rank
         self.samples, self.images = readable(cfg, samples, "train", size)
         self.label_map = label_map(self.samples)
@@ -47,9 +42,7 @@ class TrainLoader:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def epoch(
-        self, epoch: int, device: torch.device, first_step: int = 0
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def epoch(self, epoch: int, device: torch.device, first_step: int = 0) -> Iterator[Batch]:
         """From step `first_step` on: images (B, 3, H, W) float32 and labels (B,) int64, both on `device`."""
         batches = list(self.sampler.epoch(epoch))[first_step:]
         for step, (indices, images) in enumerate(_to_device(self.images, batches, device), first_step):
@@ -68,12 +61,7 @@ class TestLoader:
     __test__ = False  # its name makes pytest take it for a test case
 
     def __init__(
-        self,
-        cfg: Config,
-        samples: list[Sample],
-        name: str,
-        size: tuple[int, int] | None = None,
-        dataset: ReIDDataset | None = None,
+        self, cfg: Config, samples: list[Sample], name: str, size: Size = None, dataset: ReIDDataset | None = None
     ):
         self.batch_size, self.dataset = cfg.data.test_batch_size, dataset or ReIDDataset(name)
         self.samples, self.images = readable(cfg, samples, name, size)
@@ -108,6 +96,8 @@ class TestLoader:
 
 @dataclass
 class Loaders:
+    """A dataset, without images that cannot be read, and its loaders."""
+
     dataset: ReIDDataset
     train: TrainLoader
     query: TestLoader
@@ -155,15 +145,12 @@ def make_test_loaders(cfg: Config, dataset: ReIDDataset) -> tuple[ReIDDataset, T
     return replace(dataset, query=query.samples, gallery=gallery.samples, test_note=note), query, gallery
 
 
-def readable(
-    cfg: Config, samples: list[Sample], name: str, size: tuple[int, int] | None = None
-) -> tuple[list[Sample], Images]:
+def readable(cfg: Config, samples: list[Sample], name: str, size: Size = None) -> tuple[list[Sample], Images]:
     """The samples whose images can be read, and their images. Raises UserError where there are none."""
     images = Images(cfg, [s.path for s in samples], name, size)
     if images.bad:
-        log.warning(
-            "warning: %d of %d %s images left out: %s", len(images.bad), len(samples), name, summary(images.bad)
-        )
+        left, total = len(images.bad), len(samples)
+        log.warning("warning: %d of %d %s images left out: %s", left, total, name, summary(images.bad))
     if not len(images):
         raise UserError(f"the {name} split has no image that can be read")
     return [samples[i] for i in images.kept], images

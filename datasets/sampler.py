@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from config import Config
 from datasets.base import Sample
 from utils.errors import UserError
+from utils.lookup import load
 
 
 class PKSampler:
@@ -17,13 +19,11 @@ class PKSampler:
 
     An epoch cuts the shuffled images of each identity into n // K groups of K, so that identities are seen in
     proportion to their images; one with fewer than K images gives one group, in which some come twice. If that would
-    show less than half of the images, as next to identities with few, these return. A batch is P
-    groups of P different identities. `len()` is exactly the number of batches that an epoch emits.
+    show less than half of the images, identities return. A batch is P groups of P different identities.
 
-    pids: identity or label of each image, (N,). batch_size: P × K over all ranks. Rank r of `world_size` emits its
-    P / world_size identities of every batch, so that the ranks together emit the single-process batch.
-    camids: camera of each image, (N,); with these, a group's images come from as many cameras as its identity allows.
-    Raises UserError when there are fewer than P identities or the batch cannot be split over the ranks.
+    pids: identity or label of each image, (N,). batch_size: P × K over all ranks; each emits its P / world_size
+    identities of every batch. camids: camera of each image, (N,); with these, a group's images come from as many
+    cameras as its identity allows. Raises UserError for too few identities, or a batch that does not split.
     """
 
     def __init__(
@@ -133,61 +133,11 @@ class PKSampler:
         return np.argsort(-keys, kind="stable")[: self.p]
 
 
-class ShuffleSampler:
-    """Images in random order without repeats; the last incomplete batch is dropped, as tiny ones harm batch norm.
-
-    Raises UserError when there are fewer images than a batch holds.
-    """
-
-    def __init__(self, pids: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
-        if batch_size % world_size:
-            raise UserError(
-                f"--batch-size {batch_size} does not split over {world_size} processes; use a multiple of {world_size}"
-            )
-        if len(pids) < batch_size:
-            raise UserError(f"--batch-size {batch_size} is more than the {len(pids)} training images; lower it")
-        self.images, self.batch_size, self.seed = len(pids), batch_size, seed
-        self.rank, self.world_size = rank, world_size
-
-    def __len__(self) -> int:
-        return self.images // self.batch_size
-
-    def epoch(self, epoch: int) -> Iterator[np.ndarray]:
-        """The batches of one epoch (counted from 0): arrays of batch_size/world_size image indices."""
-        order = self._order(np.random.default_rng([self.seed, epoch]))
-        share = self.batch_size // self.world_size
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield order[start + self.rank * share : start + (self.rank + 1) * share]
-
-    def _order(self, rng: np.random.Generator) -> np.ndarray:
-        return rng.permutation(self.images)
-
-
-class WeightedSampler(ShuffleSampler):
-    """Random images, equally many of every identity: round after round, each identity gives one.
-
-    An epoch is as long as that of ShuffleSampler; images of small identities come several times in it.
-    """
-
-    def __init__(self, pids: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
-        super().__init__(pids, batch_size, seed, rank, world_size)
-        self.by_pid = np.argsort(pids, kind="stable")
-        _, self.first, self.counts = np.unique(np.asarray(pids)[self.by_pid], return_index=True, return_counts=True)
-
-    def _order(self, rng: np.random.Generator) -> np.ndarray:
-        identities, rounds = len(self.counts), -(-self.images // len(self.counts))
-        who = np.concatenate([rng.permutation(identities) for _ in range(rounds)])[: self.images]
-        return self.by_pid[self.first[who] + rng.integers(self.counts[who])]
-
-
-def make_sampler(
-    cfg: Config, samples: Sequence[Sample], rank: int = 0, world_size: int = 1
-) -> PKSampler | ShuffleSampler:
-    """The sampler that the settings choose."""
+def make_sampler(cfg: Config, samples: Sequence[Sample], rank: int = 0, world_size: int = 1) -> Any:
+    """The sampler of the settings: `len()` batches per epoch, and `epoch(number)` gives their indices."""
     pids, common = [s.pid for s in samples], (cfg.run.seed, rank, world_size)
-    if cfg.data.sampler == "weighted":
-        return WeightedSampler(pids, cfg.data.batch_size, *common)
-    if cfg.data.sampler == "shuffle":
-        return ShuffleSampler(pids, cfg.data.batch_size, *common)
+    if cfg.data.sampler in ("shuffle", "weighted"):
+        sampler = load(f"datasets.shuffle:{cfg.data.sampler.title()}Sampler")
+        return sampler(pids, cfg.data.batch_size, *common)
     camids = [s.camid for s in samples] if cfg.data.sampler == "pk_cameras" else None
     return PKSampler(pids, cfg.data.batch_size, cfg.data.images_per_id, *common, camids)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from config import Config
 from datasets.augment import normalise
-from datasets.folder import find_pictures
+from datasets.folder import list_pictures
 from datasets.images import read_image
 from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model, stored_config
 from processor.environment import pick_device
@@ -29,7 +29,7 @@ from utils.errors import UserError
 PIL_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "La", "RGBa"}
 # Settings that shape an embedding, besides the weights.
 SHAPING = ("height", "width", "backbone", "width_multiplier", "last_stride", "stride_in_1x1", "attention", "branches")
-SHAPING += ("attention_stages", "pooling", "neck", "test_feature")
+SHAPING += ("stem", "embedding", "attention_stages", "pooling", "neck", "test_feature")
 
 Picture = str | os.PathLike | np.ndarray | Image.Image
 
@@ -167,10 +167,7 @@ def as_iterable(pictures: Any) -> Iterable[Any]:
     """One picture, several, or those of a folder, as an iterable. Raises UserError for anything else."""
     dims = getattr(pictures, "ndim", None)  # of an array: a picture, a row of paths, or a batch of pictures
     if isinstance(pictures, (str, os.PathLike)) and Path(pictures).is_dir():
-        found, others = find_pictures(pictures)
-        if not found:
-            raise UserError(f"{pictures} and the folders in it hold no picture, but {others} other files")
-        return [Path(pictures, path) for path in found]
+        return list_pictures(pictures)
     if isinstance(pictures, (str, os.PathLike, Image.Image)) or dims == 3:
         return [pictures]
     if isinstance(pictures, bytes) or not isinstance(pictures, Iterable) or dims not in (None, 1, 4):

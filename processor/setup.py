@@ -32,10 +32,11 @@ from processor.evaluate import resolve_protocol, scores_note
 from processor.precision import Scaler, configure_torch, resolve_precision
 from processor.signals import StopSignals
 from processor.state import Session, TrainState, has_checkpoint, restore, seed_all
-from solver import make_average, settings_without_effect
+from solver import settings_without_effect
 from utils.errors import UserError
 from utils.files import lock_directory, write_json
 from utils.logging import log, setup_logging
+from utils.lookup import load
 
 
 @contextlib.contextmanager
@@ -145,7 +146,8 @@ def start_state(
         "environment": describe_environment(device, ranks.size),
         "labels": data.labels,
     }
-    scaler, average = Scaler(device, session.precision), make_average(cfg, model)
+    average = load("solver.average:make_average")(model) if cfg.solver.ema_decay > 0 else None
+    scaler = Scaler(device, session.precision)
     state = TrainState(cfg, session, directory, about, model, criterion, optimizer, scaler, average)
     log_run(state, data)
     seed_all(cfg.run.seed + ranks.rank)  # random numbers of training, such as dropout, differ between processes
@@ -167,6 +169,8 @@ def log_run(state: TrainState, data: Loaders) -> None:
     log.info("command: %s", state.session.command or "(called from Python)")
     log.info("%s; %s", f"{ranks.size} processes" if ranks.size > 1 else "one process", state.session.numerics)
     log.info("%s\n%s", dataset.name, dataset.describe())
+    if state.model.loaded:
+        log.info(str(state.model.loaded))
     if state.about["note"]:
         log.info("note: %s", state.about["note"])
     warnings = settings_without_effect(cfg, len(data.train))

@@ -26,10 +26,11 @@ from processor.precision import FiniteStatistics, autocast
 from processor.setup import run_directory, start_session, start_state, training_criterion, training_data, training_model
 from processor.state import Session, TrainState
 from processor.watch import Progress, Watchers, clock, tile
-from solver import make_optimizer, set_frozen, set_lr, update_average
+from solver import make_optimizer, set_frozen, set_lr
 from utils.errors import Stopped, UserError
 from utils.files import write_json
 from utils.logging import log
+from utils.lookup import load
 
 Losses = dict[str, torch.Tensor]  # of one step, as scalars on the device
 
@@ -130,7 +131,7 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
             broadcast_tensors(session.ranks, network.statistics.buffers)  # batch norm that is not synchronized differs
             if state.average is not None:
                 steps_before = state.epoch * -(-steps // cfg.loop.accumulate) + (state.step - 1) // cfg.loop.accumulate
-                update_average(cfg, state.average, state.model, steps_before)
+                load("solver.average:update_average")(cfg, state.average, state.model, steps_before)
             finished = state.step == steps
             if sum(map(len, recent)) >= cfg.loop.log_every or finished or (session.signals.requested and alone):
                 add_losses(state, recent, loader)

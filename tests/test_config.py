@@ -40,6 +40,8 @@ def test_booleans_take_every_spelling():
         (["--flip", "--seed", "1"], True), (["--no_flip"], False),
     ):  # fmt: skip
         assert parse_train(words, {}).eval.flip is flip
+    for words, value in ((["--no-decay-norm-bias"], True), (["--no-no-decay-norm-bias"], False)):
+        assert parse_train(words, {}).solver.no_decay_norm_bias is value  # its name begins with no_
 
 
 def test_data_root_comes_from_the_command_line_then_the_variable_then_the_default():

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,15 +22,14 @@ ARRAYS = ("qf", "gf", "qp", "gp", "qc", "gc")
 WANTED = "it must hold the arrays qf (Q, D), gf (G, D), qp (Q,), gp (G,), qc (Q,) and gc (G,)"
 
 
-@dataclass
-class StoredFeatures:
+class StoredFeatures(NamedTuple):
     """Features (Q, D) and (G, D), and the four id arrays that `evaluate` takes."""
 
     query: torch.Tensor
     gallery: torch.Tensor
     ids: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     note: str = ""  # caveat that belongs to all scores of them
-    camera_names: dict[int, str] = field(default_factory=dict)
+    camera_names: dict[int, str] = {}  # noqa: RUF012
 
 
 def read_features(path: str | Path) -> StoredFeatures:
@@ -75,16 +74,15 @@ def join_parts(directory: Path, name: str) -> None:
 
     Raises UserError if a part is missing, or if there are parts of two divisions.
     """
-    found = (re.fullmatch(rf"{name}\.\d+of(\d+)\.npy", p.name) for p in directory.glob(f"{name}.*of*.npy"))
+    found = (re.fullmatch(rf"{name}\.\d+of(\d+)\.npy", p.name) for p in directory.iterdir())
     totals = {int(match[1]) for match in found if match}
     if not totals:
         return
     if len(totals) > 1:
         raise UserError(f"{directory} holds parts of several divisions of {name} (of {sorted(totals)}); delete the old")
-    total = totals.pop()
+    (total,) = totals
     paths = [directory / part_name(name, i, total) for i in range(1, total + 1)]
-    missing = [p.name for p in paths if not p.is_file()]
-    if missing:
+    if missing := [p.name for p in paths if not p.is_file()]:
         raise UserError(f"{directory} lacks {', '.join(missing)}; extract these parts first")
     parts = [np.load(p, mmap_mode="r") for p in paths]
     write_rows(directory / f"{name}.npy", sum(map(len, parts)), parts)

@@ -58,7 +58,7 @@ def labelled(experiment: str, dataset: str) -> str:
 def table(experiments: dict[str, list[dict]], published: list[dict], all_rows: bool) -> str:
     """The table in Markdown: published rows in their order, then experiments without one; then the remarks.
 
-    all_rows: also the published rows that are not measured yet.
+    all_rows: also the published rows that are not measured yet, and remarks below the table.
     """
     rows = [(labelled(p["experiment"], p.get("dataset", USUAL[0])), p["protocol"], p) for p in published]
     known = {(e, p) for e, p, _ in rows}
@@ -70,6 +70,7 @@ def table(experiments: dict[str, list[dict]], published: list[dict], all_rows: b
         if scored or all_rows:
             lines.append(_row(experiment, protocol, reference, scored))
     remarks = [(e, r["seed"], r["remark"]) for e, runs in experiments.items() for r in runs if r.get("remark")]
+    remarks = remarks if all_rows else []
     return "\n".join(lines + [f"\n`{e}`, seed {seed}: {remark}" for e, seed, remark in remarks])
 
 
@@ -79,7 +80,7 @@ def _row(experiment: str, protocol: str, reference: dict | None, runs: list[dict
     if not runs:
         return f"| {experiment} | {protocol} | {claim} | not measured | | | | |"
     scores = [r["scores"][protocol] for r in runs]
-    mAP, rank1, mINP = (_mean([s[key] for s in scores]) for key in ("mAP", "rank1", "mINP"))
+    mAP, rank1, mINP = (mean_and_std([s[key] for s in scores]) for key in ("mAP", "rank1", "mINP"))
     hardware = ", ".join(dict.fromkeys(r["hardware"] for r in runs))
     minutes = statistics.mean(r["train_seconds"] for r in runs) / 60
     speed = statistics.mean(r["images_per_second"] for r in runs)
@@ -87,9 +88,8 @@ def _row(experiment: str, protocol: str, reference: dict | None, runs: list[dict
     return f"| {' | '.join(cells)} | {minutes:.1f} min, {speed:.0f} images/s |"
 
 
-def _mean(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
+def mean_and_std(values: list[float]) -> str:
+    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def update(file: Path, start: str, end: str, content: str, check: bool) -> None:
@@ -101,7 +101,7 @@ def update(file: Path, start: str, end: str, content: str, check: bool) -> None:
     head, rest = before.split(start, 1)
     after = f"{head}{start}\n{content}\n{end}{rest.split(end, 1)[1]}"
     if check and after != before:
-        raise UserError(f"a table in {file} is not what results/ says; run python tools/results_table.py")
+        raise UserError(f"a table in {file} is not what the results say; run the program named in {start}")
     if not check:
         write_atomically(file, lambda temporary: temporary.write_text(after))
         print(f"{file} updated")
