@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from config import Config
 from config.config import option, undefined_for_protocol
-from datasets.base import MOST_CAMERAS, ReIDDataset
+from datasets.base import MOST_CAMERAS, ONE_CAMERA, ReIDDataset
 from datasets.loaders import TestLoader
 from model import ReIDModel
 from processor.distributed import ALONE, Ranks, gather_rows
@@ -22,7 +22,7 @@ from processor.precision import autocast
 from utils.distance import pairwise_distance
 from utils.errors import UserError
 from utils.logging import log
-from utils.metrics import Scores, evaluate, evaluate_distance
+from utils.metrics import NO_MATCH, Scores, evaluate, evaluate_distance
 
 RANDOM_GALLERIES = ("single_shot", "vehicle_id")  # protocols without one ranked list per query
 FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
@@ -112,7 +112,8 @@ def score_features(cfg: Config, pairs: dict[str, Pair], ids: tuple) -> Inference
     try:
         return _score_features(cfg, pairs, ids)
     except ValueError as error:
-        raise UserError(str(error)) from error
+        remedy = f"; {ONE_CAMERA}" if str(error) == NO_MATCH else ""
+        raise UserError(f"{error}{remedy}") from error
 
 
 def _score_features(cfg: Config, pairs: dict[str, Pair], ids: tuple) -> Inference:
