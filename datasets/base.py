@@ -12,6 +12,7 @@ from utils.errors import UserError
 
 MOST_CAMERAS = 50  # a table by camera is printed for up to so many
 PID_OFFSET = 10**7  # pids and cameras lie below; those of the k-th of several datasets are raised by k times this
+ONE_IDENTITY = "the gallery shows one identity only, so that every score is 100 % whatever the model"
 
 
 class Sample(NamedTuple):
@@ -99,12 +100,6 @@ def keep_ids(samples: list[Sample], pids: Collection[int]) -> list[Sample]:
     return [s for s in samples if s.pid in pids]
 
 
-def last_identities(samples: list[Sample], count: int) -> list[Sample]:
-    """The images of the `count` identities that `label_map` puts last; of all if there are no more."""
-    pids = identities(samples)
-    return keep_ids(samples, pids[max(len(pids) - count, 0) :])
-
-
 def select_train(dataset: ReIDDataset, holdout_ids: int, train_ids: int) -> ReIDDataset:
     """Move the last `holdout_ids` training identities to `heldout`, and keep the first `train_ids` (0: all) others.
 
@@ -146,8 +141,7 @@ def select_test(dataset: ReIDDataset, test_ids: int) -> ReIDDataset:
     if not dataset.gallery:
         raise UserError(f"{dataset.name}: the test split has no gallery image; raise --test-ids")
     if len(identities(dataset.gallery)) == 1:
-        note = "the gallery shows one identity only, so that every score is 100 % whatever the model"
-        dataset = replace(dataset, test_note=join_notes(dataset.test_note, note))
+        dataset = replace(dataset, test_note=join_notes(dataset.test_note, ONE_IDENTITY))
     return dataset
 
 
@@ -163,25 +157,3 @@ def join(datasets: Sequence[ReIDDataset]) -> ReIDDataset:
         train += [Sample(s.path, s.pid + offset, s.camid + offset) for s in dataset.train]
     name, note = "+".join(d.name for d in datasets), join_notes(*(d.train_note for d in datasets))
     return replace(datasets[0], name=name, train=train, train_note=note)
-
-
-def heldout_split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Training images to query and gallery as in Market-1501: one query per identity and camera, the rest gallery.
-
-    The query is the first image by path. A camera's only image of an identity stays in the gallery, for the queries of
-    the other cameras, so that every query has a match. Identities seen by one camera only are distractors. Raises
-    UserError if there is no query.
-    """
-    samples = sorted(samples)
-    cameras: dict[int, set[int]] = {}
-    images: dict[tuple[int, int], list[Sample]] = {}
-    for s in samples:
-        cameras.setdefault(s.pid, set()).add(s.camid)
-        images.setdefault((s.pid, s.camid), []).append(s)
-    query = {group[0] for (pid, _), group in images.items() if len(group) > 1 and len(cameras[pid]) > 1}
-    if not query:
-        raise UserError(
-            f"none of {len(cameras)} training identities has two images under one camera and another under a second, "
-            "so they give no query; use more identities"
-        )
-    return [s for s in samples if s in query], [s for s in samples if s not in query]

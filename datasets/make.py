@@ -55,7 +55,7 @@ def make_dataset(cfg: Config) -> ReIDDataset:
     `train_ids`; and what to test on, cut to `test_ids`. Raises UserError when it is not found."""
     whole = cfg.replace(test_share=0.0) if trains_on_all(cfg) else cfg
     train = join([find_dataset(name, whole) for name in train_names(cfg)])
-    test = _test_side(find_dataset(test_name(cfg), cfg) if cfg.data.test_dataset else train, cfg)
+    test = test_side(cfg, find_dataset(test_name(cfg), cfg) if cfg.data.test_dataset else train)
     train = select_train(train, cfg.data.holdout_ids, cfg.data.train_ids)
     name = f"{train.name}, tested on {test.name}" if cfg.data.test_dataset else train.name
     note = test.test_note
@@ -71,10 +71,11 @@ def make_dataset(cfg: Config) -> ReIDDataset:
 
 def make_test_set(cfg: Config) -> ReIDDataset:
     """The test side only, cut to `test_ids`: the training set need not exist to test a model elsewhere."""
-    return replace(_test_side(find_dataset(test_name(cfg), cfg), cfg), train=[], train_note="")
+    return replace(test_side(cfg, find_dataset(test_name(cfg), cfg)), train=[], train_note="")
 
 
-def _test_side(dataset: ReIDDataset, cfg: Config) -> ReIDDataset:
+def test_side(cfg: Config, dataset: ReIDDataset) -> ReIDDataset:
+    """The dataset with its test side cut to `test_ids`, and of own pictures without copies of queries."""
     dataset = select_test(dataset, cfg.data.test_ids)
     if test_name(cfg) in DATASETS:
         return dataset

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.base import PID_OFFSET, ReIDDataset, Sample, heldout_split, join_notes
+from datasets.base import PID_OFFSET, ReIDDataset, Sample, join_notes
+from datasets.heldout import heldout_split
 from datasets.layouts import JUNK, MARKET_FOLDERS, PICTURES, drop_below, read_layout
 from utils.errors import UserError
 from utils.files import reading

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from config import Config
 from processor import do_train
+from tools.curves import read_history
 from utils.errors import UserError
-from utils.plots import loss_parts, plot_curves, read_history
+from utils.plots import loss_parts, plot_curves
 
 
 def entry(epoch: int, mAP: float | None = None, **more) -> dict:

@@ -10,7 +10,8 @@ import torch
 from conftest import write_tree
 
 from datasets import DATASETS, ReIDDataset, Sample, make_dataset, make_loaders
-from datasets.base import PID_OFFSET, heldout_split, label_map, last_identities, select_test, select_train
+from datasets.base import PID_OFFSET, label_map, select_test, select_train
+from datasets.heldout import heldout_split, last_identities
 from datasets.make import make_test_set
 from utils.errors import UserError
 

@@ -582,8 +582,8 @@ def test_a_threshold_is_found_stored_and_used(base):
     numbers = re.findall(r"([\d,]+) pairs of", done(base, "threshold", people))[:2]
     assert numbers == ["36", "270"]  # 6 people, 3 cameras: 18 queries, 18 others
     for number, path in enumerate(sorted((base / "data" / "demo" / "query").glob("0007*"))):
-        (alone / str(number)).mkdir(parents=True)
-        shutil.copy(path, alone / str(number))
+        (alone / f"cam{number}").mkdir(parents=True)
+        shutil.copy(path, alone / f"cam{number}")
     refused(search(base, "threshold", base / "alone"), "of different people")
 
 

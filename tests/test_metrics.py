@@ -95,19 +95,17 @@ def test_neither_autocast_nor_a_lower_precision_of_matrix_products_changes_anyth
 
 # ---- against the reference: few or many rows, columns and matches at a time
 
-FEW_OR_MANY = {  # elements of a tile, matches from which on a row is sorted, bytes of a block, bytes of a chunk
+FEW_OR_MANY = {  # elements of a tile, bytes of a block, bytes of a chunk
     "tile": st.sampled_from((1, 7, 64, 1 << 20)),
-    "many": st.sampled_from((1, 3, 256)),
     "block": st.sampled_from((1, 500, 64 << 20)),
     "chunk": st.sampled_from((1, 100, 8 << 20)),
 }
 
 
 @contextmanager
-def parts_of(tile: int = 1 << 20, many: int = 256, block: int = 64 << 20, chunk: int = 8 << 20):
+def parts_of(tile: int = 1 << 20, block: int = 64 << 20, chunk: int = 8 << 20):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "_tile_elements", lambda device: tile)
-        patch.setattr(metrics, "MANY_MATCHES", many)
         patch.setattr(metrics, "BLOCK_BYTES", block)
         patch.setattr(distances, "CHUNK_BYTES", chunk)
         yield
@@ -239,13 +237,12 @@ def test_nothing_of_the_size_of_the_gallery_or_of_all_distances_is_allocated(mon
         assert 90_000 < made.largest() < 200_000  # the gallery has at least 384,000 bytes, all distances 360,000
         with parts_of(chunk=50_000), torch.profiler.profile(activities=[CPU], profile_memory=True) as profile:
             pair = distances.Pair(query, gallery, metric)
-            pair.finish(pair.product(0, 3), 0)
+            pair.distances(0, 3)
         assert max(event.self_cpu_memory_usage for event in profile.events()) < 100_000  # no hidden conversion
     distance = torch.from_numpy(np.round(rng.normal(size=(30, 3000)), 1).astype("f4"))  # all of them tied
-    for many in (1, 256):
-        with parts_of(tile=25_000, block=100_000, many=many), reference.Allocations(distance) as made:
-            evaluate_distance(distance, *ids, roc=True)
-        assert 90_000 < made.largest() < 200_000
+    with parts_of(tile=25_000, block=100_000), reference.Allocations(distance) as made:
+        evaluate_distance(distance, *ids, roc=True)
+    assert 90_000 < made.largest() < 200_000
 
 
 # ---- cases worked out by hand

