@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from config import Config
-from config.config import option, undefined_for_protocol
-from datasets.base import MOST_CAMERAS, ReIDDataset
+from config.config import undefined_for_protocol
+from datasets.base import ReIDDataset
 from datasets.loaders import TestLoader
 from model import ReIDModel
-from processor.distributed import ALONE, Ranks, gather_rows
 from processor.precision import autocast
+from processor.ranks import ALONE, Ranks
 from utils.distance import pairwise_distance
 from utils.errors import UserError
 from utils.logging import log
+from utils.lookup import load
 from utils.metrics import Scores, evaluate, evaluate_distance
 
 RANDOM_GALLERIES = ("single_shot", "vehicle_id")  # protocols without one ranked list per query
@@ -65,8 +66,8 @@ def extract_features(
     part = loader.part(ranks.rank, ranks.size)
     batches = list(feature_batches(cfg, model, part, device, flip, ranks.first))
     none = [torch.zeros(0, model.embedding_dim, device=device)]  # with more processes than images
-    plain = gather_rows(ranks, torch.cat([plain for plain, _ in batches] or none))
-    return plain, gather_rows(ranks, torch.cat([flipped for _, flipped in batches] or none)) if flip else None
+    plain = ranks.gather_rows(torch.cat([plain for plain, _ in batches] or none))
+    return plain, ranks.gather_rows(torch.cat([flipped for _, flipped in batches] or none)) if flip else None
 
 
 # ---- scores
@@ -116,53 +117,36 @@ def score_features(cfg: Config, pairs: dict[str, Pair], ids: tuple) -> Inference
 
 
 def _score_features(cfg: Config, pairs: dict[str, Pair], ids: tuple) -> Inference:
-    settings, scores, common = cfg.eval, {}, {"metric": cfg.eval.metric, "max_rank": cfg.eval.max_rank}
+    settings, scores, score = cfg.eval, {}, scoring_function(cfg)
     for name, (query, gallery) in pairs.items():
         if settings.protocol == "multi_query":
-            from utils.protocols import pool_queries
-
-            query = pool_queries(query, gallery, *ids, metric=settings.metric)
-        scores[name] = _score(cfg, query, gallery, ids)
+            query = load("utils.protocols:pool_queries")(query, gallery, *ids, metric=settings.metric)
+        scores[name] = score(query, gallery, *ids)
     prefix = "" if name == "plain" else f"{name}+"
     if settings.augmentation_k or settings.query_expansion:
-        from utils.expansion import augment_gallery, expand_queries
-
-        if settings.augmentation_k:
-            gallery = augment_gallery(gallery, settings.augmentation_k, settings.expansion_alpha)
-            prefix += "dba+"
-        if settings.query_expansion:
-            query = expand_queries(query, gallery, settings.query_expansion, settings.expansion_alpha)
-            prefix += "qe+"
-        scores[prefix[:-1]] = _score(cfg, query, gallery, ids)
+        query, gallery, steps = load("processor.optional_scores:expand")(cfg, query, gallery)
+        prefix += steps
+        scores[prefix[:-1]] = score(query, gallery, *ids)
     inference = Inference(scores, query, gallery)
+    options = {"metric": settings.metric, "max_rank": settings.max_rank}
     if settings.by_camera:
-        from utils.protocols import evaluate_by_camera
-
-        inference.by_camera = evaluate_by_camera(query, gallery, *ids, **common)
+        inference.by_camera = load("utils.protocols:evaluate_by_camera")(query, gallery, *ids, **options)
     if settings.rerank:
-        from utils.rerank import k_reciprocal
-
         parameters = (settings.k1, settings.k2, settings.lambda_value)
-        inference.reranked = k_reciprocal(query, gallery, *parameters, metric=settings.metric)
+        inference.reranked = load("utils.rerank:k_reciprocal")(query, gallery, *parameters, metric=settings.metric)
         scores[f"{prefix}rerank"] = evaluate_distance(
             inference.reranked, *ids, max_rank=settings.max_rank, roc=settings.roc
         )
     return inference
 
 
-def _score(cfg: Config, query: torch.Tensor, gallery: torch.Tensor, ids: tuple) -> Scores:
-    """Scores by the protocol of the settings."""
-    common = {"metric": cfg.eval.metric, "max_rank": cfg.eval.max_rank}
+def scoring_function(cfg: Config) -> Callable[..., Scores]:
+    """The protocol as a function of features and ids."""
+    options = {"metric": cfg.eval.metric, "max_rank": cfg.eval.max_rank}
     if cfg.eval.protocol not in RANDOM_GALLERIES:
-        return evaluate(query, gallery, *ids, **common, roc=cfg.eval.roc)
-    from utils.protocols import evaluate_single_shot, evaluate_vehicle_id
-
-    common |= {"trials": cfg.eval.trials, "seed": cfg.run.seed}
-    if cfg.eval.protocol == "single_shot":
-        return evaluate_single_shot(query, gallery, *ids, **common)
-    pids = np.concatenate(ids[:2])
-    known = np.flatnonzero(pids != 0)  # distractors are not one identity, and must not be queries
-    return evaluate_vehicle_id(torch.cat([query, gallery])[known], pids[known], **common)
+        return partial(evaluate, **options, roc=cfg.eval.roc)
+    options |= {"trials": cfg.eval.trials, "seed": cfg.run.seed}
+    return partial(load(f"processor.optional_scores:{cfg.eval.protocol}"), **options)
 
 
 # ---- the protocol
@@ -183,20 +167,8 @@ def resolve_protocol(cfg: Config, dataset: ReIDDataset, ranked_lists: bool = Fal
         raise UserError(f"--protocol {cfg.eval.protocol} has random galleries and no single ranked list; leave it out")
     if cfg.eval.protocol == "auto":
         cfg = cfg.replace(protocol="standard" if ranked_lists else dataset.protocol)
-        for name in undefined_for_protocol(cfg):
-            fix = option(f"no_{name}") if cfg.get(name) is True else f"{option(name)} 0"
-            raise UserError(
-                f"{dataset.name} is evaluated by the protocol {cfg.eval.protocol}, for which {option(name)} is not "
-                f"defined; add {fix}, or --protocol standard"
-            )
-    if cfg.eval.by_camera:
-        cameras = max(len({s.camid for s in samples}) for samples in (dataset.query, dataset.gallery))
-        if not dataset.cameras:
-            raise UserError(f"--by-camera needs cameras, and those of {dataset.name} are unknown; leave it out")
-        if cameras > MOST_CAMERAS:
-            raise UserError(
-                f"--by-camera is for up to {MOST_CAMERAS} cameras, {dataset.name} has {cameras}; leave it out"
-            )
+    if cfg.eval.by_camera or undefined_for_protocol(cfg):
+        load("processor.optional_scores:refuse_undefined")(cfg, dataset)
     return cfg
 
 
@@ -220,7 +192,7 @@ def report(inference: Inference, note: str) -> dict[str, dict]:
     values = {"scores": score_values(inference.scores)}
     log.info(score_table(values["scores"], note))
     if inference.by_camera:
-        log.info(camera_table(inference.by_camera))
+        log.info(load("processor.optional_scores:camera_table")(inference.by_camera))
         values["by_camera"] = score_values({f"{q} to {g}": s for (q, g), s in inference.by_camera.items()})
     return values
 
@@ -255,18 +227,6 @@ def score_table(values: dict[str, dict[str, float]], note: str = "") -> str:
         cells = "".join(f"{row[key]:>8.2f}" if key in row else f"{'-':>8}" for key in columns.values())
         lines.append(f"{name:<{width}}{cells}{row['valid_queries']:>9}")
     return "\n".join(lines + ([f"note: {note}"] if note else []))
-
-
-def camera_table(by_camera: dict[tuple[int, int], Scores]) -> str:
-    """mAP / Rank-1 in percent of one camera's queries (rows) in another's gallery (columns)."""
-    rows, columns = (sorted({pair[i] for pair in by_camera}) for i in (0, 1))
-    lines = ["rows: query camera, columns: gallery camera, mAP / Rank-1"]
-    lines.append(" " * 6 + "".join(f"{camera:>18}" for camera in columns))
-    for q in rows:
-        cells = (by_camera.get((q, g)) for g in columns)
-        texts = (f"{100 * s.mAP:.2f} / {100 * s.rank(1):.2f}" if s else "-" for s in cells)
-        lines.append(f"{q:>6}" + "".join(f"{text:>18}" for text in texts))
-    return "\n".join(lines)
 
 
 def result_record(state: dict[str, Any], cfg: Config, scores: dict, note: str, command: str = "") -> dict[str, Any]:

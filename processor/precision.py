@@ -30,9 +30,7 @@ def resolve_precision(cfg: Config, device: torch.device) -> str:
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """Convolutions and matrix products in that precision; what needs float32 stays in it."""
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, DTYPES[precision])
+    return contextlib.nullcontext() if precision == "float32" else torch.autocast(device.type, DTYPES[precision])
 
 
 class Scaler(torch.amp.GradScaler):
@@ -64,24 +62,19 @@ class Scaler(torch.amp.GradScaler):
 
 
 class FiniteStatistics:
-    """Restores batch norm's running statistics after a batch that made them NaN or inf.
-
-    A forward pass that overflows, as in half precision, changes no weight, because its gradients are skipped. Training
-    uses the statistics of the batch and not the running ones, so these would stay NaN, in every later checkpoint and
-    evaluation. Nothing here waits for the device.
-    """
+    """Restores batch norm's running statistics after a batch that made them NaN or inf, as overflows in half precision
+    do: such a batch moves no weight, but the statistics would stay NaN in every later checkpoint and evaluation."""
 
     def __init__(self, model: nn.Module):
-        named = model.named_buffers()
-        self.buffers = [x for name, x in named if name.endswith(("running_mean", "running_var"))]
+        self.buffers = [x for name, x in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
         self.before = self._now()
 
     def _now(self) -> torch.Tensor:
-        return torch.cat([x.flatten() for x in self.buffers]) if self.buffers else torch.empty(0)
+        return torch.cat([x.flatten() for x in self.buffers] or [torch.empty(0)])
 
     @torch.no_grad()
     def check(self) -> None:
-        """Call after each forward pass: restores all statistics if any of them is not finite."""
+        """Call after each forward pass: restores all if any is not finite. Nothing here waits for the device."""
         if not self.buffers:
             return
         now = self._now()
@@ -110,11 +103,10 @@ def configure_torch(cfg: Config, device: torch.device, precision: str) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep freed memory, as CUDA's allocator does.
+    """Have glibc keep freed memory, as CUDA's allocator does; other systems have no such switch.
 
-    glibc returns large blocks at once, and the system clears every page of the activations again at each step: a third
-    of a training step's CPU time (MobileNetV2, 128 × 64, batches of 64). Blocks of 1 GB and more are still returned.
-    Does nothing on systems without this switch (musl, macOS, Windows).
+    It returns large blocks at once, and the system clears every page of the activations again at each step: a third of
+    a training step's CPU time (MobileNetV2, 128 × 64, batches of 64). Blocks of 1 GB and more are still returned.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:

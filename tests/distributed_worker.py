@@ -31,15 +31,9 @@ from datasets.loaders import make_test_loaders
 from datasets.make import make_test_set
 from model import ReIDModel
 from processor import do_train, load_model
-from processor.distributed import (
-    Ranks,
-    all_reduce_mean,
-    broadcast_tensors,
-    gather_batch,
-    gather_rows,
-    init_distributed,
-)
+from processor.distributed import DistributedRanks
 from processor.evaluate import extract_features
+from processor.ranks import ALONE, Ranks, init_distributed
 from processor.state import TrainState
 from processor.train import train_step
 from solver import set_lr
@@ -151,7 +145,7 @@ def refusals(rank: int, attempts: dict[str, list[Config]], out: Path) -> None:
 
 def extract(rank: int, cfgs: list[Config], checkpoint: Path, out: Path) -> None:
     """Features of query and gallery of each of the settings, with mirrored ones, to OUT/features.RANK.pt."""
-    ranks, found = Ranks(rank, dist.get_world_size() if dist.is_initialized() else 1), []
+    ranks, found = DistributedRanks(rank, dist.get_world_size()) if dist.is_initialized() else ALONE, []
     model, _ = load_model(checkpoint, "cpu")
     for cfg in cfgs:
         _, *loaders = make_test_loaders(cfg, make_test_set(cfg))
@@ -161,18 +155,18 @@ def extract(rank: int, cfgs: list[Config], checkpoint: Path, out: Path) -> None:
 
 def exchange(rank: int, out: Path) -> None:
     """What becomes of tensors that processes send each other, to OUT/exchange.RANK.pt."""
-    ranks = Ranks(rank, dist.get_world_size())
+    ranks = DistributedRanks(rank, dist.get_world_size())
     found = {"gradients": shared_gradients(ranks)}
     half = torch.full((2, 3), rank + 0.5, dtype=torch.bfloat16, requires_grad=True)
-    rows = gather_batch(ranks, half)
+    rows = ranks.gather_batch(half)
     rows.sum().backward()
     found["half"] = (rows.detach(), half.grad)
-    found["uneven"] = gather_rows(ranks, torch.arange(3.0 * rank).view(rank, 3) + 10 * rank)
+    found["uneven"] = ranks.gather_rows(torch.arange(3.0 * rank).view(rank, 3) + 10 * rank)
     mixed = [torch.arange(6.0).view(2, 3).T + rank, torch.tensor(rank), torch.ones(2, 3, 1, 1) * rank]
     mixed[2] = mixed[2].to(memory_format=torch.channels_last)
-    broadcast_tensors(ranks, mixed)
+    ranks.broadcast(mixed)
     found["copied"] = mixed
-    found["mean"] = all_reduce_mean(ranks, torch.tensor([1.0, rank]))
+    found["mean"] = ranks.all_reduce_mean(torch.tensor([1.0, rank]))
     torch.save(found, out / f"exchange.{rank}.pt")
 
 
@@ -183,9 +177,9 @@ def shared_gradients(ranks: Ranks) -> dict[str, torch.Tensor]:
     first.requires_grad_(), second.requires_grad_()
     share = len(images) // ranks.size
     mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
-    features = gather_batch(ranks, (images[mine] @ first).tanh())
-    mixed_loss(features @ second, gather_batch(ranks, labels[mine])).backward()
-    return {"before": all_reduce_mean(ranks, first.grad), "after": all_reduce_mean(ranks, second.grad)}
+    features = ranks.gather_batch((images[mine] @ first).tanh())
+    mixed_loss(features @ second, ranks.gather_batch(labels[mine])).backward()
+    return {"before": ranks.all_reduce_mean(first.grad), "after": ranks.all_reduce_mean(second.grad)}
 
 
 def problem() -> tuple[torch.Tensor, ...]:
@@ -241,7 +235,7 @@ def train_steps(cfg: Config, count: int) -> tuple[TrainState, dict[str, torch.Te
             if len(losses) < count:
                 set_lr(cfg, state.optimizer, len(losses) / steps, steps)
                 losses.append(train_step(state, network, images, labels)["loss"])
-    return state, before, all_reduce_mean(state.session.ranks, torch.stack(losses)).tolist()
+    return state, before, state.session.ranks.all_reduce_mean(torch.stack(losses)).tolist()
 
 
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> tuple[float, str]:

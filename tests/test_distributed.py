@@ -42,7 +42,8 @@ from datasets.make import make_dataset
 from model import make_model
 from processor import do_train
 from processor.checkpoint import read_checkpoint
-from processor.distributed import ALONE, Ranks, init_distributed, sync_batch_norm, torchrun_command
+from processor.distributed import DistributedRanks
+from processor.ranks import ALONE, init_distributed
 from processor.train import optimizer_step
 from solver import set_lr
 from utils.errors import UserError
@@ -346,8 +347,8 @@ def test_processes_that_cannot_connect_are_refused(base, monkeypatch):
 
 def test_the_command_that_repeats_a_run_starts_as_many_processes():
     command = "python train.py demo --name 'python x'"
-    assert torchrun_command(ALONE, command, {}) == command
-    two, four = (torchrun_command(Ranks(0, n), command, {"LOCAL_WORLD_SIZE": "2"}) for n in (2, 4))
+    assert ALONE.command(command, {}) == command
+    two, four = (DistributedRanks(0, n).command(command, {"LOCAL_WORLD_SIZE": "2"}) for n in (2, 4))
     assert two == "torchrun --nproc-per-node=2 train.py demo --name 'python x'"
     assert four == "torchrun --nnodes=2 --nproc-per-node=2 train.py demo --name 'python x'"
 
@@ -440,7 +441,7 @@ def test_synchronized_models_compute_and_store_the_same_as_plain_ones(backbone, 
         expected = plain.eval()(images)
         names = {n for n, m in plain.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
         state, moved = plain.state_dict(), {n for n, p in plain.named_parameters() if p.requires_grad}
-        model = sync_batch_norm(cfg, Ranks(0, 2), plain, torch.device("cuda"))
+        model = DistributedRanks(0, 2).sync_batch_norm(cfg, plain, torch.device("cuda"))
         assert {n for n, m in model.named_modules() if isinstance(m, nn.SyncBatchNorm)} == names
         assert not [m for m in model.modules() if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d)]
         assert torch.equal(model.eval()(images), expected)
@@ -457,8 +458,8 @@ def test_batch_norm_is_not_changed_in_one_process_on_cpus_and_without_the_settin
     model = make_model(cfg, 5)
     for changed, ranks, device in (
         (cfg, ALONE, cuda),
-        (cfg, Ranks(0, 2), CPU),
-        (cfg.replace(sync_bn=False), Ranks(0, 2), cuda),
+        (cfg, DistributedRanks(0, 2), CPU),
+        (cfg.replace(sync_bn=False), DistributedRanks(0, 2), cuda),
     ):
-        assert sync_batch_norm(changed, ranks, model, device) is model
+        assert ranks.sync_batch_norm(changed, model, device) is model
         assert not any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())

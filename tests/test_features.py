@@ -16,7 +16,8 @@ from datasets.loaders import TestLoader, make_test_loaders
 from datasets.make import make_dataset
 from model import make_model
 from processor import extract_features
-from processor.evaluate import camera_table, score_features, score_table, score_values
+from processor.evaluate import score_features, score_table, score_values
+from processor.optional_scores import camera_table
 from tools.extract_features import write_features
 from tools.features import ARRAYS, join_parts, part_name, read_features
 from utils.errors import UserError

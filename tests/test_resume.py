@@ -20,8 +20,9 @@ import utils.errors
 from config import Config
 from processor import do_train, load_model
 from processor.checkpoint import kept_checkpoints, read_checkpoint
+from processor.resume import restore
 from processor.setup import run_directory
-from processor.state import TrainState, restore
+from processor.state import TrainState
 from processor.train import train_one_epoch
 from processor.watch import Watchers
 from utils.errors import Stopped, UserError
@@ -232,14 +233,14 @@ def test_another_precision_continues_with_the_same_batches_and_its_own_scale(tin
 
 @pytest.mark.parametrize(("optimizer", "fused"), [("adam", False), ("sgd", True)])
 def test_fused_on_or_off_keeps_the_moments(tiny, monkeypatch, fused, optimizer):
-    cfg, seen, real = short(tiny, optimizer=optimizer, fused=fused), [], processor.setup.restore
+    cfg, seen, real = short(tiny, optimizer=optimizer, fused=fused), [], restore
 
     def restore_and_compare(state: TrainState) -> None:
         real(state)
         stored = read_checkpoint(state.directory / "last.pth")["optimizers"]["model"]
         seen.extend(flat(x["state"]) for x in (stored, state.optimizer.state_dict()))
 
-    monkeypatch.setattr(processor.setup, "restore", restore_and_compare)
+    monkeypatch.setattr("processor.resume.restore", restore_and_compare)
     run = stopped_and_resumed(cfg, monkeypatch, fused=not fused)
     assert f"fused {fused} -> {not fused}" in logged(cfg)
     assert run.optimizer.param_groups[0]["fused"] is not fused

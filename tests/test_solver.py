@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from config import Config
 from model import ReIDModel, make_model
 from processor import do_train
-from solver import make_average, make_optimizer, restore_optimizer, set_frozen, update_average
+from solver import make_optimizer, restore_optimizer, set_frozen
+from solver.average import make_average, update_average
 from solver.optimizer import parameter_groups
 from utils.errors import UserError
 

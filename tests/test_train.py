@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import processor.train
+import solver.average
 from config import Config
 from datasets.loaders import make_loaders
 from model import make_model
@@ -207,8 +208,8 @@ def test_a_frozen_backbone_keeps_its_initial_weights_until_it_is_trained(tiny):
 
 
 def test_evaluation_and_load_model_use_the_averaged_weights_and_a_checkpoint_holds_both(tiny, monkeypatch):
-    steps, real = [], processor.train.update_average
-    monkeypatch.setattr(processor.train, "update_average", lambda *args: steps.append(args[-1]) or real(*args))
+    steps, real = [], solver.average.update_average
+    monkeypatch.setattr(solver.average, "update_average", lambda *args: steps.append(args[-1]) or real(*args))
     run = do_train(tiny.replace(epochs=2, eval_every=1, eval_first=False, ema_decay=0.9))
     assert steps == list(range(8))
     path = run.directory / "last.pth"
