@@ -66,6 +66,13 @@ def choose_backend(cfg: Config, environ: Mapping[str, str]) -> str:
             f"WORLD_SIZE is {environ['WORLD_SIZE']}, so there should be other processes, but {' and '.join(missing)} "
             "is not set; start them with torchrun, or unset WORLD_SIZE to train in one process"
         )
+    if not cfg.loop.gather and cfg.data.sampler in ("pk", "pk_cameras"):
+        share = cfg.data.batch_size // int(environ["WORLD_SIZE"])
+        if share < 2 * cfg.data.images_per_id:
+            raise UserError(
+                f"--no-gather leaves each process a batch of {share}, fewer than two identities of "
+                f"{cfg.data.images_per_id} images; raise --batch-size, or leave out --no-gather"
+            )
     if cfg.run.device.startswith("cuda:"):
         raise UserError(
             f"--device {cfg.run.device} is one GPU, and several processes need one each; give --device cuda"

@@ -80,7 +80,8 @@ def training_criterion(cfg: Config, session: Session, data: Loaders, model: ReID
 
 @contextlib.contextmanager
 def run_directory(cfg: Config, ranks: Ranks = ALONE) -> Iterator[Path]:
-    """LOG_DIR/NAME, or NAME-2, NAME-3, ... if there is a run already; with `resume` the latest of them.
+    """LOG_DIR/NAME, or NAME-2, NAME-3, ... if there is a run already; with `resume` the latest of them, or the one that
+    --name names.
 
     It is created, and no other program trains there until the block ends. Raises UserError if it cannot be written to,
     or if another program trains in the one to resume.
@@ -98,7 +99,8 @@ def choose_directory(cfg: Config, locks: contextlib.ExitStack) -> Path:
     try:
         if not cfg.run.resume:
             return next(d for d in numbered if not has_checkpoint(d) and locks.enter_context(lock_directory(d)))
-        directory = ([base / name, *itertools.takewhile(has_checkpoint, numbered)])[-1]
+        latest = [base / name, *itertools.takewhile(has_checkpoint, numbered)][-1]
+        directory = base / name if cfg.run.name else latest
         locked = locks.enter_context(lock_directory(directory))
     except OSError as error:
         raise UserError(

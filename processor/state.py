@@ -93,6 +93,8 @@ class TrainState:
             log.warning("warning: %s is gone; it is created again, with this checkpoint", self.directory)
         if best:  # first: after a kill between the two, the evaluation that found it is repeated
             save_checkpoint(self.directory / BEST, state)
+        if self.bad and self.epoch < self.cfg.solver.epochs and has_checkpoint(self.directory):
+            return  # the weights may be diverging: keep the last good checkpoint until a step is finite again
         save_checkpoint(self.directory / LAST, state, self.cfg.loop.keep)
         self.write_history()
 

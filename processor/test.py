@@ -70,7 +70,10 @@ def parse_test(
         return given.check(), options, None
     checkpoint = find_checkpoint(name, given.run.log_dir)
     state = read_checkpoint(checkpoint)
-    cfg, options = parse_settings(args, stored_config(state, checkpoint), environ, about, own, ranges, sections)
+    # places come from the command line and the environment alone, not from a file that may be of someone else
+    places = {name: given.get(name) for name in ("log_dir", "data_root", "cache_dir")}
+    default = stored_config(state, checkpoint).replace(**places)
+    cfg, options = parse_settings(args, default, environ, about, own, ranges, sections)
     return cfg, options, (checkpoint, state)
 
 
@@ -127,8 +130,11 @@ def do_test(
     values = report(inference, note)
     record = result_record(job.state, job.cfg, values["scores"], note, command) | values
     file = job.directory / "results" / f"test_{job.what}_{_protocol(job.cfg)}.json"
-    write_json(file, record)
-    log.info("written to %s", file)
+    try:
+        write_json(file, record)
+        log.info("written to %s", file)
+    except OSError as error:
+        log.warning("warning: %s cannot be written (%s); the scores are on the screen only", file, error.strerror)
     return job, inference
 
 

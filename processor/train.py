@@ -15,6 +15,7 @@ from datasets.augment import to_pixels
 from datasets.loaders import Loaders, TrainLoader
 from loss import Criterion
 from model import ReIDModel
+from processor.checkpoint import LAST
 from processor.evaluate import do_inference, plain_settings, report, resolve_protocol, result_record
 from processor.precision import FiniteStatistics, autocast
 from processor.setup import run_directory, start_session, start_state, training_criterion, training_data, training_model
@@ -226,10 +227,12 @@ def refuse_bad_steps(state: TrainState, loader: TrainLoader, step: int) -> None:
     files = "; ".join(state.session.ranks.all_gather(loader.files(state.epoch, step)))
     if not state.session.ranks.first:
         raise SystemExit(2)
+    last = state.directory / LAST
+    fix = f"continue with --resume from {last}, saved before them" if last.exists() else "start again"
     raise UserError(
         f"the loss or its gradient was NaN or inf in {state.bad} consecutive steps, the last time in epoch "
-        f"{state.epoch + 1}, step {step + 1}, on {files}; the last good state is in {state.directory}; "
-        f"lower --lr ({state.cfg.solver.lr}) or raise --warmup-epochs, then continue with --resume"
+        f"{state.epoch + 1}, step {step + 1}, on {files}; lower --lr ({state.cfg.solver.lr}) or raise --warmup-epochs, "
+        f"then {fix}"
     )
 
 

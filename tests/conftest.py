@@ -61,8 +61,9 @@ def tree(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tiny(tree: Path, tmp_path: Path) -> Config:
-    """Settings that train on `tree` in a second or two."""
+def tiny(tree: Path, tmp_path: Path, monkeypatch) -> Config:
+    """Settings that train on `tree` in a second or two; programs find it by REID_DATA."""
+    monkeypatch.setenv("REID_DATA", str(tree))
     return Config(
         preset="demo", dataset="demo", data_root=str(tree), log_dir=str(tmp_path / "log"), device="cpu",
         height=32, width=16, pad=2, batch_size=8, images_per_id=2, test_batch_size=16, workers=2,
