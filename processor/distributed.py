@@ -8,7 +8,12 @@ with their number; the learning rate is usually raised in proportion to the batc
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
+import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -48,14 +53,39 @@ def join_processes(cfg: Config, environ: Mapping[str, str]) -> Iterator[Ranks]:
     except (ValueError, dist.DistError) as error:
         place = ":".join(environ[name] for name in RENDEZVOUS[1:])
         raise UserError(f"the {size} processes could not connect at {place}: {str(error).splitlines()[0]}") from error
+    end_with_torchrun()
+    done = False
     try:
         yield DistributedRanks(dist.get_rank(), size)
+        done = True
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise UserError("another process has ended, so this one cannot continue; see the other's message") from error
-    # Not after an error: with NCCL it would wait for the others, and torchrun for this one.
-    dist.destroy_process_group()
+    finally:
+        signal.set_wakeup_fd(-1)
+        if done or backend == "gloo":  # after an error NCCL would wait for the others, and torchrun for this one
+            dist.destroy_process_group()
+
+
+def end_with_torchrun() -> None:
+    """Stop when torchrun is killed (on Linux), and after a second signal even while waiting for others.
+
+    Python handles no signal while torch waits, so a thread ends the process 5 seconds after the second one.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        os.read(read, 1)
+        (number,) = os.read(read, 1)
+        time.sleep(5)
+        os._exit(128 + number)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def choose_backend(cfg: Config, environ: Mapping[str, str]) -> str:

@@ -23,7 +23,7 @@ from utils.distance import pairwise_distance
 from utils.errors import UserError
 from utils.logging import log
 from utils.lookup import load
-from utils.metrics import Scores, evaluate, evaluate_distance
+from utils.metrics import Scores, evaluate
 
 RANDOM_GALLERIES = ("single_shot", "vehicle_id")  # protocols without one ranked list per query
 FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
@@ -110,33 +110,16 @@ def score_features(cfg: Config, pairs: dict[str, Pair], ids: tuple) -> Inference
     pairs: features by name; expansion and re-ranking start from the last. ids: the four id arrays of `evaluate`.
     Raises UserError if the features are not finite or nothing can be scored.
     """
+    options = cfg.eval
     try:
-        return _score_features(cfg, pairs, ids)
+        if options.protocol == "multi_query":
+            pairs = load("processor.optional_scores:pool")(cfg, pairs, ids)
+        score = scoring_function(cfg)
+        inference = Inference({name: score(*pair, *ids) for name, pair in pairs.items()}, *list(pairs.values())[-1])
+        if options.augmentation_k or options.query_expansion or options.by_camera or options.rerank:
+            load("processor.optional_scores:add_scores")(cfg, inference, score, ids)
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def _score_features(cfg: Config, pairs: dict[str, Pair], ids: tuple) -> Inference:
-    settings, scores, score = cfg.eval, {}, scoring_function(cfg)
-    for name, (query, gallery) in pairs.items():
-        if settings.protocol == "multi_query":
-            query = load("utils.protocols:pool_queries")(query, gallery, *ids, metric=settings.metric)
-        scores[name] = score(query, gallery, *ids)
-    prefix = "" if name == "plain" else f"{name}+"
-    if settings.augmentation_k or settings.query_expansion:
-        query, gallery, steps = load("processor.optional_scores:expand")(cfg, query, gallery)
-        prefix += steps
-        scores[prefix[:-1]] = score(query, gallery, *ids)
-    inference = Inference(scores, query, gallery)
-    options = {"metric": settings.metric, "max_rank": settings.max_rank}
-    if settings.by_camera:
-        inference.by_camera = load("utils.protocols:evaluate_by_camera")(query, gallery, *ids, **options)
-    if settings.rerank:
-        parameters = (settings.k1, settings.k2, settings.lambda_value)
-        inference.reranked = load("utils.rerank:k_reciprocal")(query, gallery, *parameters, metric=settings.metric)
-        scores[f"{prefix}rerank"] = evaluate_distance(
-            inference.reranked, *ids, max_rank=settings.max_rank, roc=settings.roc
-        )
     return inference
 
 

@@ -1,6 +1,8 @@
-"""Scores that are off by default: expansion, random galleries, and those by camera."""
+"""Scores that are off by default: pooled queries, expansion, random galleries, re-ranking, and those by camera."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -8,25 +10,46 @@ import torch
 from config import Config
 from config.config import option, undefined_for_protocol
 from datasets.base import MOST_CAMERAS, ReIDDataset
+from processor.evaluate import Inference, Pair
 from utils.errors import UserError
 from utils.expansion import augment_gallery, expand_queries
-from utils.metrics import Scores
-from utils.protocols import TrialScores, evaluate_vehicle_id
-from utils.protocols import evaluate_single_shot as single_shot
+from utils.metrics import Scores, evaluate_distance
+from utils.protocols import TrialScores, evaluate_by_camera, evaluate_single_shot, evaluate_vehicle_id, pool_queries
+from utils.rerank import k_reciprocal
 
-__all__ = ["camera_table", "expand", "refuse_undefined", "single_shot", "vehicle_id"]
+single_shot = evaluate_single_shot  # functions with the names of the protocols
 
 
-def expand(cfg: Config, query: torch.Tensor, gallery: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """Database augmentation and query expansion of features (Q, D) and (G, D), and their names in the scores."""
-    settings, steps = cfg.eval, ""
+def pool(cfg: Config, pairs: dict[str, Pair], ids: tuple) -> dict[str, Pair]:
+    """The features for the protocol `multi_query`."""
+    return {name: (pool_queries(q, g, *ids, metric=cfg.eval.metric), g) for name, (q, g) in pairs.items()}
+
+
+def add_scores(cfg: Config, inference: Inference, score: Callable[..., Scores], ids: tuple) -> None:
+    """Add the scores after expansion, by camera, and after re-ranking, as far as the settings ask for them.
+
+    score: the protocol as a function of features and ids. The features of `inference` become those of its last scores.
+    """
+    settings, query, gallery = cfg.eval, inference.query, inference.gallery
+    name = list(inference.scores)[-1]
+    prefix = "" if name == "plain" else f"{name}+"
     if settings.augmentation_k:
         gallery = augment_gallery(gallery, settings.augmentation_k, settings.expansion_alpha)
-        steps += "dba+"
+        prefix += "dba+"
     if settings.query_expansion:
         query = expand_queries(query, gallery, settings.query_expansion, settings.expansion_alpha)
-        steps += "qe+"
-    return query, gallery, steps
+        prefix += "qe+"
+    if settings.augmentation_k or settings.query_expansion:
+        inference.scores[prefix[:-1]] = score(query, gallery, *ids)
+        inference.query, inference.gallery = query, gallery
+    if settings.by_camera:
+        common = {"metric": settings.metric, "max_rank": settings.max_rank}
+        inference.by_camera = evaluate_by_camera(query, gallery, *ids, **common)
+    if settings.rerank:
+        parameters = (settings.k1, settings.k2, settings.lambda_value)
+        inference.reranked = k_reciprocal(query, gallery, *parameters, metric=settings.metric)
+        common = {"max_rank": settings.max_rank, "roc": settings.roc}
+        inference.scores[f"{prefix}rerank"] = evaluate_distance(inference.reranked, *ids, **common)
 
 
 def vehicle_id(query: torch.Tensor, gallery: torch.Tensor, *ids: np.ndarray, **options) -> TrialScores:

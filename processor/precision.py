@@ -33,9 +33,12 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return contextlib.nullcontext() if precision == "float32" else torch.autocast(device.type, DTYPES[precision])
 
 
+TOO_LARGE = 1e18  # a gradient whose square is inf would stay in Adam's moments
+
+
 class Scaler(torch.amp.GradScaler):
-    """torch's scaler of the loss (Micikevicius et al., Mixed Precision Training, ICLR 2018), which skips steps with NaN
-    or inf in the gradient. In float32 and bf16 the scale is always 1.
+    """torch's scaler of the loss (Micikevicius et al., Mixed Precision Training, ICLR 2018). It skips steps with NaN,
+    inf or TOO_LARGE in the gradient. In float32 and bf16 the scale is always 1.
 
     The check runs on the device and fused optimizers read its result there, so that no step waits for the device.
     """
@@ -46,7 +49,11 @@ class Scaler(torch.amp.GradScaler):
 
     def step_and_update(self, optimizer: torch.optim.Optimizer) -> torch.Tensor:
         """A step of the optimizer, after `unscale_`. Returns 1 on the device, or 0 if the step was skipped."""
-        moved = 1 - sum(self._found_inf_per_device(optimizer).values())
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        largest = torch.stack(torch._foreach_norm(gradients, float("inf"))).max()
+        (found,) = self._found_inf_per_device(optimizer).values()  # 1 for NaN or inf; all weights are on one device
+        found.copy_(torch.maximum(found, (largest > TOO_LARGE).float()))
+        moved = 1 - found
         self.step(optimizer)
         self.update(None if self.dynamic else 1.0)
         return moved

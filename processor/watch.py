@@ -107,16 +107,11 @@ class Progress:
 
     def waiting(self, batches: Iterable) -> Iterator:
         """The batches; the time until each arrives counts as waiting."""
-        source = iter(batches)
-        while True:
-            before = time.perf_counter()
-            try:
-                batch = next(source)
-            except StopIteration:
-                return
-            finally:
-                self.waited += time.perf_counter() - before
+        before = time.perf_counter()
+        for batch in batches:
+            self.waited += time.perf_counter() - before
             yield batch
+            before = time.perf_counter()
 
     def step(self) -> None:
         self.steps += 1

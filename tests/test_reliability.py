@@ -17,6 +17,7 @@ import processor.train
 from processor import do_train
 from processor.checkpoint import kept_checkpoints, read_checkpoint, save_checkpoint
 from processor.distributed import choose_backend
+from processor.precision import Scaler
 from processor.setup import run_directory
 from processor.signals import StopSignals
 from processor.test import parse_test
@@ -94,6 +95,19 @@ def test_a_screen_that_takes_nothing_ends_no_program():
         environ = os.environ | {"PYTHONIOENCODING": "latin-1"}
         ended = subprocess.run(pipe, capture_output=True, cwd=ROOT, env=environ, check=False)
         assert (ended.returncode, ended.stderr) == (code, b"") and b"\\u4eba" in ended.stdout, ended
+
+
+def test_a_finite_gradient_whose_square_overflows_is_skipped():
+    for precision, fused in (("float32", True), ("float32", False), ("fp16", True)):
+        weight = torch.nn.Parameter(torch.ones(3))
+        optimizer, scaler = torch.optim.Adam([weight], fused=fused), Scaler(torch.device("cpu"), precision)
+        moved = []
+        for size in (1.0, 1e30, 1.0):
+            optimizer.zero_grad()
+            scaler.scale((weight * size).sum()).backward()
+            scaler.unscale_(optimizer)
+            moved.append(scaler.step_and_update(optimizer).item())
+        assert moved == [1, 0, 1] and all(x.isfinite().all() for x in optimizer.state[weight].values())
 
 
 def test_a_closed_terminal_stops_a_run_unless_nohup_started_it():
