@@ -11,10 +11,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config.cli import parse_options
-from utils.errors import UserError, run
-from utils.files import write_atomically
+from tools.results_table import ROOT, update
+from utils.errors import run
+from utils.files import reading
 
-ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- speed and memory: written by benchmarks/tables.py -->", "<!-- end of speed and memory -->"
 SCORING = ("seconds", "CPU seconds", "× matmul", "faster than numpy", "faster than published", "peak MB",
            "above features MB", "mAP")  # fmt: skip
@@ -49,10 +49,8 @@ def cells(result: dict, row: dict) -> dict[str, float | str]:
     values["above features MB"] = values["above vectors MB"] = row.get("above_mb")
     if task == "search":
         values |= {"queries/s": row["queries"] / row["seconds"], "ms for one alone": 1000 * row["alone_seconds"]}
-        values |= {
-            "recall@10": f"{row['recall']:.4f}",
-            "build seconds": row["build_seconds"] if row["contender"] != "exact" else None,
-        }
+        build = row["build_seconds"] if row["contender"] != "exact" else None
+        values |= {"recall@10": f"{row['recall']:.4f}", "build seconds": build}
     return {name: value for name, value in values.items() if value is not None and value == value}
 
 
@@ -93,13 +91,9 @@ def read_results(directory: Path) -> list[dict]:
     """The measurements in a directory. Raises UserError for a damaged one."""
     results = []
     for path in sorted(directory.glob("benchmark_*.json")):
-        try:
+        with reading(path, "measure it again with benchmarks/run.py, or remove it"):
             results.append(json.loads(path.read_text()))
             table(results[-1:])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} is not a result of benchmarks/run.py ({error!r}); run it again or remove it"
-            ) from error
     return results
 
 
@@ -112,15 +106,7 @@ class Options:
 
 def main() -> None:
     options = parse_options(None, Options, __doc__)
-    page = Path(options.page)
-    before, text = page.read_text(), table(read_results(Path(options.results)))
-    if START not in before or END not in before.split(START, 1)[1]:
-        raise UserError(f"{page} lacks the lines {START} and {END} between which the tables go")
-    after = before.split(START, 1)[0] + f"{START}\n{text}\n{END}" + before.split(START, 1)[1].split(END, 1)[1]
-    if options.check and after != before:
-        raise UserError(f"the tables in {page} are not what {options.results} holds; run python benchmarks/tables.py")
-    if not options.check:
-        write_atomically(page, lambda temporary: temporary.write_text(after))
+    update(Path(options.page), START, END, table(read_results(Path(options.results))), options.check)
 
 
 if __name__ == "__main__":

@@ -21,10 +21,6 @@ from config.presets import describe_presets, load_preset
 from utils.errors import UserError, did_you_mean
 
 T = TypeVar("T")
-EVERYDAY = (
-    "name", "log_dir", "dataset", "data_root", "backbone", "weights", "height", "width", "batch_size", "images_per_id",
-    "epochs", "lr", "optimizer", "precision", "flip", "rerank", "seed", "device", "workers", "resume",
-)  # fmt: skip
 TEST_SECTIONS = ("run", "data", "eval")  # those that programs for trained models show
 
 
@@ -86,6 +82,8 @@ def parse_settings(
     if environ.get("REID_DATA"):
         default = default.replace(data_root=environ["REID_DATA"])
     if asked := asked_help(args):
+        from config.help import help_text
+
         show(help_text(asked, default, about, own, sections))
     known = all_settings() | (settings_of(own) if own else {})
     values = parse_values(args, known)
@@ -108,7 +106,9 @@ def parse_options(
     """
     args, known = list(sys.argv[1:] if args is None else args), settings_of(kind)
     if asked_help(args):
-        show("\n".join([about.strip(), "", *(line(s, s.default) for s in known.values())]))
+        from config.help import option_lines
+
+        show("\n".join([about.strip(), "", *option_lines(known)]))
     values = parse_values(args, known, positional)
     for name, setting in known.items():
         if setting.default is MISSING and name not in values:
@@ -149,16 +149,17 @@ def parse_values(args: Sequence[str], known: Mapping[str, Setting], positional: 
             parser.add_argument(setting.name, nargs="*" if get_origin(kind) is tuple else "?")
         elif kind is bool:
             # not argparse.BooleanOptionalAction, for which the option of no_decay_norm_bias would mean False
-            parser.add_argument(option(setting.name), action="store_true", default=argparse.SUPPRESS)
-            negation = option(f"no_{setting.name}")
-            parser.add_argument(negation, action="store_false", dest=setting.name, default=argparse.SUPPRESS)
+            parser.add_argument(option(setting.name), nargs="?", const=True, type=_read_bool)
+            parser.add_argument(option(f"no_{setting.name}"), dest=setting.name, action="store_const", const=False)
         elif get_origin(kind) is Literal:
             parser.add_argument(option(setting.name), type=type(inner[0]), choices=inner)
         elif get_origin(kind) is tuple:
             parser.add_argument(option(setting.name), type=inner[0], nargs="*" if inner[-1] is Ellipsis else len(inner))
         else:
             parser.add_argument(option(setting.name), type=kind)
-    values, unknown = parser.parse_known_args(_spell(args, known))
+    # --some_name is the same as --some-name
+    args = [re.sub("^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in args]
+    values, unknown = parser.parse_known_args(args)
     if unknown:
         word = unknown[0].split("=")[0]
         if not word.startswith("-"):
@@ -172,27 +173,10 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message.removeprefix("argument "))
 
 
-def _spell(args: Sequence[str], known: Mapping[str, Setting]) -> list[str]:
-    """The words with --some_name as --some-name, and `--x True`, `--x=False` of booleans as `--x`, `--no-x`."""
-    words: list[str] = []
-    switches = {option(s.name): option(f"no_{s.name}") for s in known.values() if s.type is bool}
-    rest = list(args)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            words.append(word)
-            continue
-        name, equals, value = word.partition("=")
-        name = name.replace("_", "-")
-        if name in switches and not equals and rest and rest[0].lower() in ("true", "false"):
-            equals, value = "=", rest.pop(0)
-        if name in switches and equals:
-            if value.lower() not in ("true", "false"):
-                raise UserError(f"{name} takes True or False, not {value}")
-            words.append(name if value.lower() == "true" else switches[name])
-        else:
-            words.append(name + equals + value)
-    return words
+def _read_bool(word: str) -> bool:
+    if word.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"takes True or False, not {word}")
+    return word.lower() == "true"
 
 
 def asked_help(args: Sequence[str]) -> str:
@@ -202,42 +186,6 @@ def asked_help(args: Sequence[str]) -> str:
             following = args[place + 1] if place + 1 < len(args) else "-"
             return "short" if following.startswith("-") else following
     return ""
-
-
-def help_text(asked: str, default: Config, about: str, own: type | None, sections: Iterable[str]) -> str:
-    """The text of --help: the program's own options, everyday settings and names of sections; or whole sections."""
-    known = {name: settings_of(kind) for name, kind in SECTIONS.items()}
-    chosen = [name for name in known if asked == "all" or name.startswith(asked) or asked.startswith(name)]
-    if asked != "short" and not chosen:
-        raise UserError(f"there is no section {asked}; choose {', '.join(known)} or all")
-    preset = f" (defaults: preset {default.run.preset})" if default.run.preset else ""
-    lines = [about.strip()] if asked in ("short", "all") else []
-    if own and asked in ("short", "all"):
-        lines += ["\noptions", *(line(s, s.default) for s in settings_of(own).values())]
-    if asked == "short":
-        shown = {name: s for section in sections for name, s in known[section].items() if name != "preset"}
-        everyday = shown if own and len(shown) < 60 else {name: shown[name] for name in EVERYDAY if name in shown}
-        lines += [f"\neveryday settings{preset}", *(line(s, default.get(name)) for name, s in everyday.items())]
-        lines += ["\nsections (--help NAME prints one, --help all prints everything)"]
-        lines += ["  " + ", ".join(f"{name} ({len(some)})" for name, some in known.items())]
-    for section in chosen:
-        lines += [
-            f"\n{section}{preset}",
-            *(line(s, default.get(n)) for n, s in known[section].items() if n != "preset"),
-        ]
-    return "\n".join(lines)
-
-
-def line(setting: Setting, value: Any) -> str:
-    """One line of help: option, default, meaning, choices."""
-    if value is MISSING:
-        shown = "required"
-    elif isinstance(value, tuple):
-        shown = " ".join(map(str, value))
-    else:
-        shown = "''" if value == "" else str(value)
-    choices = f" {{{', '.join(map(str, get_args(setting.type)))}}}" if get_origin(setting.type) is Literal else ""
-    return f"  {option(setting.name):<24} {shown:<14} {setting.help}{choices}"
 
 
 def show(text: str, code: int = 0) -> NoReturn:

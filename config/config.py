@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from utils.errors import UserError
 
 Sampler = Literal["pk", "pk_cameras", "weighted", "shuffle"]
+Folders = Literal["auto", "identity_camera", "camera_identity", "site_identity"]
 Attention = Literal["none", "se", "cbam", "gc", "gc_gate", "nonlocal", "nonlocal_softmax", "plr", "fpb"]
 Branches = Literal["one", "pcb", "mgn", "bdb", "lightmbn"]
 Pooling = Literal["avg", "max", "avg_max", "gem", "gem_fixed"]
@@ -26,6 +27,7 @@ Protocol = Literal["auto", "standard", "multi_query", "single_shot", "vehicle_id
 Optimizer = Literal["adam", "amsgrad", "adamw", "adamw_amsgrad", "sgd"]
 Fill = Literal["mean", "zero", "random"]
 Neck = Literal["bnneck", "none"]
+Stem = Literal["torchvision", "no_relu", "ceil"]
 Schedule = Literal["steps", "cosine", "linear"]
 IdLoss = Literal["cross_entropy", "focal"]
 Backend = Literal["auto", "nccl", "gloo"]
@@ -50,12 +52,14 @@ class DataSettings:
     data_root: str = "data"  # directory of the datasets (default: the environment variable REID_DATA, else data)
     test_share: float = 0.5  # share of the identities used for the test, for own pictures without a split
     split_seed: int = 0  # number of the random split, of own pictures without a split and of CUHK03's old protocol
-    camera_pattern: str = r"_c(\d+)"  # regular expression that finds the camera number in a file name, for own pictures
+    camera_pattern: str = r"_c(\d+)"  # own pictures: regular expression of the camera in a file name; none: no cameras
+    folders: Folders = "auto"  # own pictures: what folders in folders are, the outer one first
     train_ids: int = 0  # train on the first n identities only (0: all)
     holdout_ids: int = 0  # leave the last n identities out of training, to choose settings on them (0: none)
     test_ids: int = 0  # test on the first n identities only, without distractors (0: all)
     height: int = 256  # input height in pixels
     width: int = 128  # input width in pixels
+    pixel_range: tuple[float, float] = (0.0, 0.0)  # values that are black and white in 16-bit images (0 0: automatic)
     disk_gb: float = 40.0  # size limit in GB of the disk cache of decoded images (0: no disk cache)
     cache_dir: str = ""  # directory of the disk cache (empty: DATA_ROOT/.cache)
     cache_gb: float = 6.0  # RAM in GB for decoded images that are not in the disk cache
@@ -91,6 +95,8 @@ class ModelSettings:
     backbone: str = "resnet50"  # name (see docs/parts.md), timm/NAME for a timm model, searched:FILE for a searched one
     width_multiplier: float = 1.0  # mobilenet_v2: factor of the channel numbers
     weights: str = "imagenet"  # initial backbone weights: imagenet (download), none, or a file
+    allow_missing: bool = False  # let the parts of the backbone that a weights file lacks stay random
+    stem: Stem = "torchvision"  # ResNets: first layers; no_relu as in Bag of Tricks, ceil pooling as in fast-reid
     last_stride: Literal[1, 2] = 1  # stride of the last stage; 1 keeps a larger feature map
     stride_in_1x1: bool = False  # ResNets: stride on the first 1x1 convolution of a bottleneck, as in Caffe's weights
     attention: Attention = "none"  # attention module
@@ -98,7 +104,8 @@ class ModelSettings:
     attention_ratio: float = 0.0625  # attention: inner channels as a share of the stage's (0: one channel, as in AGW)
     branches: Branches = "one"  # one global feature, or a multi-branch model
     pooling: Pooling = "avg"  # global pooling; gem learns p, gem_fixed uses p = 3
-    embedding_dim: int = 0  # width of a Linear + BN + ReLU after the pooling (0: none)
+    embedding_dim: int = 0  # width of the embedding layer after the pooling (0: none)
+    embedding: Literal["full", "linear"] = "full"  # layers of embedding_dim: Linear + BN + ReLU, or Linear
     neck: Neck = "bnneck"  # bnneck: batch norm between the metric losses' feature and the classifier
     head: Head = "linear"  # classifier
     head_scale: float = 64.0  # scale of the cosine logits (cosine_learned: initial value; linear: unused)
@@ -321,6 +328,8 @@ class Config:
             yield f"--name {self.run.name} must be a plain name, not a path; choose the place with --log-dir"
         if not all(0 <= value <= most for value, most in zip(self.augment.jitter, (1, 1, 1, 0.5), strict=True)):
             yield f"--jitter is brightness, contrast, saturation (0 to 1) and hue (0 to 0.5), not {self.augment.jitter}"
+        if any(data.pixel_range) and data.pixel_range[0] >= data.pixel_range[1]:
+            yield f"--pixel-range must be black and white, the lower first, or 0 0, not {data.pixel_range}"
         if self.augment.pad > max(data.height, data.width):
             yield f"--pad {self.augment.pad} is more than the size of the image; 10 is usual for 256 x 128"
 
@@ -366,6 +375,8 @@ class Config:
             yield f"--attention-stages {' '.join(map(str, model.attention_stages))} names a stage twice"
         if model.stride_in_1x1 and model.backbone not in BOTTLENECKS:
             yield f"--stride-in-1x1 is for {', '.join(BOTTLENECKS)}; leave it out with {model.backbone}"
+        if model.stem != "torchvision" and not model.backbone.startswith(("resnet", "resnext", "wide_resnet")):
+            yield f"--stem {model.stem} is for ResNets; leave it out with {model.backbone}"
         if model.width_multiplier != 1 and model.backbone != "mobilenet_v2":
             yield f"--width-multiplier is for mobilenet_v2; leave it out with {model.backbone}"
         if model.width_multiplier != 1 and model.weights == "imagenet":

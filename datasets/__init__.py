@@ -6,7 +6,7 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**26))
 from datasets.base import ReIDDataset, Sample
 from datasets.loaders import Loaders, make_loaders
 from datasets.make import DATASETS, make_dataset
-from datasets.sampler import PKSampler, ShuffleSampler
+from datasets.sampler import PKSampler
 
 __all__ = [
     "DATASETS",
@@ -14,7 +14,6 @@ __all__ = [
     "PKSampler",
     "ReIDDataset",
     "Sample",
-    "ShuffleSampler",
     "make_dataset",
     "make_loaders",
 ]

@@ -12,6 +12,7 @@ from utils.errors import UserError
 
 MOST_CAMERAS = 50  # a table by camera is printed for up to so many
 PID_OFFSET = 10**7  # pids and cameras lie below; those of the k-th of several datasets are raised by k times this
+ONE_IDENTITY = "the gallery shows one identity only, so that every score is 100 % whatever the model"
 
 
 class Sample(NamedTuple):
@@ -33,6 +34,7 @@ class ReIDDataset:
     drawn: bool = False  # the split is drawn by --split-seed: another seed has other identities in its test
     cameras: bool = True  # camera labels exist; otherwise each image has a camera of its own
     names: dict[int, str] = field(default_factory=dict)  # pid to the identity's name, where that is not the pid
+    camera_names: dict[int, str] = field(default_factory=dict)  # the same of camids
     train_note: str = ""  # caveat of all scores of models trained on it, empty if it is the full training set
     test_note: str = ""  # caveat of all scores on its test side
 
@@ -55,7 +57,11 @@ class ReIDDataset:
 
     def name_of(self, pid: int) -> str:
         """Name of an identity, or its pid."""
-        return self.names.get(pid, f"pid {pid}")
+        return self.names.get(pid, f"pid {pid}") if pid else "distractor"
+
+    def camera_of(self, camid: int) -> str:
+        """Name of a camera, or its number; empty where cameras are unknown."""
+        return self.camera_names.get(camid, f"cam {camid}") if self.cameras else ""
 
 
 def join_notes(*notes: str) -> str:
@@ -92,12 +98,6 @@ def keep_ids(samples: list[Sample], pids: Collection[int]) -> list[Sample]:
     """The images of these identities."""
     pids = set(pids)
     return [s for s in samples if s.pid in pids]
-
-
-def last_identities(samples: list[Sample], count: int) -> list[Sample]:
-    """The images of the `count` identities that `label_map` puts last; of all if there are no more."""
-    pids = identities(samples)
-    return keep_ids(samples, pids[max(len(pids) - count, 0) :])
 
 
 def select_train(dataset: ReIDDataset, holdout_ids: int, train_ids: int) -> ReIDDataset:
@@ -140,6 +140,8 @@ def select_test(dataset: ReIDDataset, test_ids: int) -> ReIDDataset:
         dataset = replace(dataset, query=query, gallery=gallery, test_note=join_notes(dataset.test_note, note))
     if not dataset.gallery:
         raise UserError(f"{dataset.name}: the test split has no gallery image; raise --test-ids")
+    if len(identities(dataset.gallery)) == 1:
+        dataset = replace(dataset, test_note=join_notes(dataset.test_note, ONE_IDENTITY))
     return dataset
 
 
@@ -155,25 +157,3 @@ def join(datasets: Sequence[ReIDDataset]) -> ReIDDataset:
         train += [Sample(s.path, s.pid + offset, s.camid + offset) for s in dataset.train]
     name, note = "+".join(d.name for d in datasets), join_notes(*(d.train_note for d in datasets))
     return replace(datasets[0], name=name, train=train, train_note=note)
-
-
-def heldout_split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Training images to query and gallery as in Market-1501: one query per identity and camera, the rest gallery.
-
-    The query is the first image by path. A camera's only image of an identity stays in the gallery, for the queries of
-    the other cameras, so that every query has a match. Identities seen by one camera only are distractors. Raises
-    UserError if there is no query.
-    """
-    samples = sorted(samples)
-    cameras: dict[int, set[int]] = {}
-    images: dict[tuple[int, int], list[Sample]] = {}
-    for s in samples:
-        cameras.setdefault(s.pid, set()).add(s.camid)
-        images.setdefault((s.pid, s.camid), []).append(s)
-    query = {group[0] for (pid, _), group in images.items() if len(group) > 1 and len(cameras[pid]) > 1}
-    if not query:
-        raise UserError(
-            f"none of {len(cameras)} training identities has two images under one camera and another under a second, "
-            "so they give no query; use more identities"
-        )
-    return [s for s in samples if s in query], [s for s in samples if s not in query]

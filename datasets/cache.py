@@ -35,9 +35,9 @@ STARTED = time.time() - 1  # of this program; a second for file systems that rou
 class Images:
     """The images at `paths` by index, resized to `size` (height, width), which defaults to that of the settings.
 
-    Every file is decoded once at the start, so that a bad one shows then and not in the middle of an epoch. Raises
-    UserError that lists the bad ones; with --on-bad-image skip they are left out, `bad` maps their indices to the
-    reasons, and `kept` are the indices into `paths` of the others, which all later indices count.
+    Every file is decoded once at the start. Raises UserError that lists the bad ones; with --on-bad-image skip they are
+    left out, `bad` maps their indices to the reasons, and `kept` are the indices into `paths` of the others, which all
+    later indices count.
     """
 
     def __init__(self, cfg: Config, paths: Sequence[str], name: str, size: tuple[int, int] | None = None):
@@ -48,13 +48,10 @@ class Images:
         self.pool = ThreadPoolExecutor(cfg.data.workers, thread_name_prefix=f"read-{name}")
         self.pictures: np.ndarray | None = None  # (N, height, width, 3) uint8 of all paths; None: decode at every use
         bad = None
-        if self.paths and cfg.data.disk_gb > 0:
-            try:
-                bad = self._from_file()
-            except OSError as error:
-                log.warning(
-                    "warning: no cache of %s in --cache-dir %s: %s", name, self.directory, error.strerror or error
-                )
+        try:
+            bad = self._from_file() if self.paths and cfg.data.disk_gb > 0 else None
+        except OSError as error:
+            log.warning("warning: no cache of %s in --cache-dir %s: %s", name, self.directory, error.strerror or error)
         self.bad: dict[int, str] = self._without_file() if bad is None else bad
         self._refuse(self.bad)
         self.kept = np.setdiff1d(np.arange(len(self.paths)), list(self.bad))
@@ -88,11 +85,10 @@ class Images:
                 yield current[0], current[1].result()
 
     def _decode(self, path: str) -> np.ndarray:
-        return read_image(path, self.height, self.width)
+        return read_image(path, self.height, self.width, self.cfg.data.pixel_range)
 
     def _from_file(self) -> dict[int, str] | None:
-        """Map the file of these images, which is written first if necessary; returns the bad ones, or None where there
-        is no room for the file."""
+        """Map the file of these images, written first if necessary. Returns the bad ones, or None if it has no room."""
         pictures, record = (self.directory / f"{self.name}-{self._digest()}{end}" for end in (".npy", ".json"))
         bad = self._map(pictures, record)
         if bad is None and self.bytes <= self.cfg.data.disk_gb * 1e9:
@@ -107,7 +103,7 @@ class Images:
         return bad
 
     def _map(self, pictures: Path, record: Path) -> dict[int, str] | None:
-        """Map a valid file, and return the bad images; None if there is none."""
+        """Map a valid file and return the bad images; None if there is none."""
         try:
             bad = dict(json.loads(record.read_text())["bad"])
             mapped = np.asarray(np.lib.format.open_memmap(pictures, mode="c"))
@@ -116,8 +112,8 @@ class Images:
         if mapped.shape != (len(self.paths), self.height, self.width, 3) or mapped.dtype != np.uint8:
             return None
         self.pictures = mapped
-        with suppress(OSError):  # of another user
-            os.utime(record)  # marks it as used
+        with suppress(OSError):  # a file of another user
+            os.utime(record)  # the time of its last use
         if self.bytes <= self.cfg.data.cache_gb * 1e9 and hasattr(os, "posix_fadvise"):
             with open(pictures, "rb") as file:  # read it in order now, not at random later
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
@@ -136,10 +132,7 @@ class Images:
         return bad
 
     def _decode_all(self, bad: dict[int, str]) -> Iterator[np.ndarray]:
-        """All images in blocks, with a progress bar; bad ones are black, and their reasons are added to `bad`.
-
-        Raises UserError after the last block if there are bad ones and they are not to be skipped.
-        """
+        """All images in blocks; bad ones are black, with their reasons in `bad`. Raises UserError at the end."""
 
         def attempt(index: int) -> np.ndarray:
             try:
@@ -166,6 +159,8 @@ class Images:
     def _digest(self) -> str:
         """Of all that the images depend on: the files (path, size, time of change), the input size, the decoder."""
         digest = hashlib.sha256(f"1 {cv2.__version__} {self.height} {self.width}\n".encode())
+        if any(self.cfg.data.pixel_range):
+            digest.update(f"{self.cfg.data.pixel_range}\n".encode())
         for path in self.paths:
             try:
                 status = os.stat(path)
@@ -184,22 +179,20 @@ def summary(texts: dict[int, str]) -> str:
 
 
 def make_room(directory: Path, size: int, limit: float) -> bool:
-    """Remove the least recently used files until one of `size` bytes fits into `limit`; returns whether it fits.
+    """Remove the least recently used files, but none of this program, until one of `size` bytes fits into `limit`.
 
-    What this program uses already stays, or its splits would take turns. Also removes files of killed programs, which
-    have no record. To be called with the directory locked.
+    Returns whether it fits. Also removes files of killed programs, which have no record. The directory must be locked.
     """
     for path in directory.glob(f"*-{DIGEST}.npy"):
         if not path.with_suffix(".json").is_file():
             path.unlink()
-    files = [(r.stat().st_mtime, r, r.with_suffix(".npy")) for r in directory.glob(f"*-{DIGEST}.json")]
-    sizes = {record: pictures.stat().st_size if pictures.is_file() else 0 for _, record, pictures in files}
-    used = sum(sizes.values())
-    if size + sum(sizes[record] for time_used, record, _ in files if time_used > STARTED) > limit:
+    records = sorted(directory.glob(f"*-{DIGEST}.json"), key=lambda record: record.stat().st_mtime)
+    sizes = {r: p.stat().st_size if (p := r.with_suffix(".npy")).is_file() else 0 for r in records}
+    if size + sum(sizes[record] for record in records if record.stat().st_mtime > STARTED) > limit:
         return False
-    for _, record, pictures in sorted(files):
-        if used + size > limit:
+    for record in records:
+        if sum(sizes.values()) + size > limit:
             record.unlink()
-            pictures.unlink(missing_ok=True)
-            used -= sizes[record]
+            record.with_suffix(".npy").unlink(missing_ok=True)
+            del sizes[record]
     return True

@@ -5,8 +5,25 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from datasets.own import PICTURES
+from datasets.layouts import PICTURES
 from utils.errors import UserError
+from utils.logging import log
+
+
+def list_pictures(place: str | Path) -> list[Path]:
+    """The pictures in a folder and below it, or the picture itself. Other files are counted in the log.
+
+    Raises UserError where there is no such place, and for a folder without pictures.
+    """
+    place = Path(place)
+    if not place.exists():
+        raise UserError(f"there is no {place}; name a folder of pictures or a picture")
+    names, others = find_pictures(place) if place.is_dir() else ([""], 0)
+    if not names:
+        raise UserError(f"{place} holds no picture, but {others} other files; give a folder of pictures, or a run")
+    if others:
+        log.info("files in %s that are no pictures by their names, left out: %d", place, others)
+    return [place / name for name in names]
 
 
 def find_pictures(folder: str | Path) -> tuple[list[str], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,11 @@ from pathlib import Path
 from datasets.base import ReIDDataset, Sample
 from utils.errors import UserError
 from utils.files import reading
+from utils.logging import log
 
 IMAGES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+# Formats that cannot be read here are listed like the others, so that they are refused by name, not overlooked.
+PICTURES = IMAGES | {".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".dng", ".cr2", ".nef"}
 JUNK = -1  # boxes that are neither a person to find nor a distractor: dropped, as the protocols say
 MARKET_NAME = r"(-?\d+)_c(\d+)"  # 0002_c1s1_000451_03.jpg; some names end in .jpg.jpg
 MARKET_EXAMPLE = "0002_c1s1_000451_03.jpg"
@@ -56,17 +60,30 @@ def check_counts(title: str, dataset: ReIDDataset, published: Mapping[str, tuple
 
 def read_layout(name: str, base: Path) -> ReIDDataset:
     """A dataset in Market-1501's folders and file names. Raises UserError where a folder is missing or empty."""
-    return ReIDDataset(name, **{split: read_folder(base / folder) for split, folder in MARKET_FOLDERS.items()})
+    lowest = {"train": 1, "query": 1, "gallery": 0}
+    return ReIDDataset(
+        name,
+        **{split: drop_below(lowest[split], read_folder(base / MARKET_FOLDERS[split]), base / MARKET_FOLDERS[split])
+           for split in lowest},
+    )  # fmt: skip
 
 
 def read_folder(folder: Path) -> list[Sample]:
-    """The images of one folder named as in Market-1501, without junk."""
-    found = match_images(folder, MARKET_NAME, MARKET_EXAMPLE)
-    return [Sample(path, int(m[1]), int(m[2])) for path, m in found if int(m[1]) != JUNK]
+    """The images of one folder named as in Market-1501."""
+    return [Sample(path, int(m[1]), int(m[2])) for path, m in match_images(folder, MARKET_NAME, MARKET_EXAMPLE)]
+
+
+def drop_below(lowest: int, samples: list[Sample], where: object) -> list[Sample]:
+    """The samples without junk (pid -1) and, if `lowest` is 1, distractors (pid 0); logs how many are left out."""
+    for pid, word in ((JUNK, "junk"), (0, "distractors, which are no identity")):
+        number = sum(s.pid == pid for s in samples) if pid < lowest else 0
+        if number:
+            log.info("%s: %d images of pid %d left out (%s)", where, number, pid, word)
+    return [s for s in samples if s.pid >= lowest]
 
 
 def match_images(folder: Path, pattern: str, example: str) -> list[tuple[str, re.Match[str]]]:
-    """Path and match of each image whose name begins with `pattern`; other files are skipped.
+    """Path and match of each image whose name begins with `pattern`; warns of other pictures in the folder or below it.
 
     Raises UserError, which shows `example`, when the folder is missing or has no such image.
     """
@@ -74,6 +91,16 @@ def match_images(folder: Path, pattern: str, example: str) -> list[tuple[str, re
     found = [(str(path), match) for path in list_images(folder) if (match := re.match(pattern, path.name))]
     if not found:
         raise UserError(f"{folder} holds no image named like {example}; is it the right folder?")
+    kept = {path for path, _ in found}
+    walk = ((base, name) for base, _, names in os.walk(folder) for name in names if name[0] != ".")
+    pictures = (os.path.join(base, name) for base, name in walk if os.path.splitext(name)[1].lower() in PICTURES)
+    others = sorted(path for path in pictures if path not in kept)
+    if others:
+        warnings.warn(
+            f"{folder}: {len(others)} images are left out, as they are not named like {example} or lie in a further "
+            f"folder, such as {others[0]}",
+            stacklevel=2,
+        )
     return found
 
 

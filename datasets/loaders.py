@@ -14,27 +14,23 @@ from config import Config
 from datasets.augment import Draws, augment, normalise
 from datasets.base import ReIDDataset, Sample, join_notes, label_map
 from datasets.cache import Images, summary
+from datasets.images import find_pixel_range
 from datasets.make import make_dataset
 from datasets.sampler import make_sampler
 from utils.errors import UserError
 from utils.logging import log
+
+Size = tuple[int, int] | None  # height and width of the images; None: those of the settings
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class TrainLoader:
     """Augmented batches. An epoch's batches follow from (seed, epoch, step) alone, so a run can resume at any step.
 
     Process `rank` of `world_size` gets its share of every batch, augmented as a single process would augment it.
-    size: (height, width) of the images; None: that of the settings.
     """
 
-    def __init__(
-        self,
-        cfg: Config,
-        samples: list[Sample],
-        rank: int = 0,
-        world_size: int = 1,
-        size: tuple[int, int] | None = None,
-    ):
+    def __init__(self, cfg: Config, samples: list[Sample], rank: int = 0, world_size: int = 1, size: Size = None):
         self.cfg, self.rank = cfg, rank
         self.samples, self.images = readable(cfg, samples, "train", size)
         self.label_map = label_map(self.samples)
@@ -46,9 +42,7 @@ class TrainLoader:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def epoch(
-        self, epoch: int, device: torch.device, first_step: int = 0
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def epoch(self, epoch: int, device: torch.device, first_step: int = 0) -> Iterator[Batch]:
         """From step `first_step` on: images (B, 3, H, W) float32 and labels (B,) int64, both on `device`."""
         batches = list(self.sampler.epoch(epoch))[first_step:]
         for step, (indices, images) in enumerate(_to_device(self.images, batches, device), first_step):
@@ -66,8 +60,10 @@ class TestLoader:
 
     __test__ = False  # its name makes pytest take it for a test case
 
-    def __init__(self, cfg: Config, samples: list[Sample], name: str, size: tuple[int, int] | None = None):
-        self.batch_size = cfg.data.test_batch_size
+    def __init__(
+        self, cfg: Config, samples: list[Sample], name: str, size: Size = None, dataset: ReIDDataset | None = None
+    ):
+        self.batch_size, self.dataset = cfg.data.test_batch_size, dataset or ReIDDataset(name)
         self.samples, self.images = readable(cfg, samples, name, size)
         self.rows = np.arange(len(self.samples))
         self.pids = np.array([s.pid for s in self.samples])
@@ -84,6 +80,13 @@ class TestLoader:
             setattr(part, name, getattr(self, name)[first:end])
         return part
 
+    def caption(self, index: int, *more: str) -> str:
+        """Identity, and on the next line camera and what else there is, for the words under an image."""
+        sample = self.samples[index]
+        who = self.dataset.name_of(sample.pid)
+        below = " · ".join(filter(None, [self.dataset.camera_of(sample.camid), *more]))
+        return f"{who if len(who) <= 18 else who[:17] + '…'}\n{below}".strip()
+
     def batches(self, device: torch.device) -> Iterator[torch.Tensor]:
         """Images (B, 3, H, W) float32 on `device`."""
         rows = (self.rows[i : i + self.batch_size] for i in range(0, len(self.rows), self.batch_size))
@@ -93,6 +96,8 @@ class TestLoader:
 
 @dataclass
 class Loaders:
+    """A dataset, without images that cannot be read, and its loaders."""
+
     dataset: ReIDDataset
     train: TrainLoader
     query: TestLoader
@@ -110,6 +115,7 @@ def make_loaders(cfg: Config, rank: int = 0, world_size: int = 1) -> Loaders:
     The training loader has the share of one process of several. Raises UserError when data or batch sizes do not fit.
     """
     dataset = make_dataset(cfg)
+    cfg = with_pixel_range(cfg, dataset)
     train, (dataset, query, gallery) = _call_all(
         lambda: TrainLoader(cfg, dataset.train, rank, world_size), lambda: make_test_loaders(cfg, dataset)
     )
@@ -117,24 +123,34 @@ def make_loaders(cfg: Config, rank: int = 0, world_size: int = 1) -> Loaders:
     return Loaders(dataset, train, query, gallery)
 
 
+def with_pixel_range(cfg: Config, dataset: ReIDDataset) -> Config:
+    """The settings with the range of values in images of more than 8 bits: as stored, else that of the training images,
+    else that of the test images."""
+    if not any(cfg.data.pixel_range):
+        found = find_pixel_range([s.path for s in dataset.train])
+        found = found if any(found) else find_pixel_range([s.path for s in dataset.query + dataset.gallery])
+        if any(found):
+            log.info("%s has images of more than 8 bits: %g is black and %g white in all of them", dataset.name, *found)
+            return cfg.replace(pixel_range=found)
+    return cfg
+
+
 def make_test_loaders(cfg: Config, dataset: ReIDDataset) -> tuple[ReIDDataset, TestLoader, TestLoader]:
     """The dataset without the test images that cannot be read, and the loaders of its query and gallery."""
     query, gallery = _call_all(
-        lambda: TestLoader(cfg, dataset.query, "query"), lambda: TestLoader(cfg, dataset.gallery, "gallery")
+        lambda: TestLoader(cfg, dataset.query, "query", dataset=dataset),
+        lambda: TestLoader(cfg, dataset.gallery, "gallery", dataset=dataset),
     )
     note = left_out(left_out(dataset.test_note, query.images), gallery.images)
     return replace(dataset, query=query.samples, gallery=gallery.samples, test_note=note), query, gallery
 
 
-def readable(
-    cfg: Config, samples: list[Sample], name: str, size: tuple[int, int] | None = None
-) -> tuple[list[Sample], Images]:
+def readable(cfg: Config, samples: list[Sample], name: str, size: Size = None) -> tuple[list[Sample], Images]:
     """The samples whose images can be read, and their images. Raises UserError where there are none."""
     images = Images(cfg, [s.path for s in samples], name, size)
     if images.bad:
-        log.warning(
-            "warning: %d of %d %s images left out: %s", len(images.bad), len(samples), name, summary(images.bad)
-        )
+        left, total = len(images.bad), len(samples)
+        log.warning("warning: %d of %d %s images left out: %s", left, total, name, summary(images.bad))
     if not len(images):
         raise UserError(f"the {name} split has no image that can be read")
     return [samples[i] for i in images.kept], images

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from config import Config
-from datasets.base import ReIDDataset, join, select_test, select_train
+from datasets.base import ReIDDataset, join, join_notes, select_test, select_train
 from utils.errors import UserError, did_you_mean
 from utils.lookup import load
 
@@ -44,7 +44,8 @@ def find_dataset(name: str, cfg: Config) -> ReIDDataset:
             arguments.append(cfg.data.split_seed)
         return load(spec)(cfg.data.data_root, *arguments)
     if name and Path(name).exists():
-        return load("datasets.own:own")(name, cfg.data.test_share, cfg.data.split_seed, cfg.data.camera_pattern)
+        data = cfg.data
+        return load("datasets.own:own")(name, data.test_share, data.split_seed, data.camera_pattern, data.folders)
     hint = did_you_mean(name, DATASETS) or f"the names are {', '.join(DATASETS)}"
     raise UserError(f"{name!r} is neither a dataset's name nor a folder or .csv file in {os.getcwd()}; {hint}")
 
@@ -54,15 +55,33 @@ def make_dataset(cfg: Config) -> ReIDDataset:
     `train_ids`; and what to test on, cut to `test_ids`. Raises UserError when it is not found."""
     whole = cfg.replace(test_share=0.0) if trains_on_all(cfg) else cfg
     train = join([find_dataset(name, whole) for name in train_names(cfg)])
-    test = select_test(find_dataset(test_name(cfg), cfg) if cfg.data.test_dataset else train, cfg.data.test_ids)
+    test = test_side(cfg, find_dataset(test_name(cfg), cfg) if cfg.data.test_dataset else train)
     train = select_train(train, cfg.data.holdout_ids, cfg.data.train_ids)
     name = f"{train.name}, tested on {test.name}" if cfg.data.test_dataset else train.name
-    return replace(test, name=name, train=train.train, heldout=train.heldout, train_note=train.train_note)
+    note = test.test_note
+    if not {test_name(cfg), *train_names(cfg)} <= DATASETS.keys():
+        from datasets.copies import count_shared
+
+        if shared := count_shared(train.train, test.query + test.gallery):
+            note = join_notes(note, f"{shared} test images are also trained on")
+    return replace(
+        test, name=name, train=train.train, heldout=train.heldout, train_note=train.train_note, test_note=note
+    )
 
 
 def make_test_set(cfg: Config) -> ReIDDataset:
     """The test side only, cut to `test_ids`: the training set need not exist to test a model elsewhere."""
-    return replace(select_test(find_dataset(test_name(cfg), cfg), cfg.data.test_ids), train=[], train_note="")
+    return replace(test_side(cfg, find_dataset(test_name(cfg), cfg)), train=[], train_note="")
+
+
+def test_side(cfg: Config, dataset: ReIDDataset) -> ReIDDataset:
+    """The dataset with its test side cut to `test_ids`, and of own pictures without copies of queries."""
+    dataset = select_test(dataset, cfg.data.test_ids)
+    if test_name(cfg) in DATASETS:
+        return dataset
+    from datasets.copies import ignore_own_pictures
+
+    return ignore_own_pictures(dataset)
 
 
 def train_names(cfg: Config) -> list[str]:

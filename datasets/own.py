@@ -8,23 +8,27 @@ import io
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.base import PID_OFFSET, ReIDDataset, Sample, heldout_split, join_notes
-from datasets.layouts import IMAGES, MARKET_FOLDERS, read_layout
+from datasets.base import PID_OFFSET, ReIDDataset, Sample, join_notes
+from datasets.heldout import heldout_split
+from datasets.layouts import JUNK, MARKET_FOLDERS, PICTURES, drop_below, read_layout
 from utils.errors import UserError
 from utils.files import reading
+from utils.logging import log
 
-# Formats that cannot be read here are listed like the others, so that they are refused by name, not overlooked.
-PICTURES = IMAGES | {".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".dng", ".cr2", ".nef"}
 SPLITS = ("train", "query", "gallery", "test")
-INTEGER = re.compile(r"-?[0-9]{1,18}")
+VALIDATION = ("val", "valid", "validation")  # the test side where there is no other
+INTEGER = re.compile(r"(-?[0-9]{1,18})(\.0+)?")  # 1.0 is how pandas writes 1 in a column with gaps
+CAMERA_FOLDER = re.compile(r"(c|cam|camera)[ _-]?[0-9]+", re.IGNORECASE)
 NO_CAMERAS = (
     "no camera labels, so that every image counts as its own camera: images taken one after another by the same camera "
     "count as matches, which makes scores higher than a cross-camera test's"
 )
+ONE_CAMERA = "if they are all of one camera, --camera-pattern none makes every image count as its own camera"
 
 
 class Picture(NamedTuple):
@@ -34,13 +38,16 @@ class Picture(NamedTuple):
     split: str = ""  # one of SPLITS; empty: none was given
 
 
-def own(path: str | Path, test_share: float, split_seed: int, camera_pattern: str) -> ReIDDataset:
+def own(
+    path: str | Path, test_share: float, split_seed: int, camera_pattern: str, folders: str = "auto"
+) -> ReIDDataset:
     """List the pictures of a folder or a CSV file.
 
     A folder holds bounding_box_train, query and bounding_box_test as Market-1501's does; or one folder per identity,
-    which may hold one folder per camera; or train, and test or query and gallery, each with folders of identities. A
-    CSV has a header with path and pid, and may have camid and split. Otherwise cameras come from `camera_pattern` if
-    every file name matches it. Identities and cameras may be any words (see `to_numbers`).
+    with folders of cameras in them or around them (see `read_folders`); or train, and test or query and gallery, each
+    with such folders. A CSV has a header with path and pid, and may have camid and split. Otherwise cameras come from
+    `camera_pattern` if every file name matches it; "none": cameras are ignored. Identities and cameras may be any words
+    (see `to_numbers`); the identities 0 and -1 are distractors and junk, as in Market-1501.
 
     Without a split, about `test_share` of the identities, drawn by `split_seed`, are kept for the test (0: none, 1:
     all). Query and gallery of a test side come from `choose_queries`. Raises UserError that says what is missing.
@@ -52,32 +59,39 @@ def own(path: str | Path, test_share: float, split_seed: int, camera_pattern: st
         raise UserError(f"--test-share must be between 0 and 1, not {test_share}")
     if any((path / MARKET_FOLDERS[split]).is_dir() for split in ("train", "gallery")):
         return read_layout(name, path)
-    pictures = sorted(read_folders(path) if path.is_dir() else read_csv(path))
-    pids, cameras = to_numbers(p.identity for p in pictures), _cameras(pictures, camera_pattern)
+    pictures = sorted(read_folders(path, folders) if path.is_dir() else read_csv(path))
+    special = {p.identity: key for p in pictures if (key := _key(p.identity)) in (JUNK, 0)}
+    people = to_numbers(p.identity for p in pictures if p.identity not in special)
+    pids, (camids, camera_names) = people | special, _cameras(pictures, camera_pattern)
+    samples = [Sample(p.path, pids[p.identity], c) for p, c in zip(pictures, camids, strict=True)]
     sides: dict[str, list[Sample]] = {split: [] for split in ("", *SPLITS)}
-    for picture, camid in zip(pictures, cameras or range(1, len(pictures) + 1), strict=True):
-        sides[picture.split].append(Sample(picture.path, pids[picture.identity], camid))
-    note = ""
-    if sides[""]:
-        drawn = draw_identities({pids[p.identity]: p.identity for p in pictures}, test_share, split_seed, str(path))
-        sides["train"] = [s for s in sides[""] if s.pid not in drawn]
-        sides["test"] = [s for s in sides[""] if s.pid in drawn]
-        share = f"{len(drawn)} of {len({s.pid for s in sides['']})} identities for the test"
+    for sample, picture in zip(samples, pictures, strict=True):
+        sides[picture.split].append(sample)
+    for split, some in sides.items():
+        lowest = 1 if split in ("train", "query") else 0
+        sides[split] = drop_below(lowest, some, f"{path}{split and ', '}{split}")
+    drawn, cameras, note = bool(sides[""]), camera_names is not None, ""
+    if drawn:
+        tested = draw_identities({pid: identity for identity, pid in people.items()}, test_share, split_seed, str(path))
+        share = f"{len(tested)} of {len(set(people.values()))} identities for the test"
         note = f"own split by identity (seed {split_seed}), {share}"
-    query, gallery = _test_side(sides, str(path))
-    tested = {s.pid for s in query + gallery}
-    shared = tested & {s.pid for s in sides["train"]}
+        sides["test"] = [s for s in sides[""] if tested and (s.pid in tested or s.pid == 0)]
+        sides["train"] = [s for s in drop_below(0 if tested else 1, sides[""], str(path)) if s.pid not in {0, *tested}]
+    train, (query, gallery) = sides["train"], _test_side(sides, str(path))
+    tested = {s.pid for s in query + gallery} - {0}
+    shared = tested & {s.pid for s in train}
     note = join_notes(note, "" if cameras else NO_CAMERAS)
     if shared:
         note = join_notes(note, f"{len(shared)} of {len(tested)} test identities are also trained on")
     return ReIDDataset(
         name,
-        sides["train"],
+        train,
         query,
         gallery,
-        drawn=bool(sides[""]),
-        cameras=bool(cameras),
-        names={pid: identity for identity, pid in pids.items() if identity != str(pid)},
+        drawn=drawn,
+        cameras=cameras,
+        names={pid: identity for identity, pid in people.items() if identity != str(pid)},
+        camera_names=camera_names or {},
         test_note=note if query else "",
     )
 
@@ -85,39 +99,91 @@ def own(path: str | Path, test_share: float, split_seed: int, camera_pattern: st
 # ---- folders and CSV files
 
 
-def read_folders(path: Path) -> list[Picture]:
+def read_folders(path: Path, levels: str = "auto") -> list[Picture]:
     """The pictures in one folder per identity, or in those below train, query, gallery and test if these exist.
 
-    Raises UserError where there are no such folders, or pictures lie too deep.
+    levels: what folders in folders are: identity_camera, camera_identity, site_identity (an identity is then called
+    SITE/NAME), or auto, see `_guess_levels`. Raises UserError where there are no such folders, where `auto` cannot
+    decide, or where pictures lie too deep.
     """
     given = {folder.name.lower(): folder for folder in _list_folder(path)[0]}
-    splits = [split for split in SPLITS if split in given]
-    if not splits:
-        return _read_identities(path, "")
-    others = sorted(folder.name for name, folder in given.items() if name not in splits)
+    splits = _name_splits(given, path)
+    others = sorted(folder.name for name, folder in given.items() if splits and name not in splits)
     if others:
         warnings.warn(
             f"{path}: {', '.join(others)} next to {', '.join(splits)} is left out; what to test on must be named test",
             stacklevel=2,
         )
-    return [picture for split in splits for picture in _read_identities(given[split], split)]
-
-
-def _read_identities(base: Path, split: str) -> list[Picture]:
+    bases = {given[name]: split for name, split in splits.items()} or {path: ""}
+    found = [(split, *place) for base, split in bases.items() for place in _list_images(base)]
+    nested = {(outer, inner) for _, outer, inner, _ in found if inner}
+    if nested and levels == "auto":
+        levels = _guess_levels(path, nested)
+    if levels in ("camera_identity", "site_identity") and (outside := [f[3] for f in found if not f[2]]):
+        raise UserError(f"{outside[0]} is in no identity's folder, as --folders {levels} expects; move it into one")
     pictures = []
+    for split, outer, inner, image in found:
+        if levels == "camera_identity":
+            outer, inner = inner, outer
+        elif levels == "site_identity":
+            outer, inner = f"{outer}/{inner}", ""
+        pictures.append(Picture(image, outer, inner, split))
+    return pictures
+
+
+def _name_splits(names: Iterable[str], where: Path) -> dict[str, str]:
+    """The split that each name means; names that mean none, and a validation split next to a test, are left out."""
+    names = sorted(names)
+    splits = {name: name for name in SPLITS if name in names}
+    valid = [name for name in VALIDATION if name in names]
+    if valid and list(splits) == ["train"]:
+        log.info("%s: there is no test split, so %s is the test side", where, " and ".join(valid))
+        splits |= dict.fromkeys(valid, "test")
+    return splits
+
+
+def _guess_levels(path: Path, nested: set[tuple[str, str]]) -> str:
+    """What the outer and inner folders are. The side that is named like cam1 holds the cameras; else, if inner names
+    return under several outer folders, the side with fewer names. Raises UserError if they do not."""
+    outer, inner = ({pair[side] for pair in nested} for side in (0, 1))
+    cameras = [all(map(CAMERA_FOLDER.fullmatch, names)) for names in (outer, inner)]
+    returning = sum(number > 1 for number in Counter(name for _, name in nested).values())
+    example = "/".join(min(nested))
+    if cameras == [False, True]:
+        return "identity_camera"
+    if cameras == [True, False] or (2 * returning >= len(inner) and len(outer) < len(inner)):
+        log.info(
+            "%s: the outer folders are read as cameras, the inner ones as identities (%s); if it is the other way "
+            "round: --folders identity_camera; if equal names are different people: --folders site_identity",
+            path,
+            example,
+        )
+        return "camera_identity"
+    if 2 * returning >= len(inner) or len(nested) < 2 * len(outer) or len(inner) < 3:
+        return "identity_camera"
+    raise UserError(
+        f"{path} holds folders in folders, like {example}, which may be an identity with its cameras, or a place with "
+        "its identities; choose with --folders identity_camera or --folders site_identity (or camera_identity, where "
+        "the outer folders are cameras)"
+    )
+
+
+def _list_images(base: Path) -> list[tuple[str, str, str]]:
+    """Outer folder, inner folder ("": none) and path of each picture in the folders of `base`."""
+    found = []
     people, stray = _list_folder(base)
     for person in people:
         cameras, images = _list_folder(person)
-        pictures += [Picture(image, person.name, "", split) for image in images]
+        found += [(person.name, "", image) for image in images]
         for camera in cameras:
             deeper, images = _list_folder(camera)
-            pictures += [Picture(image, person.name, camera.name, split) for image in images]
+            found += [(person.name, camera.name, image) for image in images]
             for image in (image for folder in deeper for image in _list_folder(folder)[1]):
                 raise UserError(
                     f"{image} lies too deep; {base} may hold one folder per identity, these one folder per camera, and "
                     "no further folders"
                 )
-    if not pictures:
+    if not found:
         raise UserError(
             f"{base} has no folder of an identity with images in it; give one folder per identity, like "
             f"{base / 'ALICE' / '1.jpg'}, or a CSV file with a header, like path,pid,camid and below it "
@@ -127,7 +193,7 @@ def _read_identities(base: Path, split: str) -> list[Picture]:
         warnings.warn(
             f"{len(stray)} images outside the identities' folders are left out, such as {stray[0]}", stacklevel=2
         )
-    return pictures
+    return found
 
 
 def _list_folder(folder: Path) -> tuple[list[Path], list[str]]:
@@ -172,7 +238,17 @@ def read_csv(path: Path) -> list[Picture]:
     if not any(map(os.path.exists, found)):
         first = f"such as {next(iter(found))}; paths are relative to the CSV's folder" if found else "it has no rows"
         raise UserError(f"{path} lists no image that exists: {first}")
-    return [picture for _, picture in found.values()]
+    pictures = [picture for _, picture in found.values()]
+    splits = {"": ""} | _name_splits({p.split for p in pictures}, path)
+    kept = [p._replace(split=splits[p.split]) for p in pictures if p.split in splits]
+    if len(kept) < len(pictures):
+        rest = next(p for p in pictures if p.split not in splits)
+        warnings.warn(
+            f"{len(pictures) - len(kept)} images of the split {rest.split} are left out, such as {rest.path}; what to "
+            "test on must be named test",
+            stacklevel=2,
+        )
+    return kept
 
 
 def _parse_row(row: dict, where: str, folder: Path) -> Picture | None:
@@ -186,7 +262,7 @@ def _parse_row(row: dict, where: str, folder: Path) -> Picture | None:
     if not cells["path"] or not cells["pid"]:
         raise UserError(f"{where}: path or pid is empty")
     split = cells.get("split", "").lower()
-    if split not in ("", *SPLITS):
+    if split not in ("", *SPLITS, *VALIDATION):
         raise UserError(f"{where}: the split {cells['split']!r} is not one of {', '.join(SPLITS)}")
     image = folder / cells["path"].replace("\\", "/")  # as Windows writes paths
     return Picture(str(image), cells["pid"], cells.get("camid", ""), split)
@@ -198,7 +274,7 @@ def _parse_row(row: dict, where: str, folder: Path) -> Picture | None:
 def to_numbers(words: Iterable[str]) -> dict[str, int]:
     """A number for each word. If all words are whole numbers from 1 up, they keep them; otherwise all words are
     numbered from 1 in order, in which numbers come first and by value. 007 is 7 in both cases."""
-    keys = {word: int(word) if INTEGER.fullmatch(word) else word for word in words}
+    keys = {word: _key(word) for word in words}
     if all(isinstance(key, int) and 0 < key < PID_OFFSET for key in keys.values()):
         return keys
     order = sorted(set(keys.values()), key=lambda key: (isinstance(key, str), key))
@@ -206,8 +282,17 @@ def to_numbers(words: Iterable[str]) -> dict[str, int]:
     return {word: places[key] for word, key in keys.items()}
 
 
-def _cameras(pictures: list[Picture], pattern: str) -> list[int]:
-    """The camera of each picture, or an empty list where they are unknown."""
+def _key(word: str) -> int | str:
+    """A whole number as such, which other spellings share: 007 and 7.0 are 7."""
+    match = INTEGER.fullmatch(word)
+    return int(match[1]) if match else word
+
+
+def _cameras(pictures: list[Picture], pattern: str) -> tuple[Iterable[int], dict[int, str] | None]:
+    """The camera of each picture, and the names of those that have one; None: unknown, each picture has its own."""
+    unknown = range(1, len(pictures) + 1), None
+    if pattern == "none":
+        return unknown
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -225,9 +310,9 @@ def _cameras(pictures: list[Picture], pattern: str) -> list[int]:
             without = pictures[words.index("")].path
             warnings.warn(f"{without} has no camera by --camera-pattern, so no name's is used", stacklevel=2)
     if not all(words):
-        return []
+        return unknown
     number = to_numbers(words)
-    return [number[word] for word in words]
+    return [number[word] for word in words], {n: word for word, n in number.items() if word != str(n)}
 
 
 # ---- the split
@@ -254,8 +339,7 @@ def draw_identities(people: Mapping[int, str], share: float, seed: int, where: s
 
 def _uniform(name: str, seed: int) -> float:
     """A number in [0, 1) that follows from the name, in which 007 is 7, and the seed."""
-    key = str(int(name)) if INTEGER.fullmatch(name) else name
-    digest = hashlib.sha256(f"{seed}\0{key}".encode(errors="surrogatepass")).digest()
+    digest = hashlib.sha256(f"{seed}\0{_key(name)}".encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
@@ -272,12 +356,14 @@ def _test_side(sides: dict[str, list[Sample]], where: str) -> tuple[list[Sample]
 
 def choose_queries(samples: list[Sample], where: str) -> tuple[list[Sample], list[Sample]]:
     """Test images to query and gallery by `heldout_split`. If that finds no query, as when each image is its own
-    camera, the query is the first image by path of each identity that two cameras have seen.
+    camera, the query is the first image by path of each identity that two cameras have seen. Distractors are gallery.
 
     Raises UserError where no identity was seen by two cameras.
     """
+    distractors, samples = [s for s in samples if s.pid == 0], [s for s in samples if s.pid]
     try:
-        return heldout_split(samples)
+        query, gallery = heldout_split(samples)
+        return query, sorted(gallery + distractors)
     except UserError:
         pass  # its advice is for held-out training identities
     cameras: dict[int, set[int]] = {}
@@ -287,8 +373,8 @@ def choose_queries(samples: list[Sample], where: str) -> tuple[list[Sample], lis
     if not first:
         raise UserError(
             f"{where}: none of {len(cameras)} test identities has images under two cameras (two images, where cameras "
-            "are unknown), so no query has a match; add images, or leave out the test (--test-share 0, if the split is "
-            "drawn here)"
+            f"are unknown), so no query has a match; add images; {ONE_CAMERA}; or leave out the test (--test-share 0, "
+            "if the split is drawn here)"
         )
     query = sorted(first.values())
-    return query, sorted(set(samples) - set(query))
+    return query, sorted({*samples, *distractors} - set(query))

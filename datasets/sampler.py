@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from config import Config
 from datasets.base import Sample
 from utils.errors import UserError
+from utils.lookup import load
 
 
 class PKSampler:
     """P identities × K images per batch (Hermans et al., In Defense of the Triplet Loss, 2017).
 
     An epoch cuts the shuffled images of each identity into n // K groups of K, so that identities are seen in
-    proportion to their images; one with fewer than K images gives one group, in which some come twice. A batch is P
-    groups of P different identities. `len()` is exactly the number of batches that an epoch emits.
+    proportion to their images; one with fewer than K images gives one group, in which some come twice. If that would
+    show less than half of the images, identities return. A batch is P groups of P different identities.
 
-    pids: identity or label of each image, (N,). batch_size: P × K over all ranks. Rank r of `world_size` emits its
-    P / world_size identities of every batch, so that the ranks together emit the single-process batch.
-    camids: camera of each image, (N,); with these, a group's images come from as many cameras as its identity allows.
-    Raises UserError when there are fewer than P identities or the batch cannot be split over the ranks.
+    pids: identity or label of each image, (N,). batch_size: P × K over all ranks; each emits its P / world_size
+    identities of every batch. camids: camera of each image, (N,); with these, a group's images come from as many
+    cameras as its identity allows. Raises UserError for too few identities, or a batch that does not split.
     """
 
     def __init__(
@@ -46,16 +48,43 @@ class PKSampler:
         by_pid = np.argsort(pids, kind="stable")
         first = np.unique(np.asarray(pids)[by_pid], return_index=True)[1]
         self.images_of = np.split(by_pid, first[1:])
-        if len(self.images_of) < self.p:
+        self.groups = np.array([max(len(images) // self.k, 1) for images in self.images_of])
+        identities = len(self.images_of)
+        if identities < self.p:
+            fitting = range(identities - identities % world_size, 1, -world_size)
+            best = next((p for p in fitting if 2 * self._count_batches(p) * p * self.k >= len(pids)), identities)
             raise UserError(
                 f"a batch of {batch_size} with {images_per_id} images per identity needs {self.p} identities, the "
-                f"training set has {len(self.images_of)}; try --batch-size {len(self.images_of) * images_per_id}"
+                f"training set has {identities}; try --batch-size {best * images_per_id}"
             )
-        self.groups = np.array([max(len(images) // self.k, 1) for images in self.images_of])
-        # An identity fits once into a batch, so B batches can use at most min(groups, B) groups of it.
-        self.batches = int(self.groups.sum()) // self.p
-        while np.minimum(self.groups, self.batches).sum() < self.p * self.batches:
-            self.batches -= 1
+        self.batches = self._count_batches(self.p)
+        if 2 * self.batches * batch_size < len(pids):
+            shown = self.batches * batch_size
+            self.batches = max(int(self.groups.sum()) // self.p, 1)
+            needed, most = self.p * self.batches, range(1, self.batches + 1)
+            least = next(n for n in most if np.minimum(np.maximum(self.groups, n), self.batches).sum() >= needed)
+            self.groups = np.maximum(self.groups, least)
+            warnings.warn(
+                f"identities with few images return in {least} groups of {self.k} per epoch, which would otherwise "
+                f"show {shown} of {len(pids)} training images ({shown / len(pids):.0%}); a smaller --batch-size needs "
+                "fewer such repeats",
+                stacklevel=2,
+            )
+        shown = self.batches * batch_size
+        if 2 * shown < len(pids):
+            warnings.warn(
+                f"an epoch shows {shown} of {len(pids)} training images ({shown / len(pids):.0%}); a smaller "
+                "--batch-size or --images-per-id shows more",
+                stacklevel=2,
+            )
+
+    def _count_batches(self, p: int) -> int:
+        """Batches of P identities that use every group at most once. An identity fits once into a batch, so B batches
+        can use at most min(groups, B) groups of it."""
+        batches = int(self.groups.sum()) // p
+        while np.minimum(self.groups, batches).sum() < p * batches:
+            batches -= 1
+        return batches
 
     def __len__(self) -> int:
         return self.batches
@@ -63,7 +92,7 @@ class PKSampler:
     def epoch(self, epoch: int) -> Iterator[np.ndarray]:
         """The batches of one epoch (counted from 0): arrays of P/world_size·K image indices, identity by identity."""
         rng = np.random.default_rng([self.seed, epoch])
-        groups = [self._groups(images, rng) for images in self.images_of]
+        groups = [self._groups(images, number, rng) for images, number in zip(self.images_of, self.groups, strict=True)]
         left = self.groups.copy()
         share = self.p // self.world_size
         for batches_left in range(self.batches, 0, -1):
@@ -72,8 +101,15 @@ class PKSampler:
             mine = chosen[self.rank * share : (self.rank + 1) * share]
             yield np.concatenate([groups[i][left[i]] for i in mine])
 
-    def _groups(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The images of one identity, shuffled, as groups (n, K)."""
+    def _groups(self, images: np.ndarray, needed: int, rng: np.random.Generator) -> np.ndarray:
+        """The images of one identity, shuffled, as groups (needed, K); shuffled again when they are used up."""
+        groups = self._groups_once(images, rng)
+        while len(groups) < needed:
+            groups = np.concatenate([groups, self._groups_once(images, rng)])
+        return groups[:needed]
+
+    def _groups_once(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The same as (n, K), in which no image comes twice if there are K."""
         if len(images) < self.k:
             again = rng.choice(images, self.k - len(images))
             return np.concatenate([rng.permutation(images), again])[None]
@@ -97,61 +133,11 @@ class PKSampler:
         return np.argsort(-keys, kind="stable")[: self.p]
 
 
-class ShuffleSampler:
-    """Images in random order without repeats; the last incomplete batch is dropped, as tiny ones harm batch norm.
-
-    Raises UserError when there are fewer images than a batch holds.
-    """
-
-    def __init__(self, pids: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
-        if batch_size % world_size:
-            raise UserError(
-                f"--batch-size {batch_size} does not split over {world_size} processes; use a multiple of {world_size}"
-            )
-        if len(pids) < batch_size:
-            raise UserError(f"--batch-size {batch_size} is more than the {len(pids)} training images; lower it")
-        self.images, self.batch_size, self.seed = len(pids), batch_size, seed
-        self.rank, self.world_size = rank, world_size
-
-    def __len__(self) -> int:
-        return self.images // self.batch_size
-
-    def epoch(self, epoch: int) -> Iterator[np.ndarray]:
-        """The batches of one epoch (counted from 0): arrays of batch_size/world_size image indices."""
-        order = self._order(np.random.default_rng([self.seed, epoch]))
-        share = self.batch_size // self.world_size
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield order[start + self.rank * share : start + (self.rank + 1) * share]
-
-    def _order(self, rng: np.random.Generator) -> np.ndarray:
-        return rng.permutation(self.images)
-
-
-class WeightedSampler(ShuffleSampler):
-    """Random images, equally many of every identity: round after round, each identity gives one.
-
-    An epoch is as long as that of ShuffleSampler; images of small identities come several times in it.
-    """
-
-    def __init__(self, pids: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
-        super().__init__(pids, batch_size, seed, rank, world_size)
-        self.by_pid = np.argsort(pids, kind="stable")
-        _, self.first, self.counts = np.unique(np.asarray(pids)[self.by_pid], return_index=True, return_counts=True)
-
-    def _order(self, rng: np.random.Generator) -> np.ndarray:
-        identities, rounds = len(self.counts), -(-self.images // len(self.counts))
-        who = np.concatenate([rng.permutation(identities) for _ in range(rounds)])[: self.images]
-        return self.by_pid[self.first[who] + rng.integers(self.counts[who])]
-
-
-def make_sampler(
-    cfg: Config, samples: Sequence[Sample], rank: int = 0, world_size: int = 1
-) -> PKSampler | ShuffleSampler:
-    """The sampler that the settings choose."""
+def make_sampler(cfg: Config, samples: Sequence[Sample], rank: int = 0, world_size: int = 1) -> Any:
+    """The sampler of the settings: `len()` batches per epoch, and `epoch(number)` gives their indices."""
     pids, common = [s.pid for s in samples], (cfg.run.seed, rank, world_size)
-    if cfg.data.sampler == "weighted":
-        return WeightedSampler(pids, cfg.data.batch_size, *common)
-    if cfg.data.sampler == "shuffle":
-        return ShuffleSampler(pids, cfg.data.batch_size, *common)
+    if cfg.data.sampler in ("shuffle", "weighted"):
+        sampler = load(f"datasets.shuffle:{cfg.data.sampler.title()}Sampler")
+        return sampler(pids, cfg.data.batch_size, *common)
     camids = [s.camid for s in samples] if cfg.data.sampler == "pk_cameras" else None
     return PKSampler(pids, cfg.data.batch_size, cfg.data.images_per_id, *common, camids)

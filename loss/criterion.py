@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -26,7 +26,9 @@ class Criterion(nn.Module):
     def __init__(self, cfg: Config, num_classes: int, feature_dims: Sequence[int], add_margins: Sequence[AddMargin]):
         super().__init__()
         self.cfg, self.add_margins = cfg, add_margins
-        self.id_loss, self.metric = id_loss(cfg), metric_losses(cfg)
+        self.id_loss, self.metric = cross_entropy, metric_losses(cfg)
+        if cfg.loss.id_loss == "focal":
+            self.id_loss = partial(load("loss.cross_entropy:focal_loss"), gamma=cfg.loss.focal_gamma)
         widths = feature_dims if cfg.loss.center_weight > 0 else []
         self.centers = nn.ModuleList(CenterLoss(num_classes, width) for width in widths)
 
@@ -49,21 +51,13 @@ class Criterion(nn.Module):
     def move_centers(
         self, features: Sequence[torch.Tensor], labels: torch.Tensor, moved: torch.Tensor | None = None
     ) -> None:
-        """Move the centers of the center loss, after each step of the optimizer; without them, do nothing.
+        """Move the centers of the center loss, if any, by SGD on the unweighted loss: its weight is for the features.
 
-        features: one (B, D) per branch, as `forward` got them, of all batches of the step and of all processes,
-        concatenated; labels (B,). moved: scalar on the device, 0 where the step was skipped because of NaN or inf.
-        This is SGD at `center_lr` on the unweighted loss: the loss weight is for the features' pull only.
+        features: one (B, D) per branch of all batches of an optimizer step and of all processes, concatenated; labels
+        (B,). moved: scalar on the device, 0 where the step was skipped because of NaN or inf.
         """
         for loss, x in zip(self.centers, features, strict=False):
             loss.move(x, labels, self.cfg.loss.center_lr / len(self.centers), moved)
-
-
-def id_loss(cfg: Config) -> Callable[..., torch.Tensor]:
-    """The identity loss of (logits, labels, label_smoothing=)."""
-    if cfg.loss.id_loss == "focal":
-        return partial(load("loss.cross_entropy:focal_loss"), gamma=cfg.loss.focal_gamma)
-    return cross_entropy
 
 
 def metric_losses(cfg: Config) -> dict[str, tuple[float, Callable[..., torch.Tensor]]]:
@@ -71,35 +65,23 @@ def metric_losses(cfg: Config) -> dict[str, tuple[float, Callable[..., torch.Ten
 
     A new one is one file, one line here, and its weight in the Config.
     """
-    triplet = {"margin": None if cfg.loss.soft_margin else cfg.loss.triplet_margin, "hard_factor": cfg.loss.hard_factor}
-    contrastive = {"margin": cfg.loss.contrastive_margin}
-    circle = {"margin": cfg.loss.circle_margin, "gamma": cfg.loss.circle_gamma}
-    cosface = {"margin": cfg.loss.cosface_margin, "gamma": cfg.loss.cosface_gamma}
-    multi_similarity = {
-        "alpha": cfg.loss.ms_alpha,
-        "beta": cfg.loss.ms_beta,
-        "base": cfg.loss.ms_base,
-        "epsilon": cfg.loss.ms_epsilon,
+    c = cfg.loss
+    hard = {"margin": None if c.soft_margin else c.triplet_margin, "hard_factor": c.hard_factor}
+    triplet = ("batch_hard_triplet", hard) if c.triplet == "hard" else ("weighted_triplet", {})
+    centroid = {"margin": None if c.soft_margin else c.centroid_margin}
+    multi_similarity = {"alpha": c.ms_alpha, "beta": c.ms_beta, "base": c.ms_base, "epsilon": c.ms_epsilon}
+    losses = {  # weight, module and function, options
+        "triplet": (c.triplet_weight, f"triplet:{triplet[0]}", triplet[1]),
+        "contrastive": (c.contrastive_weight, "contrastive:contrastive_loss", {"margin": c.contrastive_margin}),
+        "circle": (c.circle_weight, "circle:circle_loss", {"margin": c.circle_margin, "gamma": c.circle_gamma}),
+        "cosface": (c.cosface_weight, "cosface:cosface_loss", {"margin": c.cosface_margin, "gamma": c.cosface_gamma}),
+        "multi_similarity": (c.multi_similarity_weight, "multi_similarity:multi_similarity_loss", multi_similarity),
+        "centroid": (c.centroid_weight, "centroid_triplet:centroid_triplet", centroid),
+        "range": (c.range_weight, "range:range_loss", {"margin": c.range_margin}),
+        "cluster": (c.cluster_weight, "cluster:cluster_loss", {"margin": c.cluster_margin}),
     }
-    centroid = {"margin": None if cfg.loss.soft_margin else cfg.loss.centroid_margin}
-    losses = {  # weight, function, its options
-        "triplet": (cfg.loss.triplet_weight, "loss.triplet:batch_hard_triplet", triplet),
-        "contrastive": (cfg.loss.contrastive_weight, "loss.contrastive:contrastive_loss", contrastive),
-        "circle": (cfg.loss.circle_weight, "loss.circle:circle_loss", circle),
-        "cosface": (cfg.loss.cosface_weight, "loss.cosface:cosface_loss", cosface),
-        "multi_similarity": (
-            cfg.loss.multi_similarity_weight,
-            "loss.multi_similarity:multi_similarity_loss",
-            multi_similarity,
-        ),
-        "centroid": (cfg.loss.centroid_weight, "loss.centroid_triplet:centroid_triplet", centroid),
-        "range": (cfg.loss.range_weight, "loss.range:range_loss", {"margin": cfg.loss.range_margin}),
-        "cluster": (cfg.loss.cluster_weight, "loss.cluster:cluster_loss", {"margin": cfg.loss.cluster_margin}),
-    }
-    if cfg.loss.triplet == "weighted":
-        losses["triplet"] = (cfg.loss.triplet_weight, "loss.triplet:weighted_triplet", {})
     return {
-        name: (weight, partial(load(function), **options))
+        name: (weight, partial(load(f"loss.{function}"), **options))
         for name, (weight, function, options) in losses.items()
         if weight > 0
     }
@@ -112,5 +94,5 @@ def make_criterion(
     return Criterion(cfg, num_classes, feature_dims, add_margins)
 
 
-def _mean(values) -> torch.Tensor:
+def _mean(values: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(values)).mean()

@@ -1,7 +1,7 @@
-"""Helpers of the metric losses: which images of a batch form pairs, their distances, the mean over anchors.
+"""Pairs of images of a batch, their distances, and means over anchors.
 
-Nothing here synchronises with a GPU: what is left out is masked, never selected with a boolean index, and counts stay
-tensors. Matrix products are in float64, which neither autocast nor TF32 affects; for a batch that costs little.
+Nothing here waits for a GPU: what is left out is masked, not selected with a boolean index. Matrix products are in
+float64, which neither autocast nor TF32 affects.
 """
 
 from __future__ import annotations
@@ -67,8 +67,7 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def anchor_mean(values: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor, loss: str) -> torch.Tensor:
     """Mean of the anchors' losses (B,) over those that have a positive and a negative in the batch.
 
-    Raises ValueError when none has, but only on a CPU: on a GPU the mean is 0, and the settings must prevent that
-    (`Config.check` wants a PK sampler for metric losses).
+    Raises ValueError when none has, but only on a CPU; on a GPU the mean is 0.
     """
     usable = positive.any(1) & negative.any(1)
     check_any(usable, f"the {loss} loss needs a batch with two images of one identity and one image of another")

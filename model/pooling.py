@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from functools import partial
-
 import torch
 from torch import nn
 
-from utils.precision import at_least_float32
+from utils.lookup import load
+
+POOLING = {  # --pooling: a function without arguments
+    "avg": "model.pooling:Average",
+    "max": "model.other_pooling:Maximum",
+    "avg_max": "model.other_pooling:AverageMaximum",
+    "gem": "model.other_pooling:GeM",
+    "gem_fixed": "model.other_pooling:fixed_gem",
+}
+
+
+def make_pooling(name: str) -> nn.Module:
+    """The pooling of that name."""
+    return load(POOLING[name])()
 
 
 class Average(nn.Module):
@@ -16,54 +26,3 @@ class Average(nn.Module):
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         return maps.mean((2, 3), dtype=torch.promote_types(maps.dtype, torch.float32))
-
-
-class Maximum(nn.Module):
-    """Largest value over the positions."""
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        return at_least_float32(maps.amax((2, 3)))
-
-
-class AverageMaximum(nn.Module):
-    """Mean plus maximum, as in fast-reid's AdaptiveAvgMaxPool."""
-
-    def __init__(self):
-        super().__init__()
-        self.average, self.maximum = Average(), Maximum()
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        return self.average(maps) + self.maximum(maps)
-
-
-class GeM(nn.Module):
-    """Generalised mean, (mean of x^p)^(1/p), of values clamped to at least `eps` (Radenović et al., Fine-tuning CNN
-    Image Retrieval with No Human Annotation, TPAMI 2019): the average at p = 1, the maximum as p grows.
-
-    learn: p, one number, is trained (fast-reid: GeneralizedMeanPoolingP) or fixed (GeneralizedMeanPooling).
-    A p below 1 counts as 1: otherwise near-zero values of the background would dominate.
-    """
-
-    def __init__(self, p: float = 3.0, learn: bool = True, eps: float = 1e-6):
-        super().__init__()
-        self.eps = eps
-        if learn:
-            self.p = nn.Parameter(torch.tensor(p))
-        else:
-            self.register_buffer("p", torch.tensor(p), persistent=False)
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        logs = at_least_float32(maps).clamp(min=self.eps).log().flatten(2)
-        p = at_least_float32(self.p).clamp(min=1.0)
-        # in logarithms no power overflows
-        return ((torch.logsumexp(p * logs, 2) - math.log(logs.shape[2])) / p).exp()
-
-
-# --pooling: a function without arguments
-POOLING = {
-    "avg": Average,
-    "max": Maximum,
-    "avg_max": AverageMaximum,
-    "gem": GeM,
-    "gem_fixed": partial(GeM, learn=False),
-}

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from config import Config
 from model.backbones import find_backbone
-from model.heads import HEADS
-from model.pooling import POOLING
-from model.weights import load_backbone
+from model.heads import make_head
+from model.pooling import make_pooling
+from model.weights import LoadReport, load_backbone
 from utils.errors import UserError
 from utils.logging import log
 from utils.lookup import load
@@ -37,12 +37,11 @@ def build_model(cfg: Config, num_classes: int) -> ReIDModel:
 def make_model(cfg: Config, num_classes: int) -> ReIDModel:
     """The model of the settings with its start weights. Raises UserError when they cannot be loaded or do not fit."""
     model = build_model(cfg, num_classes)
-    fc = model.branches[0].fc if len(model.branches) == 1 else None
-    report = load_backbone(model.backbone, cfg.model.weights, fc)
-    if report:
-        log.info(str(report))
-        if "caffe" in cfg.model.weights and not cfg.model.stride_in_1x1:
-            log.warning("Caffe weights usually need --stride-in-1x1: without it they load, but the features are worse")
+    first, *others = model.branches
+    head = {"fc": model.branches} if others else {"pool": model.pool, "fc": first.fc, "neck": first.neck}
+    model.loaded = load_backbone(model.backbone, cfg.model.weights, head, cfg.model.allow_missing)
+    if model.loaded and "caffe" in cfg.model.weights and not cfg.model.stride_in_1x1:
+        log.warning("Caffe weights usually need --stride-in-1x1: without it they load, but the features are worse")
     return model
 
 
@@ -66,7 +65,7 @@ class Branch(nn.Module):
         self.width, self.metric = width, metric
         self.fc = fc or nn.Identity()
         self.neck = bnneck(width) if cfg.model.neck == "bnneck" else nn.Identity()
-        self.classifier = HEADS[cfg.model.head](cfg, width, num_classes) if identity else None
+        self.classifier = make_head(cfg, width, num_classes) if identity else None
 
 
 class ReIDModel(nn.Module):
@@ -82,6 +81,7 @@ class ReIDModel(nn.Module):
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__()
         self.num_classes = num_classes
+        self.loaded: LoadReport | None = None  # what the initial weights filled
         self.test_after_neck = cfg.model.test_feature == "after"
         self.backbone = make_backbone(cfg)
 
@@ -121,9 +121,11 @@ class OneBranch(ReIDModel):
 
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__(cfg, num_classes)
-        self.pool = POOLING[cfg.model.pooling]()
+        self.pool = make_pooling(cfg.model.pooling)
         width = cfg.model.embedding_dim or self.backbone.out_channels
         fc = embedding(self.backbone.out_channels, width) if cfg.model.embedding_dim else None
+        if fc and cfg.model.embedding == "linear":
+            fc = fc[0]
         self.branches = nn.ModuleList([Branch(cfg, width, num_classes, fc)])
 
     def pooled(self, images: torch.Tensor) -> Sequence[torch.Tensor]:

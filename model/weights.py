@@ -1,98 +1,138 @@
-"""Start weights of a backbone, and a report of what was loaded."""
+"""Initial weights of a model: finding them in a file of any project, and a report of what was loaded."""
 
 from __future__ import annotations
 
-import pickle
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from utils.errors import UserError
+from utils.files import load_plain
 
-# torchreid's checkpoints hold Rank-1 as a NumPy scalar, which torch does not load by itself; NumPy 2 moved its module
-_SCALAR = np.float32(0).__reduce__()[0]
-NUMPY_SCALARS = [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-NUMPY_SCALARS += [np.dtype, type(np.dtype("float32")), type(np.dtype("float64"))]
+# what the scores of a model are without these layers
+ABSENT = {"fc": "the embedding layer is random", "neck": "scores are of the feature before the neck"}
 
 
 @dataclass
 class LoadReport:
-    """Names of the tensors that were loaded, that fit nothing in the model, and that the model lacks."""
+    """What a file's tensors filled, and what they left as it was."""
 
     source: str
-    loaded: list[str]
-    skipped: list[str]
-    missing: list[str]
+    found: dict[str, str]  # loaded parts (backbone, pool, fc, neck): the prefix of their names in the file
+    loaded: list[str]  # tensors of the backbone that were loaded
+    missing: list[str]  # tensors of the backbone that stay random, except those of attention
+    skipped: list[str]  # tensors of the file without a place in the model
+    note: str = ""  # what scores of a model with these weights must be read with
 
     def __str__(self) -> str:
-        text = f"weights from {self.source}: {len(self.loaded)} tensors loaded"
-        for what in ("skipped", "missing"):
-            names = getattr(self, what)
-            text += f"; {len(names)} {what}: {', '.join(names)}" if names else ""
+        places = ", ".join(f"{part} from {prefix}*" if prefix else part for part, prefix in self.found.items())
+        text = f"weights from {self.source}: {len(self.loaded)} tensors of the backbone loaded ({places})"
+        for what, names in (("skipped", self.skipped), ("missing", self.missing)):
+            text += f"; {len(names)} {what}: {shorten(names)}" if names else ""
         return text
 
 
-def load_backbone(backbone: nn.Module, source: str, fc: nn.Module | None = None) -> LoadReport | None:
-    """Load `source` (imagenet, none, or a file) into `backbone`. Returns a report, None for `none`.
+def load_backbone(
+    backbone: nn.Module, source: str, head: Mapping[str, nn.Module] | None = None, allow_missing: bool = False
+) -> LoadReport | None:
+    """Load `source` (imagenet, none, or a file; see `locate`) into `backbone`. Returns a report, None for `none`.
 
-    A file may be a state dict, or a dict that holds one under `model` or `state_dict` (our own checkpoints and those of
-    others), with or without `module.`, `backbone.` and `branches.0.` before the names; float16 is cast to float32. `fc`
-    gets the names `fc.*`, where torchreid's files and ours have the embedding layer after the pooling.
-    Raises UserError when it cannot be read or downloaded, or when nothing in it fits.
+    head: layers after the backbone (pool, fc, neck), each loaded where exactly one place in the file fits. Raises
+    UserError when `source` cannot be read or downloaded, when nothing in it fits, and, without `allow_missing`, when it
+    leaves a part of the backbone random.
     """
     if source == "none":
         return None
     state = download(backbone) if source == "imagenet" else read_state(source)
-    if hasattr(backbone, "rename"):
-        state = backbone.rename(state)
-    target = backbone.state_dict()
-    if fc is not None:
-        target |= {f"fc.{name}": tensor for name, tensor in fc.state_dict().items()}
-    fits = {k: v for k, v in state.items() if k in target and v.shape == target[k].shape}
-    report = LoadReport(source, sorted(fits), sorted(state.keys() - fits.keys()), sorted(target.keys() - fits.keys()))
-    if not any(name in fits for name, _ in backbone.named_parameters()):
-        found = f"it holds {', '.join(sorted(state)[:4])}, ..." if state else "it holds no tensor"
+    (prefix, fits), *copies = locate(state, backbone) or [("", {})]
+    if not fits:
+        found = f"it holds {shorten(list(state))}" if state else "it holds no tensor"
         raise UserError(f"nothing in {source} fits this backbone ({found}); is it for another --backbone?")
-    backbone.load_state_dict(fits, strict=False)
-    if fc is not None:
-        fc.load_state_dict({k.removeprefix("fc."): v for k, v in fits.items() if k.startswith("fc.")}, strict=False)
+    missing = [name for name in weights_of(backbone) if name not in fits and "attention" not in name.split(".")]
+    if missing and not allow_missing:
+        raise UserError(
+            f"{source} lacks {len(missing)} tensors of this backbone, or has other shapes ({shorten(missing)}); give "
+            "the --backbone that it is for, or leave them random with --allow-missing"
+        )
+    report = LoadReport(source, {"backbone": prefix}, sorted(fits), missing, [])
+    notes = [f"{len(missing)} tensors of the backbone are random"] if missing else []
+    load = [(backbone, fits)]
+    # of several copies of a model, such as its moving average, the head is that of the backbone
+    alike = [len(os.path.commonprefix([prefix, other])) for other, _ in copies]  # noqa: RUF071
+    others = tuple(other[: other.index(".", start) + 1] for start, (other, _) in zip(alike, copies, strict=True))
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith(others)}
+    for part, module in (head or {}).items():
+        rest = {name: tensor for name, tensor in rest.items() if name not in load[-1][1].values()}
+        needed = {name for name in weights_of(module) if not name.endswith("bias")}  # without one it stays 0
+        options = [place for place in locate(rest, module) if needed and needed <= place[1].keys()]
+        if part == "neck" and any(t.ndim > 1 and len(t) == module.num_features for t in rest.values() if needed):
+            options = []  # a layer of this width that the model lacks may come between the backbone and the neck
+        if len(options) == 1:
+            report.found[part], names = options[0]
+            load.append((module, names))
+        elif needed and part in ABSENT:
+            notes.append(f"{ABSENT[part]}: {Path(source).name} has none that fits")
+    for module, names in load:
+        for name, target in module.state_dict().items():
+            if name in names:
+                target.copy_(state[names[name]].reshape(target.shape))  # float16 becomes float32
+    used = {name for _, names in load for name in names.values()}
+    report.skipped = [name for name in state if name not in used]
+    extra = [name for name in rest if name in report.skipped and name.startswith(prefix) and state[name].ndim == 4]
+    notes += [f"the backbone lacks {len(extra)} convolutions of the file ({shorten(extra)})"] if extra else []
+    report.note = "; ".join(notes)
     return report
 
 
+def locate(state: Mapping[str, torch.Tensor], module: nn.Module) -> list[tuple[str, dict[str, str]]]:
+    """Where in a file a module is: the prefixes under which most of its names are found with its shapes, the shortest
+    first, each with the names in the file by those in the module.
+
+    This is the only rule for what a backbone is wrapped in, be it dicts (state_dict), modules (module., backbone.) or
+    both: all beginnings of the paths in the file are tried. A 1 × 1 convolution fits a linear layer.
+    """
+    groups: dict[str, dict[str, str]] = {}
+    for name in state:
+        parts = name.split(".")
+        for depth in range(min(len(parts), 16)):
+            groups.setdefault("".join(f"{p}." for p in parts[:depth]), {})[".".join(parts[depth:])] = name
+    target, rename, found = module.state_dict(), getattr(module, "rename", dict), []
+    for prefix, group in groups.items():
+        names = {name: old for name, old in rename(group).items() if name in target}
+        found.append((prefix, {name: old for name, old in names.items() if kind(state[old]) == kind(target[name])}))
+    most = max((len(fits) for _, fits in found), default=0)
+    return sorted((place for place in found if most and len(place[1]) == most), key=lambda place: len(place[0]))
+
+
+def kind(tensor: torch.Tensor) -> tuple[bool, torch.Size]:
+    return tensor.is_floating_point(), tensor.squeeze().shape
+
+
+def weights_of(module: nn.Module) -> list[str]:
+    """Names of parameters and statistics, without counters and tables of integers."""
+    return [name for name, tensor in module.state_dict().items() if tensor.is_floating_point()]
+
+
+def shorten(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if names[4:] else "")
+
+
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a weights file by plain name. Raises UserError; never runs code from the file."""
-    content = load_plain(path)
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a dict of tensors")
-    plain = {}
-    for name, tensor in content.items():
-        if isinstance(tensor, torch.Tensor):
-            name = str(name).removeprefix("module.").removeprefix("backbone.").removeprefix("branches.0.")
-            plain[name] = tensor.float() if tensor.is_floating_point() else tensor
-    return plain
-
-
-def load_plain(path: str | Path) -> Any:
-    """torch.load of tensors and plain values only. Raises UserError for any other file."""
-    if not Path(path).is_file():
-        raise UserError(f"{path} is not a file; give imagenet, none or the path of a weights file")
-    try:
-        with torch.serialization.safe_globals(NUMPY_SCALARS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is damaged, or holds more than tensors and plain values and could run code when loaded; refused"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{path} is damaged or not a PyTorch file: {reason}") from error
+    """All tensors in a file's dicts by their path. Raises UserError; never runs code from the file."""
+    found, todo, seen = {}, [("", load_plain(path))], set()
+    while todo:
+        path, value = todo.pop()
+        if isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu":
+            found[path] = value
+        elif isinstance(value, dict) and id(value) not in seen and len(path) < 1000:
+            seen.add(id(value))  # a file may hold itself
+            texts = [key for key in value if isinstance(key, str)]  # an optimizer's state has numbers
+            todo += [(f"{path}.{key}" if path else key, value[key]) for key in reversed(texts)]
+    return found
 
 
 def download(backbone: nn.Module) -> dict[str, torch.Tensor]:
@@ -102,13 +142,9 @@ def download(backbone: nn.Module) -> dict[str, torch.Tensor]:
     weights = backbone.imagenet
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
-    except OSError as error:  # URLError is one
+    except (OSError, RuntimeError) as error:  # URLError; RuntimeError of torch.hub for a wrong hash
         raise UserError(
-            f"the ImageNet weights {weights} could not be downloaded ({error}); download {weights.url} elsewhere and "
-            "give the file with --weights FILE, or train from scratch with --weights none"
-        ) from error
-    except RuntimeError as error:  # torch.hub: the file has another hash than its name says, or is truncated
-        raise UserError(
-            f"the ImageNet weights {weights} are damaged ({error}); delete that file from {torch.hub.get_dir()}"
-            "/checkpoints, if it exists, and run the command again"
+            f"the ImageNet weights {weights} could not be downloaded, or are damaged ({error}); delete the file from "
+            f"{torch.hub.get_dir()}/checkpoints if it is there, download {weights.url} elsewhere and give it with "
+            "--weights FILE, or train from scratch with --weights none"
         ) from error

@@ -15,9 +15,8 @@ import torch
 
 from config import Config
 from model import ReIDModel, build_model
-from model.weights import load_plain
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import load_plain, write_atomically
 
 LAST, BEST = "last.pth", "best.pth"
 MODEL = ("model", "config", "labels")  # dicts that every checkpoint holds

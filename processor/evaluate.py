@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -170,13 +170,14 @@ def scores_note(cfg: Config, note: str = "") -> str:
 # ---- tables and records
 
 
-def report(inference: Inference, note: str) -> dict[str, dict]:
+def report(inference: Inference, note: str, camera_names: Mapping[int, str] = {}) -> dict[str, dict]:
     """Log the tables; returns the same as plain values for JSON: `scores` and, if asked for, `by_camera`."""
     values = {"scores": score_values(inference.scores)}
     log.info(score_table(values["scores"], note))
     if inference.by_camera:
-        log.info(load("processor.optional_scores:camera_table")(inference.by_camera))
-        values["by_camera"] = score_values({f"{q} to {g}": s for (q, g), s in inference.by_camera.items()})
+        log.info(load("processor.optional_scores:camera_table")(inference.by_camera, camera_names))
+        words = (f"{camera_names.get(q, q)} to {camera_names.get(g, g)}" for q, g in inference.by_camera)
+        values["by_camera"] = score_values(dict(zip(words, inference.by_camera.values(), strict=True)))
     return values
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from config import Config
 from datasets.augment import normalise
-from datasets.folder import find_pictures
+from datasets.folder import list_pictures
 from datasets.images import read_image
 from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model, stored_config
 from processor.environment import pick_device
@@ -29,13 +29,15 @@ from utils.errors import UserError
 PIL_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "La", "RGBa"}
 # Settings that shape an embedding, besides the weights.
 SHAPING = ("height", "width", "backbone", "width_multiplier", "last_stride", "stride_in_1x1", "attention", "branches")
-SHAPING += ("attention_stages", "pooling", "neck", "test_feature")
+SHAPING += ("stem", "embedding", "attention_stages", "pooling", "neck", "test_feature")
 
 Picture = str | os.PathLike | np.ndarray | Image.Image
 
 
 class FeatureExtractor:
     """Pictures to embeddings, as `test.py` computes them: `FeatureExtractor("log/demo")(["a.jpg", array, image])`.
+
+    Arrays are uint8 (H, W, 3) in RGB order; OpenCV's are BGR, so convert them: `cv2.cvtColor(a, cv2.COLOR_BGR2RGB)`.
 
     checkpoint: a file, a run's directory or name under `log_dir`; None: the latest run. device: as --device.
     batch_size: pictures per batch, which changes features by rounding only. half: compute in float16 on a GPU, in
@@ -129,7 +131,7 @@ class FeatureExtractor:
             return picture
         if isinstance(picture, (str, os.PathLike)):
             try:
-                return read_image(picture, height, width)
+                return read_image(picture, height, width, self.cfg.data.pixel_range)
             except UserError as error:
                 return error
         shrinks = picture.shape[0] > height or picture.shape[1] > width  # as in read_image
@@ -152,6 +154,8 @@ class FeatureExtractor:
 def fingerprint(weights: dict[str, torch.Tensor], cfg: Config) -> str:
     """16 hexadecimal digits of all weights and settings that shape an embedding; if equal, features can be compared."""
     settings = {name: cfg.get(name) for name in SHAPING}
+    if any(cfg.data.pixel_range):
+        settings["pixel_range"] = cfg.data.pixel_range
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -163,10 +167,7 @@ def as_iterable(pictures: Any) -> Iterable[Any]:
     """One picture, several, or those of a folder, as an iterable. Raises UserError for anything else."""
     dims = getattr(pictures, "ndim", None)  # of an array: a picture, a row of paths, or a batch of pictures
     if isinstance(pictures, (str, os.PathLike)) and Path(pictures).is_dir():
-        found, others = find_pictures(pictures)
-        if not found:
-            raise UserError(f"{pictures} and the folders in it hold no picture, but {others} other files")
-        return [Path(pictures, path) for path in found]
+        return list_pictures(pictures)
     if isinstance(pictures, (str, os.PathLike, Image.Image)) or dims == 3:
         return [pictures]
     if isinstance(pictures, bytes) or not isinstance(pictures, Iterable) or dims not in (None, 1, 4):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -74,13 +74,15 @@ def refuse_undefined(cfg: Config, dataset: ReIDDataset) -> None:
         raise UserError(f"--by-camera is for up to {MOST_CAMERAS} cameras, {dataset.name} has {cameras}; leave it out")
 
 
-def camera_table(by_camera: dict[tuple[int, int], Scores]) -> str:
+def camera_table(by_camera: dict[tuple[int, int], Scores], names: Mapping[int, str] = {}) -> str:
     """mAP / Rank-1 in percent of one camera's queries (rows) in another's gallery (columns)."""
     rows, columns = (sorted({pair[i] for pair in by_camera}) for i in (0, 1))
+    name = {camera: str(names.get(camera, camera)) for camera in (*rows, *columns)}
+    first, width = (max(least, *(len(name[c]) + 1 for c in some)) for least, some in ((6, rows), (18, columns)))
     lines = ["rows: query camera, columns: gallery camera, mAP / Rank-1"]
-    lines.append(" " * 6 + "".join(f"{camera:>18}" for camera in columns))
+    lines.append(" " * first + "".join(f"{name[camera]:>{width}}" for camera in columns))
     for q in rows:
         cells = (by_camera.get((q, g)) for g in columns)
         texts = (f"{100 * s.mAP:.2f} / {100 * s.rank(1):.2f}" if s else "-" for s in cells)
-        lines.append(f"{q:>6}" + "".join(f"{text:>18}" for text in texts))
+        lines.append(f"{name[q]:>{first}}" + "".join(f"{text:>{width}}" for text in texts))
     return "\n".join(lines)

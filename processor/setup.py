@@ -124,6 +124,7 @@ def start_state(
 ) -> TrainState:
     """The state before the first step, or that of the last checkpoint with `resume`. From here on train.log is kept."""
     ranks, device, dataset = session.ranks, session.device, data.dataset
+    cfg = cfg.replace(pixel_range=data.train.cfg.data.pixel_range)  # found in the images: tests must use the same
     setup_logging(directory / "train.log" if ranks.first else None, quiet=not ranks.first)
     about = {
         "command": session.command,
@@ -133,7 +134,7 @@ def start_state(
         "environment": describe_environment(device, ranks.size),
         "labels": data.labels,
     }
-    average = load("solver.average:make_average")(cfg, model) if cfg.solver.ema_decay > 0 else None
+    average = load("solver.average:make_average")(model) if cfg.solver.ema_decay > 0 else None
     scaler = Scaler(device, session.precision)
     state = TrainState(cfg, session, directory, about, model, criterion, optimizer, scaler, average)
     log_run(state, data)
@@ -156,6 +157,8 @@ def log_run(state: TrainState, data: Loaders) -> None:
     log.info("command: %s", session.command or "(called from Python)")
     log.info("%s; %s", f"{ranks.size} processes" if ranks.size > 1 else "one process", session.numerics)
     log.info("%s\n%s", data.dataset.name, data.dataset.describe())
+    if state.model.loaded:
+        log.info(str(state.model.loaded))
     if state.about["note"]:
         log.info("note: %s", state.about["note"])
     warnings = settings_without_effect(cfg, len(data.train))

@@ -11,8 +11,8 @@ import torch
 
 from config import Config
 from config.cli import TEST_SECTIONS, parse_settings, split_first
-from datasets.base import ReIDDataset, fingerprint, full_note
-from datasets.loaders import TestLoader, make_test_loaders
+from datasets.base import ReIDDataset, fingerprint, full_note, join_notes
+from datasets.loaders import TestLoader, make_test_loaders, with_pixel_range
 from datasets.make import make_test_set, refuse_another_split, short_name, test_name
 from model import ReIDModel, make_model
 from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model, stored_config
@@ -96,7 +96,7 @@ def _load(cfg: Config, stored: Stored | None, ranked_lists: bool) -> TestJob:
     device = pick_device(cfg.run.device)
     configure_torch(cfg, device, cfg.loop.test_precision)
     dataset = make_test_set(cfg)
-    cfg = resolve_protocol(cfg, dataset, ranked_lists)
+    cfg = with_pixel_range(resolve_protocol(cfg, dataset, ranked_lists), dataset)
     if stored:
         checkpoint, state = stored
         refuse_another_split(cfg, stored_config(state, checkpoint), dataset)
@@ -105,6 +105,9 @@ def _load(cfg: Config, stored: Stored | None, ranked_lists: bool) -> TestJob:
     else:
         torch.manual_seed(cfg.run.seed)
         model = make_model(cfg, num_classes=2).to(device).eval()  # a test does not use the classifier
+        if model.loaded:
+            log.info(str(model.loaded))
+            model.test_after_neck &= "neck" in model.loaded.found
         name, what = f"{cfg.model.backbone} with weights {cfg.model.weights}", "weights"
         directory = Path(cfg.run.log_dir) / f"weights_{cfg.model.backbone.replace('/', '_')}"
         state = {"history": [], "command": "", "epoch": 0, "seconds": 0, "environment": describe_environment(device)}
@@ -113,6 +116,7 @@ def _load(cfg: Config, stored: Stored | None, ranked_lists: bool) -> TestJob:
     dataset, query, gallery = make_test_loaders(cfg, dataset)
     log.info("%s on %s: %d queries in %d images", name, dataset.name, len(dataset.query), len(dataset.gallery))
     note = full_note(state.get("train_note", ""), dataset.test_note)
+    note = join_notes(note, model.loaded.note if model.loaded else "")
     return TestJob(cfg, directory, what, state, device, model, dataset, query, gallery, note)
 
 
@@ -127,7 +131,7 @@ def do_test(
     if inference is None:
         return None
     note = scores_note(job.cfg, job.note)
-    values = report(inference, note)
+    values = report(inference, note, job.dataset.camera_names)
     record = result_record(job.state, job.cfg, values["scores"], note, command) | values
     file = job.directory / "results" / f"test_{job.what}_{_protocol(job.cfg)}.json"
     try:

@@ -25,6 +25,7 @@ from solver import make_optimizer, set_frozen, set_lr
 from utils.errors import Stopped, UserError
 from utils.files import write_json
 from utils.logging import log
+from utils.lookup import load
 
 Losses = dict[str, torch.Tensor]  # of one step, as scalars on the device
 
@@ -120,10 +121,8 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
                 continue  # a checkpoint does not hold the gradients of an unfinished group
             session.ranks.broadcast(network.statistics.buffers)  # batch norm that is not synchronized differs
             if state.average is not None:
-                from solver.average import update_average
-
                 steps_before = state.epoch * -(-steps // cfg.loop.accumulate) + (state.step - 1) // cfg.loop.accumulate
-                update_average(cfg, state.average, state.model, steps_before)
+                load("solver.average:update_average")(cfg, state.average, state.model, steps_before)
             finished = state.step == steps
             if sum(map(len, recent)) >= cfg.loop.log_every or finished or (session.signals.requested and alone):
                 add_losses(state, recent, loader)
@@ -296,7 +295,7 @@ def evaluate_epoch(state: TrainState, data: Loaders, watchers: Watchers) -> None
     values = None
     if inference is not None:
         log.info("before training:" if state.epoch == 0 else f"after epoch {state.epoch}:")
-        values = report(inference, state.about["note"])
+        values = report(inference, state.about["note"], data.dataset.camera_names)
     values = session.ranks.all_gather(values)[0]
     best = values["scores"]["plain"]["mAP"] > state.best
     if state.epoch == 0:

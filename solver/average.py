@@ -10,9 +10,9 @@ from torch import nn
 from config import Config
 
 
-def make_average(cfg: Config, model: nn.Module) -> nn.Module | None:
-    """A copy of the model in evaluation mode, for `update_average`; None where `ema_decay` is 0."""
-    return copy.deepcopy(model).eval().requires_grad_(False) if cfg.solver.ema_decay > 0 else None
+def make_average(model: nn.Module) -> nn.Module:
+    """A copy of the model in evaluation mode, for `update_average`."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -27,9 +27,10 @@ def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
     else:
         options["betas"] = (cfg.solver.momentum, 0.999)
     optimizer = OPTIMIZERS[cfg.solver.optimizer](parameter_groups(cfg, model), **options)
-    if cfg.solver.optimizer == "sgd" and cfg.solver.momentum > 0:
+    if (
+        cfg.solver.optimizer == "sgd" and cfg.solver.momentum > 0
+    ):  # fused SGD fails where unfrozen weights have no buffer
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            # as the first step would do it; but fused SGD fails when weights that were frozen have no buffer yet
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
@@ -69,10 +70,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
 
 
 def set_frozen(model: nn.Module, optimizer: torch.optim.Optimizer, frozen: bool) -> None:
-    """Put the model into training mode, but not its backbone if that is `frozen`.
+    """Put the model into training mode, but a `frozen` backbone into evaluation mode and without gradients.
 
-    The weights of a frozen backbone get no gradient and its layers are in evaluation mode, so batch norm uses and keeps
-    its running statistics, and dropout and stochastic depth are off, as in fast-reid's LayerFreeze.
+    So its batch norm keeps its running statistics, and dropout is off, as in fast-reid's LayerFreeze.
     """
     model.train()
     model.backbone.train(not frozen)

@@ -18,19 +18,18 @@ def lr_factor(cfg: Config, progress: float, steps_per_epoch: int) -> float:
     and `linear` stay at 1 until warm-up and `delay_epochs` are over (fast-reid's DELAY_EPOCHS) and reach
     `min_lr_factor` at the end of the last epoch.
     """
-    warmup_end = warmup_length(cfg, steps_per_epoch)
-    warmup = 1.0
+    solver, warmup, warmup_end = cfg.solver, 1.0, warmup_length(cfg, steps_per_epoch)
     if progress < warmup_end:
-        done = progress / warmup_end if cfg.solver.warmup_method == "linear" else 0.0
-        warmup = cfg.solver.warmup_factor * (1 - done) + done
-    if cfg.solver.schedule == "steps":
-        return warmup * cfg.solver.gamma ** bisect_right(cfg.solver.steps, progress)
-    start = max(warmup_end, cfg.solver.delay_epochs)
+        done = progress / warmup_end if solver.warmup_method == "linear" else 0.0
+        warmup = solver.warmup_factor * (1 - done) + done
+    if solver.schedule == "steps":
+        return warmup * solver.gamma ** bisect_right(solver.steps, progress)
+    start = max(warmup_end, solver.delay_epochs)
     if progress <= start:
         return warmup
-    done = min((progress - start) / (cfg.solver.epochs - start), 1.0) if start < cfg.solver.epochs else 1.0
-    left = (1 + math.cos(math.pi * done)) / 2 if cfg.solver.schedule == "cosine" else 1 - done
-    return cfg.solver.min_lr_factor + (1 - cfg.solver.min_lr_factor) * left
+    done = min((progress - start) / (solver.epochs - start), 1.0) if start < solver.epochs else 1.0
+    left = (1 + math.cos(math.pi * done)) / 2 if solver.schedule == "cosine" else 1 - done
+    return solver.min_lr_factor + (1 - solver.min_lr_factor) * left
 
 
 def warmup_length(cfg: Config, steps_per_epoch: int) -> float:
@@ -48,14 +47,12 @@ def set_lr(cfg: Config, optimizer: torch.optim.Optimizer, progress: float, steps
 
 def settings_without_effect(cfg: Config, steps_per_epoch: int) -> list[str]:
     """One sentence per setting that would take effect only after the last epoch."""
-    sentences = []
-    if cfg.solver.schedule == "steps" and any(step >= cfg.solver.epochs for step in cfg.solver.steps):
-        sentences.append(f"--steps {' '.join(map(str, cfg.solver.steps))} go beyond the {cfg.solver.epochs} epochs")
+    solver, epochs, sentences = cfg.solver, cfg.solver.epochs, []
+    if solver.schedule == "steps" and any(step >= epochs for step in solver.steps):
+        sentences.append(f"--steps {' '.join(map(str, solver.steps))} go beyond the {epochs} epochs")
     length = warmup_length(cfg, steps_per_epoch)
-    if length >= cfg.solver.epochs:
-        sentences.append(f"warm-up takes {length:.4g} epochs and there are {cfg.solver.epochs}: --lr is never reached")
-    if cfg.solver.freeze_epochs >= cfg.solver.epochs:
-        sentences.append(
-            f"--freeze-epochs {cfg.solver.freeze_epochs} of {cfg.solver.epochs} epochs: the backbone is never trained"
-        )
+    if length >= epochs:
+        sentences.append(f"warm-up takes {length:.4g} epochs and there are {epochs}: --lr is never reached")
+    if solver.freeze_epochs >= epochs:
+        sentences.append(f"--freeze-epochs {solver.freeze_epochs} of {epochs} epochs: the backbone is never trained")
     return sentences

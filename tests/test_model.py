@@ -1,19 +1,16 @@
-"""The plain model, its start weights, and errors of weights files."""
+"""The plain model and its initial weights; weights files of others are in test_weights.py."""
 
 from __future__ import annotations
 
 import logging
-import urllib.error
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from config import Config
 from model import find_backbone, make_model
 from model.weights import load_backbone
-from utils.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "weights"
 
@@ -53,47 +50,6 @@ def test_stride_in_1x1_moves_the_stride_and_nothing_else():
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in caffe.state_dict().items()}
 
 
-def test_wrapped_prefixed_half_precision_files_load_and_the_report_names_what_did_not(tmp_path):
-    source, target = backbone(), backbone()
-    state = {f"module.{k}": v.half() if v.is_floating_point() else v for k, v in source.state_dict().items()}
-    state["module.fc.weight"] = torch.zeros(1000, 512)
-    del state["module.layer4.1.bn2.weight"]
-    state["module.conv1.weight"] = torch.zeros(64, 1, 7, 7)
-    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "w.pth")
-    report = load_backbone(target, str(tmp_path / "w.pth"))
-    assert report.skipped == ["conv1.weight", "fc.weight"]
-    assert report.missing == ["conv1.weight", "layer4.1.bn2.weight"]
-    assert len(report.loaded) == len(source.state_dict()) - 2
-    assert "fc.weight" in str(report) and "layer4.1.bn2.weight" in str(report)
-    assert target.layer3[0].conv1.weight.dtype == torch.float32
-    assert torch.equal(target.layer3[0].conv1.weight, source.layer3[0].conv1.weight.half().float())
-
-
-def test_files_that_do_not_fit_and_weights_that_cannot_be_downloaded_are_refused(tmp_path, monkeypatch):
-    path = tmp_path / "w.pth"
-    for content, words in (
-        (backbone("mobilenet_v2").state_dict(), r"nothing in .*w\.pth fits"),
-        ({"model": {}}, "no tensor"),
-        ([1, 2], r"w\.pth holds a list"),
-        ({"model": Path("x")}, r"w\.pth is damaged, or holds more"),
-    ):
-        torch.save(content, path)
-        with pytest.raises(UserError, match=words):
-            load_backbone(backbone(), str(path))
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"w\.pth is damaged"):
-        load_backbone(backbone(), str(path))
-    with pytest.raises(UserError, match=r"none\.pth is not a file"):
-        load_backbone(backbone(), str(tmp_path / "none.pth"))
-
-    def offline(*_args, **_kwargs):
-        raise urllib.error.URLError("no such host")
-
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with pytest.raises(UserError, match=r"https://.*resnet18.*--weights FILE.*--weights none"):
-        load_backbone(backbone(), "imagenet")
-
-
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/weights is not here")
 def test_the_shared_weights_load_whole_and_caffe_weights_without_their_stride_warn(monkeypatch):
     mobilenet, caffe = (str(SHARED / f"{name}_imagenet.pth") for name in ("mobilenet_v2", "resnet50_caffe"))
@@ -106,20 +62,3 @@ def test_the_shared_weights_load_whole_and_caffe_weights_without_their_stride_wa
     make_model(cfg, 2)
     make_model(cfg.replace(stride_in_1x1=True), 2)
     assert len(warnings) == 1 and "--stride-in-1x1" in warnings[0]
-
-
-def test_an_embedding_layer_is_loaded_from_files_of_others_and_from_our_own(tmp_path):
-    cfg = config("osnet_x0_25", embedding_dim=96, neck="none")
-    theirs = make_model(cfg, num_classes=5)
-    state = theirs.backbone.state_dict() | {f"fc.{k}": v for k, v in theirs.branches[0].fc.state_dict().items()}
-    state = {f"module.{k}": v for k, v in state.items()} | {"module.classifier.weight": torch.ones(7, 96)}
-    path = tmp_path / "osnet.pth.tar"  # torchreid's: DataParallel's names, a NumPy number next to them
-    torch.save({"state_dict": state, "epoch": 3, "rank1": np.float32(0.9)}, path)
-    ours = make_model(cfg.replace(weights=str(path)), num_classes=2).eval()
-    images = torch.randn(2, 3, 64, 32)
-    with torch.no_grad():
-        expected = theirs.eval()(images)
-        assert expected.shape == (2, 96) and (expected >= 0).all() and torch.equal(ours(images), expected)
-        torch.save({"model": ours.state_dict()}, tmp_path / "ours.pth")
-        again = make_model(cfg.replace(weights=str(tmp_path / "ours.pth")), 9).eval()
-        assert torch.equal(again(images), expected)

@@ -14,7 +14,6 @@ from helpers import program, refused
 
 from config import Config
 from processor import do_train
-from processor.ranked_lists import choose_queries
 
 
 def train_args(cfg: Config) -> list[str]:
@@ -49,16 +48,6 @@ def test_a_cut_test_split_is_said_in_every_output(trained):
     assert "not comparable" in json.loads(file.read_text())["note"]
 
 
-def test_plain_weights_are_tested_without_a_checkpoint(tiny, tmp_path):
-    from model import find_backbone
-
-    torch.save(find_backbone("mobilenet_v2")(tiny).state_dict(), tmp_path / "w.pth")
-    shown = program("test.py", "--weights", tmp_path / "w.pth", "--backbone", "mobilenet_v2", "--data-root",
-                    tiny.data.data_root, "--log-dir", tiny.run.log_dir, "--height", "32", "--width", "16")  # fmt: skip
-    assert shown.returncode == 0, shown.stderr
-    assert "312 tensors loaded" in shown.stdout and "plain" in shown.stdout
-
-
 @pytest.mark.parametrize("entrance", ["get_vis_result.py", "tools/get_vis_result.py"])
 def test_ranked_lists_are_drawn(trained, tmp_path, entrance):
     out = tmp_path / "pictures"
@@ -72,14 +61,6 @@ def test_ranked_lists_are_drawn(trained, tmp_path, entrance):
     )
     assert green > 1000, "no green frame around a right match"
     assert red > 1000, "no red frame around a wrong one"
-
-
-def test_queries_are_chosen_by_ap_and_those_without_a_match_never():
-    ap = np.array([0.5, np.nan, 0.1, 0.9, 0.1])
-    assert choose_queries(ap, "worst", 3, 0).tolist() == [2, 4, 0]
-    assert choose_queries(ap, "best", 2, 0).tolist() == [3, 0]
-    assert choose_queries(ap, "random", 99, 0).tolist() == [0, 2, 3, 4]
-    assert choose_queries(ap, "random", 2, 5).tolist() == choose_queries(ap, "random", 2, 5).tolist()
 
 
 def test_missing_and_empty_data(tiny, tmp_path):

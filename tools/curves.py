@@ -17,8 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config.cli import parse_options
 from utils.errors import UserError, did_you_mean, run
+from utils.files import reading
 from utils.logging import log, setup_logging
-from utils.plots import METRICS, plot_curves, read_history
+from utils.plots import plot_curves
+
+METRICS = "metrics.jsonl"
 
 
 @dataclass
@@ -42,6 +45,30 @@ def find_runs(names: Sequence[str], log_dir: Path) -> list[Path]:
             raise UserError(f"{name} is no run with a {METRICS}, here or under {log_dir}; {near}")
         found.append(place)
     return list({path.resolve(): path for path in found}.values())
+
+
+def read_history(directory: str | Path) -> tuple[list[dict[str, Any]], str]:
+    """The entries of a run's metrics.jsonl, one per epoch, and a sentence if the last line is damaged and left out,
+    otherwise "".
+
+    If an epoch occurs twice, the later line counts. Raises UserError if the file is missing or empty, or if another
+    line is damaged.
+    """
+    path = Path(directory) / METRICS
+    with reading(path, "name a run's directory"):
+        lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    entries, problem = {}, ""
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            entries[int(entry["epoch"])] = entry
+        except (ValueError, TypeError, KeyError) as error:
+            if number < len(lines):
+                raise UserError(f"{path}, line {number} is not the entry of an epoch; restore or remove it") from error
+            problem = f"{path}: the last line is damaged and left out"
+    if not entries:
+        raise UserError(f"{path} holds no epoch yet; wait for the first one to end")
+    return [entries[epoch] for epoch in sorted(entries)], problem
 
 
 def label(directory: Path, history: Sequence[dict[str, Any]], whole: bool) -> str:

@@ -9,7 +9,6 @@ Writes a PNG, and a CSV of the coordinates next to it.
 from __future__ import annotations
 
 import csv
-import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,6 @@ from typing import Literal
 import numpy as np
 import torch
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
@@ -78,7 +76,7 @@ def pca(features: torch.Tensor) -> tuple[np.ndarray, list[float]]:
 
 def draw_points(
     path: Path, points: np.ndarray, samples: Sequence[Sample], names: Mapping[int, str], cameras: bool, title: str,
-    shares: Sequence[float] | None = None,
+    shares: Sequence[float] | None = None, camera_names: Mapping[int, str] = {},
 ) -> None:  # fmt: skip
     """Write a PNG of points (N, 2), one per sample, with the name of each identity above its points.
 
@@ -86,33 +84,31 @@ def draw_points(
     principal components.
     """
     pids, camids = np.array([s.pid for s in samples]), np.array([s.camid for s in samples])
-    if len(names) <= 20:
-        colours = colormaps["tab10" if len(names) <= 10 else "tab20"].colors
-    else:  # hues around the circle in three shades
+    colours = colormaps["tab10" if len(names) <= 10 else "tab20"].colors
+    if len(names) > 20:  # hues around the circle in three shades
         shades = np.resize([0.95, 0.7, 0.45], len(names))[:, None]
         colours = map(tuple, colormaps["hsv"](np.arange(len(names)) / len(names))[:, :3] * shades)
     colours = dict(zip(names, colours, strict=False))
     known = cameras and len(set(camids)) <= len(MARKERS)
     markers = dict(zip(np.unique(camids).tolist(), MARKERS if known else "o" * len(samples), strict=False))
     figure = Figure(figsize=(11, 7.6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     axis = figure.subplots()
     for camid, marker in markers.items():
         here = camids == camid
-        style = {"s": 42, "marker": marker, "edgecolors": "white", "linewidths": 0.5}
-        axis.scatter(*points[here].T, c=[colours[pid] for pid in pids[here]], **style)
+        colour = [colours[pid] for pid in pids[here]]
+        axis.scatter(*points[here].T, s=42, c=colour, marker=marker, edgecolors="white", linewidths=0.5)
     for pid, name in names.items():
         x, y = points[pids == pid].T
-        style = {"fontsize": 8, "weight": "bold", "ha": "center", "color": [0.6 * c for c in colours[pid]]}
-        style["path_effects"] = [withStroke(linewidth=2, foreground="white")]
-        where = (np.median(x), np.quantile(y, 0.8)), (0, 6)
-        axis.annotate(shorten(name.removeprefix("pid "), 13), *where, textcoords="offset points", **style)
+        axis.annotate(
+            shorten(name.removeprefix("pid "), 13), (np.median(x), np.quantile(y, 0.8)), (0, 6),
+            textcoords="offset points", fontsize=8, weight="bold", ha="center", color=[0.6 * c for c in colours[pid]],
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+        )  # fmt: skip
     axis.set_title(plain(title), fontsize=10, loc="left")
     axis.set_aspect("equal", adjustable="datalim")
     if shares is None:
         axis.set(xticks=[], yticks=[])  # coordinates of t-SNE have no unit
     else:
-        axis.tick_params(labelsize=8)
         axis.set_xlabel(f"first principal component, {100 * shares[0]:.0f} % of the variance", fontsize=9)
         axis.set_ylabel(f"second, {100 * shares[1]:.0f} %", fontsize=9)
 
@@ -125,7 +121,11 @@ def draw_points(
     entries = [("o", colours[pid], shorten(name, 11)) for pid, name in names.items() if few]
     legend("outside right upper", "identity" if few else f"{len(names)} identities, one colour each", entries)
     unknown = "more cameras than markers:\nnot shown" if cameras else "cameras unknown"
-    entries = [(marker, "#555555", f"cam {camid}") for camid, marker in markers.items() if known]
+    entries = [
+        (marker, "#555555", shorten(camera_names.get(camid, f"cam {camid}"), 11))
+        for camid, marker in markers.items()
+        if known
+    ]
     legend("outside right lower", "camera" if known else unknown, entries)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
 
@@ -141,14 +141,10 @@ def main() -> None:
     test = prepare_test(cfg, stored)
     every = np.setdiff1d(test.query.pids, [0])
     pids = np.random.default_rng(cfg.run.seed).permutation(every)[: options.ids].tolist()
-    rows, samples = [], []
-    for name in ("query", "gallery"):
-        if chosen := [s for s in getattr(test, name).samples if s.pid in pids]:
-            loader = TestLoader(test.cfg.replace(disk_gb=0), chosen, name)
-            features = extract_features(test.cfg, test.model, loader, test.device, cfg.eval.flip)
-            rows.append(features[1] if cfg.eval.flip else features[0])
-            samples += [(name, s) for s in chosen]
-    features = torch.cat(rows)
+    splits = (("query", test.query), ("gallery", test.gallery))
+    samples = [(name, s) for name, loader in splits for s in loader.samples if s.pid in pids]
+    loader = TestLoader(test.cfg.replace(disk_gb=0), [s for _, s in samples], "images")
+    features = extract_features(test.cfg, test.model, loader, test.device, cfg.eval.flip)[cfg.eval.flip]
     if not torch.isfinite(features).all():
         raise UserError("the features are not finite, so there is nothing to draw; the model has diverged")
     features = F.normalize(features) if cfg.eval.metric == "cosine" else features
@@ -157,14 +153,19 @@ def main() -> None:
     path = Path(options.output or test.directory / "results" / name)
     names = {pid: test.dataset.name_of(pid) for pid in sorted(pids)}
     title = f"{len(points)} test images of {len(pids)} of {len(every)} identities of {test.dataset.name}"
-    draw_points(path, points, [s for _, s in samples], names, test.dataset.cameras, title, shares)
-    table = io.StringIO()
-    writer = csv.writer(table)
-    writer.writerow(["x", "y", "pid", "camid", "split", "path"])
-    for (x, y), (split, s) in zip(points, samples, strict=True):
-        writer.writerow([f"{x:.5f}", f"{y:.5f}", s.pid, s.camid, split, s.path])
-    text = table.getvalue().encode(errors="surrogateescape")  # file names may be no UTF-8
-    write_atomically(path.with_suffix(".csv"), lambda temporary: temporary.write_bytes(text))
+    draw_points(
+        path, points, [s for _, s in samples], names, test.dataset.cameras, title, shares, test.dataset.camera_names
+    )
+    rows = [
+        (f"{x:.5f}", f"{y:.5f}", s.pid, s.camid, split, s.path)
+        for (x, y), (split, s) in zip(points, samples, strict=True)
+    ]
+
+    def write_table(temporary: Path) -> None:
+        with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # names may be bytes
+            csv.writer(file).writerows([("x", "y", "pid", "camid", "split", "path"), *rows])
+
+    write_atomically(path.with_suffix(".csv"), write_table)
     log.info("%d images of %d identities: %s and %s", len(points), len(pids), path, path.with_suffix(".csv").name)
 
 

@@ -12,30 +12,47 @@ instead of ONNX. All of it runs on the CPU. docs/use.md shows how to run a file 
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
+import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from config import Config
 from config.cli import typed_command
-from datasets.augment import MEAN, STD
+from datasets.augment import MEAN, STD, normalise, to_pixels
+from datasets.images import decode, read_image
+from datasets.loaders import TestLoader
+from datasets.make import make_dataset
 from processor.environment import describe_environment
-from processor.evaluate import score_table, scores_note
+from processor.evaluate import do_inference, plain_settings, score_table, score_values, scores_note
 from processor.test import TestJob, parse_test, prepare_test
-from tools.export.check import RUNS, calibration_crops, check_like, compare, measure, open_onnx, open_pt2, to_pixels
-from tools.export.graph import Embed, Preprocess, load_package, onnx_bytes, pt2_bytes, quantise, to_onnx, trace
+from tools.export import graph
 from utils.errors import UserError, run
 from utils.files import write_atomically, write_json
+from utils.latency import time_calls
 from utils.logging import log
 
+Runner = Callable[[torch.Tensor], torch.Tensor]  # a file that was opened: images to embeddings (B, D)
+
 SUFFIX = {"onnx": ".onnx", "export": ".pt2"}
+LEAST_COSINE = 0.9999  # between an embedding of a float32 file and PyTorch's
+CROPS = 64  # of the test split, on which a file is compared
+CALIBRATION_CROPS = 128  # of the training split
+LATENCY_BATCHES = (1, 16)
+RUNS = 7  # that are timed
 
 
 @dataclass
@@ -47,10 +64,6 @@ class Options:
     half: bool = False  # float16 inside; inputs and outputs stay as they are
     int8: bool = False  # the backbone on 8 bits, with ranges from crops of the training split
 
-    @property
-    def precision(self) -> str:
-        return "half" if self.half else "int8" if self.int8 else "float32"
-
 
 def check_options(options: Options) -> None:
     """Raises UserError for options that do not go together."""
@@ -58,58 +71,148 @@ def check_options(options: Options) -> None:
         raise UserError("give either --half or --int8: a file has one of them")
     if options.int8 and options.format == "export":
         raise UserError("--int8 is for ONNX only; leave --format export out, or give --half")
-    if options.output and Path(options.output).suffix != SUFFIX[options.format]:
-        raise UserError(
-            f"--output {options.output} must end in {SUFFIX[options.format]} with --format {options.format}"
-        )
-    if options.output and Path(options.output).is_dir():
-        raise UserError(f"--output {options.output} is a directory; name a file")
+    suffix = SUFFIX[options.format]
+    if options.output and (Path(options.output).suffix != suffix or Path(options.output).is_dir()):
+        raise UserError(f"--output {options.output} must be a file that ends in {suffix} (see --format)")
     if options.format == "onnx":
-        load_package("onnx")
+        graph.load_package("onnx")
 
 
 def metadata(options: Options, test: TestJob, name: str, environment: dict[str, str]) -> dict[str, str]:
     """What a file says about itself."""
-    data = test.cfg.data
+    cfg, precision = test.cfg, "half" if options.half else "int8" if options.int8 else "float32"
     pictures = "uint8 (batch, any height, any width, 3), RGB"
-    floats = f"float32 (batch, 3, {data.height}, {data.width}), RGB from 0 to 1, less mean, divided by std"
+    floats = f"float32 (batch, 3, {cfg.data.height}, {cfg.data.width}), RGB from 0 to 1, less mean, divided by std"
     values = {
         "input": pictures if options.preprocessing else floats,
-        "height": data.height,
-        "width": data.width,
-        "mean": MEAN,
-        "std": STD,
-        "preprocessing": options.preprocessing,
-        "embedding_dim": test.model.embedding_dim,
-        "normalised": options.normalise,
-        "metric": test.cfg.eval.metric,
-        "precision": options.precision,
-        "checkpoint": name,
-        "epoch": test.state["epoch"],
-        "backbone": test.cfg.model.backbone,
-        "note": test.note,
+        "height": cfg.data.height, "width": cfg.data.width, "mean": MEAN, "std": STD,
+        "preprocessing": options.preprocessing, "embedding_dim": test.model.embedding_dim,
+        "normalised": options.normalise, "metric": cfg.eval.metric, "precision": precision,
+        "checkpoint": name, "epoch": test.state["epoch"], "backbone": cfg.model.backbone, "note": test.note,
         "made_by": f"PlainReID {environment['commit']}, torch {environment['torch']}",
-    }
+    }  # fmt: skip
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
-def make_file(options: Options, test: TestJob, name: str, about: dict[str, str]) -> bytes:
-    """The bytes of the file. Raises UserError where the model cannot be exported, or, before it is put on 8 bits, does
-    not give PyTorch's embeddings."""
+def make_file(options: Options, test: TestJob, name: str, about: dict[str, str]) -> tuple[bytes, Runner]:
+    """The bytes of the file, and the same opened. Raises UserError where the model cannot be exported, or, before it is
+    put on 8 bits, does not give PyTorch's embeddings."""
     data = test.cfg.data
-    module: nn.Module = Embed(test.model, options.normalise, options.half)
+    module: nn.Module = graph.Embed(test.model, options.normalise, options.half)
     example, dynamic = torch.zeros(2, 3, data.height, data.width), 1
     if options.preprocessing:
-        module = nn.Sequential(Preprocess(data.height, data.width), module)
+        module = nn.Sequential(graph.Preprocess(data.height, data.width), module)
         example, dynamic = torch.zeros(2, 37, 41, 3, dtype=torch.uint8), 3  # no two of the sizes are alike
     if options.format == "export":
-        return pt2_bytes(trace(module, example, dynamic, name), about)
-    model = to_onnx(module, example, dynamic, name)
+        content = graph.pt2_bytes(graph.trace(module, example, dynamic, name), about)
+        with graph.quiet():
+            loaded = torch.export.load(io.BytesIO(content)).module()
+        return content, lambda images: loaded(images)  # a function, as the module refuses to be a part of another
+    model = graph.to_onnx(module, example, dynamic, name)
     if options.int8:
         check_like(compare(test, open_onnx(model.SerializeToString()), options.preprocessing), "float32")
         crops = calibration_crops(test.cfg)
-        model = quantise(model, (to_pixels(crops) if options.preprocessing else crops).contiguous().numpy())
-    return onnx_bytes(model, about)
+        model = graph.quantise(model, to_pixels(crops) if options.preprocessing else crops.contiguous().numpy())
+    content = graph.onnx_bytes(model, about)
+    return content, open_onnx(content)
+
+
+def open_onnx(model: bytes) -> Runner:
+    """An ONNX file, to be called on the CPU with PyTorch's number of threads."""
+    ort = graph.load_package("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run([graph.OUTPUT], {graph.INPUT: images.contiguous().numpy()})[0])
+
+
+class FileModel(nn.Module):
+    """A file in place of its model: normalised images (B, 3, H, W) to embeddings (B, D)."""
+
+    def __init__(self, run: Runner, preprocessing: bool, width: int):
+        super().__init__()
+        self.run, self.preprocessing, self.embedding_dim = run, preprocessing, width
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.run(torch.from_numpy(to_pixels(images)) if self.preprocessing else images)
+
+
+def spread(samples: list, count: int) -> list:
+    """`count` of them at even distances; all, if there are no more."""
+    return [samples[i] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)]
+
+
+def calibration_crops(cfg: Config) -> torch.Tensor:
+    """(N, 3, height, width) of the training split, normalised. Raises UserError without one."""
+    dataset = make_dataset(cfg)
+    if not dataset.train:
+        raise UserError(f"--int8 needs pictures of the training split, and {dataset.name} has none; leave it out")
+    loader = TestLoader(cfg.replace(disk_gb=0), spread(dataset.train, CALIBRATION_CROPS), "train")
+    return torch.cat(list(loader.batches(torch.device("cpu"))))
+
+
+@torch.no_grad()
+def compare(test: TestJob, run: Runner, preprocessing: bool) -> dict[str, float]:
+    """The lowest cosine between a file's and the model's embeddings of test pictures: in a batch, and one by one, with
+    preprocessing then in their own size."""
+    data = test.cfg.data
+    paths = [s.path for s in spread([*test.query.samples, *test.gallery.samples], CROPS)]
+    crops = torch.from_numpy(np.stack([read_image(path, data.height, data.width, data.pixel_range) for path in paths]))
+    reference = test.model(normalise(crops)).float()
+    batch = crops if preprocessing else normalise(crops)
+    pictures = (
+        [torch.from_numpy(decode(path, data.pixel_range))[None] for path in paths] if preprocessing else batch.split(1)
+    )
+    embeddings = torch.cat([run(batch), *map(run, pictures)]).float()
+    return {"crops": len(paths), "lowest_cosine": lowest_cosine(embeddings, reference.repeat(2, 1))}
+
+
+def lowest_cosine(embeddings: torch.Tensor, reference: torch.Tensor) -> float:
+    """The smallest cosine of two rows (N, D) that belong together; NaN where one is not finite. Equal rows are at 1."""
+    cosine = F.cosine_similarity(embeddings.double(), reference.double())
+    return torch.where((embeddings == reference).all(1), 1.0, cosine).min().item()
+
+
+def check_like(found: dict[str, float], precision: str) -> None:
+    """Raises UserError where `compare` found embeddings unlike PyTorch's; half precision and 8 bits may differ."""
+    cosine = found["lowest_cosine"]
+    if math.isnan(cosine):
+        fix = "leave --half or --int8 out" if precision != "float32" else "the model's are not either; train it again"
+        raise UserError(f"the file is not kept, because it gives embeddings that are not finite; {fix}")
+    if precision == "float32" and cosine < LEAST_COSINE:
+        raise UserError(
+            f"the file is not kept, because the lowest cosine of its embeddings to PyTorch's, of {found['crops']} test "
+            f"images, is {cosine:.6f}, below {LEAST_COSINE}; try another --format"
+        )
+
+
+def measure(test: TestJob, run: Runner, preprocessing: bool, precision: str) -> dict[str, Any]:
+    """The check of a file, its scores on the test split where it is not float32, and its latency, each next to
+    PyTorch's in float32. Raises UserError where its embeddings are not those of PyTorch."""
+    cfg, model, found = test.cfg, test.model, {"check": compare(test, run, preprocessing)}
+    check_like(found["check"], precision)
+    if precision != "float32":
+        plain, scores = plain_settings(cfg).replace(test_precision="float32"), {}
+        for name, scored in (("PyTorch", model), ("file", FileModel(run, preprocessing, model.embedding_dim))):
+            scores[name] = do_inference(plain, scored, test.query, test.gallery, test.device).scores["plain"]
+        found["scores"] = score_values(scores)
+        before, after = found["scores"].values()
+        found["change"] = {key: round(after[key] - before[key], 4) for key in ("mAP", "rank1")}
+    pixels = torch.from_numpy(
+        read_image(test.query.samples[0].path, cfg.data.height, cfg.data.width, cfg.data.pixel_range)
+    )[None]
+    if preprocessing:
+        model = nn.Sequential(graph.Preprocess(cfg.data.height, cfg.data.width), model)
+    found["latency"] = []
+    for size in LATENCY_BATCHES:
+        batch = (pixels if preprocessing else normalise(pixels)).repeat(size, 1, 1, 1)
+        with torch.no_grad():
+            times = time_calls([lambda b=batch: run(b), lambda b=batch: model(b)], test.device, RUNS, warmup=3)
+        file, pytorch = (1e3 * statistics.median(seconds) for seconds in times)
+        row = {"batch": size, "ms": round(file, 3), "pytorch_ms": round(pytorch, 3), "ratio": round(file / pytorch, 3)}
+        found["latency"].append(row)
+    return found
 
 
 def log_results(record: dict) -> None:
@@ -138,23 +241,15 @@ def main() -> None:
     path = Path(options.output or test.directory / ("_".join([test.what, *extras]) + SUFFIX[options.format]))
     environment = describe_environment(test.device)
     about = metadata(options, test, name, environment)
-    content = make_file(options, test, name, about)
-    record = {}
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content)  # renamed only once it has been measured
-        runner = open_onnx(str(temporary)) if options.format == "onnx" else open_pt2(temporary)
-        record.update(measure(test, runner, options.preprocessing, options.precision))
-
-    write_atomically(path, write)
+    content, runner = make_file(options, test, name, about)
+    record = measure(test, runner, options.preprocessing, about["precision"])
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
     weights = [x for key, x in test.model.state_dict().items() if ".classifier." not in key]
     record |= {"note": scores_note(test.cfg, test.note), "file": str(path), "metadata": about}
-    record |= {"bytes": path.stat().st_size, "pytorch_bytes": sum(x.nbytes for x in weights)}
-    record |= {"command": typed_command(), **environment}
-    json_path = path.with_name(path.name + ".json")
-    write_json(json_path, record)
-    log_results(record)
-    log.info("written to %s and %s", path, json_path)
+    record |= {"bytes": len(content), "pytorch_bytes": sum(x.nbytes for x in weights)}
+    write_json(f"{path}.json", record | {"command": typed_command(), **environment})
+    log_results(record | environment)
+    log.info("written to %s and %s.json", path, path)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ The directory holds qf.npy and gf.npy (features of query and gallery, float32) a
 each extract a part (--part 1/4, --part 2/4, ...); the parts are joined when the directory is first read.
 
 With a folder that is not a run (it holds no last.pth) as the first word, the features of its pictures are written:
-`python tools/extract_features.py FOLDER [--output feats]`, see tools/gallery/extract_folder.py.
+`python tools/extract_features.py FOLDER [--output feats]`; FOLDER --help lists its options.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,18 +23,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from config import Config
-from config.cli import typed_command
+from config.cli import parse_options, typed_command
 from datasets.loaders import TestLoader
 from datasets.make import short_name, test_name
 from model import ReIDModel
+from processor.checkpoint import LAST, find_checkpoint
 from processor.evaluate import feature_batches
 from processor.test import parse_test, prepare_test
 from tools.features import ABOUT, ARRAYS, part_name, remove_parts
-from tools.gallery.extract_folder import is_folder_of_pictures
-from tools.gallery.extract_folder import main as extract_folder
+from tools.search import IndexCommand
 from utils.errors import UserError, run
 from utils.files import write_json, write_rows
-from utils.logging import log
+from utils.logging import log, setup_logging
+
+FOLDER_HELP = """The features of any folder of pictures: `python tools/extract_features.py FOLDER [--output NAME]`.
+
+Pictures in folders below are included; other files are skipped and counted, unreadable pictures listed. The output is
+an index: NAME/features.npy, (N, D) float32 with rows of length 1, and NAME/index.json with "files", whose entries begin
+with the path relative to FOLDER. `tools/search.py` can search it. A stopped program continues when it is run again, and
+the features of unchanged pictures are kept."""
 
 
 @dataclass
@@ -50,6 +58,29 @@ def write_features(
     rows = ((flipped if flip else plain).cpu().numpy() for plain, flipped in batches)
     with contextlib.closing(batches):  # resets the model's mode if writing fails
         write_rows(path, len(loader.samples), rows)
+
+
+def is_folder_of_pictures(word: str) -> bool:
+    """Whether the first word of a command means a folder of pictures, and not a run or a checkpoint.
+
+    Raises UserError if it could mean both.
+    """
+    folder = Path(word)
+    if not folder.is_dir() or (folder / LAST).is_file():
+        return False
+    if folder.name == word and (Path("log") / word / LAST).is_file():
+        raise UserError(f"{word} is a folder, and a run in log/ too; give ./{word} or log/{word}")
+    return True
+
+
+def extract_folder(args: Sequence[str]) -> None:
+    """The program for a folder of pictures."""
+    options = parse_options(args, IndexCommand, FOLDER_HELP, "folder")
+    if not options.output:
+        run = find_checkpoint(options.checkpoint, options.log_dir).parent
+        options.output = str(run / f"features_{Path(options.folder).resolve().name}")
+    setup_logging()
+    options.run()
 
 
 def main() -> None:
@@ -76,6 +107,7 @@ def main() -> None:
     for array, values in zip(ARRAYS[2:], ids, strict=True):
         write_rows(directory / f"{array}.npy", len(values), [values])
     about = {"checkpoint": str(stored[0]) if stored else None, "flip": cfg.eval.flip, "dataset": dataset}
+    about["camera_names"] = test.dataset.camera_names
     write_json(directory / ABOUT, about | {"note": test.note, "command": typed_command()})
     log.info("features written to %s", directory)
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
 from datasets.augment import normalise
-from datasets.folder import find_pictures
+from datasets.folder import list_pictures
 from datasets.images import read_image
 from model import ReIDModel, make_model
 from processor.checkpoint import rebuild_model
@@ -32,7 +32,7 @@ from processor.evaluate import do_inference
 from processor.ranked_lists import choose_queries
 from processor.test import Stored, TestJob, parse_test, prepare_test
 from tools.gradcam import activation_maps, class_maps, overlay, similarity_maps
-from utils.errors import UserError, run
+from utils.errors import run
 from utils.logging import log, setup_logging
 from utils.metrics import ranked_order
 from utils.pictures import QUERY, RIGHT, WRONG, Tile, draw_rows
@@ -86,33 +86,19 @@ class Job(NamedTuple):
     others: list[Picture | None]
 
 
-def find_own_pictures(places: Sequence[str]) -> list[str]:
-    """Image files, and those in folders. Raises UserError for a folder without any."""
-    paths = []
-    for place in places:
-        found, others = find_pictures(place) if os.path.isdir(place) else ([""], 0)
-        if not found:
-            raise UserError(f"{place} holds no picture and {others} other files; name a folder of images, or images")
-        if others:
-            log.info("%s: %d files that are no pictures left out", place, others)
-        paths += [os.path.join(place, name) if name else place for name in found]
-    return paths
-
-
 def best_matches(test: TestJob, index: int, distance: np.ndarray) -> list[Picture | None]:
     """The query's nearest gallery image of the same identity under another camera, and the nearest of another one."""
     query, gallery = test.query, test.gallery
     order = ranked_order(distance, query.pids[index], query.camids[index], gallery.pids, gallery.camids)
+    right = gallery.pids[order] == query.pids[index]
     found: list[Picture | None] = []
-    for right, colour in ((True, RIGHT), (False, WRONG)):
-        ranks = np.flatnonzero((gallery.pids[order] == query.pids[index]) == right)
-        if len(ranks) == 0:
+    for kind, colour in ((right, RIGHT), (~right, WRONG)):
+        if not kind.any():
             found.append(None)
             continue
-        g = order[ranks[0]]
-        who = f"pid {gallery.pids[g]}" if gallery.pids[g] else "distractor"
-        caption = f"{who}, cam {gallery.camids[g]}\nrank {ranks[0] + 1} of {len(order)}"
-        found.append(Picture(gallery.samples[g].path, caption, colour))
+        rank = kind.argmax()  # the first
+        caption = gallery.caption(order[rank], f"rank {rank + 1} of {len(order)}")
+        found.append(Picture(gallery.samples[order[rank]].path, caption, colour))
     return found
 
 
@@ -126,7 +112,7 @@ def query_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[So
     for place, (i, distance) in enumerate(zip(chosen, inference.distance(test.cfg, chosen), strict=True), 1):
         sample = test.query.samples[i]
         name = f"{place:03}_ap{100 * ap[i]:05.1f}_{Path(sample.path).stem}"
-        image = Picture(sample.path, f"pid {sample.pid}\ncam {sample.camid}")
+        image = Picture(sample.path, test.query.caption(i))
         jobs.append(Job(name, f"AP {100 * ap[i]:.1f} %", image, best_matches(test, i, distance.cpu().numpy())))
     return Source(test.cfg, test.model, test.device, test.state.get("labels", {}), test.directory), jobs
 
@@ -134,18 +120,19 @@ def query_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[So
 def picture_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[Source, list[Job]]:
     """Own pictures, each with the first of them."""
     setup_logging()
-    paths, device = find_own_pictures(options.pictures), pick_device(cfg.run.device)
-    if stored:
-        (checkpoint, state), directory = stored, stored[0].parent
-        model, labels = rebuild_model(state, checkpoint, cfg), state.get("labels", {})
-    else:
-        model, labels, directory = make_model(cfg, num_classes=2), {}, Path(cfg.run.log_dir) / "weights"
+    paths = [str(path) for place in options.pictures for path in list_pictures(place)]
+    device = pick_device(cfg.run.device)
+    checkpoint, state = stored or (Path(cfg.run.log_dir, "weights", "none"), {})
+    model = rebuild_model(state, checkpoint, cfg) if stored else make_model(cfg, num_classes=2)
+    if not stored:
+        log.info(str(model.loaded or f"{cfg.model.backbone} with random weights"))
+    source = Source(cfg, model.to(device).eval(), device, state.get("labels", {}), checkpoint.parent)
     jobs = []
     for place, path in enumerate(paths, 1):
         others = [Picture(paths[0], "", OTHER) if place > 1 else None] if len(paths) > 1 else []
         title = path if len(path) <= 60 else "…" + path[-59:]
         jobs.append(Job(f"{place:03}_{Path(path).stem}", title, Picture(path, ""), others))
-    return Source(cfg, model.to(device).eval(), device, labels, directory), jobs
+    return source, jobs
 
 
 def make_columns(source: Source, job: Job) -> list[Column]:
@@ -153,7 +140,7 @@ def make_columns(source: Source, job: Job) -> list[Column]:
     model, rows, data = source.model, source.rows, source.cfg.data
     present = [job.image, *filter(None, job.others)]
     drawn = [read_image(p.path, DRAWN_HEIGHT, DRAWN_HEIGHT * data.width // data.height) for p in present]
-    pixels = np.stack([read_image(p.path, data.height, data.width) for p in present])
+    pixels = np.stack([read_image(p.path, data.height, data.width, data.pixel_range) for p in present])
     images = normalise(torch.from_numpy(pixels).to(source.device))
     if not source.cfg.loop.channels_last:
         images = images.contiguous()
@@ -216,8 +203,7 @@ def main() -> None:
         draw_rows(directory / f"{job.name}.png", list(zip(words, rows, strict=True)), titles, BAR)
         overview.append((job.title, rows[0]))
     draw_rows(directory / "overview.png", overview[:OVERVIEW], titles, BAR)
-    images = "image" if len(jobs) == 1 else "images"
-    log.info("heat maps of %d %s and overview.png written to %s", len(jobs), images, directory)
+    log.info("heat maps (%d) and overview.png written to %s", len(jobs), directory)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ from config.cli import typed_command
 from datasets.make import short_name, test_name
 from processor.evaluate import do_inference, report, scores_note
 from processor.test import parse_test, prepare_test
-from tools.report.data import plain_values, queries_with_maps, report_values
-from tools.report.page import heat_maps, make_page, thumbnails
+from tools.report.page import heat_maps, make_page, plain_values, queries_with_maps, report_values, thumbnails
 from utils.errors import UserError, run
 from utils.files import write_atomically
 from utils.logging import log

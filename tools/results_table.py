@@ -80,7 +80,7 @@ def _row(experiment: str, protocol: str, reference: dict | None, runs: list[dict
     if not runs:
         return f"| {experiment} | {protocol} | {claim} | not measured | | | | |"
     scores = [r["scores"][protocol] for r in runs]
-    mAP, rank1, mINP = (_mean([s[key] for s in scores]) for key in ("mAP", "rank1", "mINP"))
+    mAP, rank1, mINP = (mean_and_std([s[key] for s in scores]) for key in ("mAP", "rank1", "mINP"))
     hardware = ", ".join(dict.fromkeys(r["hardware"] for r in runs))
     minutes = statistics.mean(r["train_seconds"] for r in runs) / 60
     speed = statistics.mean(r["images_per_second"] for r in runs)
@@ -88,9 +88,8 @@ def _row(experiment: str, protocol: str, reference: dict | None, runs: list[dict
     return f"| {' | '.join(cells)} | {minutes:.1f} min, {speed:.0f} images/s |"
 
 
-def _mean(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
+def mean_and_std(values: list[float]) -> str:
+    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def update(file: Path, start: str, end: str, content: str, check: bool) -> None:
@@ -102,7 +101,7 @@ def update(file: Path, start: str, end: str, content: str, check: bool) -> None:
     head, rest = before.split(start, 1)
     after = f"{head}{start}\n{content}\n{end}{rest.split(end, 1)[1]}"
     if check and after != before:
-        raise UserError(f"a table in {file} is not what results/ says; run python tools/results_table.py")
+        raise UserError(f"a table in {file} is not what the results say; run the program named in {start}")
     if not check:
         write_atomically(file, lambda temporary: temporary.write_text(after))
         print(f"{file} updated")

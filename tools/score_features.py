@@ -37,19 +37,17 @@ def main() -> None:
     if not name:
         raise UserError("name the features to score: an .npz, or a directory written by tools/extract_features.py")
     setup_logging()
-    stored, device = read_features(name), pick_device(cfg.run.device)
-    features = stored.query, stored.gallery
-    log.info("%s: %d queries in %d images", name, *map(len, features))
-    if device.type != "cpu":
-        # two matrices of distances, and the features in float32
-        needed = 8 * len(stored.query) * len(stored.gallery) + 2 * (stored.query.nbytes + stored.gallery.nbytes)
-        if needed < torch.cuda.mem_get_info(device)[0]:
-            features = tuple(x.to(device) for x in features)
-        else:
-            log.info("too large for %s, scored on the CPU", device)
-    inference = score_features(cfg, {"plain": features}, stored.ids)
-    note = scores_note(cfg, stored.note)
-    record = {"features": name, "command": typed_command(), "note": note, **report(inference, note)}
+    query, gallery, ids, note, cameras = read_features(name)
+    log.info("%s: %d queries in %d images", name, len(query), len(gallery))
+    device = pick_device(cfg.run.device)
+    # two matrices of distances, and the features in float32
+    needed = 8 * len(query) * len(gallery) + 2 * (query.nbytes + gallery.nbytes)
+    if device.type != "cpu" and needed > torch.cuda.mem_get_info(device)[0]:
+        log.info("too large for %s, scored on the CPU", device)
+        device = torch.device("cpu")
+    inference = score_features(cfg, {"plain": (query.to(device), gallery.to(device))}, ids)
+    note = scores_note(cfg, note)
+    record = {"features": name, "command": typed_command(), "note": note, **report(inference, note, cameras)}
     if options.output:
         write_json(options.output, record)
         log.info("written to %s", options.output)

@@ -22,13 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
 from config.cli import parse_command
+from config.config import Folders
 from datasets.base import ReIDDataset
 from datasets.make import make_test_set, place, refuse_another_split, train_names
 from processor import FeatureExtractor
 from processor.checkpoint import find_checkpoint
-from tools.gallery.answer import MAX_HITS, Hit, draw_answer, hit_table
+from tools.gallery.answer import MAX_HITS, Hit, count_pairs, draw_answer, find_thresholds, hit_table, threshold_table
 from tools.gallery.index import Index, add, changing, extractor_of, make_index, place_of, read_index, remove
-from tools.gallery.threshold import count_pairs, find_thresholds, threshold_table
 from utils.errors import UserError, run
 from utils.logging import log, setup_logging
 
@@ -48,6 +48,7 @@ class Options(RunOptions):
     device: str = "auto"  # cpu, cuda, cuda:1, ... (auto: cuda if available, else cpu)
     batch_size: int = 64  # pictures per batch
     workers: int = 4  # number of threads that read and decode pictures
+    data_root: str = ""  # directory of the datasets (default: the environment variable REID_DATA, else data)
 
     def how(self) -> dict[str, Any]:
         """Arguments of FeatureExtractor."""
@@ -55,12 +56,7 @@ class Options(RunOptions):
 
 
 @dataclass
-class DataOptions(Options):
-    data_root: str = ""  # directory of the datasets (default: the environment variable REID_DATA, else data)
-
-
-@dataclass
-class IndexCommand(DataOptions):
+class IndexCommand(Options):
     """Write the features of all pictures of a folder, and of the folders in it, to an index.
 
     The features of unchanged pictures that an index of the same folder and model has already are kept.
@@ -106,7 +102,7 @@ class RemoveCommand(RunOptions):
 
 
 @dataclass
-class AskCommand(DataOptions):
+class AskCommand(Options):
     """Print and draw the pictures most similar to a picture, or to the mean of several pictures of one person.
 
     Similarity is the cosine of two features, 1 for the same picture.
@@ -138,7 +134,7 @@ class AskCommand(DataOptions):
 
 
 @dataclass
-class ThresholdCommand(DataOptions):
+class ThresholdCommand(Options):
     """Suggest the similarity from which on two pictures show the same person, and store it in the index.
 
     It is found from the pairs of a query and a gallery picture of a test split, without those of one person under one
@@ -147,13 +143,14 @@ class ThresholdCommand(DataOptions):
     """
 
     dataset: str = ""  # a name, or a folder with one folder per identity (empty: the model's own dataset)
+    folders: Folders = "auto"  # own pictures: what folders in folders are, the outer one first
     index: str = ""  # folder of the index (empty: gallery in the run's directory)
     store: Literal["fpr", "eer"] = "fpr"  # the threshold that the index keeps
 
     def run(self) -> None:
         with changing(self.folder(self.index)) as index:
             extractor = extractor_of(index, self.checkpoint, **self.how())
-            split = test_split(extractor.cfg, self.dataset, self.data_root)
+            split = test_split(extractor.cfg, self.dataset, self.data_root, self.folders)
             sides = (split.query, split.gallery)
             features = [extractor([s.path for s in side]) for side in sides]
             ids = ([getattr(s, name) for s in side] for name in ("pid", "camid") for side in sides)
@@ -168,15 +165,16 @@ class ThresholdCommand(DataOptions):
         log.info("%.3f (%s) is stored in %s", value, rule, index.directory)
 
 
-COMMANDS = {
-    "index": IndexCommand, "add": AddCommand, "remove": RemoveCommand, "ask": AskCommand, "threshold": ThresholdCommand
-}  # fmt: skip
+KINDS = (IndexCommand, AddCommand, RemoveCommand, AskCommand, ThresholdCommand)
+COMMANDS = {kind.__name__.removesuffix("Command").lower(): kind for kind in KINDS}
 POSITIONAL = {"index": "folder", "add": "places", "remove": "names", "ask": "pictures", "threshold": "dataset"}
 
 
-def test_split(trained: Config, name: str, data_root: str) -> ReIDDataset:
+def test_split(trained: Config, name: str, data_root: str, folders: Folders = "auto") -> ReIDDataset:
     """Query and gallery of a dataset that a model of these settings was not trained on; empty: of its own."""
     cfg = trained.replace(test_dataset=name or trained.data.test_dataset, data_root=data_root, test_ids=0)
+    if name:
+        cfg = cfg.replace(folders=folders)
     if name and place(name) not in map(place, train_names(trained)):
         cfg = cfg.replace(test_share=1.0)  # the model has seen none of these people, so all may be used
     split = make_test_set(cfg)
@@ -195,14 +193,12 @@ def find(index: Index, query: torch.Tensor, top: int, threshold: float, exact: b
         title += f" ({index.about['engine']['kind']} found no more; ask with --exact)"
     if not index.about["complete"]:
         title += "; the index is not complete, run python tools/search.py index again"
-    if not math.isnan(threshold):
-        title += f"; same person from {threshold:.3f} on, as given"
-    elif stored := index.about.get("threshold"):
-        threshold = stored["value"]
-        title += f"; same person from {threshold:.3f} on ({stored['rule']} on {stored['dataset']})"
-    else:
-        title += "; python tools/search.py threshold finds from where on it is the same person"
+    stored, source = index.about.get("threshold"), "as given"
+    if math.isnan(threshold) and stored:
+        threshold, source = stored["value"], f"{stored['rule']} on {stored['dataset']}"
     known, root = not math.isnan(threshold), index.about["root"]
+    unknown = "python tools/search.py threshold finds from where on it is the same person"
+    title += f"; same person from {threshold:.3f} on ({source})" if known else f"; {unknown}"
     return [Hit(place_of(root, path), path, s, s >= threshold if known else None) for path, s in found], title
 
 
@@ -211,7 +207,7 @@ def main(args: Sequence[str] | None = None) -> None:
     setup_logging()
     for words in [args] if args else [["index"], ["ask"]]:
         options = parse_command(words, COMMANDS, __doc__, POSITIONAL)
-        if isinstance(options, DataOptions) and not options.data_root:
+        if getattr(options, "data_root", None) == "":
             options.data_root = os.environ.get("REID_DATA") or "data"
         options.run()
 

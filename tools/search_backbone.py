@@ -21,9 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import Config, load_preset
 from config.config import option
 from model.backbones.searchable import Spec, read_spec
-from tools.light.checks import check_latency, check_ranking
 from tools.light.evolution import Candidate, costs_within
-from tools.light.report import compare, report, write_winner
+from tools.light.report import check_latency, check_ranking, compare, report, write_winner
 from tools.light.runs import Search, SearchOptions, open_search, parse_search, spec_id, train_network, usual_last_stride
 from tools.light.space import mobilenet_v2
 from utils.errors import run
@@ -112,9 +111,8 @@ def main() -> None:
     log.info("train it with: %s", train_command(cfg, winner))
     if options.against_random:
         log.info("the same number of random networks:")
-        best["best of random"] = choose(search, options.finals, search.run(options.candidates, options.candidates))[
-            0
-        ].spec
+        random = search.run(options.candidates, options.candidates)
+        best["best of random"] = choose(search, options.finals, random)[0].spec
     if options.retrain:
         results = retrain(search, options, best)
         setup_logging(search.directory / "search.log")

@@ -7,13 +7,13 @@ without CKPT: qf gf qp gp qc gc). Everything printed or written says which one i
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import shlex
 import sys
 import time
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +26,8 @@ from tqdm import tqdm
 from config import Config
 from config.cli import parse_settings, split_first, typed_command
 from config.config import check_range, option
-from datasets.base import full_note, heldout_split, last_identities
+from datasets.base import full_note
+from datasets.heldout import heldout_split, last_identities
 from datasets.loaders import TestLoader, left_out
 from datasets.make import make_dataset, make_test_set, refuse_another_split
 from processor.checkpoint import rebuild_model, stored_config
@@ -76,13 +77,10 @@ def read_options() -> tuple[Config, Options, Stored | None]:
         cfg, options, stored = parse_test(None, os.environ, __doc__, Options, {"train_split_ids": "[1, inf)"})
         if not stored:
             raise UserError("--weights do not say whom they were trained on; give a checkpoint, or --features FILE.npz")
-    for name, values, interval in (
-        ("k1s", options.k1s, "[1, inf)"), ("k2s", options.k2s, "[1, inf)"),
-        ("lambda_values", options.lambda_values, "[0, 1]"),
-    ):  # fmt: skip
-        if not values:
+    for name, interval in {"k1s": "[1, inf)", "k2s": "[1, inf)", "lambda_values": "[0, 1]"}.items():
+        if not getattr(options, name):
             raise UserError(f"{option(name)} takes one or more numbers")
-        for value in values:
+        for value in getattr(options, name):
             check_range(name, value, interval)
     return cfg, options, stored
 
@@ -128,23 +126,20 @@ def from_checkpoint(cfg: Config, options: Options, stored: Stored, device: torch
 
 def from_file(cfg: Config, path: str, device: torch.device) -> SearchData:
     """Stored features, whose split is unknown."""
-    stored = read_features(path)
-    features = [stored.query.to(device), stored.gallery.to(device)]
+    query, gallery, ids, note, _ = read_features(path)
     directory = Path(cfg.run.log_dir) / f"features_{Path(path).stem}"
-    return SearchData(
-        features, list(stored.ids), "features", f"features of {path}, split unknown", stored.note, directory
-    )
+    label = f"features of {path}, split unknown"
+    return SearchData([query.to(device), gallery.to(device)], list(ids), "features", label, note, directory)
 
 
 def search(cfg: Config, grids: list[tuple], data: SearchData, rows: list[dict[str, Any]]) -> None:
     """Score every combination of the grids. `rows` is filled on the way, so that a stop loses nothing."""
+    combinations = chain(*(k_reciprocal_grid(*data.features, *grid, metric=cfg.eval.metric) for grid in grids))
     total = sum(math.prod(map(len, grid)) for grid in grids)
-    with contextlib.closing(tqdm(total=total, desc="search", unit="comb", leave=False, disable=None)) as bar:
-        for grid in grids:
-            for k1, k2, lambda_value, distance in k_reciprocal_grid(*data.features, *grid, metric=cfg.eval.metric):
-                scores = score_values({"": evaluate_distance(distance, *data.ids, max_rank=cfg.eval.max_rank)})[""]
-                rows.append({"k1": k1, "k2": k2, "lambda_value": lambda_value, **scores})
-                bar.update()
+    bar = tqdm(combinations, total=total, desc="search", unit="comb", leave=False, disable=None)
+    for k1, k2, lambda_value, distance in bar:
+        scores = score_values({"": evaluate_distance(distance, *data.ids, max_rank=cfg.eval.max_rank)})[""]
+        rows.append({"k1": k1, "k2": k2, "lambda_value": lambda_value, **scores})
 
 
 def report(cfg: Config, options: Options, data: SearchData, plain: dict, rows: list[dict], complete: bool) -> dict:
@@ -159,13 +154,8 @@ def report(cfg: Config, options: Options, data: SearchData, plain: dict, rows: l
     test_options = shlex.join(words)
     short = "" if complete else f"INCOMPLETE, {len(rows)} combinations: "
     log.info("%sbest k1, k2, lambda by %s, searched on %s", short, options.by, data.label)
-    log.info(
-        "%s\n# %ssearched on %s; options for test.py:\n%s",
-        score_table(table, data.note),
-        short,
-        data.label,
-        test_options,
-    )
+    log.info(score_table(table, data.note))
+    log.info("# %ssearched on %s; options for test.py:\n%s", short, data.label, test_options)
     for name, tried in (("k1", options.k1s), ("k2", options.k2s)):
         if best[name] in {min(tried), max(tried)} - {1} and len(set(tried)) > 1:
             log.info("the best %s, %d, is at the end of the range; values beyond may be better", name, best[name])
@@ -200,9 +190,9 @@ def main() -> None:
         complete = False
     record = report(cfg, options, data, score_values({"": plain})[""], rows, complete)
     record |= {"checkpoint": str(stored[0]) if stored else None, "features": options.features or None}
-    record |= {"seconds": round(time.perf_counter() - started, 2), **describe_environment(device)}
+    record |= {"seconds": round(time.perf_counter() - started, 2), "search_command": typed_command()}
     file = data.directory / "results" / f"rerank_search_{data.split}.json"
-    write_json(file, record | {"search_command": typed_command()})
+    write_json(file, record | describe_environment(device))
     log.info("written to %s", file)
     if not complete:
         raise Stopped("stopped; what was scored so far is written", 130)

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import Config
 from config.cli import parse_settings, split_first
 from config.presets import load_preset
-from datasets.augment import OFF, TRANSFORMS, Draws, augment, to_pixels
+from datasets.augment import Draws, augment, to_pixels
+from datasets.augment_rare import OFF, TRANSFORMS
 from datasets.loaders import TrainLoader
 from datasets.make import make_dataset, short_name
 from utils.errors import run

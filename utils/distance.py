@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
+from utils.precision import at_least_float32
+
 METRICS = ("cosine", "euclidean")
 CHUNK_BYTES = 8 << 20  # of features converted at a time
 LARGEST = 1e18  # norm of a row: half of what float32 can square, add and subtract
@@ -19,15 +21,13 @@ def pairwise_distance(query: torch.Tensor, gallery: torch.Tensor, metric: str = 
     squared distance. There is no gradient. Raises ValueError for shapes that do not fit, unknown metrics, and features
     that are NaN, infinite, or too large to square in float32.
     """
-    pair = Pair(query, gallery, metric)
-    return pair.finish(pair.product(0, len(query)), 0)
+    return Pair(query, gallery, metric).distances(0, len(query))
 
 
 class Pair:
     """Checked query and gallery features, and their distances for some queries at a time.
 
-    The features are not copied (they may be float16, or in a memory-mapped file): rows are converted in chunks, so that
-    nothing of their size is allocated.
+    The features may be float16, or in a memory-mapped file: they are converted in chunks, and never copied as a whole.
     """
 
     def __init__(self, query: torch.Tensor, gallery: torch.Tensor, metric: str):
@@ -40,31 +40,23 @@ class Pair:
         else:
             self.query_square, self.gallery_square = query_norm.square().float(), gallery_norm.square().float()
 
-    def product(self, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Inner products of queries start..stop with the gallery, (stop - start, G) float32, written to `out`."""
-        query = self.query[start:stop].float()
+    def distances(self, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Distances (stop - start, G) float32 of queries start..stop, written to `out`."""
+        query, whole = self.query[start:stop].float(), self.gallery.dtype == torch.float32
         if self.metric == "cosine":
             query = query * self.query_scale[start:stop, None]
         if out is None:
             out = torch.empty(len(query), len(self.gallery), dtype=torch.float32, device=query.device)
         with exact_products(query.device):
             first = 0
-            for rows in _float_chunks(self.gallery):
-                torch.mm(query, rows.T, out=out[:, first : first + len(rows)])
+            for rows in [self.gallery] if whole and self.gallery.is_contiguous() else _chunks(self.gallery, 4):
+                torch.mm(query, rows.float().contiguous().T, out=out[:, first : first + len(rows)])
                 first += len(rows)
-        if len(self.copies):  # a matrix product may add up its last columns in a different order than the others
-            out[:, self.copies] = out[:, self.originals]
-        return out
-
-    def finish(self, product: torch.Tensor, start: int) -> torch.Tensor:
-        """Turn inner products (B, G) of the queries from `start` on into distances, in place.
-
-        Every operation rounds once, so that equal products give equal distances wherever they are in a row.
-        """
+        # A matrix product may add up its last columns in another order; all that follows rounds once per operation.
+        out[:, self.copies] = out[:, self.originals]
         if self.metric == "cosine":
-            return product.mul_(self.gallery_scale).neg_().add_(1)
-        squares = self.query_square[start : start + len(product), None]
-        return product.mul_(-2).add_(squares).add_(self.gallery_square).clamp_(min=0).sqrt_()
+            return out.mul_(self.gallery_scale).neg_().add_(1)
+        return out.mul_(-2).add_(self.query_square[start:stop, None]).add_(self.gallery_square).clamp_(min=0).sqrt_()
 
 
 def check_pair(
@@ -116,14 +108,6 @@ def _chunks(features: torch.Tensor, itemsize: int) -> tuple[torch.Tensor, ...]:
     return features.split(max(1, CHUNK_BYTES // (itemsize * max(features.shape[1], 1))))
 
 
-def _float_chunks(features: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The rows in float32, chunk by chunk; features that are float32 already are one chunk, not copied."""
-    if features.dtype == torch.float32 and features.is_contiguous():
-        yield features
-    else:
-        yield from (rows.float().contiguous() for rows in _chunks(features, 4))
-
-
 def row_norms(features: torch.Tensor, name: str) -> torch.Tensor:
     """(N,) float64 norms of rows. Raises ValueError with the number of rows that hold NaN or infinity."""
     if not features.is_floating_point():
@@ -139,28 +123,14 @@ def row_norms(features: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def equal_rows(features: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices of the rows (N, D) that equal an earlier row, and of the first such row. norm: (N,) their norms.
-
-    Only rows of equal norms are compared: first a sum of their bits with random weights, then all numbers.
-    """
+    """Indices of the rows (N, D) that equal an earlier row, and of the first such row. norm: (N,) their norms."""
     ordered, order = norm.sort()
     same = torch.zeros(len(norm) + 1, dtype=torch.bool, device=norm.device)
     same[1:-1] = ordered[1:] == ordered[:-1]
     rows = order[same[1:] | same[:-1]].sort().values  # whose norm another row shares
-    weights = torch.randint(1 << 62, (features.shape[1],), generator=torch.Generator().manual_seed(0)).to(norm.device)
-    sums = [_bits(features[some]).mul_(weights).sum(1) for some in rows.split(1024)]
-    if not sums:
-        return rows, rows
-    group = torch.unique(torch.cat(sums), return_inverse=True)[1]
-    first = torch.full_like(rows, len(norm)).scatter_reduce_(0, group, rows, "amin")[group]
-    equal = [(features[a] == features[b]).all(1) for a, b in zip(rows.split(1024), first.split(1024), strict=True)]
-    copied = torch.cat(equal) & (first < rows)
-    return rows[copied], first[copied]
-
-
-def _bits(rows: torch.Tensor) -> torch.Tensor:
-    """The rows' float32 bits as int64 numbers, those of -0 being those of 0."""
-    return (rows.float() + 0).view(torch.int32).long()
+    group = at_least_float32(features[rows]).unique(dim=0, return_inverse=True)[1] if len(rows) else rows
+    first = torch.full_like(rows, len(norm)).scatter_reduce(0, group, rows, "amin")[group] if len(rows) else rows
+    return rows[first < rows], first[first < rows]
 
 
 def unit_factors(features: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

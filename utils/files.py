@@ -19,6 +19,11 @@ from filelock import FileLock, Timeout
 from utils.errors import UserError
 from utils.logging import log
 
+# torchreid's checkpoints hold Rank-1 as a NumPy scalar, which torch does not load by itself; NumPy 2 moved its module
+_SCALAR = np.float32(0).__reduce__()[0]
+NUMPY_SCALARS = [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+NUMPY_SCALARS += [np.dtype, type(np.dtype("float32")), type(np.dtype("float64"))]
+
 # What the readers of JSON, CSV, NumPy, zip, pickle and torch files raise for files that are missing or damaged.
 UNREADABLE = (
     OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, RuntimeError, MemoryError,
@@ -34,6 +39,26 @@ def reading(path: str | Path, fix: str = "") -> Iterator[None]:
     except UNREADABLE as error:
         reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
         raise UserError(f"{path} cannot be read ({reason.splitlines()[0]})" + (f"; {fix}" if fix else "")) from error
+
+
+def load_plain(path: str | Path) -> Any:
+    """torch.load of tensors and plain values only. Raises UserError for any other file, and for a compressed archive,
+    which could take more memory than its size shows; torch writes none."""
+    import torch
+
+    with reading(path, "give an undamaged file of torch.save"), torch.serialization.safe_globals(NUMPY_SCALARS):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                parts = archive.infolist()
+            if any(p.compress_type for p in parts) or sum(p.file_size for p in parts) > Path(path).stat().st_size:
+                raise UserError(f"{path} is a compressed archive, as torch.save writes none; refused")
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"{path} is damaged, or holds more than tensors and plain values and could run code when loaded; "
+                "refused (of a whole model, save the state_dict)"
+            ) from error
 
 
 @contextlib.contextmanager

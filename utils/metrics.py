@@ -1,4 +1,4 @@
-"""CMC, mAP and mINP without sorting: the rank of a match is one plus the number of gallery images that precede it.
+"""CMC, mAP and mINP without sorting the gallery: each image is counted between the sorted matches of its query.
 
 Protocol (Zheng et al., ICCV 2015): for each query, gallery images of the same identity *and* the same camera are
 ignored. AP is the mean of the precision at each match (the step form), CMC@k the share of queries with a match among
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +19,10 @@ from tqdm import tqdm
 
 from utils.distance import Pair
 from utils.ids import Ids, check_ids
+from utils.lookup import load
 from utils.ragged import padded_places, ranges
-from utils.roc import Roc, RocCounter
 
 BLOCK_BYTES = 64 << 20  # of distances computed by one matrix product, whatever the size of the gallery
-MANY_MATCHES = 256  # of one query: from here on, sorting its row is faster than comparing it with each match
 NO_MATCH = "no query has a match in the gallery under another camera, so there is nothing to score"
 
 
@@ -35,7 +35,7 @@ class Scores:
     cmc: np.ndarray  # (max_rank,) float64
     num_valid_queries: int
     ap: np.ndarray  # (Q,) float64
-    roc: Roc | None = None  # if requested
+    roc: Any = None  # utils.roc.Roc, if requested
 
     def rank(self, k: int) -> float:
         """CMC@k."""
@@ -56,11 +56,7 @@ def evaluate(
     truth = Truth((query_pids, gallery_pids, query_camids, gallery_camids), len(query), len(gallery), query.device)
     rows = _rows_per_block(len(query), len(gallery))
     buffer = torch.empty(rows, len(gallery), dtype=torch.float32, device=query.device)
-
-    def block(start: int, stop: int) -> Tensor:
-        return pair.product(start, stop, out=buffer[: stop - start])
-
-    return _score(block, pair.finish, truth, rows, max_rank, roc)
+    return _score(lambda start, stop: pair.distances(start, stop, buffer[: stop - start]), truth, rows, max_rank, roc)
 
 
 def evaluate_distance(
@@ -82,7 +78,7 @@ def evaluate_distance(
     def block(start: int, stop: int) -> Tensor:
         return distance[start:stop].clone(memory_format=torch.contiguous_format)
 
-    return _score(block, lambda part, start: part, truth, rows, max_rank, roc)
+    return _score(block, truth, rows, max_rank, roc)
 
 
 def ranked_order(
@@ -128,23 +124,19 @@ def _rows_per_block(queries: int, images: int) -> int:
     return rows if rows < 64 else min(-(-rows // 64) * 64, queries)
 
 
-def _score(
-    block: Callable[[int, int], Tensor], finish: Callable[[Tensor, int], Tensor], truth: Truth,
-    rows: int, max_rank: int, roc: bool,
-) -> Scores:  # fmt: skip
-    """Scores of what `block` returns for queries start..stop, (rows, G) that may be overwritten, once `finish` has
-    turned some of these rows, the first of which is query `start`, into distances in place."""
+def _score(block: Callable[[int, int], Tensor], truth: Truth, rows: int, max_rank: int, roc: bool) -> Scores:
+    """Scores by the distances (stop - start, G) that `block(start, stop)` returns, which are overwritten."""
     if max_rank < 1:
         raise ValueError(f"max_rank must be at least 1, not {max_rank}")
     queries = len(truth.number)
     ap, inp, first = (np.full(queries, np.nan) for _ in range(3))
-    counter = RocCounter(truth.num_negatives) if roc else None
+    counter = load("utils.roc:RocCounter")(truth.num_negatives) if roc else None
     for start in tqdm(range(0, queries, rows), desc="scoring", unit="block", leave=False, disable=None, delay=2):
         stop = min(start + rows, queries)
         distance, (row, column, match) = block(start, stop), truth.of(start, stop)
         distance[row[~match], column[~match]] = torch.nan  # ignored: neither smaller nor larger than anything
         row, column = row[match], column[match]
-        ranks, number = _ranks(distance, row, column, lambda part, offset, start=start: finish(part, start + offset))
+        ranks, number = _ranks(distance, row, column)
         if counter:
             counter.add(distance, row, column)
         valid = np.flatnonzero(number)
@@ -157,69 +149,38 @@ def _score(
     if not valid.any():
         raise ValueError(NO_MATCH)
     cmc = (first[valid, None] <= np.arange(1, max_rank + 1)).mean(0)
-    scores = Scores(float(ap[valid].mean()), float(inp[valid].mean()), cmc, int(valid.sum()), ap)
-    scores.roc = counter.result() if counter else None
-    return scores
+    result = counter.result() if counter else None
+    return Scores(float(ap[valid].mean()), float(inp[valid].mean()), cmc, int(valid.sum()), ap, result)
 
 
-def _ranks(
-    distance: Tensor, row: Tensor, column: Tensor, finish: Callable[[Tensor, int], Tensor]
-) -> tuple[np.ndarray, np.ndarray]:
+def _ranks(distance: Tensor, row: Tensor, column: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Ascending ranks (B, most matches of a row) of the matches in each row of `distance` (B, G); their number (B,).
 
-    row, column: places of the matches, sorted by row, then by gallery order. NaN entries are ignored. As many rows as
-    fit into a CPU's cache are turned into distances by `finish` and counted at a time.
+    row, column: places of the matches, sorted by row. NaN entries are ignored.
     """
     number, slot = padded_places(row, len(distance))
     width = int(number.max()) if len(number) else 0
-    place = column.new_zeros(len(distance), width)
-    place[row, slot] = column
+    value = distance.new_full((len(distance), width), torch.inf)
+    value[row, slot] = distance[row, column]
+    value = value.sort(1).values
     real = torch.arange(width, device=row.device) < number[:, None]
-    ranks = torch.full((len(distance), width), distance.shape[1] + 1, device=row.device)
-    step = max(1, _tile_elements(distance.device) // (4 * max(distance.shape[1], 1)))
-    for first in range(0, len(distance), step):
-        part = slice(first, first + step)
-        rows = finish(distance[part], first)
-        wide = int(number[part].max())
-        if wide:
-            counted = preceding(rows, place[part, :wide], real[part, :wide])
-            ranks[part, :wide] = torch.where(real[part, :wide], counted + 1, ranks[part, :wide])
-    return ranks.sort(1).values.cpu().numpy(), number.cpu().numpy()
-
-
-def preceding(distance: Tensor, place: Tensor, real: Tensor) -> Tensor:
-    """How many entries of each row of `distance` (B, G) precede the entries at `place` (B, W) of it: (B, W) int64.
-
-    Smaller ones do, and equal ones at a smaller column; NaN entries never do. Where `real` (B, W) is False the result
-    is undefined.
-    """
-    value = distance.gather(1, place).masked_fill_(~real, -torch.inf)
-    if place.shape[1] >= MANY_MATCHES:
-        ordered = torch.where(distance.isnan(), torch.inf, distance).sort(1).values  # searchsorted expects no NaN
-        smaller, not_larger = (torch.searchsorted(ordered, value, right=right) for right in (False, True))
-    else:
-        smaller, not_larger = (_count(compare, distance, value) for compare in (torch.lt, torch.le))
-    tied = ((not_larger - smaller > 1) & real).nonzero(as_tuple=True)
-    before = torch.arange(distance.shape[1], device=distance.device)
+    ranks = torch.empty(value.shape, dtype=torch.int64, device=distance.device)
     step = max(1, _tile_elements(distance.device) // max(distance.shape[1], 1))
-    for some in zip(*(x.split(step) for x in tied), strict=True):  # rare with real features
-        equal = distance[some[0]] == value[some][:, None]
-        smaller[some] += (equal & (before < place[some][:, None])).sum(1)
-    return smaller
-
-
-def _count(compare: Callable, distance: Tensor, value: Tensor) -> Tensor:
-    """For every value (B, W), how many entries of its row of `distance` (B, G) satisfy compare(entry, value)."""
-    rows, width = value.shape
-    # Comparisons written as numbers of the compared type, then summed, are several times as fast as booleans.
-    step = min(_tile_elements(distance.device) // (rows * width), distance.shape[1], 1 << 24)  # float32 counts so far
-    tile = distance.new_empty(rows, width, max(step, 1))
-    total = torch.zeros(rows, width, dtype=torch.float64, device=distance.device)
-    for part in distance.split(max(step, 1), dim=1):
-        total += compare(part[:, None], value[:, :, None], out=tile[..., : part.shape[1]]).sum(2)
-    return total.long()
+    for start in range(0, len(distance) if width else 0, step):
+        part = slice(start, start + step)
+        tile, matches = distance[part], value[part]
+        place = torch.searchsorted(matches, tile)  # how many matches an image comes after; all if it is NaN
+        bins = place + torch.arange(len(tile), device=tile.device)[:, None] * (width + 1)
+        counts = bins.flatten().bincount(minlength=len(tile) * (width + 1)).view(-1, width + 1)
+        ranks[part] = counts.cumsum(1)[:, :width]  # right unless another image is at the same distance
+        equal = (tile == matches.gather(1, place.clamp_(max=width - 1))).sum(1)
+        twice = ((matches[:, 1:] == matches[:, :-1]) & real[part, 1:]).any(1)
+        for tied in (start + ((equal != number[part]) | twice).nonzero()[:, 0]).tolist():
+            order = distance[tied].argsort(stable=True)  # rare with real features
+            ranks[tied, : number[tied]] = 1 + torch.isin(order, column[row == tied]).nonzero()[:, 0]
+    return ranks.masked_fill_(~real, distance.shape[1] + 1).cpu().numpy(), number.cpu().numpy()
 
 
 def _tile_elements(device: torch.device) -> int:
-    """Comparisons at a time: what stays in a core's cache, or keeps a GPU busy."""
-    return 1 << 20 if device.type == "cpu" else 1 << 26
+    """Distances at a time: what stays in a core's cache, or keeps a GPU busy."""
+    return 1 << 20 if device.type == "cpu" else 1 << 24

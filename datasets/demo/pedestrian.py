@@ -19,6 +19,7 @@ from datasets.demo.wardrobe import Look
 WIDE = np.array([0.032, 0.088, 0.098, 0.096, 0.092, 0.087, 0.083, 0.083, 0.088, 0.092, 0.086, 0.07])
 DEEP = np.array([0.03, 0.046, 0.056, 0.062, 0.063, 0.060, 0.057, 0.056, 0.059, 0.064, 0.063, 0.05])
 STEPS = np.linspace(0, 1, 48)  # where the radius along a capsule is tabulated
+ARMS = {"pocket": (-0.45, 0.5, 0.28), "phone": (0.3, 2.3, 0.1), "hold": (0.05, 0.12, 0.12)}  # angles, spread
 KNOTS = {count: np.linspace(0, 1, count) for count in range(1, 16)}
 
 
@@ -74,7 +75,7 @@ class Figure:
         high, wide = texture.shape[:2]
         across = (x * dy - y * dx) * (0.9999 / math.sqrt(length2))
         column = ((np.arcsin(across) - yaw) * (wide / (2 * math.pi)) + wide / 2).astype(np.intp) % wide
-        colour = texture.reshape(high * wide, -1)[(along * (high - 0.01)).astype(np.intp) * wide + column]
+        colour = texture[(along * (high - 0.01)).astype(np.intp), column]
         at = (at // (right - left) + above) * width + at % (right - left) + left
         light = 0.5 + 0.5 * (x * self.light[0] + y * self.light[1] + front * self.light[2])
         shade = 0.5 + 0.62 * light * np.sqrt(np.maximum(light, 0))
@@ -98,16 +99,14 @@ class Figure:
         return weight
 
 
-def _turn(vector, angle: float) -> np.ndarray:
+def _turn(side: float, angle: float) -> np.ndarray:
     """Limb direction: `angle` 0 hangs down, positive swings forward."""
-    return np.array((vector, -math.cos(angle), math.sin(angle)))
+    return np.array((side, -math.cos(angle), math.sin(angle)))
 
 
 def skeleton(look: Look, pose: Pose) -> dict[str, np.ndarray]:
     """Joints (x, y, z) in body units: neck, chin, crown, and hip, knee, ankle, toe, shoulder, elbow, hand by side."""
-    joints: dict = {}
-    thigh = 0.5 * (look.leg - 0.035)
-    lift = []
+    joints, lift, thigh = {}, [], 0.5 * (look.leg - 0.035)
     for side in (-1, 1):
         gait = pose.phase + (0 if side < 0 else math.pi)
         swing = pose.stride * math.sin(gait)
@@ -120,21 +119,13 @@ def skeleton(look: Look, pose: Pose) -> dict[str, np.ndarray]:
         lift.append(min(joints["ankle", side][1], joints["toe", side][1] + 0.014))
         back = -0.75 * pose.stride * math.sin(gait)
         joints["shoulder", side] = np.array((side * look.shoulder * 0.97, 0.31, 0.0))
-        style = pose.arms[side > 0]
-        upper, fore, spread = back, back + 0.25 + 0.5 * pose.stride, 0.28 if look.skirt else 0.16
-        if style == "pocket":
-            upper, fore, spread = -0.45, 0.5, 0.28
-        elif style == "phone":
-            upper, fore, spread = 0.3, 2.3, 0.1
-        elif style == "hold":
-            upper, fore, spread = 0.05, 0.12, 0.12
+        style, swinging = pose.arms[side > 0], (back, back + 0.25 + 0.5 * pose.stride, 0.28 if look.skirt else 0.16)
+        upper, fore, spread = ARMS.get(style, swinging)
         joints["elbow", side] = joints["shoulder", side] + 0.16 * _turn(side * spread * look.build, upper)
         inward = -0.5 if style in ("phone", "pocket") else 0.12
         joints["hand", side] = joints["elbow", side] + 0.15 * _turn(side * spread * inward, fore)
-    joints["neck"] = np.array((0.0, 0.385, 0.005))
-    joints["chin"], joints["crown"] = np.array((0.0, 0.425, 0.03)), np.array((0.0, 0.495, 0.014))
-    shift = np.array((0.0, 0.038 - min(lift), 0.0))
-    return {name: point + shift for name, point in joints.items()}
+    head = {"neck": (0.0, 0.385, 0.005), "chin": (0.0, 0.425, 0.03), "crown": (0.0, 0.495, 0.014)}
+    return {name: point + np.array((0.0, 0.038 - min(lift), 0.0)) for name, point in (joints | head).items()}
 
 
 def draw_person(look: Look, pose: Pose, figure: Figure, foot: tuple[float, float], size: float, deep=0.0) -> None:
@@ -166,10 +157,9 @@ def draw_person(look: Look, pose: Pose, figure: Figure, foot: tuple[float, float
 
 def _draw_legs(look: Look, joints: dict, limb) -> None:
     build = look.build
-    bare = "bare" if look.lower != "trousers" else "leg"
     for side in (-1, 1):
         hip, knee, ankle, toe = (joints[name, side] for name in ("hip", "knee", "ankle", "toe"))
-        if bare == "leg":
+        if look.lower == "trousers":
             shin = np.array((0.042, 0.043, 0.037, 0.033)) * (1, 0.5 + 0.5 * look.flare, look.flare, look.flare)
             limb(hip, knee, (0.062, 0.058, 0.05, 0.042), "leg", grow=build, cloth=0.2)
             limb(knee, ankle, shin, "leg", grow=build, cloth=0.28)
@@ -184,16 +174,14 @@ def _draw_legs(look: Look, joints: dict, limb) -> None:
 
 
 def _draw_trunk(look: Look, joints: dict, limb, loft) -> None:
-    neck = joints["neck"]
-    pelvis = (joints["hip", -1] + joints["hip", 1]) / 2
-    crotch = pelvis - (0, 0.005, 0)
+    neck, pelvis = joints["neck"], (joints["hip", -1] + joints["hip", 1]) / 2
     wide, deep = WIDE.copy(), DEEP.copy()
     wide[:6] *= look.shoulder / 0.098
     wide[6:] *= look.hip / 0.046
     deep[6:9] += 0.03 * max(0.0, look.build - 1.05)
     thickness = look.build * (1.08 if look.top in ("hoodie", "jacket", "coat") else 1.0)
     limb(neck + (0, -0.02, 0), neck + (0, 0.05, 0.012), (0.03, 0.026), "skin", grow=0.5 + 0.5 * look.build)
-    loft(neck - (0, 0.012, 0), crotch, wide, deep, "trunk", grow=thickness, cloth=0.2)
+    loft(neck - (0, 0.012, 0), pelvis - (0, 0.005, 0), wide, deep, "trunk", grow=thickness, cloth=0.2)
     if look.skirt:
         name = "hem" if look.top in ("coat", "dress") else "leg"
         waist, low = pelvis + (0, 0.09, 0), pelvis - (0, look.skirt - 0.02, 0)
@@ -237,15 +225,11 @@ def _draw_arms(look: Look, joints: dict, limb, loft) -> None:
 
 
 def _draw_head(look: Look, joints: dict, limb, loft) -> None:
-    chin, crown = joints["chin"], joints["crown"]
-    brow = crown - (0, 0.02, 0)
-    grow = look.head
+    chin, brow, grow = joints["chin"], joints["crown"] - (0, 0.02, 0), look.head
     loft(brow, chin, (0.043, 0.046, 0.043, 0.032), (0.052, 0.054, 0.048, 0.036), "face", grow=grow)
     nose = brow + (chin - brow) * 0.52 + (0, 0, 0.05 * grow)
     limb(nose, nose - (0, 0.01, -0.004), (0.007, 0.01), "skin")
-    for side in (-1, 1):
-        if look.hair in ("long", "hood", "beanie"):
-            break  # covered
+    for side in () if look.hair in ("long", "hood", "beanie") else (-1, 1):  # otherwise they are covered
         ear = (brow + chin) / 2 + (side * 0.046 * grow, 0, -0.004)
         limb(ear, ear - (0, 0.012, 0), (0.01, 0.008), "skin")
     if look.hair != "bald":

@@ -1,7 +1,7 @@
 """Six street cameras for the demo set: their scenes, what hides people, and how they record an image."""
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -9,8 +9,7 @@ import numpy as np
 HEIGHT, WIDTH, SCALE = 128, 64, 2  # images are drawn SCALE times larger
 
 
-@dataclass(frozen=True)
-class Camera:
+class Camera(NamedTuple):
     """One street camera. `gain` is its white balance; `sharp` the share of the resolution it keeps."""
 
     ground: str
@@ -62,15 +61,15 @@ def ground(rng: np.random.Generator, kind: str, height: int, width: int) -> np.n
     grain = cloud(rng, height, width, 0.8) * 7 + cloud(rng, height, width, 14, 5) * 6
     colours = {"slabs": (158, 150, 142), "grass": (106, 122, 78), "zebra": (112, 112, 116), "asphalt": (126, 127, 130)}
     colours |= {"cobbles": (140, 126, 112), "plaza": (176, 172, 166)}
+    stones = {"slabs": (90, 90), "cobbles": (34, 44), "plaza": (150, 190)}
     shade = grain
-    if kind in ("slabs", "cobbles", "plaza"):
-        tall, wide = {"slabs": (90, 90), "cobbles": (34, 44), "plaza": (150, 190)}[kind]
+    if kind in stones:
+        tall, wide = stones[kind]
         row = np.floor(along / tall)
         column = np.floor((across + row % 2 * wide / 2) / wide)
         tone = np.sin(row * 12.99 + column * 78.23) * 43758.5
         shade = grain * 0.7 + (tone - np.floor(tone) - 0.5) * {"cobbles": 44}.get(kind, 20)
-        joint = (along % tall < 0.07 * tall) | ((across + row % 2 * wide / 2) % wide < 0.05 * wide)
-        shade -= joint * 34
+        shade -= ((along % tall < 0.07 * tall) | ((across + row % 2 * wide / 2) % wide < 0.05 * wide)) * 34
     elif kind == "grass":
         shade = cloud(rng, height, width, 0.7, 2.2) * 13 + grain
     picture = np.array(colours[kind], np.float32) + shade[..., None] * ((1, 1, 0.7) if kind == "grass" else (1, 1, 1))

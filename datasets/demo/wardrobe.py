@@ -47,38 +47,28 @@ def _tone(rng: np.random.Generator, colours, weights=None, spread: float = 10.0)
     return np.clip(colour + rng.normal(0, spread / 2, 3) + rng.normal(0, spread), 8, 246).astype(np.float32)
 
 
-def _ink(colour) -> tuple[float, ...]:
-    return tuple(float(channel) for channel in colour)
-
-
 def _cloth(rng: np.random.Generator, base: np.ndarray, second: np.ndarray, plain: float) -> tuple[np.ndarray, str]:
     """A trunk texture (96, 160, 3) of one colour or, with probability 1 - `plain`, of a pattern of two."""
     rows, columns = TORSO
     y, x = np.mgrid[:rows, :columns].astype(np.float32)
-    kinds = ("hstripes", "vstripes", "checks", "dots", "block", "band", "fade")
-    kind = "plain" if rng.random() < plain else kinds[rng.choice(7, p=(0.3, 0.1, 0.17, 0.11, 0.16, 0.1, 0.06))]
+    kinds = {  # the share of the second colour
+        "hstripes": lambda: (y % step) < step * rng.uniform(0.3, 0.55),
+        "vstripes": lambda: (x % 8) < 3,
+        "checks": lambda: ((y % step) < step / 2) * 0.5 + ((x % step) < step / 2) * 0.5,
+        "dots": lambda: np.hypot(y % 10 - 5, (x + 5 * (y // 10 % 2)) % 10 - 5) < 2.7,
+        "block": lambda: y < rng.choice((26, 40)),
+        "band": lambda: np.abs(y - rng.choice((26, 36, 46))) < rng.choice((4, 8)),
+        "fade": lambda: np.clip((y - 20) / 50, 0, 1),
+    }
+    kind = "plain" if rng.random() < plain else str(rng.choice(list(kinds), p=(0.3, 0.1, 0.17, 0.11, 0.16, 0.1, 0.06)))
     step = float(rng.choice((8.0, 12.0, 16.0)))
-    mix = np.zeros(TORSO, np.float32)
-    if kind == "hstripes":
-        mix = ((y % step) < step * rng.uniform(0.3, 0.55)).astype(np.float32)
-    elif kind == "vstripes":
-        mix = ((x % 8) < 3).astype(np.float32)
-    elif kind == "checks":
-        mix = ((y % step) < step / 2) * 0.5 + ((x % step) < step / 2) * 0.5
-    elif kind == "dots":
-        mix = (np.hypot(y % 10 - 5, (x + 5 * (y // 10 % 2)) % 10 - 5) < 2.7).astype(np.float32)
-    elif kind == "block":
-        mix = (y < rng.choice((26, 40))).astype(np.float32)
-    elif kind == "band":
-        mix = (np.abs(y - rng.choice((26, 36, 46))) < rng.choice((4, 8))).astype(np.float32)
-    elif kind == "fade":
-        mix = np.clip((y - 20) / 50, 0, 1)
+    mix = kinds.get(kind, lambda: np.zeros(TORSO))()
     return base + (second - base) * mix[..., None].astype(np.float32), kind
 
 
 def _print(rng: np.random.Generator, texture: np.ndarray, colour: np.ndarray, column: int) -> None:
     """A symmetric sign on chest or back: mirrored pictures must stay pictures of the same person."""
-    ink, row, size = _ink(colour), int(rng.integers(26, 36)), int(rng.integers(7, 12))
+    ink, row, size = colour.tolist(), int(rng.integers(26, 36)), int(rng.integers(7, 12))
     kind = rng.choice(("disc", "ring", "box", "diamond", "bars", "digit", "digit"))
     if kind in ("disc", "ring"):
         cv2.circle(texture, (column, row), size, ink, -1 if kind == "disc" else 4)
@@ -103,15 +93,14 @@ def _print(rng: np.random.Generator, texture: np.ndarray, colour: np.ndarray, co
 def _head(rng: np.random.Generator, look: Look, skin, hair, hat) -> None:
     """Face (48, 96, 3) and hair (48, 96, 4, the last channel says where there is any): crown to chin, once around."""
     face = np.tile(skin, (48, 96, 1)).astype(np.float32)
-    dark = _ink(skin * 0.35)
+    dark = (skin * 0.35).tolist()
     for x in (40, 56):
         cv2.ellipse(face, (x, 24), (3, 1), 0, 0, 360, dark, -1)
-        cv2.line(face, (x - 4, 20), (x + 4, 20), _ink(hair * 0.6 + skin * 0.25), 1)
-    cv2.ellipse(face, (48, 38), (5, 1), 0, 0, 360, _ink(skin * (0.72, 0.5, 0.5)), -1)
-    cv2.ellipse(face, (48, 32), (3, 1), 0, 0, 360, _ink(skin * 0.78), -1)
+        cv2.line(face, (x - 4, 20), (x + 4, 20), (hair * 0.6 + skin * 0.25).tolist(), 1)
+    cv2.ellipse(face, (48, 32), (3, 1), 0, 0, 360, (skin * 0.78).tolist(), -1)
     if look.beard:
-        cv2.ellipse(face, (48, 44), (22, 8), 0, 0, 360, _ink(hair * 0.8 + skin * 0.2), -1)
-        cv2.ellipse(face, (48, 38), (5, 1), 0, 0, 360, _ink(skin * (0.72, 0.5, 0.5)), -1)
+        cv2.ellipse(face, (48, 44), (22, 8), 0, 0, 360, (hair * 0.8 + skin * 0.2).tolist(), -1)
+    cv2.ellipse(face, (48, 38), (5, 1), 0, 0, 360, (skin * (0.72, 0.5, 0.5)).tolist(), -1)
     if rng.random() < 0.2:  # glasses, some of them dark
         for x in (40, 56):
             cv2.ellipse(face, (x, 24), (6, 4), 0, 0, 360, (24, 24, 26), -1 if rng.random() < 0.4 else 1)
@@ -162,15 +151,15 @@ def _trunk(rng: np.random.Generator, look: Look, skin, top, lower, bag) -> None:
     look.tex["hem"] = cloth[48:96].copy()
     cloth = np.ascontiguousarray(cloth, np.float32)
     if look.top in ("tee", "dress"):
-        cv2.ellipse(cloth, (FRONT, 0), (13, int(rng.choice((5, 9, 15)))), 0, 0, 360, _ink(skin), -1)
+        cv2.ellipse(cloth, (FRONT, 0), (13, int(rng.choice((5, 9, 15)))), 0, 0, 360, skin.tolist(), -1)
     elif look.top == "hoodie":
-        cv2.rectangle(cloth, (FRONT - 18, 58), (FRONT + 18, 76), _ink(top * 0.8), 1)
+        cv2.rectangle(cloth, (FRONT - 18, 58), (FRONT + 18, 76), (top * 0.8).tolist(), 1)
     else:
-        cv2.fillPoly(cloth, [np.int32([(FRONT - 8, 0), (FRONT + 8, 0), (FRONT, 14)])], _ink(skin * 0.9))
+        cv2.fillPoly(cloth, [np.int32([(FRONT - 8, 0), (FRONT + 8, 0), (FRONT, 14)])], (skin * 0.9).tolist())
     hem = TORSO[0] if look.top in ("coat", "dress") else int(rng.integers(76, 92))
     cloth[hem:] = lower
     cloth[hem : hem + 2] *= 0.6
-    strap = _ink(bag * 0.85)
+    strap = (bag * 0.85).tolist()
     if look.bag == "backpack":
         for column in (FRONT - 21, FRONT + 21):
             cv2.line(cloth, (column, 0), (column + (3 if column > FRONT else -3), 46), strap, 5)
@@ -218,9 +207,8 @@ def make_look(rng: np.random.Generator) -> Look:
     hat, bag, shoe, scarf = _tone(rng, TOPS[:10]), _tone(rng, BAGS), _tone(rng, SHOES), _tone(rng, TOPS)
     tights = look.lower == "skirt" and rng.random() < 0.4
     look.tex.update(hat=hat, skin=skin, bare=_tone(rng, LOWERS[:2]) if tights else skin, locks=hair, strap=bag * 0.85)
-    look.tex.update(
-        shoe=shoe, sole=np.float32((225, 225, 222)) if rng.random() < 0.5 else shoe * 0.5, hood=cloth * 0.92
-    )
+    sole = np.float32((225, 225, 222)) if rng.random() < 0.5 else shoe * 0.5
+    look.tex.update(shoe=shoe, sole=sole, hood=cloth * 0.92)
     look.tex = {name: colour[None, None] for name, colour in look.tex.items()}
     _trunk(rng, look, skin, cloth, legs, bag)
     _head(rng, look, skin, hair, cloth * 0.92 if look.hair == "hood" else hat)

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from config import Config
-from model.backbones.stages import Staged, init_convolutions, refuse_last_stride_2, refuse_tiny_images
+from model.backbones.checks import init_convolutions, refuse_last_stride_2, refuse_tiny_images
+from model.backbones.stages import Staged
 from utils.errors import UserError
 
 # name: channels after the stem and the three stages, kind of norm, Google Drive's id of the ImageNet weights

@@ -12,8 +12,9 @@ from torch.hub import load_state_dict_from_url
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from config import Config
-from model.backbones.stages import Backbone, refuse_tiny_images
-from model.backbones.torchvision_nets import RESNET
+from model.backbones.checks import refuse_tiny_images
+from model.backbones.stages import Backbone
+from model.backbones.torchvision_nets import RESNET, set_stem
 
 # name: blocks per stage, kind, first digits of the SHA-256 of the authors' weights
 PUBLISHED = {
@@ -87,6 +88,7 @@ def resnet_ibn(cfg: Config) -> Backbone:
         net.bn1 = nn.InstanceNorm2d(net.bn1.num_features, affine=True)
         for layer, width in zip((net.layer1, net.layer2), channels, strict=False):
             layer[-1] = NormAfterSum(layer[-1], width)
+    set_stem(net, cfg)
     backbone = Backbone(net, RESNET, channels, cfg.model.last_stride)
     release = "https://github.com/XingangPan/IBN-Net/releases/download/v1.0"
     backbone.imagenet = ReleasedWeights(f"{release}/{cfg.model.backbone}-{digits}.pth")

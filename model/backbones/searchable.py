@@ -17,7 +17,8 @@ from torch import nn
 from torchvision.ops import SqueezeExcitation
 
 from config import Config
-from model.backbones.stages import Staged, init_convolutions
+from model.backbones.checks import init_convolutions
+from model.backbones.stages import Staged
 from utils.errors import UserError
 from utils.logging import log
 

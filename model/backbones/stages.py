@@ -8,9 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from config import Config
-from utils.errors import UserError
-
 
 class Staged(nn.Module):
     """A backbone that runs stage by stage: images (B, 3, H, W) to the last feature map (B, C, h, w).
@@ -56,14 +53,6 @@ class Backbone(Staged):
                 drop_stride(self.get_submodule(layer))
 
 
-def init_convolutions(net: nn.Module) -> None:
-    """Weights as in He et al. (Delving Deep into Rectifiers, ICCV 2015), by the fan out; biases 0."""
-    for conv in (m for m in net.modules() if isinstance(m, nn.Conv2d)):
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        if conv.bias is not None:
-            nn.init.zeros_(conv.bias)
-
-
 def drop_stride(layer: nn.Module) -> None:
     """Stride 1 in all convolutions of the layer, shortcuts included; all are padded, so the map keeps its size."""
     for conv in layer.modules():
@@ -74,20 +63,3 @@ def drop_stride(layer: nn.Module) -> None:
 def cut(sequence: str, ends: Sequence[int]) -> list[list[str]]:
     """Stages of the nn.Sequential with that name; each ends before the layer with the number in `ends`."""
     return [[f"{sequence}.{i}" for i in range(*pair)] for pair in itertools.pairwise((0, *ends))]
-
-
-def refuse_last_stride_2(cfg: Config) -> None:
-    """Raises UserError for --last-stride 2, for a backbone that has no last stride."""
-    if cfg.model.last_stride != 1:
-        raise UserError(
-            f"--last-stride {cfg.model.last_stride} is not possible: {cfg.model.backbone} ends at 1/16; leave it out"
-        )
-
-
-def refuse_tiny_images(cfg: Config) -> None:
-    """Raises UserError where the map at 1/16 has one cell, whose instance norm would always be 0."""
-    if max(cfg.data.height, cfg.data.width) < 32:
-        raise UserError(
-            f"--backbone {cfg.model.backbone} normalises each image's map at 1/16 of its size, which has one cell with "
-            f"--height {cfg.data.height} --width {cfg.data.width}; give --height 32 or more, or another --backbone"
-        )

@@ -43,6 +43,14 @@ def stages_of(name: str, net: nn.Module) -> tuple[list[list[str]], list[int]]:
     return RESNET, [width // 8, width // 4, width // 2, width]
 
 
+def set_stem(net: nn.Module, cfg: Config) -> None:
+    """The first layers of a ResNet as in other projects: without ReLU, or with their pooling of partial windows."""
+    if cfg.model.stem == "no_relu":
+        net.relu = nn.Identity()
+    elif cfg.model.stem == "ceil":
+        net.maxpool = nn.MaxPool2d(3, 2, ceil_mode=True)
+
+
 def torchvision_net(cfg: Config) -> Backbone:
     """The network of the settings: (B, 3, H, W) to (B, C, H/16, W/16), or H/32 with last stride 2."""
     name = cfg.model.backbone
@@ -52,6 +60,7 @@ def torchvision_net(cfg: Config) -> Backbone:
         # Caffe's ResNets have the stride of a stage in its first 1×1 convolution, and their weights need it there
         for first in (net.layer2[0], net.layer3[0], net.layer4[0]):
             first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
+    set_stem(net, cfg)
     backbone = Backbone(net, *stages_of(name, net), cfg.model.last_stride)
     # V1 is what the Bag of Tricks papers started from; V2 transfers worse
     backbone.imagenet = models.get_model_weights(name).IMAGENET1K_V1

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torchvision import models
 
 from config import Config
-from model.backbones.stages import Backbone, refuse_last_stride_2
+from model.backbones.checks import refuse_last_stride_2
+from model.backbones.stages import Backbone
 from utils.errors import UserError
 
 LAYERS = [f"encoder.layers.encoder_layer_{n}" for n in range(12)]

@@ -9,9 +9,9 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck
 
 from config import Config
-from model.backbones.stages import init_convolutions
+from model.backbones.checks import init_convolutions
 from model.branches.parts import drop_random_rows
-from model.pooling import POOLING, Maximum
+from model.pooling import make_pooling
 from model.reid import Branch, ReIDModel, embedding
 from utils.errors import UserError
 
@@ -36,7 +36,7 @@ class BDB(ReIDModel):
             )
         self.bottleneck = Bottleneck(inputs, inputs // Bottleneck.expansion)
         init_convolutions(self.bottleneck)
-        self.pool, self.part_pool = POOLING[cfg.model.pooling](), Maximum()
+        self.pool, self.part_pool = make_pooling(cfg.model.pooling), make_pooling("max")
         self.branches = nn.ModuleList(Branch(cfg, n, num_classes, embedding(inputs, n)) for n in (width, 2 * width))
 
     def pooled(self, images: torch.Tensor) -> Sequence[torch.Tensor]:

@@ -12,7 +12,7 @@ from torchvision.models.resnet import Bottleneck
 from config import Config
 from model.backbones.osnet import OSBlock, OSNet
 from model.branches.parts import Split, drop_top_rows, stripes
-from model.pooling import POOLING
+from model.pooling import make_pooling
 from model.reid import Branch, ReIDModel
 
 # the authors' pooling of each feature, in the order of the branches; all backbones but OSNets get that of ResNet50
@@ -44,7 +44,7 @@ class LightMBN(ReIDModel):
         self.block = OSBlock(inputs, inputs) if osnet else Bottleneck(inputs, inputs // Bottleneck.expansion)
         published = OSNET_POOLING if osnet else RESNET_POOLING
         self.pools = nn.ModuleList(
-            POOLING[p]() for p in (published if cfg.model.pooling == "avg" else [cfg.model.pooling] * 7)
+            make_pooling(p) for p in (published if cfg.model.pooling == "avg" else [cfg.model.pooling] * 7)
         )
         self.shared = nn.Sequential(
             nn.Linear(inputs // 2, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)

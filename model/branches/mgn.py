@@ -10,7 +10,7 @@ from torch import nn
 
 from config import Config
 from model.branches.parts import Split, stripes
-from model.pooling import POOLING
+from model.pooling import make_pooling
 from model.reid import Branch, ReIDModel, embedding
 
 
@@ -28,7 +28,7 @@ class MGN(ReIDModel):
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__(cfg, num_classes)
         self.backbone = Split(self.backbone, 3, cfg.model.backbone)
-        self.pool = POOLING[cfg.model.pooling]()
+        self.pool = make_pooling(cfg.model.pooling)
         inputs, width = self.backbone.out_channels, cfg.model.embedding_dim or 256
         self.branches = nn.ModuleList(
             Branch(cfg, width, num_classes, embedding(inputs, width), metric=whole)

@@ -10,7 +10,7 @@ from torch import nn
 
 from config import Config
 from model.branches.parts import stripes
-from model.pooling import POOLING
+from model.pooling import make_pooling
 from model.reid import Branch, ReIDModel, embedding
 
 
@@ -27,7 +27,7 @@ class PCB(ReIDModel):
 
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__(cfg, num_classes)
-        self.pool = POOLING[cfg.model.pooling]()
+        self.pool = make_pooling(cfg.model.pooling)
         inputs, width = self.backbone.out_channels, cfg.model.embedding_dim or 256
         self.branches = nn.ModuleList(
             Branch(cfg, width, num_classes, embedding(inputs, width)) for _ in range(self.parts)

@@ -123,8 +123,7 @@ def trace(module: nn.Module, inputs: torch.Tensor, dynamic: int, name: str) -> t
 
 
 def to_onnx(module: nn.Module, inputs: torch.Tensor, dynamic: int, name: str) -> Any:
-    """A module as an onnx.ModelProto; the others are as in `trace`. Raises UserError, naming `name`, where that
-    fails."""
+    """A module as an onnx.ModelProto; arguments and errors as in `trace`."""
     if sum(t.nbytes for t in module.state_dict().values()) >= ONNX_BYTES:
         raise UserError(f"{name} is beyond the 2 GB of an ONNX file; give --half, or --format export")
     with patch.object(F, "scaled_dot_product_attention", attention):
@@ -158,30 +157,19 @@ def quantise(model: Any, crops: np.ndarray) -> Any:
     """
     from onnxruntime import quantization as q
 
-    class Reader(q.CalibrationDataReader):
-        def __init__(self):
-            self.batches = iter(np.array_split(crops, -(-len(crops) // CALIBRATION_BATCH)))
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {INPUT: batch}
+    batches = iter([{INPUT: batch} for batch in np.array_split(crops, -(-len(crops) // CALIBRATION_BATCH))])
+    reader = type("Reader", (q.CalibrationDataReader,), {"get_next": lambda self: next(batches, None)})()
 
     inside = [n for n in model.graph.node if any(p.key == SCOPES and BACKBONE in p.value for p in n.metadata_props)]
     names = {node.name for node in inside}
     first = [node.name for node in inside if node.op_type == "Conv"][:FLOAT_CONVOLUTIONS]
     with tempfile.TemporaryDirectory() as folder, quiet():
         q.quantize_static(
-            model,
-            f"{folder}/int8.onnx",
-            Reader(),
-            quant_format=q.QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=q.QuantType.QUInt8,
-            weight_type=q.QuantType.QInt8,
-            op_types_to_quantize=QUANTISED,
+            model, f"{folder}/int8.onnx", reader, quant_format=q.QuantFormat.QDQ, per_channel=True,
+            activation_type=q.QuantType.QUInt8, weight_type=q.QuantType.QInt8, op_types_to_quantize=QUANTISED,
             nodes_to_exclude=[*first, *(node.name for node in model.graph.node if node.name not in names)],
             extra_options={"CalibMovingAverage": True},
-        )
+        )  # fmt: skip
         return load_package("onnx").load(f"{folder}/int8.onnx")
 
 

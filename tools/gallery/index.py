@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from datasets.folder import find_pictures
+from datasets.folder import list_pictures
 from processor.extractor import FeatureExtractor
 from tools.gallery.engines import build_engine, load_faiss, nearest, read_engine, remove_from_engine, search_engine
 from utils.errors import Stopped, UserError
@@ -209,9 +209,8 @@ def extractor_of(index: Index, checkpoint: str = "", **options: Any) -> FeatureE
     extractor = FeatureExtractor(checkpoint or made_by, flip=index.about["flip"], **options)
     if stored != extractor.fingerprint:
         raise UserError(
-            f"{index.directory} was made by another model (weights {stored}, then in {made_by}) than "
-            f"{extractor.checkpoint} (weights {extractor.fingerprint}), so their features cannot be compared; give its "
-            "own --checkpoint, or index again"
+            f"{index.directory} is of another model (that of {made_by}) than {extractor.checkpoint}, so their "
+            "features cannot be compared; give its own --checkpoint, or index again"
         )
     return extractor
 
@@ -224,27 +223,18 @@ def place_of(root: str | Path, path: str) -> Path:
 def list_files(root: Path, places: Sequence[str | Path]) -> list[File]:
     """Pictures of folders, and picture files, each once, sorted by their path relative to `root`.
 
-    Raises UserError for a place that does not exist, a folder without pictures, and if there is no place.
+    Raises UserError as `list_pictures` does, and if there is no place.
     """
     if not places:
         raise UserError("no picture is named; name folders of pictures, or pictures")
     found = {}
-    for place in map(Path, places):
-        if not place.exists():
-            raise UserError(f"there is no {place}; name a folder of pictures or a picture")
-        names, others = find_pictures(place) if place.is_dir() else ([""], 0)
-        if others:
-            log.info("files in %s that are no pictures by their names, left out: %d", place, others)
-        if not names:
-            raise UserError(f"{place} and the folders in it hold no picture (a run's directory would hold a last.pth)")
-        for name in names:
-            relative = os.path.relpath(os.path.abspath(place / name), root)
-            try:
-                status = os.stat(place / name)
-                state = (status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))
-            except OSError:
-                state = (0, 0)  # it is listed with the files that cannot be read
-            found[relative] = File(Path(relative).as_posix(), *state)
+    for path in (path for place in places for path in list_pictures(place)):
+        relative = Path(os.path.relpath(os.path.abspath(path), root)).as_posix()
+        try:
+            status = path.stat()
+            found[relative] = File(relative, status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))
+        except OSError:
+            found[relative] = File(relative, 0, 0)  # it is listed with the files that cannot be read
     return sorted(found.values())
 
 
@@ -303,10 +293,8 @@ def make_index(
         index.drop([row for row, file in enumerate(index.files) if file not in wanted])
         if engine != "exact":
             log.info("building %s", engine)
-            index.engine, index.about["engine"] = (
-                build_engine(engine, index.features, np.array(index.ids)),
-                {"kind": engine},
-            )
+            index.engine = build_engine(engine, index.features, np.array(index.ids))
+            index.about["engine"] = {"kind": engine}
         index.about["complete"] = True
         index.save()
     log.info("pictures in %s: %d, of which computed now: %d", output, len(index), computed)
@@ -348,15 +336,14 @@ def remove(index: Index, names: Sequence[str]) -> None:
     """
     if not names:
         raise UserError("no picture is named; name those to remove, or folders of them")
-    paths, rows = [file.path for file in index.files], set()
-    for name in names:
-        found = rows_named(paths, Path(index.about["root"]), name)
-        if not found:
+    paths, root, before = [file.path for file in index.files], Path(index.about["root"]), len(index)
+    found = {name: rows_named(paths, root, name) for name in names}
+    for name, rows in found.items():
+        if not rows:
             raise UserError(f"{index.directory} holds no picture called {name}, and none in a folder of that name")
-        rows.update(found)
-    index.drop(sorted(rows))
+    index.drop(sorted(set().union(*found.values())))
     index.save()
-    log.info("removed: %d; pictures in %s: %d", len(rows), index.directory, len(index))
+    log.info("removed: %d; pictures in %s: %d", before - len(index), index.directory, len(index))
 
 
 def rows_named(paths: Sequence[str], root: Path, name: str) -> list[int]:

@@ -1,41 +1,48 @@
-"""Steps of the architecture search: options, the supernet with its limits, and trainings that resume when repeated."""
+"""Steps of the architecture search: options, the supernet with its limits, trainings that resume, scores."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+from torch import nn
 from tqdm import tqdm
 
 from config import Config, load_preset
 from config.cli import parse_settings, split_first, typed_command
 from config.config import option
+from datasets.loaders import TestLoader, TrainLoader
+from datasets.make import make_dataset
+from model import ReIDModel
 from model.backbones.searchable import Spec, multiply_adds, self_contained
 from processor.checkpoint import LAST, load_model
 from processor.environment import describe_environment, pick_device
+from processor.evaluate import extract_features
 from processor.resume import FREE_SETTINGS
 from processor.train import do_train
 from tools.light.evolution import Candidate, Limits, Scores, search_each_size
 from tools.light.latency import LatencyTable
-from tools.light.score import Scorer, use_heldout_as_test
 from tools.light.space import Space, mobilenet_v2
 from utils.errors import UserError
+from utils.files import write_atomically
 from utils.logging import log, setup_logging
+from utils.metrics import evaluate
 
 SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9}
 RANGES = {
-    "max_latency": "[0, inf)",
-    "latency_batch": "[1, inf)",
-    "supernet_epochs": "[0, inf)",
-    "at_random": "[1, inf)",
-}
+    "max_latency": "[0, inf)", "latency_batch": "[1, inf)", "supernet_epochs": "[0, inf)", "at_random": "[1, inf)",
+}  # fmt: skip
 # Gradient norm of the supernet. Each step trains another network; without clipping, one SGD step in hundreds was so
 # large that everything learned so far was lost.
 CLIP_GRAD = 5.0
+CALIBRATION = 8  # batches from which a candidate's batch norm statistics are computed
 
 
 @dataclass
@@ -87,11 +94,14 @@ class Search:
 
     def run(self, count: int, at_random: int) -> list[Candidate]:
         """Score `count` networks, of which `at_random` are random; best first."""
-        space = Space(self.cfg.data.height, self.cfg.data.width)
+        space, seed = Space(self.cfg.data.height, self.cfg.data.width), self.cfg.run.seed
         with tqdm(total=count, unit="network", leave=False, dynamic_ncols=True) as bar:
-            return search_each_size(
-                space, self.limits, self.score, self.cfg.run.seed, count, at_random, lambda _: bar.update()
-            )
+
+            def score(spec: Spec) -> float:
+                bar.update()
+                return self.score(spec)
+
+            return search_each_size(space, self.limits, score, seed, count, at_random)
 
     def train_each(self, candidates: Sequence[Candidate], seed: int) -> list[float]:
         """mAP in percent of each network when trained alone, on the identities that the supernet is scored on."""
@@ -159,3 +169,67 @@ def spec_id(spec: Spec) -> str:
 def usual_last_stride(backbone: str) -> int:
     """The last stride of the authors: OSNet has no other than 1."""
     return 1 if backbone.startswith("osnet") else 2
+
+
+# ---- scores of parts of a supernet, on training identities that it was not trained on; no test image is read
+
+
+def use_heldout_as_test(cfg: Config, directory: Path) -> Config:
+    """The settings with a dataset whose test split is the held-out training identities.
+
+    The dataset is a CSV file in `directory` that lists no image of the real test split, so none can be read with these
+    settings. Its name depends on its contents. Raises UserError without --holdout-ids.
+    """
+    if not cfg.data.holdout_ids:
+        raise UserError("networks are scored on identities held out from training; give --holdout-ids 20")
+    dataset, text = make_dataset(cfg), io.StringIO()
+    rows = csv.writer(text)
+    rows.writerow(("path", "pid", "split") + ("camid",) * dataset.cameras)
+    for split, samples in (("train", dataset.train), ("test", dataset.heldout)):
+        for s in samples:
+            rows.writerow((Path(s.path).absolute(), s.pid, split) + (s.camid,) * dataset.cameras)
+    content = text.getvalue().encode(errors="surrogateescape")
+    file = directory.absolute() / f"people-{hashlib.sha256(content).hexdigest()[:8]}.csv"
+    write_atomically(file, lambda temporary: temporary.write_bytes(content))
+    cfg = cfg.replace(dataset=str(file), test_dataset="", protocol="auto")
+    return cfg.replace(holdout_ids=0, train_ids=0, test_ids=0)
+
+
+class Scorer:
+    """mAP in percent of parts of a supernet on the test split of the settings.
+
+    Batch norm statistics are computed for each part, on the same training batches without augmentation.
+    """
+
+    def __init__(self, cfg: Config, model: ReIDModel, device: torch.device):
+        self.cfg, self.model, self.device = cfg, model, device
+        dataset = make_dataset(cfg)
+        self.query, self.gallery = TestLoader(cfg, dataset.query, "query"), TestLoader(cfg, dataset.gallery, "gallery")
+        plain = cfg.replace(pad=0, **{name: 0.0 for name in cfg.to_dict() if name.endswith("_prob")})
+        loader = TrainLoader(plain, dataset.train)
+        batches = loader.epoch(0, device)
+        self.batches = [images for images, _ in (next(batches) for _ in range(min(CALIBRATION, len(loader))))]
+        batches.close()
+
+    def __call__(self, spec: Spec) -> float:
+        self.model.backbone.select(spec)
+        recalibrate(self.model, self.batches)
+        query, gallery = (extract_features(self.cfg, self.model, x, self.device)[0] for x in (self.query, self.gallery))
+        ids = (self.query.pids, self.gallery.pids, self.query.camids, self.gallery.camids)
+        return 100 * evaluate(query, gallery, *ids, metric=self.cfg.eval.metric).mAP
+
+
+@torch.no_grad()
+def recalibrate(model: ReIDModel, batches: list[torch.Tensor]) -> None:
+    """Set the statistics of all batch norms to their mean over batches (B, 3, H, W), for the selected network."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches, not a moving average
+    model.train()
+    for images in batches:
+        model(images)
+    model.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from config import Config
+from model.backbones.checks import init_convolutions
 from model.backbones.searchable import HEAD, STEM, Block, NoWeights, Spec, blocks, squeezed
-from model.backbones.stages import init_convolutions
 from tools.light.space import Space
 from utils.errors import UserError
 
@@ -70,7 +70,7 @@ class Supernet(nn.Module):
 
     The images are resized to those that the network takes. Each training step runs a random network, which depends on
     the seed and on the number of steps so far; a checkpoint holds that number. In evaluation mode the largest runs.
-    `select` chooses one for both. A part needs batch norm statistics of its own (`score.recalibrate`) before
+    `select` chooses one for both. A part needs batch norm statistics of its own (`runs.recalibrate`) before
     its score means anything. Blocks with a shortcut start as the identity (BigNAS, section 3.1); otherwise networks of
     different depths disturb each other for hundreds of steps.
     """

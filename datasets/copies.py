@@ -1,0 +1,90 @@
+"""Gallery images that are a query's own file, which must never count as its match, and files on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from datasets.base import ReIDDataset, Sample, join_notes
+from datasets.images import read_bytes
+from utils.errors import UserError
+
+
+def equal_files(first: Iterable[str], second: Iterable[str]) -> dict[str, str]:
+    """Digest of each file of two lists that has an equal one in the other list; only files of equal size are read."""
+    sides, sizes = [set(first), set(second)], defaultdict(lambda: (set(), set()))
+    for number, paths in enumerate(sides):
+        for path in paths:
+            sizes[_size(path)][number].add(path)
+    digests: list[dict[str, str]] = [{}, {}]
+    for both in (both for size, both in sizes.items() if size > 0 and all(both)):
+        for digest, paths in zip(digests, both, strict=True):
+            digest |= {path: _digest(path) for path in paths}
+    common = set(digests[0].values()) & set(digests[1].values()) - {""}
+    return {path: key for digest in digests for path, key in digest.items() if key in common}
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):  # reported where images are read
+        return 0
+
+
+def _digest(path: str) -> str:
+    try:
+        return hashlib.sha1(read_bytes(path).data).hexdigest()
+    except UserError:
+        return ""
+
+
+def ignore_own_pictures(dataset: ReIDDataset) -> ReIDDataset:
+    """The dataset without gallery images that are equal to a query and would count for it: as a match, if they are of
+    its identity under another (or an unknown) camera, or as a wrong one.
+
+    If a query would then have no match, as where queries and gallery are the same images, the copies stay, but under
+    the query's camera, so that the scores ignore them for this query only.
+    """
+    key = equal_files((s.path for s in dataset.query), (s.path for s in dataset.gallery))
+    queries = defaultdict(list)
+    for s in dataset.query:
+        if s.path in key:
+            queries[key[s.path]].append(s)
+
+    def counts(s: Sample) -> bool:
+        return any((q.pid, q.camid) != (s.pid, s.camid) for q in queries[key[s.path]])
+
+    copies = {s for s in dataset.gallery if s.path in key and counts(s)}
+    if not copies:
+        return dataset
+    gallery = [s for s in dataset.gallery if s not in copies]
+    words = (
+        f"{len(copies)} of {len(dataset.gallery)} gallery images are copies of queries, which are never their own match"
+    )
+    if _queries_with_match(dataset.query, gallery, {}) < _queries_with_match(dataset.query, dataset.gallery, key):
+
+        def under_one_camera(s: Sample) -> Sample:
+            return s._replace(camid=queries[key[s.path]][0].camid) if s.path in key else s
+
+        query = [under_one_camera(s) for s in dataset.query]
+        own = {(key[s.path], s.pid) for s in query if s.path in key}
+        kept = (s for s in dataset.gallery if s.path not in key or (key[s.path], s.pid) in own)
+        dataset, gallery = replace(dataset, query=query), [under_one_camera(s) for s in kept]
+    return replace(dataset, gallery=gallery, test_note=join_notes(dataset.test_note, words))
+
+
+def _queries_with_match(query: Sequence[Sample], gallery: Sequence[Sample], key: dict[str, str]) -> int:
+    """Number of queries that have an image of their identity under another camera that is not their own file."""
+    places = defaultdict(set)
+    for s in gallery:
+        places[s.pid].add((s.camid, key.get(s.path)))
+    return sum(any(c != s.camid and (k is None or k != key.get(s.path)) for c, k in places[s.pid]) for s in query)
+
+
+def count_shared(train: Sequence[Sample], test: Sequence[Sample]) -> int:
+    """Number of test files that are also trained on, however their paths are written."""
+    places = {os.path.realpath(s.path) for s in train}
+    return sum(os.path.realpath(path) in places for path in {s.path for s in test})

@@ -1,0 +1,56 @@
+"""Samplers that do not pick by identity: all images in random order, or equally many images of every identity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from utils.errors import UserError
+
+
+class ShuffleSampler:
+    """Images in random order without repeats; the last incomplete batch is dropped, as tiny ones harm batch norm.
+
+    Raises UserError when there are fewer images than a batch holds.
+    """
+
+    def __init__(self, pids: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
+        if batch_size % world_size:
+            raise UserError(
+                f"--batch-size {batch_size} does not split over {world_size} processes; use a multiple of {world_size}"
+            )
+        if len(pids) < batch_size:
+            raise UserError(f"--batch-size {batch_size} is more than the {len(pids)} training images; lower it")
+        self.images, self.batch_size, self.seed = len(pids), batch_size, seed
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return self.images // self.batch_size
+
+    def epoch(self, epoch: int) -> Iterator[np.ndarray]:
+        """The batches of one epoch (counted from 0): arrays of batch_size/world_size image indices."""
+        order = self._order(np.random.default_rng([self.seed, epoch]))
+        share = self.batch_size // self.world_size
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            yield order[start + self.rank * share : start + (self.rank + 1) * share]
+
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
+        return rng.permutation(self.images)
+
+
+class WeightedSampler(ShuffleSampler):
+    """Random images, equally many of every identity: round after round, each identity gives one.
+
+    An epoch is as long as that of ShuffleSampler; images of small identities come several times in it.
+    """
+
+    def __init__(self, pids: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
+        super().__init__(pids, batch_size, seed, rank, world_size)
+        self.by_pid = np.argsort(pids, kind="stable")
+        _, self.first, self.counts = np.unique(np.asarray(pids)[self.by_pid], return_index=True, return_counts=True)
+
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
+        identities, rounds = len(self.counts), -(-self.images // len(self.counts))
+        who = np.concatenate([rng.permutation(identities) for _ in range(rounds)])[: self.images]
+        return self.by_pid[self.first[who] + rng.integers(self.counts[who])]
