@@ -17,7 +17,6 @@ from config import Config
 from model import ReIDModel, build_model
 from utils.errors import UserError
 from utils.files import load_plain, write_atomically
-from utils.logging import log
 
 LAST, BEST = "last.pth", "best.pth"
 MODEL = ("model", "config", "labels")  # dicts that every checkpoint holds
@@ -26,7 +25,8 @@ MODEL = ("model", "config", "labels")  # dicts that every checkpoint holds
 def save_checkpoint(path: str | Path, state: dict[str, Any], keep: int = 1) -> None:
     """Write `state` atomically; the `keep` - 1 files before it are kept as last.1.pth (the newest), last.2.pth, ...
 
-    Raises UserError if it cannot be written; the existing files are then unchanged.
+    There is a file `path` at every moment, once there is one. Raises UserError if it cannot be written; the existing
+    files are then unchanged.
     """
     path = Path(path)
 
@@ -34,26 +34,38 @@ def save_checkpoint(path: str | Path, state: dict[str, Any], keep: int = 1) -> N
         with open(temporary, "wb") as file:  # torch's own message for a full disk is "unexpected pos 640 vs 598"
             torch.save(state, file)
 
-    def rename_older() -> None:  # a kill in here leaves a gap in the numbers, at which the renaming ends
+    def keep_older() -> None:
         count = next(n for n in range(keep) if n == keep - 1 or not older(path, n).exists())
-        for number in range(count, 0, -1):
+        for number in range(count, 1, -1):  # a kill in here leaves a gap in the numbers, at which the renaming ends
             os.replace(older(path, number - 1), older(path, number))
+        if count:
+            copy_or_move(path, older(path, 1))
 
     try:
-        write_atomically(path, write, rename_older)
-        for old in kept_checkpoints(path)[1:]:
-            if number_of(path, old) >= keep:
-                old.unlink()
+        write_atomically(path, write, keep_older)
+        for old in set(kept_checkpoints(path)).difference(older(path, number) for number in range(keep)):
+            old.unlink()
     except (OSError, RuntimeError) as error:
         cause = error
         while cause and not isinstance(cause, OSError):
             cause = cause.__context__  # torch raises RuntimeError while it handles the system's error
         if cause is None:
             raise
-        raise UserError(
-            f"{path} could not be written ({cause.strerror}); the checkpoints before it are unchanged: fix the cause, "
-            "then continue with --resume"
-        ) from error
+        fix = "the checkpoints before it are unchanged: fix the cause, then continue with --resume"
+        raise UserError(f"{path} could not be written ({cause.strerror}); {fix}") from error
+
+
+def copy_or_move(path: Path, other: Path) -> None:
+    """Give a file a second name, as a hard link; where the file system has none, rename it."""
+    link = path.with_name(f".{path.name}.link.tmp")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:
+        link = path
+    os.replace(link, other)
+    if link != path:
+        link.unlink(missing_ok=True)  # still there if both were names of one file, after a kill
 
 
 def older(path: Path, number: int) -> Path:
@@ -61,35 +73,12 @@ def older(path: Path, number: int) -> Path:
     return path.with_name(f"{path.stem}.{number}{path.suffix}") if number else path
 
 
-def number_of(path: Path, name: Path) -> int:
-    """How many checkpoints ago `name` was `path`; -1 for other files."""
-    if name == path:
-        return 0
-    match = re.fullmatch(rf"{re.escape(path.stem)}\.([1-9]\d*){re.escape(path.suffix)}", name.name)
-    return int(match[1]) if match else -1
-
-
 def kept_checkpoints(path: Path) -> list[Path]:
     """`path` and the older ones, as far as they exist, the newest first by number: a copy does not keep file times, and
     a kill between two renames may have left only older ones."""
-    found = [name for name in path.parent.glob("*") if number_of(path, name) >= 0]
-    return sorted(found, key=lambda name: number_of(path, name))
-
-
-def newest_valid(path: Path, keys: Iterable[str] = MODEL) -> tuple[Path, dict[str, Any]]:
-    """The newest of `path` and the older ones that can be read, and its dict; logs a warning for each that cannot.
-
-    Raises UserError with the newest one's reason if none can be read.
-    """
-    errors = []
-    for candidate in kept_checkpoints(path) or [path]:
-        try:
-            return candidate, read_dict(candidate, keys)
-        except UserError as error:
-            errors.append(error)
-            log.warning("warning: %s; trying the one before it", error)
-    others = f"; nor can the {len(errors) - 1} before it" if errors[1:] else ""
-    raise UserError(f"{errors[0]}{others}; start again without --resume") from errors[0]
+    pattern = re.compile(rf"{re.escape(path.stem)}(?:\.([1-9]\d*))?{re.escape(path.suffix)}")
+    matches = filter(None, (pattern.fullmatch(file.name) for file in path.parent.glob("*")))
+    return [older(path, number) for number in sorted(int(match[1] or 0) for match in matches)]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -104,10 +93,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def read_dict(path: str | Path, keys: Iterable[str]) -> dict[str, Any]:
     """The dict of a checkpoint that has these keys. Raises UserError for any other file."""
-    if not Path(path).exists():
-        raise UserError(f"there is no checkpoint {path}")
     if not Path(path).is_file():
-        raise UserError(f"{path} is a directory, not a checkpoint")
+        raise UserError(
+            f"{path} is a directory, not a checkpoint" if Path(path).exists() else f"there is no checkpoint {path}"
+        )
     check_undamaged(path)
     state = load_plain(path)
     if not isinstance(state, dict) or not all(isinstance(state.get(name), dict) for name in MODEL):
@@ -127,10 +116,10 @@ def check_undamaged(path: str | Path) -> None:
             # torch reads a part with such an attribute as a directory, and fills its tensor with random memory
             odd = [part.filename for part in archive.infolist() if part.external_attr or part.compress_type]
             damaged = archive.testzip()
+        if damaged or odd:
+            raise ValueError(f"see its part {damaged or odd[0]}")
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, struct.error, zlib.error) as error:
         raise UserError(f"{path} is damaged or not a checkpoint ({error})") from error
-    if damaged or odd:
-        raise UserError(f"{path} is damaged or not a checkpoint (see its part {damaged or odd[0]})")
 
 
 def stored_config(state: dict[str, Any], path: str | Path) -> Config:
@@ -150,10 +139,7 @@ def stored_config(state: dict[str, Any], path: str | Path) -> Config:
 
 
 def load_model(checkpoint: str | Path, device: str | torch.device) -> tuple[ReIDModel, Config]:
-    """The model of a checkpoint in evaluation mode on `device`, and the Config that it was trained with.
-
-    Raises UserError if the file is not a valid checkpoint.
-    """
+    """The model of a checkpoint in evaluation mode on `device`, and its settings. Raises UserError."""
     state = read_checkpoint(checkpoint)
     cfg = stored_config(state, checkpoint)
     return rebuild_model(state, checkpoint, cfg).to(device).eval(), cfg

@@ -8,7 +8,12 @@ with their number; the learning rate is usually raised in proportion to the batc
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
+import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +26,7 @@ from torch import nn
 
 from config import Config
 from config.config import option
+from processor.ranks import Ranks
 from utils.errors import UserError
 
 TIMEOUT = timedelta(hours=2)  # others wait while one re-ranks a large gallery
@@ -30,50 +36,56 @@ LOCAL_SETTINGS = {"dataset", "test_dataset", "data_root", "weights", "log_dir", 
 LOCAL_SETTINGS |= {"device", "workers"}
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """The number of this process, counted from 0, and of all. With one process, every function here does nothing."""
-
-    rank: int = 0
-    size: int = 1
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the process that writes files and logs."""
-        return self.rank == 0
-
-
-ALONE = Ranks()
-
-
 @contextlib.contextmanager
-def init_distributed(cfg: Config, environ: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
-    """Join the processes that torchrun started; without torchrun there is one.
+def join_processes(cfg: Config, environ: Mapping[str, str]) -> Iterator[Ranks]:
+    """Join the processes that torchrun started.
 
     Each uses the GPU with its number on its machine; if there are fewer GPUs they are shared, over gloo. Raises
     UserError for settings that cannot work, and if another process ends early.
     """
-    size = int(environ.get("WORLD_SIZE", 1))
     if dist.is_initialized():
-        yield Ranks(dist.get_rank(), dist.get_world_size())
+        yield DistributedRanks(dist.get_rank(), dist.get_world_size())
         return
-    if size == 1:
-        yield ALONE
-        return
+    size = int(environ["WORLD_SIZE"])
     backend = choose_backend(cfg, environ)
     try:
         dist.init_process_group(backend, timeout=TIMEOUT)
     except (ValueError, dist.DistError) as error:
         place = ":".join(environ[name] for name in RENDEZVOUS[1:])
         raise UserError(f"the {size} processes could not connect at {place}: {str(error).splitlines()[0]}") from error
+    end_with_torchrun()
+    done = False
     try:
-        yield Ranks(dist.get_rank(), size)
+        yield DistributedRanks(dist.get_rank(), size)
+        done = True
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise UserError("another process has ended, so this one cannot continue; see the other's message") from error
-    # Not after an error: with NCCL it would wait for the others, and torchrun for this one.
-    dist.destroy_process_group()
+    finally:
+        signal.set_wakeup_fd(-1)
+        if done or backend == "gloo":  # after an error NCCL would wait for the others, and torchrun for this one
+            dist.destroy_process_group()
+
+
+def end_with_torchrun() -> None:
+    """Stop when torchrun is killed (on Linux), and after a second signal even while waiting for others.
+
+    Python handles no signal while torch waits, so a thread ends the process 5 seconds after the second one.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        os.read(read, 1)
+        (number,) = os.read(read, 1)
+        time.sleep(5)
+        os._exit(128 + number)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def choose_backend(cfg: Config, environ: Mapping[str, str]) -> str:
@@ -84,6 +96,13 @@ def choose_backend(cfg: Config, environ: Mapping[str, str]) -> str:
             f"WORLD_SIZE is {environ['WORLD_SIZE']}, so there should be other processes, but {' and '.join(missing)} "
             "is not set; start them with torchrun, or unset WORLD_SIZE to train in one process"
         )
+    if not cfg.loop.gather and cfg.data.sampler in ("pk", "pk_cameras"):
+        share = cfg.data.batch_size // int(environ["WORLD_SIZE"])
+        if share < 2 * cfg.data.images_per_id:
+            raise UserError(
+                f"--no-gather leaves each process a batch of {share}, fewer than two identities of "
+                f"{cfg.data.images_per_id} images; raise --batch-size, or leave out --no-gather"
+            )
     if cfg.run.device.startswith("cuda:"):
         raise UserError(
             f"--device {cfg.run.device} is one GPU, and several processes need one each; give --device cuda"
@@ -97,104 +116,113 @@ def choose_backend(cfg: Config, environ: Mapping[str, str]) -> str:
     return cfg.loop.backend if cfg.loop.backend != "auto" else "nccl" if gpus >= local_size else "gloo"
 
 
-def torchrun_command(ranks: Ranks, command: str, environ: Mapping[str, str] = os.environ) -> str:
-    """The command that repeats the run: `python ...` as typed, or torchrun with as many processes."""
-    if ranks.size == 1:
-        return command
-    local_size = int(environ.get("LOCAL_WORLD_SIZE", ranks.size))
-    nodes = f"--nnodes={ranks.size // local_size} " if ranks.size > local_size else ""
-    return command.replace("python ", f"torchrun {nodes}--nproc-per-node={local_size} ", 1)
+@dataclass(frozen=True)
+class DistributedRanks(Ranks):
+    """One of several processes. All of them must call each of the methods together."""
 
+    rank: int
+    size: int
 
-# ---- errors, and what must be equal in all processes
+    def command(self, command: str, environ: Mapping[str, str] = os.environ) -> str:
+        """The command that repeats the run: `python ...` as typed becomes torchrun with as many processes."""
+        local_size = int(environ.get("LOCAL_WORLD_SIZE", self.size))
+        nodes = f"--nnodes={self.size // local_size} " if self.size > local_size else ""
+        return command.replace("python ", f"torchrun {nodes}--nproc-per-node={local_size} ", 1)
 
+    @contextlib.contextmanager
+    def sync_errors(self, first_alone: bool = False) -> Iterator[None]:
+        """An error in the block of one process ends all, so that none waits for another forever: the first process
+        raises it (UserError or OSError), the others exit silently. No process may wait for another inside the block.
 
-@contextlib.contextmanager
-def sync_errors(ranks: Ranks, first_alone: bool = False) -> Iterator[None]:
-    """An error in the block of one process ends all, so that none waits for another forever: the first process raises
-    it (UserError or OSError), the others exit silently. No process may wait for another inside the block.
+        first_alone: the others wait until the first is done, and find the files that it has written.
+        """
+        error = None
+        if first_alone and not self.first:
+            self._raise_any(None)
+        try:
+            yield
+        except (UserError, OSError) as caught:
+            error = caught
+        if first_alone and self.first:
+            self._raise_any(error)
+        self._raise_any(error)
 
-    first_alone: the others wait until the first is done, and find the files that it has written.
-    """
-    error = None
-    if first_alone and not ranks.first:
-        _raise_any(ranks, None)
-    try:
-        yield
-    except (UserError, OSError) as caught:
-        error = caught
-    if first_alone and ranks.first:
-        _raise_any(ranks, error)
-    _raise_any(ranks, error)
+    def _raise_any(self, error: Exception | None) -> None:
+        messages = [message for message in self.all_gather(error and (self.rank, str(error))) if message]
+        if messages and not self.first:
+            raise SystemExit(2)
+        if error:
+            raise error
+        if messages:
+            raise UserError(f"process {messages[0][0]}: {messages[0][1]}")
 
+    def check_same(self, values: Mapping[str, Any]) -> None:
+        """Raises UserError with the names of the values that are not the same in all processes."""
+        first, *others = self.all_gather(dict(values))
+        differ = ", ".join(name for name in first if any(other[name] != first[name] for other in others))
+        if differ:
+            self._raise_any(UserError(f"the processes do not agree on {differ}; give all the same data and settings"))
 
-def _raise_any(ranks: Ranks, error: Exception | None) -> None:
-    messages = [message for message in all_gather(ranks, error and (ranks.rank, str(error))) if message]
-    if messages and not ranks.first:
-        raise SystemExit(2)
-    if error:
-        raise error
-    if messages:
-        raise UserError(f"process {messages[0][0]}: {messages[0][1]}")
+    def check_same_settings(self, cfg: Config) -> None:
+        """Raises UserError with the names of the settings that are not the same in all processes."""
+        self.check_same({option(name): value for name, value in cfg.to_dict().items() if name not in LOCAL_SETTINGS})
 
+    def all_gather(self, value: Any) -> list[Any]:
+        """The values of all processes, in their order, in all of them; tensors in them must be on the CPU."""
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
-def check_same(ranks: Ranks, values: Mapping[str, Any]) -> None:
-    """Raises UserError with the names of the values that are not the same in all processes."""
-    first, *others = all_gather(ranks, dict(values))
-    differ = ", ".join(name for name in first if any(other[name] != first[name] for other in others))
-    if differ:
-        _raise_any(ranks, UserError(f"the processes do not agree on {differ}; give all the same data and settings"))
+    @torch.no_grad()
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Overwrite these tensors with those of the first process."""
+        tensors = list(tensors)
+        for dtype in dict.fromkeys(t.dtype for t in tensors):
+            some = [t for t in tensors if t.dtype == dtype]
+            row = torch.cat([t.reshape(-1) for t in some])  # one message instead of hundreds
+            dist.broadcast(row, 0)
+            parts = row.split([t.numel() for t in some])
+            torch._foreach_copy_(some, [part.view(t.shape) for part, t in zip(parts, some, strict=True)])
 
-
-def check_same_settings(ranks: Ranks, cfg: Config) -> None:
-    """Raises UserError with the names of the settings that are not the same in all processes."""
-    check_same(ranks, {option(name): value for name, value in cfg.to_dict().items() if name not in LOCAL_SETTINGS})
-
-
-# ---- values and tensors of all processes
-
-
-def all_gather(ranks: Ranks, value: Any) -> list[Any]:
-    """The values of all processes, in their order, in all of them; tensors in them must be on the CPU."""
-    if ranks.size == 1:
-        return [value]
-    values = [None] * ranks.size
-    dist.all_gather_object(values, value)
-    return values
-
-
-@torch.no_grad()
-def broadcast_tensors(ranks: Ranks, tensors: Iterable[torch.Tensor]) -> None:
-    """Overwrite these tensors with those of the first process."""
-    if ranks.size == 1:
-        return
-    tensors = list(tensors)
-    for dtype in dict.fromkeys(t.dtype for t in tensors):
-        some = [t for t in tensors if t.dtype == dtype]
-        row = torch.cat([t.reshape(-1) for t in some])  # one message instead of hundreds
-        dist.broadcast(row, 0)
-        parts = row.split([t.numel() for t in some])
-        torch._foreach_copy_(some, [part.view(t.shape) for part, t in zip(parts, some, strict=True)])
-
-
-def all_reduce_mean(ranks: Ranks, values: torch.Tensor) -> torch.Tensor:
-    """The mean of the processes' tensors of one shape, in all of them."""
-    if ranks.size > 1:
+    def all_reduce_mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean of the processes' tensors of one shape, in all of them; `values` is overwritten."""
         dist.all_reduce(values)
-        values /= ranks.size
-    return values
+        return values.div_(self.size)
 
+    def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows (N, D) of all processes, concatenated, without gradients; N may differ."""
+        lengths = self.all_gather(len(rows))
+        padded = rows.new_zeros(max(lengths), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
-def gather_rows(ranks: Ranks, rows: torch.Tensor) -> torch.Tensor:
-    """The rows (N, D) of all processes, concatenated, without gradients; N may differ."""
-    if ranks.size == 1:
-        return rows
-    lengths = all_gather(ranks, len(rows))
-    padded = rows.new_zeros(max(lengths), *rows.shape[1:])
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in lengths]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+    def gather_batch(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows (B, ...) of one batch of all processes, the same number from each, concatenated, with gradients."""
+        return _GatherBatch.apply(rows, self)
+
+    def parallel(self, model: nn.Module, criterion: nn.Module, device: torch.device) -> nn.Module:
+        """The model with its gradients averaged over the processes."""
+        logits, features = criterion.cfg.loss.id_weight > 0, bool(criterion.metric or criterion.centers)
+        all_used = logits and (features or len(model.heads) == len(model.branches))
+        options = {"device_ids": [device] if device.type == "cuda" else None, "find_unused_parameters": not all_used}
+        options["broadcast_buffers"] = False  # batch norm's statistics are broadcast after each step
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.15 renames that option
+            return nn.parallel.DistributedDataParallel(
+                model if all_used else UsedOutputs(model, logits, features), **options
+            )
+
+    def sync_batch_norm(self, cfg: Config, model: nn.Module, device: torch.device) -> nn.Module:
+        """The model with batch norm over the images of all processes, if the settings ask for it; not on CPUs."""
+        if not cfg.loop.sync_bn or device.type != "cuda":
+            return model
+        if cfg.model.backbone.startswith("timm/"):
+            from timm.layers import convert_sync_batchnorm  # keeps the activation inside timm's batch norm
+
+            return convert_sync_batchnorm(model)
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 class _GatherBatch(torch.autograd.Function):
@@ -203,7 +231,7 @@ class _GatherBatch(torch.autograd.Function):
     the whole batch needs their sum."""
 
     @staticmethod
-    def forward(ctx, rows: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    def forward(ctx, rows: torch.Tensor, ranks: DistributedRanks) -> torch.Tensor:
         ctx.ranks, ctx.length = ranks, len(rows)
         parts = [torch.empty_like(rows) for _ in range(ranks.size)]
         dist.all_gather(parts, rows.contiguous())
@@ -213,14 +241,6 @@ class _GatherBatch(torch.autograd.Function):
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         start = ctx.ranks.rank * ctx.length
         return gradient[start : start + ctx.length] * ctx.ranks.size, None
-
-
-def gather_batch(ranks: Ranks, rows: torch.Tensor) -> torch.Tensor:
-    """The rows (B, ...) of one batch of all processes, the same number from each, concatenated, with gradients."""
-    return rows if ranks.size == 1 else _GatherBatch.apply(rows, ranks)
-
-
-# ---- the model
 
 
 class UsedOutputs(nn.Module):
@@ -237,29 +257,3 @@ class UsedOutputs(nn.Module):
             [x if self.logits else x.detach() for x in logits],
             [x if self.features else x.detach() for x in features],
         )
-
-
-def parallel(ranks: Ranks, model: nn.Module, criterion: nn.Module, device: torch.device) -> nn.Module:
-    """The model with its gradients averaged over the processes."""
-    if ranks.size == 1:
-        return model
-    logits, features = criterion.cfg.loss.id_weight > 0, bool(criterion.metric or criterion.centers)
-    all_used = logits and (features or len(model.heads) == len(model.branches))
-    options = {"device_ids": [device] if device.type == "cuda" else None, "find_unused_parameters": not all_used}
-    options["broadcast_buffers"] = False  # batch norm's statistics are broadcast after each step
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch 2.15 renames that option
-        return nn.parallel.DistributedDataParallel(
-            model if all_used else UsedOutputs(model, logits, features), **options
-        )
-
-
-def sync_batch_norm(cfg: Config, ranks: Ranks, model: nn.Module, device: torch.device) -> nn.Module:
-    """The model with batch norm over the images of all processes, if the settings ask for it; not on CPUs."""
-    if ranks.size == 1 or not cfg.loop.sync_bn or device.type != "cuda":
-        return model
-    if cfg.model.backbone.startswith("timm/"):
-        from timm.layers import convert_sync_batchnorm  # keeps the activation inside timm's batch norm
-
-        return convert_sync_batchnorm(model)
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model)

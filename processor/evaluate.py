@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from config import Config
-from config.config import option, undefined_for_protocol
-from datasets.base import MOST_CAMERAS, ONE_CAMERA, ReIDDataset
+from config.config import undefined_for_protocol
+from datasets.base import ONE_CAMERA, ReIDDataset
 from datasets.loaders import TestLoader
 from model import ReIDModel
-from processor.distributed import ALONE, Ranks, gather_rows
 from processor.precision import autocast
+from processor.ranks import ALONE, Ranks
 from utils.distance import pairwise_distance
 from utils.errors import UserError
 from utils.logging import log
-from utils.metrics import NO_MATCH, Scores, evaluate, evaluate_distance
+from utils.lookup import load
+from utils.metrics import NO_MATCH, Scores, evaluate
 
 RANDOM_GALLERIES = ("single_shot", "vehicle_id")  # protocols without one ranked list per query
 FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
@@ -65,8 +66,8 @@ def extract_features(
     part = loader.part(ranks.rank, ranks.size)
     batches = list(feature_batches(cfg, model, part, device, flip, ranks.first))
     none = [torch.zeros(0, model.embedding_dim, device=device)]  # with more processes than images
-    plain = gather_rows(ranks, torch.cat([plain for plain, _ in batches] or none))
-    return plain, gather_rows(ranks, torch.cat([flipped for _, flipped in batches] or none)) if flip else None
+    plain = ranks.gather_rows(torch.cat([plain for plain, _ in batches] or none))
+    return plain, ranks.gather_rows(torch.cat([flipped for _, flipped in batches] or none)) if flip else None
 
 
 # ---- scores
@@ -109,61 +110,27 @@ def score_features(cfg: Config, pairs: dict[str, Pair], ids: tuple) -> Inference
     pairs: features by name; expansion and re-ranking start from the last. ids: the four id arrays of `evaluate`.
     Raises UserError if the features are not finite or nothing can be scored.
     """
+    options = cfg.eval
     try:
-        return _score_features(cfg, pairs, ids)
+        if options.protocol == "multi_query":
+            pairs = load("processor.optional_scores:pool")(cfg, pairs, ids)
+        score = scoring_function(cfg)
+        inference = Inference({name: score(*pair, *ids) for name, pair in pairs.items()}, *list(pairs.values())[-1])
+        if options.augmentation_k or options.query_expansion or options.by_camera or options.rerank:
+            load("processor.optional_scores:add_scores")(cfg, inference, score, ids)
     except ValueError as error:
         remedy = f"; {ONE_CAMERA}" if str(error) == NO_MATCH else ""
         raise UserError(f"{error}{remedy}") from error
-
-
-def _score_features(cfg: Config, pairs: dict[str, Pair], ids: tuple) -> Inference:
-    settings, scores, common = cfg.eval, {}, {"metric": cfg.eval.metric, "max_rank": cfg.eval.max_rank}
-    for name, (query, gallery) in pairs.items():
-        if settings.protocol == "multi_query":
-            from utils.protocols import pool_queries
-
-            query = pool_queries(query, gallery, *ids, metric=settings.metric)
-        scores[name] = _score(cfg, query, gallery, ids)
-    prefix = "" if name == "plain" else f"{name}+"
-    if settings.augmentation_k or settings.query_expansion:
-        from utils.expansion import augment_gallery, expand_queries
-
-        if settings.augmentation_k:
-            gallery = augment_gallery(gallery, settings.augmentation_k, settings.expansion_alpha)
-            prefix += "dba+"
-        if settings.query_expansion:
-            query = expand_queries(query, gallery, settings.query_expansion, settings.expansion_alpha)
-            prefix += "qe+"
-        scores[prefix[:-1]] = _score(cfg, query, gallery, ids)
-    inference = Inference(scores, query, gallery)
-    if settings.by_camera:
-        from utils.protocols import evaluate_by_camera
-
-        inference.by_camera = evaluate_by_camera(query, gallery, *ids, **common)
-    if settings.rerank:
-        from utils.rerank import k_reciprocal
-
-        parameters = (settings.k1, settings.k2, settings.lambda_value)
-        inference.reranked = k_reciprocal(query, gallery, *parameters, metric=settings.metric)
-        scores[f"{prefix}rerank"] = evaluate_distance(
-            inference.reranked, *ids, max_rank=settings.max_rank, roc=settings.roc
-        )
     return inference
 
 
-def _score(cfg: Config, query: torch.Tensor, gallery: torch.Tensor, ids: tuple) -> Scores:
-    """Scores by the protocol of the settings."""
-    common = {"metric": cfg.eval.metric, "max_rank": cfg.eval.max_rank}
+def scoring_function(cfg: Config) -> Callable[..., Scores]:
+    """The protocol as a function of features and ids."""
+    options = {"metric": cfg.eval.metric, "max_rank": cfg.eval.max_rank}
     if cfg.eval.protocol not in RANDOM_GALLERIES:
-        return evaluate(query, gallery, *ids, **common, roc=cfg.eval.roc)
-    from utils.protocols import evaluate_single_shot, evaluate_vehicle_id
-
-    common |= {"trials": cfg.eval.trials, "seed": cfg.run.seed}
-    if cfg.eval.protocol == "single_shot":
-        return evaluate_single_shot(query, gallery, *ids, **common)
-    pids = np.concatenate(ids[:2])
-    known = np.flatnonzero(pids != 0)  # distractors are not one identity, and must not be queries
-    return evaluate_vehicle_id(torch.cat([query, gallery])[known], pids[known], **common)
+        return partial(evaluate, **options, roc=cfg.eval.roc)
+    options |= {"trials": cfg.eval.trials, "seed": cfg.run.seed}
+    return partial(load(f"processor.optional_scores:{cfg.eval.protocol}"), **options)
 
 
 # ---- the protocol
@@ -184,20 +151,8 @@ def resolve_protocol(cfg: Config, dataset: ReIDDataset, ranked_lists: bool = Fal
         raise UserError(f"--protocol {cfg.eval.protocol} has random galleries and no single ranked list; leave it out")
     if cfg.eval.protocol == "auto":
         cfg = cfg.replace(protocol="standard" if ranked_lists else dataset.protocol)
-        for name in undefined_for_protocol(cfg):
-            fix = option(f"no_{name}") if cfg.get(name) is True else f"{option(name)} 0"
-            raise UserError(
-                f"{dataset.name} is evaluated by the protocol {cfg.eval.protocol}, for which {option(name)} is not "
-                f"defined; add {fix}, or --protocol standard"
-            )
-    if cfg.eval.by_camera:
-        cameras = max(len({s.camid for s in samples}) for samples in (dataset.query, dataset.gallery))
-        if not dataset.cameras:
-            raise UserError(f"--by-camera needs cameras, and those of {dataset.name} are unknown; leave it out")
-        if cameras > MOST_CAMERAS:
-            raise UserError(
-                f"--by-camera is for up to {MOST_CAMERAS} cameras, {dataset.name} has {cameras}; leave it out"
-            )
+    if cfg.eval.by_camera or undefined_for_protocol(cfg):
+        load("processor.optional_scores:refuse_undefined")(cfg, dataset)
     return cfg
 
 
@@ -221,7 +176,7 @@ def report(inference: Inference, note: str, camera_names: Mapping[int, str] = {}
     values = {"scores": score_values(inference.scores)}
     log.info(score_table(values["scores"], note))
     if inference.by_camera:
-        log.info(camera_table(inference.by_camera, camera_names))
+        log.info(load("processor.optional_scores:camera_table")(inference.by_camera, camera_names))
         words = (f"{camera_names.get(q, q)} to {camera_names.get(g, g)}" for q, g in inference.by_camera)
         values["by_camera"] = score_values(dict(zip(words, inference.by_camera.values(), strict=True)))
     return values
@@ -257,20 +212,6 @@ def score_table(values: dict[str, dict[str, float]], note: str = "") -> str:
         cells = "".join(f"{row[key]:>8.2f}" if key in row else f"{'-':>8}" for key in columns.values())
         lines.append(f"{name:<{width}}{cells}{row['valid_queries']:>9}")
     return "\n".join(lines + ([f"note: {note}"] if note else []))
-
-
-def camera_table(by_camera: dict[tuple[int, int], Scores], names: Mapping[int, str] = {}) -> str:
-    """mAP / Rank-1 in percent of one camera's queries (rows) in another's gallery (columns)."""
-    rows, columns = (sorted({pair[i] for pair in by_camera}) for i in (0, 1))
-    name = {camera: str(names.get(camera, camera)) for camera in (*rows, *columns)}
-    first, width = (max(least, *(len(name[c]) + 1 for c in some)) for least, some in ((6, rows), (18, columns)))
-    lines = ["rows: query camera, columns: gallery camera, mAP / Rank-1"]
-    lines.append(" " * first + "".join(f"{name[camera]:>{width}}" for camera in columns))
-    for q in rows:
-        cells = (by_camera.get((q, g)) for g in columns)
-        texts = (f"{100 * s.mAP:.2f} / {100 * s.rank(1):.2f}" if s else "-" for s in cells)
-        lines.append(f"{name[q]:>{first}}" + "".join(f"{text:>{width}}" for text in texts))
-    return "\n".join(lines)
 
 
 def result_record(state: dict[str, Any], cfg: Config, scores: dict, note: str, command: str = "") -> dict[str, Any]:

@@ -30,14 +30,15 @@ def resolve_precision(cfg: Config, device: torch.device) -> str:
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """Convolutions and matrix products in that precision; what needs float32 stays in it."""
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, DTYPES[precision])
+    return contextlib.nullcontext() if precision == "float32" else torch.autocast(device.type, DTYPES[precision])
+
+
+TOO_LARGE = 1e18  # a gradient whose square is inf would stay in Adam's moments
 
 
 class Scaler(torch.amp.GradScaler):
-    """torch's scaler of the loss (Micikevicius et al., Mixed Precision Training, ICLR 2018), which skips steps with NaN
-    or inf in the gradient. In float32 and bf16 the scale is always 1.
+    """torch's scaler of the loss (Micikevicius et al., Mixed Precision Training, ICLR 2018). It skips steps with NaN,
+    inf or TOO_LARGE in the gradient. In float32 and bf16 the scale is always 1.
 
     The check runs on the device and fused optimizers read its result there, so that no step waits for the device.
     """
@@ -48,7 +49,11 @@ class Scaler(torch.amp.GradScaler):
 
     def step_and_update(self, optimizer: torch.optim.Optimizer) -> torch.Tensor:
         """A step of the optimizer, after `unscale_`. Returns 1 on the device, or 0 if the step was skipped."""
-        moved = 1 - sum(self._found_inf_per_device(optimizer).values())
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        largest = torch.stack(torch._foreach_norm(gradients, float("inf"))).max()
+        (found,) = self._found_inf_per_device(optimizer).values()  # 1 for NaN or inf; all weights are on one device
+        found.copy_(torch.maximum(found, (largest > TOO_LARGE).float()))
+        moved = 1 - found
         self.step(optimizer)
         self.update(None if self.dynamic else 1.0)
         return moved
@@ -64,24 +69,19 @@ class Scaler(torch.amp.GradScaler):
 
 
 class FiniteStatistics:
-    """Restores batch norm's running statistics after a batch that made them NaN or inf.
-
-    A forward pass that overflows, as in half precision, changes no weight, because its gradients are skipped. Training
-    uses the statistics of the batch and not the running ones, so these would stay NaN, in every later checkpoint and
-    evaluation. Nothing here waits for the device.
-    """
+    """Restores batch norm's running statistics after a batch that made them NaN or inf, as overflows in half precision
+    do: such a batch moves no weight, but the statistics would stay NaN in every later checkpoint and evaluation."""
 
     def __init__(self, model: nn.Module):
-        named = model.named_buffers()
-        self.buffers = [x for name, x in named if name.endswith(("running_mean", "running_var"))]
+        self.buffers = [x for name, x in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
         self.before = self._now()
 
     def _now(self) -> torch.Tensor:
-        return torch.cat([x.flatten() for x in self.buffers]) if self.buffers else torch.empty(0)
+        return torch.cat([x.flatten() for x in self.buffers] or [torch.empty(0)])
 
     @torch.no_grad()
     def check(self) -> None:
-        """Call after each forward pass: restores all statistics if any of them is not finite."""
+        """Call after each forward pass: restores all if any is not finite. Nothing here waits for the device."""
         if not self.buffers:
             return
         now = self._now()
@@ -110,11 +110,10 @@ def configure_torch(cfg: Config, device: torch.device, precision: str) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep freed memory, as CUDA's allocator does.
+    """Have glibc keep freed memory, as CUDA's allocator does; other systems have no such switch.
 
-    glibc returns large blocks at once, and the system clears every page of the activations again at each step: a third
-    of a training step's CPU time (MobileNetV2, 128 × 64, batches of 64). Blocks of 1 GB and more are still returned.
-    Does nothing on systems without this switch (musl, macOS, Windows).
+    It returns large blocks at once, and the system clears every page of the activations again at each step: a third of
+    a training step's CPU time (MobileNetV2, 128 × 64, batches of 64). Blocks of 1 GB and more are still returned.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:

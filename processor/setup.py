@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch.optim import Optimizer
 
 from config import Config
 from datasets.base import fingerprint
@@ -15,23 +16,12 @@ from datasets.loaders import Loaders, make_loaders
 from datasets.make import place, short_name, train_names
 from loss import Criterion, make_criterion
 from model import ReIDModel, find_backbone, make_model
-from processor.distributed import (
-    ALONE,
-    Ranks,
-    all_gather,
-    broadcast_tensors,
-    check_same,
-    check_same_settings,
-    init_distributed,
-    sync_batch_norm,
-    sync_errors,
-    torchrun_command,
-)
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import resolve_protocol, scores_note
 from processor.precision import Scaler, configure_torch, resolve_precision
+from processor.ranks import ALONE, Ranks, init_distributed
 from processor.signals import StopSignals
-from processor.state import Session, TrainState, has_checkpoint, restore, seed_all
+from processor.state import Session, TrainState, has_checkpoint, seed_all
 from solver import settings_without_effect
 from utils.errors import UserError
 from utils.files import lock_directory, write_json
@@ -48,35 +38,35 @@ def start_session(cfg: Config, command: str = "") -> Iterator[Session]:
     setup_logging()
     with StopSignals() as signals, init_distributed(cfg) as ranks:
         setup_logging(quiet=not ranks.first)
-        check_same_settings(ranks, cfg)
-        with sync_errors(ranks):
+        ranks.check_same_settings(cfg)
+        with ranks.sync_errors():
             device = pick_device(cfg.run.device)
         precision = resolve_precision(cfg, device)
         numerics = configure_torch(cfg, device, precision)
         seed_all(cfg.run.seed)
-        yield Session(ranks, signals, device, precision, numerics, torchrun_command(ranks, command))
+        yield Session(ranks, signals, device, precision, numerics, ranks.command(command))
 
 
 def training_data(cfg: Config, session: Session) -> Loaders:
     """Loaders of the training, query and gallery images. Raises UserError, also if processes have different images."""
     ranks = session.ranks
-    with sync_errors(ranks, first_alone=True):
+    with ranks.sync_errors(first_alone=True):
         find_backbone(cfg.model.backbone)  # a wrong name is reported before the data is read
         data = make_loaders(cfg, ranks.rank, ranks.size)
         resolve_protocol(cfg, data.dataset)
     tested = (fingerprint(data.dataset.query), fingerprint(data.dataset.gallery))
-    check_same(ranks, {"the training images": fingerprint(data.dataset.train), "the test images": tested})
+    ranks.check_same({"the training images": fingerprint(data.dataset.train), "the test images": tested})
     return data
 
 
 def training_model(cfg: Config, session: Session, data: Loaders) -> ReIDModel:
     """The model with its initial weights on the device, the same in all processes."""
     ranks, device = session.ranks, session.device
-    with sync_errors(ranks, first_alone=True):  # the first one downloads weights
+    with ranks.sync_errors(first_alone=True):  # the first one downloads weights
         model = make_model(cfg, len(data.labels))
-    model = sync_batch_norm(cfg, ranks, model, device)
+    model = ranks.sync_batch_norm(cfg, model, device)
     model = model.to(device, memory_format=torch.channels_last if cfg.loop.channels_last else torch.contiguous_format)
-    broadcast_tensors(ranks, model.state_dict().values())
+    ranks.broadcast(model.state_dict().values())
     return model
 
 
@@ -84,21 +74,22 @@ def training_criterion(cfg: Config, session: Session, data: Loaders, model: ReID
     """The losses on the device, with the same centers in all processes; these move without gradients."""
     margins = [head.add_margin for head in model.heads]
     criterion = make_criterion(cfg, len(data.labels), model.feature_dims, margins).to(session.device)
-    broadcast_tensors(session.ranks, criterion.state_dict().values())
+    session.ranks.broadcast(criterion.state_dict().values())
     return criterion.requires_grad_(False)
 
 
 @contextlib.contextmanager
 def run_directory(cfg: Config, ranks: Ranks = ALONE) -> Iterator[Path]:
-    """LOG_DIR/NAME, or NAME-2, NAME-3, ... if there is a run already; with `resume` the latest of them.
+    """LOG_DIR/NAME, or NAME-2, NAME-3, ... if there is a run already; with `resume` the latest of them, or the one that
+    --name names.
 
     It is created, and no other program trains there until the block ends. Raises UserError if it cannot be written to,
     or if another program trains in the one to resume.
     """
     with contextlib.ExitStack() as locks:
-        with sync_errors(ranks):
+        with ranks.sync_errors():
             directory = choose_directory(cfg, locks) if ranks.first else None
-        yield all_gather(ranks, directory)[0]
+        yield ranks.all_gather(directory)[0]
 
 
 def choose_directory(cfg: Config, locks: contextlib.ExitStack) -> Path:
@@ -108,7 +99,8 @@ def choose_directory(cfg: Config, locks: contextlib.ExitStack) -> Path:
     try:
         if not cfg.run.resume:
             return next(d for d in numbered if not has_checkpoint(d) and locks.enter_context(lock_directory(d)))
-        directory = ([base / name, *itertools.takewhile(has_checkpoint, numbered)])[-1]
+        latest = [base / name, *itertools.takewhile(has_checkpoint, numbered)][-1]
+        directory = base / name if cfg.run.name else latest
         locked = locks.enter_context(lock_directory(directory))
     except OSError as error:
         raise UserError(
@@ -128,7 +120,7 @@ def start_state(
     data: Loaders,
     model: ReIDModel,
     criterion: Criterion,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
 ) -> TrainState:
     """The state before the first step, or that of the last checkpoint with `resume`. From here on train.log is kept."""
     ranks, device, dataset = session.ranks, session.device, data.dataset
@@ -151,11 +143,11 @@ def start_state(
     state = TrainState(cfg, session, directory, about, model, criterion, optimizer, scaler, average)
     log_run(state, data)
     seed_all(cfg.run.seed + ranks.rank)  # random numbers of training, such as dropout, differ between processes
-    with sync_errors(ranks, first_alone=True):  # the first one may rename damaged checkpoints
+    with ranks.sync_errors(first_alone=True):  # the first one may rename damaged checkpoints
         if cfg.run.resume and has_checkpoint(directory):
-            restore(state)
+            load("processor.resume:restore")(state)
     progress = (state.epoch, state.step, len(state.history))
-    check_same(ranks, {"the checkpoint to resume (--log-dir must be one that all machines share)": progress})
+    ranks.check_same({"the checkpoint to resume (--log-dir must be one that all machines share)": progress})
     if ranks.first:
         write_json(directory / "config.json", cfg.to_dict())
     return state
@@ -163,18 +155,18 @@ def start_state(
 
 def log_run(state: TrainState, data: Loaders) -> None:
     """Log what is trained, on what, where and how, and warn of settings without effect."""
-    cfg, ranks, dataset = state.cfg, state.session.ranks, data.dataset
+    cfg, session, ranks = state.cfg, state.session, state.session.ranks
     environment = ", ".join(f"{name} {value}" for name, value in state.about["environment"].items())
     log.info("run %s, seed %d: %s", state.directory, cfg.run.seed, environment)
-    log.info("command: %s", state.session.command or "(called from Python)")
-    log.info("%s; %s", f"{ranks.size} processes" if ranks.size > 1 else "one process", state.session.numerics)
-    log.info("%s\n%s", dataset.name, dataset.describe())
+    log.info("command: %s", session.command or "(called from Python)")
+    log.info("%s; %s", f"{ranks.size} processes" if ranks.size > 1 else "one process", session.numerics)
+    log.info("%s\n%s", data.dataset.name, data.dataset.describe())
     if state.model.loaded:
         log.info(str(state.model.loaded))
     if state.about["note"]:
         log.info("note: %s", state.about["note"])
     warnings = settings_without_effect(cfg, len(data.train))
-    if ranks.size > 1 and cfg.loop.sync_bn and state.session.device.type != "cuda":
+    if ranks.size > 1 and cfg.loop.sync_bn and session.device.type != "cuda":
         warnings += ["torch has no SyncBatchNorm on CPUs: each process normalizes over its own part of a batch"]
     for warning in warnings:
         log.warning("warning: %s", warning)

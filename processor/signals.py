@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 from utils.errors import Stopped
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, kill, a cluster's warning
+# Ctrl-C, kill, a cluster's warning, a closed terminal
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopSignals:
-    """Ctrl-C, SIGTERM and SIGUSR1 end the `with` block with Stopped; inside a `held` block they wait, so that the state
+    """These signals end the `with` block with Stopped; inside a `held` block they wait, so that the state
     can be saved first: `requested` is the signal's number, and only a second signal ends the block at once.
     """
 
@@ -21,7 +22,8 @@ class StopSignals:
         self.requested = 0
 
     def __enter__(self) -> StopSignals:
-        self.before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        kept = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
+        self.before = {n: signal.signal(n, self._handle) for n in SIGNALS if not (kept and n == signal.SIGHUP)}
         return self
 
     def __exit__(self, _kind, error: BaseException | None, _traceback) -> None:

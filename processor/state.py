@@ -1,9 +1,8 @@
-"""The state of a training run: what a checkpoint holds, and how a resumed run gets it back."""
+"""The state of a training run, and what a checkpoint holds of it."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,36 +12,16 @@ import numpy as np
 import torch
 
 from config import Config
-from config.config import option
 from loss import Criterion
 from model import ReIDModel
-from processor.checkpoint import (
-    BEST,
-    LAST,
-    MODEL,
-    kept_checkpoints,
-    load_weights,
-    newest_valid,
-    save_checkpoint,
-    stored_config,
-)
-from processor.distributed import Ranks, all_gather
+from processor.checkpoint import BEST, LAST, kept_checkpoints, save_checkpoint
 from processor.precision import Scaler
+from processor.ranks import Ranks
 from processor.signals import StopSignals
-from solver import restore_optimizer
-from utils.errors import UserError
 from utils.files import write_atomically
 from utils.logging import log
 
-TRAINING = ("criterion", "optimizers", "scaler", "rng")  # keys that a checkpoint needs to be resumed
 PROGRESS = ("epoch", "step", "sums", "bad", "seconds", "history")
-# Settings that may change when a run is resumed, without a warning.
-FREE_SETTINGS = {"resume", "device", "workers", "log_dir", "name", "log_every", "eval_first", "preset"}
-FREE_SETTINGS |= {"data_root", "cache_gb", "disk_gb", "cache_dir", "keep", "save_minutes", "bad_steps", "wandb"}
-# Settings that determine the batches of an epoch, together with the images.
-BATCH_SETTINGS = ("sampler", "batch_size", "images_per_id", "seed", "accumulate")
-# Settings that determine what the optimizer stores for each weight.
-OPTIMIZER_SETTINGS = ("optimizer", "backbone_lr_factor", "bias_lr_factor", "no_decay_norm_bias")
 
 
 @dataclass(frozen=True)
@@ -100,7 +79,7 @@ class TrainState:
             "criterion": self.criterion.state_dict(),
             "optimizers": {"model": self.optimizer.state_dict()},
             "scaler": self.scaler.state_dict(),
-            "rng": all_gather(self.session.ranks, random_state(self.session.device)),
+            "rng": self.session.ranks.all_gather(random_state(self.session.device)),
             "config": self.cfg.to_dict(),
         }  # fmt: skip
 
@@ -114,6 +93,8 @@ class TrainState:
             log.warning("warning: %s is gone; it is created again, with this checkpoint", self.directory)
         if best:  # first: after a kill between the two, the evaluation that found it is repeated
             save_checkpoint(self.directory / BEST, state)
+        if self.bad and self.epoch < self.cfg.solver.epochs and has_checkpoint(self.directory):
+            return  # the weights may be diverging: keep the last good checkpoint until a step is finite again
         save_checkpoint(self.directory / LAST, state, self.cfg.loop.keep)
         self.write_history()
 
@@ -126,78 +107,6 @@ class TrainState:
 def has_checkpoint(directory: Path) -> bool:
     """Whether a run has saved a checkpoint there."""
     return bool(kept_checkpoints(directory / LAST))
-
-
-def restore(state: TrainState) -> None:
-    """Load last.pth, or the one before if it is damaged; the damaged one is renamed to last.damaged.pth, so that it is
-    not counted among the kept ones.
-
-    Raises UserError if none can be read, or if it is of another model, other data or another optimizer.
-    """
-    ranks, device = state.session.ranks, state.session.device
-    path, stored = newest_valid(state.directory / LAST, (*MODEL, *TRAINING, *PROGRESS))
-    restore_weights(state, path, stored)
-    state.scaler.load_state_dict(stored["scaler"])
-    if len(stored["rng"]) == ranks.size:
-        set_random_state(stored["rng"][ranks.rank], device)
-    else:
-        log.warning("warning: resumed with %d processes, not %d as before", ranks.size, len(stored["rng"]))
-    for name in PROGRESS:
-        setattr(state, name, stored[name])
-    log_changes(state, stored)
-    if ranks.first:
-        rename_damaged(state.directory, path)
-    log.info("resumed %s after epoch %d and %d steps", path, state.epoch, state.step)
-
-
-def restore_weights(state: TrainState, path: Path, stored: dict[str, Any]) -> None:
-    """Weights of the model, its average and the losses, and the optimizer's state. Raises UserError."""
-    if stored["labels"] != state.about["labels"]:
-        raise UserError(f"{path} was trained on other identities than the data has now; resume with the same data")
-    load_weights(state.model, stored | {"model": stored.get("training_model", stored["model"])}, path, state.cfg)
-    if state.average is not None:
-        load_weights(state.average, stored, path, state.cfg)
-    before = stored_config(stored, path)
-    for name in OPTIMIZER_SETTINGS:
-        if before.get(name) != state.cfg.get(name):
-            raise UserError(
-                f"{path} was trained with {option(name)} {before.get(name)}, not {state.cfg.get(name)}, and the state "
-                "of its optimizer fits no other; leave the setting as it was"
-            )
-    try:
-        state.criterion.load_state_dict(stored["criterion"])
-        optimizer = stored["optimizers"]["model"]  # older checkpoints also have one of the centers, without any state
-        restore_optimizer(state.optimizer, optimizer)
-        for group, stored_group in zip(state.optimizer.param_groups, optimizer["param_groups"], strict=True):
-            group["lr"] = stored_group["lr"]  # set at each step, but a run that is resumed after its end takes none
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path} has other losses or another optimizer than these settings; leave them as they were"
-        ) from error
-
-
-def log_changes(state: TrainState, stored: dict[str, Any]) -> None:
-    """Warn of settings and images that have changed; if the batches have, the epoch starts again."""
-    now, before = (json.loads(json.dumps(values)) for values in (state.cfg.to_dict(), stored["config"]))
-    changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if k not in FREE_SETTINGS and before.get(k) != v]
-    if changed:
-        log.warning("warning: resumed with changed settings: %s", ", ".join(changed))
-    other_images = stored.get("images", state.about["images"]) != state.about["images"]
-    if other_images:
-        log.warning("warning: the training images have changed")
-    if state.step and (other_images or any(now[k] != before.get(k) for k in BATCH_SETTINGS)):
-        log.warning("warning: epoch %d starts again, as its batches have changed", state.epoch + 1)
-        state.step, state.sums = 0, {}
-
-
-def rename_damaged(directory: Path, path: Path) -> None:
-    """Rename the checkpoints newer than `path`, which is the newest that could be read."""
-    for damaged in kept_checkpoints(directory / LAST):
-        if damaged == path:
-            return
-        renamed = damaged.with_name(f"{damaged.stem}.damaged{damaged.suffix}")
-        os.replace(damaged, renamed)
-        log.warning("warning: %s is renamed to %s", damaged, renamed.name)
 
 
 def seed_all(seed: int) -> None:
@@ -216,13 +125,3 @@ def random_state(device: torch.device) -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": (name, numbers.tolist(), *position),
     }
-
-
-def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """The inverse of `random_state`."""
-    torch.set_rng_state(state["torch"])
-    if device.type == "cuda" and state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"], device)
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    np.random.set_state(tuple(state["numpy"]))

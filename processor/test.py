@@ -16,10 +16,10 @@ from datasets.loaders import TestLoader, make_test_loaders, with_pixel_range
 from datasets.make import make_test_set, refuse_another_split, short_name, test_name
 from model import ReIDModel, make_model
 from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model, stored_config
-from processor.distributed import ALONE, Ranks, check_same, check_same_settings, init_distributed, sync_errors
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import Inference, do_inference, report, resolve_protocol, result_record, scores_note
 from processor.precision import configure_torch
+from processor.ranks import ALONE, Ranks, init_distributed
 from utils.errors import UserError
 from utils.files import write_json
 from utils.logging import log, setup_logging
@@ -70,7 +70,10 @@ def parse_test(
         return given.check(), options, None
     checkpoint = find_checkpoint(name, given.run.log_dir)
     state = read_checkpoint(checkpoint)
-    cfg, options = parse_settings(args, stored_config(state, checkpoint), environ, about, own, ranges, sections)
+    # places come from the command line and the environment alone, not from a file that may be of someone else
+    places = {name: given.get(name) for name in ("log_dir", "data_root", "cache_dir")}
+    default = stored_config(state, checkpoint).replace(**places)
+    cfg, options = parse_settings(args, default, environ, about, own, ranges, sections)
     return cfg, options, (checkpoint, state)
 
 
@@ -80,12 +83,12 @@ def prepare_test(cfg: Config, stored: Stored | None, ranks: Ranks = ALONE, ranke
     ranked_lists: as in `resolve_protocol`. Raises UserError, also if several processes have different ones.
     """
     setup_logging(quiet=not ranks.first)
-    check_same_settings(ranks, cfg)
-    with sync_errors(ranks, first_alone=True):
+    ranks.check_same_settings(cfg)
+    with ranks.sync_errors(first_alone=True):
         job = _load(cfg, stored, ranked_lists)
     model = tuple(job.state[name] for name in ("epoch", "seconds"))
     images = tuple(fingerprint(loader.samples) for loader in (job.query, job.gallery))
-    check_same(ranks, {"the checkpoint": model, "the test images": images})
+    ranks.check_same({"the checkpoint": model, "the test images": images})
     return job
 
 
@@ -131,8 +134,11 @@ def do_test(
     values = report(inference, note, job.dataset.camera_names)
     record = result_record(job.state, job.cfg, values["scores"], note, command) | values
     file = job.directory / "results" / f"test_{job.what}_{_protocol(job.cfg)}.json"
-    write_json(file, record)
-    log.info("written to %s", file)
+    try:
+        write_json(file, record)
+        log.info("written to %s", file)
+    except OSError as error:
+        log.warning("warning: %s cannot be written (%s); the scores are on the screen only", file, error.strerror)
     return job, inference
 
 

@@ -5,27 +5,22 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+from datetime import timedelta
 
 import torch
+from torch.optim import Optimizer
 
 from config import Config
 from datasets.augment import to_pixels
 from datasets.loaders import Loaders, TrainLoader
 from loss import Criterion
 from model import ReIDModel
-from processor.distributed import (
-    Ranks,
-    all_gather,
-    all_reduce_mean,
-    broadcast_tensors,
-    gather_batch,
-    parallel,
-)
+from processor.checkpoint import LAST
 from processor.evaluate import do_inference, plain_settings, report, resolve_protocol, result_record
 from processor.precision import FiniteStatistics, autocast
 from processor.setup import run_directory, start_session, start_state, training_criterion, training_data, training_model
 from processor.state import Session, TrainState
-from processor.watch import Progress, Watchers, clock, tile
+from processor.watch import Progress, Watchers, tile
 from solver import make_optimizer, set_frozen, set_lr
 from utils.errors import Stopped, UserError
 from utils.files import write_json
@@ -39,8 +34,8 @@ def do_train(cfg: Config, command: str = "") -> TrainState:
     """What train.py does, for Python: train and evaluate; all files of the run are in its directory, `LOG_DIR/NAME`.
 
     command: repeats the run, and is stored with it. Raises UserError for what the user can fix, and Stopped (after the
-    state was saved) on Ctrl-C, SIGTERM or SIGUSR1. Under torchrun all processes train together; errors of all are
-    raised in the first one only, and the others exit with the same code.
+    state was saved) on a signal. Under torchrun all processes train together; errors of all are raised in the first
+    one only, and the others exit with the same code.
     """
     with start_session(cfg, command) as session:
         data = training_data(cfg, session)
@@ -50,24 +45,19 @@ def do_train(cfg: Config, command: str = "") -> TrainState:
 
 
 def train(
-    cfg: Config,
-    session: Session,
-    data: Loaders,
-    model: ReIDModel,
-    criterion: Criterion,
-    optimizer: torch.optim.Optimizer,
+    cfg: Config, session: Session, data: Loaders, model: ReIDModel, criterion: Criterion, optimizer: Optimizer
 ) -> TrainState:
     """All epochs with their evaluations and checkpoints, from the last checkpoint on with `resume`."""
-    ranks, signals = session.ranks, session.signals
+    ranks = session.ranks
     with run_directory(cfg, ranks) as directory:
         state = start_state(cfg, session, directory, data, model, criterion, optimizer)
         network = Network(state)
         # Signals to several processes wait until all check for them: none may leave while others wait for it.
-        with contextlib.closing(Watchers(state)) as watchers, signals.held(ranks.size > 1):
+        with contextlib.closing(Watchers(state)) as watchers, session.signals.held(ranks.size > 1):
             evaluated = state.step > 0 or (state.history and "scores" in state.history[-1])  # state is resumed
             if should_evaluate(cfg, state.epoch) and not evaluated:
                 evaluate_epoch(state, data, watchers)
-            for _ in range(state.epoch, cfg.solver.epochs):
+            while state.epoch < cfg.solver.epochs:
                 train_one_epoch(state, network, data.train, watchers)
                 if should_evaluate(cfg, state.epoch):
                     evaluate_epoch(state, data, watchers)
@@ -93,12 +83,12 @@ class Network:
 
     def train(self, frozen: bool) -> None:
         """Put the model into training mode, but not a frozen backbone."""
-        cfg, session = self.state.cfg, self.state.session
-        set_frozen(self.state.model, self.state.optimizer, frozen)
+        state = self.state
+        set_frozen(state.model, state.optimizer, frozen)
         if frozen != self.frozen:  # DistributedDataParallel must know which weights get a gradient
             self.frozen = frozen
-            self.module = parallel(session.ranks, self.state.model, self.state.criterion, session.device)
-            if cfg.loop.compile:
+            self.module = state.session.ranks.parallel(state.model, state.criterion, state.session.device)
+            if state.cfg.loop.compile:
                 self.module = torch.compile(self.module)
 
 
@@ -112,7 +102,8 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
     progress = Progress(title, steps, cfg.data.batch_size, state.step, shown=session.ranks.first)
     with contextlib.closing(progress), session.signals.held(alone):
         for images, labels in progress.waiting(loader.epoch(state.epoch, session.device, first_step=state.step)):
-            place, group = place_in_group(state.step, steps, cfg.loop.accumulate)
+            place = state.step % cfg.loop.accumulate  # in the group of batches of one optimizer step
+            group = min(cfg.loop.accumulate, steps - state.step + place)  # its length
             if place == 0:
                 epochs_done = state.epoch + state.step / steps
                 if frozen != (epochs_done < cfg.solver.freeze_epochs):
@@ -128,7 +119,7 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
             progress.step()
             if place < group - 1:
                 continue  # a checkpoint does not hold the gradients of an unfinished group
-            broadcast_tensors(session.ranks, network.statistics.buffers)  # batch norm that is not synchronized differs
+            session.ranks.broadcast(network.statistics.buffers)  # batch norm that is not synchronized differs
             if state.average is not None:
                 steps_before = state.epoch * -(-steps // cfg.loop.accumulate) + (state.step - 1) // cfg.loop.accumulate
                 load("solver.average:update_average")(cfg, state.average, state.model, steps_before)
@@ -142,11 +133,6 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
         finish_epoch(state, progress, lr, watchers)
 
 
-def place_in_group(step: int, steps: int, size: int) -> tuple[int, int]:
-    """The place of a step in its group, from 0, and the length of the group: the last one may be shorter."""
-    return step % size, min(size, steps - step // size * size)
-
-
 def train_step(
     state: TrainState, network: Network, images: torch.Tensor, labels: torch.Tensor, place: int = 0, group: int = 1
 ) -> Losses:
@@ -157,7 +143,7 @@ def train_step(
     scalars on the device, so that nothing waits for it: the losses, `finite` (0 for a loss that is NaN or inf), and
     after a step `moved` (0 if it was skipped because of NaN or inf).
     """
-    cfg, session, criterion = state.cfg, state.session, state.criterion
+    cfg, session, ranks = state.cfg, state.session, state.session.ranks
     last = place == group - 1
     if place == 0:
         state.optimizer.zero_grad(set_to_none=True)
@@ -165,14 +151,14 @@ def train_step(
     if not cfg.loop.channels_last:
         images = images.contiguous()
     # processes exchange the gradients of a group only once
-    no_sync = contextlib.nullcontext if last or session.ranks.size == 1 else network.module.no_sync
+    no_sync = contextlib.nullcontext if last or ranks.size == 1 else network.module.no_sync
     with no_sync():
         with autocast(session.device, session.precision):
             logits, features = network.module(images)
         if cfg.loop.gather:
-            logits, features = ([gather_batch(session.ranks, x) for x in rows] for rows in (logits, features))
-            labels = gather_batch(session.ranks, labels)
-        loss, parts = criterion(logits, features, labels)
+            logits, features = ([ranks.gather_batch(x) for x in rows] for rows in (logits, features))
+            labels = ranks.gather_batch(labels)
+        loss, parts = state.criterion(logits, features, labels)
         state.scaler.scale(loss / group).backward()
     network.group.append(([x.detach() for x in features], labels))
     if last:
@@ -194,11 +180,11 @@ def optimizer_step(state: TrainState, network: Network) -> Losses:
         values["grad_norm"] = torch.nn.utils.clip_grad_norm_(state.model.parameters(), cfg.solver.clip_grad)
     values["moved"] = state.scaler.step_and_update(state.optimizer)
     if state.criterion.centers:
-        features = [torch.cat(rows) for rows in zip(*(rows for rows, _ in network.group), strict=True)]
-        labels = torch.cat([labels for _, labels in network.group])
+        features, labels = zip(*network.group, strict=True)
+        rows = [torch.cat(x) for x in (*zip(*features, strict=True), labels)]
         if not cfg.loop.gather:
-            *features, labels = (gather_batch(state.session.ranks, x) for x in (*features, labels))
-        state.criterion.move_centers(features, labels, values["moved"])
+            rows = [state.session.ranks.gather_batch(x) for x in rows]
+        state.criterion.move_centers(rows[:-1], rows[-1], values["moved"])
     return values
 
 
@@ -211,9 +197,8 @@ def add_losses(state: TrainState, recent: list[list[Losses]], loader: TrainLoade
     recent: per optimizer step, those of its batches. Raises UserError after too many consecutive bad steps. One bad
     batch spoils the gradient of its group, so only a group without any resets their number.
     """
-    ranks = state.session.ranks
     values = torch.stack([value.double() for group in recent for parts in group for value in parts.values()])
-    values = iter(all_reduce_mean(ranks, values).tolist())  # the only line that waits for the device
+    values = iter(state.session.ranks.all_reduce_mean(values).tolist())  # the only line that waits for the device
     step, bad = state.step - sum(map(len, recent)), 0
     for group in recent:
         rows = [{name: next(values) for name in parts} for parts in group]
@@ -238,13 +223,15 @@ def add_losses(state: TrainState, recent: list[list[Losses]], loader: TrainLoade
 
 def refuse_bad_steps(state: TrainState, loader: TrainLoader, step: int) -> None:
     """Raises UserError in the first process that names the images of the last bad step, and ends the others."""
-    files = "; ".join(all_gather(state.session.ranks, loader.files(state.epoch, step)))
+    files = "; ".join(state.session.ranks.all_gather(loader.files(state.epoch, step)))
     if not state.session.ranks.first:
         raise SystemExit(2)
+    last = state.directory / LAST
+    fix = f"continue with --resume from {last}, saved before them" if last.exists() else "start again"
     raise UserError(
         f"the loss or its gradient was NaN or inf in {state.bad} consecutive steps, the last time in epoch "
-        f"{state.epoch + 1}, step {step + 1}, on {files}; the last good state is in {state.directory}; "
-        f"lower --lr ({state.cfg.solver.lr}) or raise --warmup-epochs, then continue with --resume"
+        f"{state.epoch + 1}, step {step + 1}, on {files}; lower --lr ({state.cfg.solver.lr}) or raise --warmup-epochs, "
+        f"then {fix}"
     )
 
 
@@ -258,27 +245,26 @@ def means(state: TrainState) -> dict[str, float]:
 
 def save_within_epoch(state: TrainState, progress: Progress) -> None:
     """Save a checkpoint every `save_minutes`, and on a signal to any of the processes, which then stop."""
-    ranks = state.session.ranks
     late = progress.since_saved > 60 * state.cfg.loop.save_minutes
-    signals, lates = zip(*all_gather(ranks, (state.session.signals.requested, late)), strict=True)
-    if any(signals) or lates[0]:
+    stops, lates = zip(*state.session.ranks.all_gather((state.session.signals.requested, late)), strict=True)
+    if any(stops) or lates[0]:
         state.seconds += progress.lap()
         state.save()
-    if any(signals):
-        stop(ranks, f"stopped in epoch {state.epoch + 1} after step {state.step}; continue with --resume", max(signals))
+    stop(state, f"stopped in epoch {state.epoch + 1} after step {state.step}", max(stops))
 
 
 def stop_if_requested(state: TrainState) -> None:
     """Stop after a signal to any of the processes, between epochs, where the state has been saved."""
-    number = max(all_gather(state.session.ranks, state.session.signals.requested))
+    numbers = state.session.ranks.all_gather(state.session.signals.requested)
+    stop(state, f"stopped after epoch {state.epoch}", max(numbers))
+
+
+def stop(state: TrainState, message: str, number: int) -> None:
+    """If `number` is a signal's, raise Stopped in the first process and end the others."""
+    ranks = state.session.ranks
     if number:
-        stop(state.session.ranks, f"stopped after epoch {state.epoch}; continue with --resume", number)
-
-
-def stop(ranks: Ranks, message: str, number: int) -> None:
-    """Raise Stopped in the first process and end the others."""
-    all_gather(ranks, None)  # the first is still writing; if another ended now, torchrun or srun would kill it
-    raise Stopped(message, 128 + number) if ranks.first else SystemExit(128 + number)
+        ranks.all_gather(None)  # the first is still writing; if another ended now, torchrun or srun would kill it
+        raise Stopped(f"{message}; continue with --resume", 128 + number) if ranks.first else SystemExit(128 + number)
 
 
 def finish_epoch(state: TrainState, progress: Progress, lr: float, watchers: Watchers) -> None:
@@ -293,7 +279,7 @@ def finish_epoch(state: TrainState, progress: Progress, lr: float, watchers: Wat
     state.history.append(entry)
     state.save()
     watchers.log_losses(entry)
-    left = clock((cfg.solver.epochs - state.epoch) * progress.images / speed)
+    left = timedelta(seconds=round((cfg.solver.epochs - state.epoch) * progress.images / speed))
     words = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
     place = f"{state.epoch:>{len(str(cfg.solver.epochs))}}/{cfg.solver.epochs}"
     log.info("epoch %s  %s  lr %.1e  %.0f img/s  data %.0f %%  left %s", place, words, lr, speed, 100 * waiting, left)
@@ -310,7 +296,7 @@ def evaluate_epoch(state: TrainState, data: Loaders, watchers: Watchers) -> None
     if inference is not None:
         log.info("before training:" if state.epoch == 0 else f"after epoch {state.epoch}:")
         values = report(inference, state.about["note"], data.dataset.camera_names)
-    values = all_gather(session.ranks, values)[0]
+    values = session.ranks.all_gather(values)[0]
     best = values["scores"]["plain"]["mAP"] > state.best
     if state.epoch == 0:
         state.history.append({"epoch": 0})

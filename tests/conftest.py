@@ -72,5 +72,6 @@ def tiny_config(base: Path, **changes: object) -> Config:
 
 
 @pytest.fixture
-def tiny(tree: Path, tmp_path: Path) -> Config:
+def tiny(tree: Path, tmp_path: Path, monkeypatch) -> Config:
+    monkeypatch.setenv("REID_DATA", str(tree))  # programs take no place from a checkpoint
     return tiny_config(tmp_path)

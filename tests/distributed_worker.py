@@ -20,11 +20,9 @@ from datasets.loaders import make_test_loaders
 from datasets.make import make_test_set
 from model import ReIDModel
 from processor import do_train, load_model
-from processor.distributed import (
-    Ranks,
-    init_distributed,
-)
+from processor.distributed import DistributedRanks
 from processor.evaluate import extract_features
+from processor.ranks import ALONE, init_distributed
 from processor.state import TrainState
 from utils.errors import UserError, run
 from utils.files import write_json
@@ -134,7 +132,7 @@ def refusals(rank: int, attempts: dict[str, list[Config]], out: Path) -> None:
 
 def extract(rank: int, cfgs: list[Config], checkpoint: Path, out: Path) -> None:
     """Features of query and gallery of each of the settings, with mirrored ones, to OUT/features.RANK.pt."""
-    ranks, found = Ranks(rank, dist.get_world_size() if dist.is_initialized() else 1), []
+    ranks, found = DistributedRanks(rank, dist.get_world_size()) if dist.is_initialized() else ALONE, []
     model, _ = load_model(checkpoint, "cpu")
     for cfg in cfgs:
         _, *loaders = make_test_loaders(cfg, make_test_set(cfg))

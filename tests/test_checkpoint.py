@@ -19,10 +19,10 @@ from processor.checkpoint import (
     find_checkpoint,
     kept_checkpoints,
     newest_run,
-    newest_valid,
     read_checkpoint,
     save_checkpoint,
 )
+from processor.resume import newest_valid
 from processor.state import has_checkpoint
 from utils.errors import UserError
 

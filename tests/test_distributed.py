@@ -36,7 +36,8 @@ from datasets.loaders import TrainLoader
 from datasets.make import make_dataset
 from model import make_model
 from processor import do_train
-from processor.distributed import ALONE, Ranks, init_distributed, sync_batch_norm
+from processor.distributed import DistributedRanks
+from processor.ranks import ALONE, init_distributed
 from processor.train import optimizer_step
 from solver import set_lr
 from utils.errors import UserError
@@ -359,7 +360,7 @@ def test_synchronized_models_compute_and_store_the_same_as_plain_ones(backbone, 
         expected = plain.eval()(images)
         names = {n for n, m in plain.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
         state, moved = plain.state_dict(), {n for n, p in plain.named_parameters() if p.requires_grad}
-        model = sync_batch_norm(cfg, Ranks(0, 2), plain, torch.device("cuda"))
+        model = DistributedRanks(0, 2).sync_batch_norm(cfg, plain, torch.device("cuda"))
         assert {n for n, m in model.named_modules() if isinstance(m, nn.SyncBatchNorm)} == names
         assert not [m for m in model.modules() if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d)]
         assert torch.equal(model.eval()(images), expected)

@@ -135,7 +135,7 @@ def trained(tmp_path_factory) -> Config:
 
 
 def export(cfg: Config, *args: object):
-    return program("tools/export_onnx.py", *args, "--log-dir", cfg.run.log_dir)
+    return program("tools/export_onnx.py", *args, "--log-dir", cfg.run.log_dir, "--data-root", cfg.data.data_root)
 
 
 def read_record(shown, path: Path) -> dict:

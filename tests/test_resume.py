@@ -18,8 +18,8 @@ import utils.errors
 from config import Config
 from processor import do_train, load_model
 from processor.checkpoint import kept_checkpoints, read_checkpoint
+from processor.resume import restore
 from processor.setup import run_directory
-from processor.state import restore
 from processor.train import train_one_epoch
 from processor.watch import Watchers
 from utils.errors import UserError

@@ -1,6 +1,8 @@
 """One kind of error for everything that the user can fix, and the wrapper that prints it."""
 
+import contextlib
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
 
@@ -26,21 +28,37 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; a `UserError` becomes one line on stderr and exit code 2, a stop its own exit code."""
+    """Call `main`; a `UserError` becomes one line on stderr and exit code 2, a stop its own exit code.
+
+    What the screen or a closed pipe (`| head`) does not accept is dropped.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # file names that the terminal's encoding lacks
+    message, code = None, 0
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        message, code = f"error: {error}", 2
+    except BrokenPipeError:
+        code = 128 + 13  # SIGPIPE
     except OSError as error:
         # Disk full, no permission, directory gone: the system's message already names the file.
         if error.filename is None and error.strerror is None:
             raise
-        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
-        sys.exit(2)
+        message, code = f"error: {error.strerror}: {error.filename}", 2
     except Stopped as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(stop.exit_code)
+        message, code = stop, stop.exit_code
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+        message, code = "stopped", 130
+    with contextlib.suppress(OSError, ValueError):
+        if message is not None:
+            print(message, file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # what is left would be an error of Python at its end
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if code:
+        sys.exit(code)

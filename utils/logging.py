@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 import warnings
 from pathlib import Path
 
@@ -15,7 +17,9 @@ class _TqdmHandler(logging.Handler):
     """Writes above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record).encode(errors="backslashreplace").decode())  # file names may be invalid UTF-8
+        with contextlib.suppress(OSError, ValueError):  # a closed terminal or pipe, or a full disk: train.log goes on
+            encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+            tqdm.write(self.format(record).encode(encoding, "backslashreplace").decode(encoding))
 
 
 def setup_logging(file: str | Path | None = None, quiet: bool = False) -> logging.Logger:

@@ -24,7 +24,7 @@ from model.backbones.searchable import Spec, multiply_adds, self_contained
 from processor.checkpoint import LAST, load_model
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import extract_features
-from processor.state import FREE_SETTINGS
+from processor.resume import FREE_SETTINGS
 from processor.train import do_train
 from tools.light.evolution import Candidate, Limits, Scores, search_each_size
 from tools.light.latency import LatencyTable

@@ -1,0 +1,139 @@
+"""What goes wrong around a run: diverging weights, a screen that is gone, checkpoints of others, read-only places."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, fails, program, save_model
+
+import processor.train
+from processor import do_train
+from processor.checkpoint import kept_checkpoints, read_checkpoint, save_checkpoint
+from processor.distributed import choose_backend
+from processor.precision import Scaler
+from processor.setup import run_directory
+from processor.signals import StopSignals
+from processor.test import parse_test
+from utils.errors import Stopped, UserError
+
+
+def test_diverged_weights_replace_no_good_checkpoint_and_the_message_names_it(tiny, monkeypatch):
+    cfg = tiny.replace(epochs=4, width_multiplier=0.25, log_every=1, save_minutes=0, bad_steps=6, eval_every=9)
+    real, steps = processor.train.train_step, []
+
+    def diverge(state, network, images, *args):
+        steps.append(0)
+        if len(steps) > 5:
+            images = images * float("nan")
+        return real(state, network, images, *args)
+
+    monkeypatch.setattr(processor.train, "train_step", diverge)
+    last = Path(cfg.run.log_dir) / "demo" / "last.pth"
+    with pytest.raises(UserError, match=f"6 consecutive steps.* --resume from {last}"):
+        do_train(cfg)
+    states = [read_checkpoint(path) for path in kept_checkpoints(last)]
+    assert [(s["epoch"], s["step"], s["bad"]) for s in states] == [(1, 1, 0), (1, 0, 0)]
+    assert all(x.isfinite().all() for x in states[0]["model"].values())
+
+
+def test_last_exists_at_every_moment(tmp_path, monkeypatch):
+    path, seen = tmp_path / "last.pth", []
+    state = {"model": {"x": torch.zeros(3)}, "config": {}, "labels": {}}
+    save_checkpoint(path, state | {"epoch": 0}, keep=3)
+    for name in ("replace", "link", "fsync", "unlink"):
+        real = getattr(os, name)
+
+        def watched(*args, real=real, **more):
+            seen.append(path.exists())
+            real(*args, **more)
+            seen.append(path.exists())
+
+        monkeypatch.setattr(os, name, watched)
+    for epoch in range(1, 6):
+        if epoch == 3:  # a kill before the last rename leaves two names of one file
+            (tmp_path / "last.1.pth").unlink()
+            os.link(path, tmp_path / "last.1.pth")
+        save_checkpoint(path, state | {"epoch": epoch}, keep=3)
+    assert len(seen) > 40 and all(seen)
+    assert [read_checkpoint(p)["epoch"] for p in kept_checkpoints(path)] == [5, 4, 3]
+    assert len(list(tmp_path.iterdir())) == 3
+    monkeypatch.setattr(os, "link", fails(OSError("not supported")))  # a file system without hard links
+    save_checkpoint(path, state | {"epoch": 6}, keep=3)
+    assert [read_checkpoint(p)["epoch"] for p in kept_checkpoints(path)] == [6, 5, 4]
+
+
+def test_no_place_for_files_comes_from_a_checkpoint(tiny, tmp_path):
+    other = {name: str(tmp_path / "theirs") for name in ("data_root", "cache_dir", "log_dir")}
+    checkpoint = save_model(tiny)
+    state = read_checkpoint(checkpoint)
+    save_checkpoint(checkpoint, state | {"config": state["config"] | other})
+    environ = {"REID_DATA": str(tmp_path / "mine")}
+    cfg = parse_test([str(checkpoint), "--cache-dir", "cache"], environ, "")[0]
+    assert (cfg.data.data_root, cfg.data.cache_dir, cfg.run.log_dir) == (environ["REID_DATA"], "cache", "log")
+
+
+def test_scores_are_printed_where_they_cannot_be_written(tiny):
+    checkpoint = save_model(tiny)
+    (checkpoint.parent / "results").write_text("in the way")
+    shown = program("test.py", checkpoint)
+    assert shown.returncode == 0 and "plain" in shown.stdout and "cannot be written" in shown.stdout, shown.stderr
+
+
+def test_a_screen_that_takes_nothing_ends_no_program():
+    words = "from utils.logging import log, setup_logging; from utils.errors import run; setup_logging()\n"
+    loops = {"log.info('人 %d', i)": 0, "print('人', i, flush=True)": 141}
+    for line, code in loops.items():
+        script = f"{words}def main():\n    for i in range(9999): {line}\nrun(main)"
+        pipe = ["bash", "-c", '"$0" -c "$1" | head -n 1; exit ${PIPESTATUS[0]}', sys.executable, script]
+        environ = os.environ | {"PYTHONIOENCODING": "latin-1"}
+        ended = subprocess.run(pipe, capture_output=True, cwd=ROOT, env=environ, check=False)
+        assert (ended.returncode, ended.stderr) == (code, b"") and b"\\u4eba" in ended.stdout, ended
+
+
+def test_a_finite_gradient_whose_square_overflows_is_skipped():
+    for precision, fused in (("float32", True), ("float32", False), ("fp16", True)):
+        weight = torch.nn.Parameter(torch.ones(3))
+        optimizer, scaler = torch.optim.Adam([weight], fused=fused), Scaler(torch.device("cpu"), precision)
+        moved = []
+        for size in (1.0, 1e30, 1.0):
+            optimizer.zero_grad()
+            scaler.scale((weight * size).sum()).backward()
+            scaler.unscale_(optimizer)
+            moved.append(scaler.step_and_update(optimizer).item())
+        assert moved == [1, 0, 1] and all(x.isfinite().all() for x in optimizer.state[weight].values())
+
+
+def test_a_closed_terminal_stops_a_run_unless_nohup_started_it():
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for action, code in ((signal.SIG_DFL, 129), (signal.SIG_IGN, None)):
+            signal.signal(signal.SIGHUP, action)
+            try:
+                with StopSignals():
+                    os.kill(os.getpid(), signal.SIGHUP)
+                assert code is None
+            except Stopped as stop:
+                assert stop.exit_code == code
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_name_that_is_given_is_resumed_though_there_are_later_runs(tiny):
+    first = save_model(tiny).parent
+    shutil.copytree(first, first.with_name("demo-2"))
+    for name, expected in (("demo", "demo"), ("", "demo-2")):
+        with run_directory(tiny.replace(name=name, resume=True)) as directory:
+            assert directory.name == expected
+
+
+def test_shares_of_one_identity_are_refused(tiny):
+    environ = {"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    with pytest.raises(UserError, match=r"--no-gather.*--batch-size"):
+        choose_backend(tiny.replace(gather=False), environ)
