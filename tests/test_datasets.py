@@ -16,7 +16,8 @@ from conftest import write_tree
 from datasets import DATASETS, ReIDDataset, Sample, make_dataset, make_loaders
 from datasets.base import PID_OFFSET, label_map, select_test, select_train
 from datasets.heldout import heldout_split, last_identities
-from datasets.make import make_test_set, place, refuse_another_split, short_name
+from datasets.make import make_test_set, place, short_name
+from datasets.own import refuse_another_split
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
