@@ -26,10 +26,10 @@ from utils.lookup import load
 TASKS = {  # loaded by name, so that a contender's memory does not hold what other tasks import
     "eval": "benchmarks.scoring:Eval",
     "rerank": "benchmarks.scoring:Rerank",
-    "data": "benchmarks.data:Data",
+    "data": "benchmarks.models:Data",
     "train": "benchmarks.models:Train",
     "extract": "benchmarks.models:Extract",
-    "search": "benchmarks.search:Search",
+    "search": "benchmarks.scoring:Search",
 }
 
 

@@ -12,6 +12,7 @@ from utils.errors import UserError
 
 MOST_CAMERAS = 50  # a table by camera is printed for up to so many
 PID_OFFSET = 10**7  # pids and cameras lie below; those of the k-th of several datasets are raised by k times this
+ONE_IDENTITY = "the gallery shows one identity only, so that every score is 100 % whatever the model"
 
 
 class Sample(NamedTuple):
@@ -139,6 +140,5 @@ def select_test(dataset: ReIDDataset, test_ids: int) -> ReIDDataset:
     if not dataset.gallery:
         raise UserError(f"{dataset.name}: the test split has no gallery image; raise --test-ids")
     if len(identities(dataset.gallery)) == 1:
-        note = "the gallery shows one identity only, so that every score is 100 % whatever the model"
-        dataset = replace(dataset, test_note=join_notes(dataset.test_note, note))
+        dataset = replace(dataset, test_note=join_notes(dataset.test_note, ONE_IDENTITY))
     return dataset

@@ -132,7 +132,7 @@ class Images:
         return bad
 
     def _decode_all(self, bad: dict[int, str]) -> Iterator[np.ndarray]:
-        """All images in blocks; bad ones are black, and their reasons are added to `bad`, and refused at the end."""
+        """All images in blocks; bad ones are black, with their reasons in `bad`. Raises UserError at the end."""
 
         def attempt(index: int) -> np.ndarray:
             try:

@@ -60,8 +60,10 @@ class TestLoader:
 
     __test__ = False  # its name makes pytest take it for a test case
 
-    def __init__(self, cfg: Config, samples: list[Sample], name: str, size: Size = None):
-        self.batch_size = cfg.data.test_batch_size
+    def __init__(
+        self, cfg: Config, samples: list[Sample], name: str, size: Size = None, dataset: ReIDDataset | None = None
+    ):
+        self.batch_size, self.dataset = cfg.data.test_batch_size, dataset or ReIDDataset(name)
         self.samples, self.images = readable(cfg, samples, name, size)
         self.rows = np.arange(len(self.samples))
         self.pids = np.array([s.pid for s in self.samples])
@@ -77,6 +79,13 @@ class TestLoader:
         for name in ("samples", "rows", "pids", "camids"):
             setattr(part, name, getattr(self, name)[first:end])
         return part
+
+    def caption(self, index: int, *more: str) -> str:
+        """Identity, and on the next line camera and what else there is, for the words under an image."""
+        sample = self.samples[index]
+        who = self.dataset.name_of(sample.pid)
+        below = " · ".join(filter(None, [self.dataset.camera_of(sample.camid), *more]))
+        return f"{who if len(who) <= 18 else who[:17] + '…'}\n{below}".strip()
 
     def batches(self, device: torch.device) -> Iterator[torch.Tensor]:
         """Images (B, 3, H, W) float32 on `device`."""
@@ -124,7 +133,8 @@ def with_pixel_range(cfg: Config, dataset: ReIDDataset) -> Config:
 def make_test_loaders(cfg: Config, dataset: ReIDDataset) -> tuple[ReIDDataset, TestLoader, TestLoader]:
     """The dataset without the test images that cannot be read, and the loaders of its query and gallery."""
     query, gallery = _call_all(
-        lambda: TestLoader(cfg, dataset.query, "query"), lambda: TestLoader(cfg, dataset.gallery, "gallery")
+        lambda: TestLoader(cfg, dataset.query, "query", dataset=dataset),
+        lambda: TestLoader(cfg, dataset.gallery, "gallery", dataset=dataset),
     )
     note = left_out(left_out(dataset.test_note, query.images), gallery.images)
     return replace(dataset, query=query.samples, gallery=gallery.samples, test_note=note), query, gallery

@@ -56,7 +56,7 @@ def make_dataset(cfg: Config) -> ReIDDataset:
     whole = cfg.replace(test_share=0.0) if trains_on_all(cfg) else cfg
     sets = [find_dataset(name, whole) for name in train_names(cfg)]
     train = sets[0] if len(sets) == 1 else load("datasets.several:join")(sets)
-    test = _test_side(find_dataset(test_name(cfg), cfg) if cfg.data.test_dataset else train, cfg)
+    test = test_side(cfg, find_dataset(test_name(cfg), cfg) if cfg.data.test_dataset else train)
     train = select_train(train, cfg.data.holdout_ids, cfg.data.train_ids)
     name = f"{train.name}, tested on {test.name}" if cfg.data.test_dataset else train.name
     note = test.test_note
@@ -70,10 +70,11 @@ def make_dataset(cfg: Config) -> ReIDDataset:
 
 def make_test_set(cfg: Config) -> ReIDDataset:
     """The test side only, cut to `test_ids`: the training set need not exist to test a model elsewhere."""
-    return replace(_test_side(find_dataset(test_name(cfg), cfg), cfg), train=[], train_note="")
+    return replace(test_side(cfg, find_dataset(test_name(cfg), cfg)), train=[], train_note="")
 
 
-def _test_side(dataset: ReIDDataset, cfg: Config) -> ReIDDataset:
+def test_side(cfg: Config, dataset: ReIDDataset) -> ReIDDataset:
+    """The dataset with its test side cut to `test_ids`, and of own pictures without copies of queries."""
     dataset = select_test(dataset, cfg.data.test_ids)
     return dataset if test_name(cfg) in DATASETS else load("datasets.copies:ignore_own_pictures")(dataset)
 

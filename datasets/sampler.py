@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,8 +18,8 @@ class PKSampler:
     """P identities × K images per batch (Hermans et al., In Defense of the Triplet Loss, 2017).
 
     An epoch cuts the shuffled images of each identity into n // K groups of K, so that identities are seen in
-    proportion to their images; one with fewer than K images gives one group, in which some come twice. A batch is P
-    groups of P different identities.
+    proportion to their images; one with fewer than K images gives one group, in which some come twice. If that would
+    show less than half of the images, identities return. A batch is P groups of P different identities.
 
     pids: identity or label of each image, (N,). batch_size: P × K over all ranks; each emits its P / world_size
     identities of every batch. camids: camera of each image, (N,); with these, a group's images come from as many
@@ -47,16 +48,43 @@ class PKSampler:
         by_pid = np.argsort(pids, kind="stable")
         first = np.unique(np.asarray(pids)[by_pid], return_index=True)[1]
         self.images_of = np.split(by_pid, first[1:])
-        if len(self.images_of) < self.p:
+        self.groups = np.array([max(len(images) // self.k, 1) for images in self.images_of])
+        identities = len(self.images_of)
+        if identities < self.p:
+            fitting = range(identities - identities % world_size, 1, -world_size)
+            best = next((p for p in fitting if 2 * self._count_batches(p) * p * self.k >= len(pids)), identities)
             raise UserError(
                 f"a batch of {batch_size} with {images_per_id} images per identity needs {self.p} identities, the "
-                f"training set has {len(self.images_of)}; try --batch-size {len(self.images_of) * images_per_id}"
+                f"training set has {identities}; try --batch-size {best * images_per_id}"
             )
-        self.groups = np.array([max(len(images) // self.k, 1) for images in self.images_of])
-        # An identity fits once into a batch, so B batches can use at most min(groups, B) groups of it.
-        self.batches = int(self.groups.sum()) // self.p
-        while np.minimum(self.groups, self.batches).sum() < self.p * self.batches:
-            self.batches -= 1
+        self.batches = self._count_batches(self.p)
+        if 2 * self.batches * batch_size < len(pids):
+            shown = self.batches * batch_size
+            self.batches = max(int(self.groups.sum()) // self.p, 1)
+            needed, most = self.p * self.batches, range(1, self.batches + 1)
+            least = next(n for n in most if np.minimum(np.maximum(self.groups, n), self.batches).sum() >= needed)
+            self.groups = np.maximum(self.groups, least)
+            warnings.warn(
+                f"identities with few images return in {least} groups of {self.k} per epoch, which would otherwise "
+                f"show {shown} of {len(pids)} training images ({shown / len(pids):.0%}); a smaller --batch-size needs "
+                "fewer such repeats",
+                stacklevel=2,
+            )
+        shown = self.batches * batch_size
+        if 2 * shown < len(pids):
+            warnings.warn(
+                f"an epoch shows {shown} of {len(pids)} training images ({shown / len(pids):.0%}); a smaller "
+                "--batch-size or --images-per-id shows more",
+                stacklevel=2,
+            )
+
+    def _count_batches(self, p: int) -> int:
+        """Batches of P identities that use every group at most once. An identity fits once into a batch, so B batches
+        can use at most min(groups, B) groups of it."""
+        batches = int(self.groups.sum()) // p
+        while np.minimum(self.groups, batches).sum() < p * batches:
+            batches -= 1
+        return batches
 
     def __len__(self) -> int:
         return self.batches
@@ -64,7 +92,7 @@ class PKSampler:
     def epoch(self, epoch: int) -> Iterator[np.ndarray]:
         """The batches of one epoch (counted from 0): arrays of P/world_size·K image indices, identity by identity."""
         rng = np.random.default_rng([self.seed, epoch])
-        groups = [self._groups(images, rng) for images in self.images_of]
+        groups = [self._groups(images, number, rng) for images, number in zip(self.images_of, self.groups, strict=True)]
         left = self.groups.copy()
         share = self.p // self.world_size
         for batches_left in range(self.batches, 0, -1):
@@ -73,8 +101,15 @@ class PKSampler:
             mine = chosen[self.rank * share : (self.rank + 1) * share]
             yield np.concatenate([groups[i][left[i]] for i in mine])
 
-    def _groups(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The images of one identity, shuffled, as groups (n, K)."""
+    def _groups(self, images: np.ndarray, needed: int, rng: np.random.Generator) -> np.ndarray:
+        """The images of one identity, shuffled, as groups (needed, K); shuffled again when they are used up."""
+        groups = self._groups_once(images, rng)
+        while len(groups) < needed:
+            groups = np.concatenate([groups, self._groups_once(images, rng)])
+        return groups[:needed]
+
+    def _groups_once(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The same as (n, K), in which no image comes twice if there are K."""
         if len(images) < self.k:
             again = rng.choice(images, self.k - len(images))
             return np.concatenate([rng.permutation(images), again])[None]

@@ -81,7 +81,10 @@ def load_backbone(
             if name in names:
                 target.copy_(state[names[name]].reshape(target.shape))  # float16 becomes float32
     used = {name for _, names in load for name in names.values()}
-    report.skipped, report.note = [name for name in state if name not in used], "; ".join(notes)
+    report.skipped = [name for name in state if name not in used]
+    extra = [name for name in rest if name in report.skipped and name.startswith(prefix) and state[name].ndim == 4]
+    notes += [f"the backbone lacks {len(extra)} convolutions of the file ({shorten(extra)})"] if extra else []
+    report.note = "; ".join(notes)
     return report
 
 

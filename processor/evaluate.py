@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -215,13 +215,14 @@ def scores_note(cfg: Config, note: str = "") -> str:
 # ---- tables and records
 
 
-def report(inference: Inference, note: str) -> dict[str, dict]:
+def report(inference: Inference, note: str, camera_names: Mapping[int, str] = {}) -> dict[str, dict]:
     """Log the tables; returns the same as plain values for JSON: `scores` and, if asked for, `by_camera`."""
     values = {"scores": score_values(inference.scores)}
     log.info(score_table(values["scores"], note))
     if inference.by_camera:
-        log.info(camera_table(inference.by_camera))
-        values["by_camera"] = score_values({f"{q} to {g}": s for (q, g), s in inference.by_camera.items()})
+        log.info(camera_table(inference.by_camera, camera_names))
+        words = (f"{camera_names.get(q, q)} to {camera_names.get(g, g)}" for q, g in inference.by_camera)
+        values["by_camera"] = score_values(dict(zip(words, inference.by_camera.values(), strict=True)))
     return values
 
 
@@ -257,15 +258,17 @@ def score_table(values: dict[str, dict[str, float]], note: str = "") -> str:
     return "\n".join(lines + ([f"note: {note}"] if note else []))
 
 
-def camera_table(by_camera: dict[tuple[int, int], Scores]) -> str:
+def camera_table(by_camera: dict[tuple[int, int], Scores], names: Mapping[int, str] = {}) -> str:
     """mAP / Rank-1 in percent of one camera's queries (rows) in another's gallery (columns)."""
     rows, columns = (sorted({pair[i] for pair in by_camera}) for i in (0, 1))
+    name = {camera: str(names.get(camera, camera)) for camera in (*rows, *columns)}
+    first, width = (max(least, *(len(name[c]) + 1 for c in some)) for least, some in ((6, rows), (18, columns)))
     lines = ["rows: query camera, columns: gallery camera, mAP / Rank-1"]
-    lines.append(" " * 6 + "".join(f"{camera:>18}" for camera in columns))
+    lines.append(" " * first + "".join(f"{name[camera]:>{width}}" for camera in columns))
     for q in rows:
         cells = (by_camera.get((q, g)) for g in columns)
         texts = (f"{100 * s.mAP:.2f} / {100 * s.rank(1):.2f}" if s else "-" for s in cells)
-        lines.append(f"{q:>6}" + "".join(f"{text:>18}" for text in texts))
+        lines.append(f"{name[q]:>{first}}" + "".join(f"{text:>{width}}" for text in texts))
     return "\n".join(lines)
 
 

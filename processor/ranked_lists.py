@@ -32,11 +32,10 @@ def ranked_row(
     pid, camid = query.pids[index], query.camids[index]
     order = ranked_order(distance, pid, camid, gallery.pids, gallery.camids)
     matches = int((gallery.pids[order] == pid).sum())
-    tiles = [Tile(read_image(query.samples[index].path, 256, 128), f"pid {pid}\ncam {camid}", QUERY)]
+    tiles = [Tile(read_image(query.samples[index].path, 256, 128), query.caption(index), QUERY)]
     for g in order[:top]:
-        who = f"pid {gallery.pids[g]}" if gallery.pids[g] else "distractor"
         color = RIGHT if gallery.pids[g] == pid else WRONG
-        caption = f"{who}\ncam {gallery.camids[g]} · {distance[g]:.3f}"
+        caption = gallery.caption(g, f"{distance[g]:.3f}")
         tiles.append(Tile(read_image(gallery.samples[g].path, 256, 128), caption, color))
     return f"AP {100 * ap:.1f} %, {matches} {'match' if matches == 1 else 'matches'} in the gallery", tiles
 

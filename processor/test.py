@@ -130,7 +130,7 @@ def do_test(
     if inference is None:
         return None
     note = scores_note(job.cfg, job.note)
-    values = report(inference, note)
+    values = report(inference, note, job.dataset.camera_names)
     record = result_record(job.state, job.cfg, values["scores"], note, command) | values
     file = job.directory / "results" / f"test_{job.what}_{_protocol(job.cfg)}.json"
     write_json(file, record)

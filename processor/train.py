@@ -309,7 +309,7 @@ def evaluate_epoch(state: TrainState, data: Loaders, watchers: Watchers) -> None
     values = None
     if inference is not None:
         log.info("before training:" if state.epoch == 0 else f"after epoch {state.epoch}:")
-        values = report(inference, state.about["note"])
+        values = report(inference, state.about["note"], data.dataset.camera_names)
     values = all_gather(session.ranks, values)[0]
     best = values["scores"]["plain"]["mAP"] > state.best
     if state.epoch == 0:

@@ -1,17 +1,8 @@
-"""What each process of tests/test_distributed.py does; and a program that compares the weights after some steps with
-those of another number of processes, which is how SyncBatchNorm is checked where there is a GPU:
-
-    python tests/distributed_worker.py FILE STEPS DTYPE [PRESET] [--setting value ...]
-    torchrun --nproc-per-node=2 tests/distributed_worker.py FILE STEPS DTYPE [PRESET] [--setting value ...]
-
-The first writes its weights to FILE, the second to FILE.json how far its own are from these. DTYPE is float64, where
-nothing but mistakes can be seen, or float32. On a CPU, where batch norm cannot be synchronised, it rests.
-"""
+"""What each process of tests/test_distributed.py does."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import runpy
 import sys
@@ -20,29 +11,21 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from helpers import start_training
 from torch import nn
 
 import processor.setup
 import processor.train
 from config import Config
-from config.cli import parse_train
 from datasets.loaders import make_test_loaders
 from datasets.make import make_test_set
 from model import ReIDModel
 from processor import do_train, load_model
 from processor.distributed import (
     Ranks,
-    all_reduce_mean,
-    broadcast_tensors,
-    gather_batch,
-    gather_rows,
     init_distributed,
 )
 from processor.evaluate import extract_features
 from processor.state import TrainState
-from processor.train import train_step
-from solver import set_lr
 from utils.errors import UserError, run
 from utils.files import write_json
 
@@ -159,50 +142,6 @@ def extract(rank: int, cfgs: list[Config], checkpoint: Path, out: Path) -> None:
     torch.save(found, out / f"features.{rank}.pt")
 
 
-def exchange(rank: int, out: Path) -> None:
-    """What becomes of tensors that processes send each other, to OUT/exchange.RANK.pt."""
-    ranks = Ranks(rank, dist.get_world_size())
-    found = {"gradients": shared_gradients(ranks)}
-    half = torch.full((2, 3), rank + 0.5, dtype=torch.bfloat16, requires_grad=True)
-    rows = gather_batch(ranks, half)
-    rows.sum().backward()
-    found["half"] = (rows.detach(), half.grad)
-    found["uneven"] = gather_rows(ranks, torch.arange(3.0 * rank).view(rank, 3) + 10 * rank)
-    mixed = [torch.arange(6.0).view(2, 3).T + rank, torch.tensor(rank), torch.ones(2, 3, 1, 1) * rank]
-    mixed[2] = mixed[2].to(memory_format=torch.channels_last)
-    broadcast_tensors(ranks, mixed)
-    found["copied"] = mixed
-    found["mean"] = all_reduce_mean(ranks, torch.tensor([1.0, rank]))
-    torch.save(found, out / f"exchange.{rank}.pt")
-
-
-def shared_gradients(ranks: Ranks) -> dict[str, torch.Tensor]:
-    """Gradients (float64) of a loss over a whole batch that mixes all its rows, of weights before and after the place
-    where the rows are gathered, as training exchanges them."""
-    images, first, second, labels = problem()
-    first.requires_grad_(), second.requires_grad_()
-    share = len(images) // ranks.size
-    mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
-    features = gather_batch(ranks, (images[mine] @ first).tanh())
-    mixed_loss(features @ second, gather_batch(ranks, labels[mine])).backward()
-    return {"before": all_reduce_mean(ranks, first.grad), "after": all_reduce_mean(ranks, second.grad)}
-
-
-def problem() -> tuple[torch.Tensor, ...]:
-    """Images (12, 5), weights (5, 4) and (4, 3), labels (12,)."""
-    generator = torch.Generator().manual_seed(0)
-    images, first, second = (
-        torch.randn(*s, dtype=torch.float64, generator=generator) for s in ((12, 5), (5, 4), (4, 3))
-    )
-    return images, first, second, torch.arange(12) % 3
-
-
-def mixed_loss(rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Depends on each pair of rows."""
-    distance = (rows[:, None] - rows).square().sum(2)
-    return torch.where(labels[:, None] == labels, distance, (-distance).exp()).logsumexp(1).mean()
-
-
 def program(rank: int, *argv: str) -> None:
     """As `python argv...`."""
     sys.argv = list(argv)
@@ -227,53 +166,3 @@ def disturbed(rank: int, cfg: Config, whom: int, step: int, number: int) -> None
     except SystemExit:
         assert (Path(cfg.run.log_dir) / cfg.run.name / "last.pth").exists(), "left before the first had saved"
         raise
-
-
-def train_steps(cfg: Config, count: int) -> tuple[TrainState, dict[str, torch.Tensor], list[float]]:
-    """A run after so many steps, its weights before them, and its losses."""
-    state, network, data = start_training(cfg)
-    before = {k: v.clone() for k, v in weights(state).items()}
-    network.train(frozen=False)
-    losses, steps = [], len(data.train)
-    while len(losses) < count:
-        epoch = len(losses) // steps
-        for images, labels in data.train.epoch(epoch, state.session.device):
-            if len(losses) < count:
-                set_lr(cfg, state.optimizer, len(losses) / steps, steps)
-                losses.append(train_step(state, network, images, labels)["loss"])
-    return state, before, all_reduce_mean(state.session.ranks, torch.stack(losses)).tolist()
-
-
-def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> tuple[float, str]:
-    """Of the two weights that are farthest apart: how far, and their name."""
-    assert a.keys() == b.keys()
-    return max(((a[k].double() - b[k].double()).abs().max().item(), k) for k in a if a[k].is_floating_point())
-
-
-def main() -> None:
-    file, steps, dtype, *args = sys.argv[1:]
-    cfg = parse_train(args, os.environ)
-    with contextlib.ExitStack() as patches:
-        if cfg.run.device == "cpu" or not torch.cuda.is_available():
-            patches.enter_context(fixed_batch_norm())
-        if dtype == "float64":
-            patches.enter_context(in_float64())
-        ranks = patches.enter_context(init_distributed(cfg))
-        trained, before, losses = train_steps(cfg, int(steps))
-    after = weights(trained)
-    if ranks.size == 1:
-        torch.save((after, losses), file)
-    elif ranks.first:
-        alone, alone_losses = torch.load(file)
-        far, name = difference(after, alone)
-        found = {"processes": ranks.size, "steps": len(losses), "dtype": dtype, "difference": far, "of": name}
-        found |= {"moved": difference(after, before)[0], "loss": losses[-1]}
-        found["loss_difference"] = max(abs(a - b) for a, b in zip(losses, alone_losses, strict=True))
-        layers = sum(isinstance(m, nn.SyncBatchNorm) for m in trained.model.modules())
-        about = {"synchronised_layers": layers, "backbone": cfg.model.backbone, "batch_size": cfg.data.batch_size}
-        write_json(f"{file}.json", found | about | trained.about["environment"])
-        print(json.dumps(found | about))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.attention import ATTENTION, make_attention, reduced
+from model.attention import ATTENTION, make_attention
 from utils.errors import UserError
 
 
@@ -151,7 +151,7 @@ def test_a_trained_module_equals_the_loops_and_trains_at_any_size(name):
     assert idle == (cancelled if name == "nonlocal_softmax" else set())
 
 
-def test_residual_modules_start_as_the_identity_and_gates_between_0_and_1():
+def test_residual_modules_start_as_the_identity_and_learn():
     torch.manual_seed(0)
     x = maps(4, 8, 6, 3, dtype=torch.float32)
     for name in ("gc", "nonlocal", "nonlocal_softmax", "fpb"):
@@ -164,30 +164,6 @@ def test_residual_modules_start_as_the_identity_and_gates_between_0_and_1():
                 F.mse_loss(module(x), x.flip(0)).backward()
                 optimizer.step()
             assert not torch.allclose(module(x), x), name
-    for name in ("se", "cbam", "gc_gate"):
-        weights = randomise(ATTENTION[name](8, 0.25))(x) / x
-        assert ((weights > 0) & (weights < 1)).all(), name
-        wide = maps(2, 64, 6, 3)
-        middle = 0.25 if name == "cbam" else 0.5  # CBAM weights twice
-        start = ATTENTION[name](64, 0.25).double()(wide) / wide
-        assert start.mean().item() == pytest.approx(middle, abs=0.1), name
-    module = ATTENTION["plr"](8, 0.25)
-    assert torch.equal(module(x), module[1](x))
-
-
-def test_number_of_parameters_and_reduced_widths():
-    se, context, pairs = (
-        64 * 4 + 4 + 4 * 64 + 64,
-        64 + 64 * 4 + 4 + 2 * 4 + 4 * 64 + 64,
-        3 * (64 * 4 + 4) + 4 * 64 + 128,
-    )
-    position = 2 * 64 * 4 + 4 + 64 * 64 + 2 * 64
-    expected = {"se": se, "cbam": 2 * 64 * 4 + 2 * 7 * 7 + 2, "gc": context, "gc_gate": context, "nonlocal": pairs}
-    expected |= {"nonlocal_softmax": pairs, "plr": position + se, "fpb": position + 2 * 64}
-    counts = {name: sum(p.numel() for p in make(64, 0.0625).parameters()) for name, make in ATTENTION.items()}
-    assert counts == expected
-    cases = {(512, 0.0625): 32, (100, 0.29): 29, (8, 0.0625): 1, (8, 0.0): 1, (1, 0.5): 1}
-    assert {case: reduced(*case) for case in cases} == cases
 
 
 @pytest.mark.parametrize("name", ATTENTION)

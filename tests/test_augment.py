@@ -1,36 +1,18 @@
-"""Augmentation: its random numbers, each transform against an obvious reference, and the recipe of the settings."""
+"""Augmentation: its random numbers, each transform against an obvious reference, and what all of them promise."""
 
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as vision
-from PIL import Image
 from torchvision.transforms.v2 import AutoAugment, InterpolationMode
 
-from config import Config
 from datasets import augment_rare as module
-from datasets.augment import (
-    MEAN,
-    STD,
-    Draws,
-    augment,
-    erase_,
-    normalise,
-    on_chosen,
-    pad_crop,
-    paint_,
-    random_flip,
-    to_pixels,
-    windows,
-)
+from datasets.augment import MEAN, STD, Draws, erase_, normalise, pad_crop, random_flip, to_pixels, windows
 from datasets.augment_rare import (
-    OFF,
-    TRANSFORMS,
     affine,
     autoaugment,
     colour_jitter,
     cutout,
-    gray,
     jitter,
     local_grayscale,
     random_affine,
@@ -52,7 +34,6 @@ FUNCTIONS = {  # every transform with a probability, and for some a magnitude th
     "erasing": lambda images, draws, p: erase_(images.clone(), p, "zero", draws),
     "erasing, noise": lambda images, draws, p: erase_(images.clone(), p, "random", draws),
 }
-EVERYTHING = {name: 0.7 for name in OFF if name != "pad"} | {"pad": 2, "erase_fill": "mean"}
 
 
 def pictures(number: int = 6, height: int = 12, width: int = 8, seed: int = 0) -> torch.Tensor:
@@ -125,33 +106,6 @@ def test_draws_follow_from_their_key_alone_and_are_uniform():
         assert abs(float(((counts - counts.mean()) ** 2 / counts.mean()).sum()) - 255) < 4.5 * (2 * 255) ** 0.5
 
 
-def test_shares_of_a_batch_draw_what_the_whole_batch_draws():
-    def all_draws(draws: Draws) -> list[torch.Tensor]:
-        return [draws.uniform(0, 1), draws.bytes(5), draws.integers(0, 9, 2), draws.chance(0.5), draws.uniform(0, 1, 3)]
-
-    whole = all_draws(Draws(3, 1, batch=10))
-    for first, batch in [(0, 10), (0, 4), (4, 5), (9, 1), (10, 0)]:
-        part = all_draws(Draws(3, 1, batch=batch, first=first, total=10))
-        assert all(torch.equal(p, w[first : first + batch]) for p, w in zip(part, whole, strict=True))
-    for first, batch, total in [(1, 10, 10), (-1, 2, 10), (1, 5, None)]:
-        with pytest.raises(ValueError, match=f"images {first} to {first + batch}"):
-            Draws(0, batch=batch, first=first, total=total)
-
-
-def test_on_chosen_changes_the_chosen_images_only():
-    images, chosen = pictures(5), torch.tensor([False, True, False, True, True])
-    seen = []
-
-    def change(some: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        seen.append((some, numbers))
-        return 255 - some
-
-    result = on_chosen(images, chosen, change, torch.arange(5))
-    assert torch.equal(result, torch.where(chosen[:, None, None, None], 255 - images, images))
-    assert torch.equal(seen[0][0], images[chosen]) and seen[0][1].tolist() == [1, 3, 4]
-    assert torch.equal(on_chosen(images, torch.zeros(5, dtype=torch.bool), change), images) and len(seen) == 1
-
-
 # ---- normalisation
 
 
@@ -195,16 +149,6 @@ def test_windows_and_crops_equal_slices_and_their_places_are_uniform():
         assert all(within_noise(c, 8000, int(n) / len(places)) for c, n in zip(counts, number, strict=True))
 
 
-def test_translations_are_all_windows_of_the_image_enlarged_by_an_eighth():
-    for height, width in [(16, 8), (9, 21), (7, 7)]:
-        image, size = pictures(1, height, width), [round(height * 1.125), round(width * 1.125)]
-        result = random_translation(image.expand(6000, -1, -1, -1), 1.0, Draws(1, batch=6000))
-        large = vision.resize(image[0].permute(2, 0, 1), size).permute(1, 2, 0)
-        places = [(y, x) for y in range(size[0] - height + 1) for x in range(size[1] - width + 1)]
-        counts = [int((result == large[y : y + height, x : x + width]).flatten(1).all(1).sum()) for y, x in places]
-        assert sum(counts) == 6000 and all(within_noise(count, 6000, 1 / len(places)) for count in counts)
-
-
 def test_affine_equals_torchvision_on_each_image():
     rng = np.random.default_rng(0)
     for height, width in [(32, 16), (15, 31), (7, 7)]:
@@ -217,26 +161,7 @@ def test_affine_equals_torchvision_on_each_image():
             assert_close(result, expected.permute(1, 2, 0))
 
 
-def test_rotations_and_affine_maps_draw_their_numbers_uniformly(monkeypatch):
-    numbers = record_numbers(monkeypatch, "affine")
-    random_rotation(pictures(10_000, 2, 1), 1.0, 45, Draws(2, batch=10_000))
-    assert uniform(numbers[0], -45, 45) and (numbers[1] == 1).all() and (numbers[2] == 0).all()
-    random_affine(pictures(10_000, 2, 1), 1.0, Draws(3, batch=10_000))
-    for values, limits in zip(numbers[3:], ((-10, 10), (0.9, 1.1), (-0.1, 0.1)), strict=True):
-        assert uniform(values, *limits)
-    white = torch.full((200, 33, 17, 3), 255, dtype=torch.uint8)
-    turned = random_rotation(white, 1.0, 40, Draws(5, batch=200))
-    assert (turned[:, 16, 8] == 255).all() and (turned[:, 0, 0] == 0).any()  # outside is black, the centre stays
-
-
 # ---- colour
-
-
-def test_gray_is_the_luma_of_pillow():
-    images = pictures(4, 128, 128)
-    images[0] = torch.arange(128 * 128).view(128, 128, 1) % 256  # gray stays as it is
-    for image, found in zip(images, gray(images), strict=True):
-        assert (found.numpy() == np.asarray(Image.fromarray(image.numpy()).convert("L"))[..., None]).all()
 
 
 def test_jitter_equals_torchvision_on_each_image_and_draws_uniformly(monkeypatch):
@@ -318,41 +243,6 @@ def test_erased_rectangles_have_the_distribution_of_the_paper():
                 assert abs((ours <= edge).mean() - (wanted <= edge).mean()) < 0.03, name
 
 
-def test_erasing_fills_its_rectangle_and_leaves_the_rest():
-    images = torch.randn(500, 32, 16, 3, generator=torch.Generator().manual_seed(0)) + 10
-    result = erase_(images.clone(), 0.5, "mean", Draws(8, batch=500))
-    assert torch.equal(result, torch.where(result == 0, 0.0, images)) and (result == 0).any()
-    noisy = erase_(ones(400, 32, 16) * 7, 1.0, "random", Draws(9, batch=400))
-    where = erase_(ones(400, 32, 16), 1.0, "zero", Draws(9, batch=400)) == 0  # the same rectangles
-    assert (noisy[~where] == 7).all()
-    values = noisy[where].long().view(-1, 3)
-    assert uniform(values.flatten().double() + 0.5, 0, 256)
-    for one, other in ((values[:, 0], values[:, 1]), (values[1:, 0], values[:-1, 0])):
-        assert within_noise(int((one == other).sum()), len(one), 1 / 256)
-    empty = torch.tensor([[0.0, 0, 0, 5]] * 50)  # an image that no rectangle fits stays whole
-    assert torch.equal(paint_(ones(50, 8, 4), empty, lambda old, numbers: old * 0), ones(50, 8, 4))
-
-
-def test_local_grayscale_turns_the_rectangles_of_random_erasing_gray():
-    images = pictures(500, 24, 12)
-    inside = erase_(ones(500, 24, 12), 0.7, "zero", Draws(8, batch=500)) == 0
-    assert torch.equal(local_grayscale(images, 0.7, Draws(8, batch=500)), torch.where(inside, gray(images), images))
-
-
-def test_cutouts_are_black_squares_with_their_centre_anywhere():
-    for height, width, size in [(20, 10, 0.25), (7, 7, 0.4), (12, 6, 1.0)]:
-        side, image, expected = round(size * height), pictures(1, height, width) | 1, []
-        for y in range(height):
-            for x in range(width):
-                top, left = y - side // 2, x - side // 2
-                expected.append(image[0].clone())
-                expected[-1][max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] = 0
-        found = cutout(image.expand(6000, -1, -1, -1), 1.0, size, Draws(12, batch=6000)).flatten(1)
-        kinds, number = torch.unique(torch.stack(expected).flatten(1), dim=0, return_counts=True)
-        for kind, places in zip(kinds, number.tolist(), strict=True):
-            assert within_noise(int((found == kind).all(1).sum()), 6000, places / (height * width))
-
-
 # ---- every transform
 
 
@@ -376,48 +266,3 @@ def test_each_transform_keeps_size_input_probability_and_shares(name):
     changed = (transform(images, Draws(2, batch=many), 0.3) != images).flatten(1).any(1)
     if name != "autoaugment":  # some of its policies change nothing
         assert within_noise(int(changed.sum()), many, 0.3)
-
-
-# ---- the recipe
-
-
-def recipe(**changes: object) -> Config:
-    return Config(**OFF | changes)
-
-
-def test_off_switches_off_every_transform():
-    assert not any(OFF.values()) and "pad" in OFF
-    assert {name for name in vars(Config().augment) if name.endswith("_prob")} | {"pad"} == set(OFF)
-
-
-@pytest.mark.parametrize("name", [*TRANSFORMS, "nothing", "everything"])
-def test_any_setting_gives_reproducible_float32_batches(name):
-    changes = TRANSFORMS.get(name, EVERYTHING if name == "everything" else {})
-    for height, width in [(12, 8), (33, 17)]:
-        images = pictures(5, height, width)
-        before, state = images.clone(), torch.random.get_rng_state()
-        one, again, other = (augment(images, recipe(**changes), Draws(0, 1, step, batch=5)) for step in (2, 2, 3))
-        assert torch.equal(torch.random.get_rng_state(), state) and torch.equal(images, before)
-        assert one.shape == (5, 3, height, width) and one.dtype == torch.float32 and one.isfinite().all()
-        assert one.is_contiguous(memory_format=torch.channels_last)
-        assert torch.equal(one, again)
-        assert torch.equal(one, other) == (name in ("flip", "grayscale", "nothing"))  # certain at probability 1
-        assert torch.equal(one, normalise(images)) == (name == "nothing")
-    if name not in ("AutoAugment", "everything"):  # no pixel is read back from the device: meta holds none
-        images = torch.empty(5, 16, 8, 3, dtype=torch.uint8, device="meta")
-        assert augment(images, recipe(**changes), Draws(0, batch=5)).device.type == "meta"
-
-
-def test_shares_of_a_batch_make_the_batch_of_a_single_process():
-    images = pictures(12, 16, 8)
-    whole = augment(images, recipe(**EVERYTHING), Draws(5, batch=12))
-    for first, end in [(0, 5), (5, 6), (6, 12)]:
-        draws = Draws(5, batch=end - first, first=first, total=12)
-        assert torch.equal(augment(images[first:end], recipe(**EVERYTHING), draws), whole[first:end])
-
-
-def test_the_default_recipe_flips_then_crops_then_normalises_then_erases():
-    images, draws = pictures(50, 24, 12), Draws(4, batch=50)
-    expected = normalise(pad_crop(random_flip(images, 0.5, draws), 10, draws))
-    erase_(expected.permute(0, 2, 3, 1), 0.5, "mean", draws)
-    assert torch.equal(augment(images, Config(), Draws(4, batch=50)), expected)

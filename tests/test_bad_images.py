@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,6 @@ from helpers import arguments, program, refused, save_model
 from config import Config
 from datasets.images import read_image
 from datasets.loaders import make_loaders
-from utils.logging import log, setup_logging
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 SKIP = ("--on-bad-image", "skip")
@@ -109,12 +105,3 @@ def test_what_is_left_may_be_too_little(tiny):
     refused(program("test.py", checkpoint, *SKIP), "no query")  # all matches are gone
     damage(tiny, "query", *all_of(tiny, "query", "00"))
     refused(program("test.py", checkpoint, *SKIP), "the query split has no image that can be read")
-
-
-def test_a_file_name_that_is_not_text_can_be_logged(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
-    setup_logging(tmp_path / "train.log")
-    log.warning("warning: %s left out", os.fsdecode(b"\xff.jpg"))
-    sys.stdout.flush()
-    assert b".jpg left out" in sys.stdout.buffer.getvalue()
-    assert ".jpg left out" in (tmp_path / "train.log").read_text(errors="replace")

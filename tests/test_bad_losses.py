@@ -69,8 +69,7 @@ def files(cfg: Config) -> tuple[list[dict], dict, str]:
         ("float32", "loss", {}),
         ("float32", "gradient", {"freeze_epochs": 0.5}),
         ("float32", "forward", {"ema_decay": 0.9}),
-        ("bf16", "forward", {}),
-        ("fp16", "loss", {}),
+        pytest.param("fp16", "loss", {}, marks=pytest.mark.slow),
     ],
 )
 def test_a_bad_step_moves_no_weight_and_leaves_the_model_fit_to_be_tested(quick, monkeypatch, precision, what, changes):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,9 +14,7 @@ from helpers import ROOT, program, refused, save_model
 
 import benchmarks.models
 import benchmarks.run
-from benchmarks import classic_loops, classic_scoring, features, tables
-from config import Config
-from loss.triplet import batch_hard_triplet
+from benchmarks import classic_scoring, tables
 from utils.errors import UserError
 
 
@@ -38,23 +35,6 @@ def in_this_process(monkeypatch):
     return run
 
 
-def test_generated_features_have_the_counts_of_the_dataset_and_score_like_a_trained_models():
-    for name in ("tiny", "market", "msmt17"):
-        size, (qp, gp, qc, gc) = features.SIZES[name], features.make_ids(features.SIZES[name])
-        assert (len(qp), len(gp)) == (size.queries, size.gallery) and (gp == 0).sum() == size.distractors
-        assert set(qp) == set(gp) - {0} == set(range(1, size.identities + 1)) and set(qc) == set(gc)
-        images, here = Counter(gp), Counter(zip(gp, gc, strict=True))
-        queries = list(zip(qp, qc, strict=True))
-        assert len(set(queries)) == len(queries) and all(images[p] > here[p, c] for p, c in queries)
-    data, again = (features.make_data(features.SIZES["tiny"], "clustered", 48, True) for _ in range(2))
-    assert torch.equal(data.gallery, again.gallery) and data.query.norm(dim=1).allclose(torch.ones(60))
-    qp, gp, qc, gc = features.make_ids(features.SIZES["market"])
-    query = features.make_features(qp[::40], qc[::40], "clustered", 256, False, features.QUERY_STREAM).numpy()
-    gallery = features.make_features(gp, gc, "clustered", 256, False, features.GALLERY_STREAM).numpy()
-    distance = classic_scoring.distances(query, gallery, "cosine")
-    assert 0.7 < classic_scoring.evaluate(distance, qp[::40], gp, qc[::40], gc)[0] < 0.9
-
-
 def test_numpy_scores_and_re_ranking_are_those_of_the_references():
     rng = np.random.default_rng(0)
     for distance in (rng.random((9, 40)), rng.integers(0, 3, (9, 40)), np.ones((9, 40))):
@@ -69,13 +49,7 @@ def test_numpy_scores_and_re_ranking_are_those_of_the_references():
             np.testing.assert_allclose(version(rows[:12], rows[12:], k1, k2, lambda_value), expected, atol=1e-5)
 
 
-def test_the_classic_loss_is_ours():
-    torch.manual_seed(0)
-    logits, rows, labels = torch.randn(12, 5), torch.randn(12, 16), torch.tensor([4, 0, 2]).repeat_interleave(4)
-    expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1) + batch_hard_triplet(rows, labels)
-    torch.testing.assert_close(classic_loops.loss_of(Config(), logits, rows, labels), expected, rtol=1e-4, atol=1e-6)
-
-
+@pytest.mark.slow
 def test_every_task_runs_and_its_outcomes_agree(in_this_process, tiny, tmp_path):
     data, size = ("--dataset", "demo", "--data-root", tiny.data.data_root), ("--height", 32, "--width", 16)
     tasks = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 import torch
 from helpers import filled
@@ -13,12 +11,11 @@ from torchvision import models
 
 from config import Config
 from loss import make_criterion
-from model import BACKBONES, BRANCHES, build_model, make_model
-from model.branches.parts import Split, drop_random_rows, stripes
+from model import BRANCHES, build_model, make_model
+from model.branches.parts import Split
 from model.reid import ReIDModel, make_backbone
 from model.weights import load_backbone
 from processor.checkpoint import load_model, save_checkpoint
-from solver import make_optimizer, set_frozen
 from utils.errors import UserError
 
 LABELS = torch.arange(4).repeat_interleave(2)
@@ -212,19 +209,6 @@ def test_bdb_is_an_average_and_a_maximum_after_one_more_block_in_training_of_fou
     check(model, images, [average, most], [0, 1], trained)
 
 
-def odd(_cfg: Config) -> nn.Module:
-    """A backbone with a number of channels that is not a multiple of 4."""
-    net = nn.Conv2d(3, 1282, 1)
-    net.out_channels = 1282
-    return net
-
-
-def test_bdb_refuses_a_width_that_a_bottleneck_cannot_have(monkeypatch):
-    monkeypatch.setitem(BACKBONES, "odd", f"{__name__}:odd")
-    with pytest.raises(UserError, match=r"--backbone odd ends in 1282 channels, .*--branches bdb"):
-        build_model(config("bdb", "odd"), 3)
-
-
 # ---- split backbones
 
 
@@ -265,32 +249,6 @@ def test_each_copy_gives_the_whole_backbones_map_has_its_own_weights_and_loads_i
         assert all(torch.equal(x, wanted) for x in other(images))
 
 
-def test_with_last_stride_2_the_first_copy_has_it_and_copies_train_apart():
-    whole, parts = split("resnet18", last_stride=2)
-    finer, _ = split("resnet18")
-    finer.load_state_dict(whole.state_dict())
-    images = torch.randn(2, 3, 64, 32)
-    with torch.no_grad():
-        coarse, *fine = parts(images)
-        assert torch.equal(coarse, whole(images)) and coarse.shape[2:] == (2, 1)
-        assert all(torch.equal(x, finer(images)) and x.shape[2:] == (4, 2) for x in fine)
-    _, first, second = parts.train()(images)
-    (first.square().mean() - second.square().mean()).backward()
-    gradients = [part.layer3[1].conv1.weight.grad for part in parts.tails]
-    assert gradients[0] is None and gradients[1].any() and torch.allclose(gradients[1], -gradients[2])
-
-
-def test_attention_stays_after_its_stage_once_in_the_trunk_or_in_each_copy():
-    whole, parts = split("resnet18", 2, attention="se", attention_stages=(1, 2, 3, 4))
-    images = torch.randn(2, 3, 64, 32)
-    with torch.no_grad():
-        assert all(torch.equal(x, whole(images)) for x in parts(images))
-    assert set(parts.trunk.attention) == {"1", "2"} and all(set(t.attention) == {"3", "4"} for t in parts.tails)
-    parts(images)[1].sum().backward()
-    reached = [any(p.grad is not None for p in tail.attention.parameters()) for tail in parts.tails]
-    assert reached == [False, True]
-
-
 def test_imagenet_weights_and_our_own_checkpoints_start_mgn(tmp_path, monkeypatch):
     published = models.resnet18().state_dict()
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_args, **_options: published)
@@ -305,62 +263,4 @@ def test_imagenet_weights_and_our_own_checkpoints_start_mgn(tmp_path, monkeypatc
     assert all(torch.equal(state[key], value) for key, value in model.backbone.state_dict().items())
 
 
-def test_freezing_the_backbone_freezes_the_trunk_and_every_copy_and_nothing_else():
-    cfg = config("mgn", "osnet_x0_25")
-    model = build_model(cfg, 4)
-    criterion = make_criterion(cfg, 4, model.feature_dims, [head.add_margin for head in model.heads])
-    optimizer = make_optimizer(cfg, model)
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    set_frozen(model, optimizer, True)
-    criterion(*model(torch.randn(8, 3, 96, 32)), LABELS)[0].backward()
-    optimizer.step()
-    moved = {key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])}
-    assert moved == {key for key in before if not key.startswith("backbone.") and not key.endswith("neck.bias")}
-
-
-@pytest.mark.parametrize("name", ["swin_t", "vit_b_16", "timm/test_resnet"])
-def test_a_backbone_that_cannot_be_split_is_refused_only_where_that_is_needed(name):
-    if name.startswith("timm/"):
-        pytest.importorskip("timm")
-    for branches in ("mgn", "lightmbn"):
-        with pytest.raises(UserError, match=f"--backbone {name} .*--branches one, pcb or bdb"):
-            on_meta(config(branches, name, height=192))
-    for branches in ("pcb", "bdb"):
-        model = on_meta(config(branches, name, height=192))
-        with torch.no_grad():
-            assert model(torch.empty(2, 3, 192, 32, device="meta")).shape == (2, model.embedding_dim)
-
-
 # ---- stripes and dropped rows
-
-
-def test_stripes_are_the_bins_of_adaptive_pooling():
-    for rows in (6, 8, 17, 24):
-        maps = torch.randn(2, 3, rows, 4)
-        for count in (1, 2, 3, 6):
-            parts = stripes(maps, count)
-            for reduce, pool in ((torch.mean, F.adaptive_avg_pool2d), (torch.amax, F.adaptive_max_pool2d)):
-                ours = torch.stack([reduce(part, (2, 3)) for part in parts], 2)
-                assert torch.allclose(ours, pool(maps, (count, 1)).squeeze(3), atol=1e-6)
-
-
-def test_randomly_dropped_rows_are_neighbours_the_same_in_all_images_and_equally_likely():
-    for rows, share, size in ((24, 1 / 3, 8), (16, 1 / 3, 5), (8, 0.5, 4), (5, 0.0, 0), (1, 0.3, 0)):
-        maps = torch.rand(3, 4, rows, 5).half() + 1
-        maps[0, 0, :, 0] = torch.inf  # which a product with 0 would turn into NaN
-        for _ in range(10):
-            out = drop_random_rows(maps, share)
-            gone = out.eq(0)
-            assert out.dtype == maps.dtype and torch.equal(gone, gone[:1, :1, :, :1].expand_as(gone))
-            lost = gone[0, 0, :, 0].nonzero().flatten().tolist()
-            assert lost == [*range(lost[0], lost[0] + size)] if size else not lost
-            assert torch.equal(out[~gone], maps[~gone])
-    tops = Counter(drop_random_rows(torch.ones(1, 1, 12, 1)).flatten().argmin().item() for _ in range(1800))
-    assert set(tops) == set(range(9)) and all(abs(count - 200) < 70 for count in tops.values())  # 5 standard deviations
-    torch.manual_seed(5)
-    drop_random_rows(torch.ones(4, 2, 6, 3))
-    state = torch.get_rng_state()
-    torch.manual_seed(5)
-    torch.randint(5, (1,))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert drop_random_rows(torch.empty(4, 2, 6, 3, device="meta")).shape == (4, 2, 6, 3)  # nothing is read

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
@@ -21,7 +20,6 @@ from config import Config
 from datasets import cache
 from datasets.cache import Images
 from datasets.images import read_image
-from utils import files as files_module
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,21 +98,19 @@ def test_images_by_index_and_in_batches_are_those_of_their_files(cfg, files, mon
         monkeypatch.setattr(cache, "BLOCK", block)
         images = Images(cfg.replace(workers=workers, cache_dir=f"{cfg.data.cache_dir}{block}"), files, "train")
         assert len(images) == COUNT and images.bad == {} and np.array_equal(pixels(images), decoded(files))
-    wanted = [[0], [3, 1, 6], range(7), [2, 2, 2], [np.int8(3)], torch.tensor([6, 0]), np.arange(7)[::-2], [-1]]
-    wanted += [np.array([4, 0, 6], dtype) for dtype in ("u1", ">i4", "u8")]
+    wanted = [[0], [3, 1, 6], range(7), [2, 2, 2], torch.tensor([6, 0]), np.arange(7)[::-2]]
     for indices in wanted:
         assert np.array_equal(images.read(indices).numpy(), decoded([files[int(i)] for i in indices]))
     assert images.read([]).shape == (0, HEIGHT, WIDTH, 3)
-    for indices in ([7], [0, -8], [1.7], np.array(["1"]), np.array([2**63 + 1], dtype="u8")):
-        with pytest.raises((IndexError, TypeError, ValueError)):
+    for indices in ([7], [0, -8]):
+        with pytest.raises(IndexError):
             images.read(indices)
     images.read(range(7)).zero_()  # a batch may be written to
     wanted = [np.array(x) for x in ([3, 1], [0], [6, 5, 4], [2, 2])]
     found = list(images.batches(iter(wanted)))
     for (indices, batch), expected in zip(found, wanted, strict=True):
-        assert np.array_equal(indices, expected) and np.array_equal(
-            batch.numpy(), decoded([files[i] for i in expected])
-        )
+        assert np.array_equal(indices, expected)
+        assert np.array_equal(batch.numpy(), decoded([files[i] for i in expected]))
     assert list(images.batches(iter([]))) == []
     for _ in range(2):  # left early and begun again
         batches = images.batches(np.array([i]) for i in range(7))
@@ -122,13 +118,6 @@ def test_images_by_index_and_in_batches_are_those_of_their_files(cfg, files, mon
         batches.close()
     empty = Images(cfg, [], "train")
     assert len(empty) == 0 and empty.read([]).shape == (0, HEIGHT, WIDTH, 3)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_size_of_images_can_be_given(cfg, files, mode):
-    for size in ((24, 16), (12, 20), (48, 32)):
-        images = Images(cfg.replace(**MODES[mode]), files, "train", size=size)
-        assert np.array_equal(pixels(images), decoded(files, *size))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -236,29 +225,6 @@ def test_a_changed_file_is_seen(cfg, files, reads):
         assert np.array_equal(pixels(Images(cfg, files, "train")), decoded(files))
 
 
-def test_another_list_order_or_directory_is_another_cache(cfg, files, tmp_path, monkeypatch, reads):
-    lists = [files, files[::-1], files[:3], files[3:], files[:1] * 2]
-    for _ in range(2):
-        for paths in lists:
-            assert np.array_equal(pixels(Images(cfg, paths, "train")), decoded(paths))
-    assert left(cfg) == ["train.json"] * 5 + ["train.npy"] * 5
-    reads.clear()
-    monkeypatch.chdir(tmp_path)  # paths count by where they lead, not by how they are written
-    assert np.array_equal(pixels(Images(cfg, [os.path.relpath(f) for f in files], "train")), decoded(files))
-    assert reads == []
-
-
-def test_any_file_name_works_twice_good_or_bad(cfg, files):
-    for name in ["名前 🙂.bmp", "a\nb.bmp", os.fsdecode(b"\xff\xfe.bmp"), "%s%d.bmp", '"[x]*.bmp', "-x"]:
-        paths = [*files[:3], str(Path(files[0]).with_name(name)), str(Path(files[0]).with_name(f"bad{name}"))]
-        write_picture(paths[3], 60)
-        Path(paths[4]).write_bytes(b"no image")
-        for _ in range(2):
-            images = Images(cfg.replace(on_bad_image="skip"), paths, "train")
-            assert list(images.bad) == [4] and f"bad{name}" in images.bad[4]
-            assert np.array_equal(pixels(images), decoded(paths[:4]))
-
-
 # ---- what others leave behind
 
 
@@ -278,17 +244,7 @@ LEFT_BEHIND = {
     "a zip": lambda cfg: stored(cfg, "npy").write_bytes(b"PK\x03\x04" + bytes(100)),
     **{
         f"record {text!r}": lambda cfg, text=text: stored(cfg, "json").write_bytes(text)
-        for text in (
-            b"",
-            b"{",
-            b"{}",
-            b"[]",
-            b"null",
-            b"\xff\xfe",
-            b'{"bad": null}',
-            b'{"bad": [[1]]}',
-            b'{"bad": [3]}',
-        )
+        for text in (b"", b"{", b"[]", b"\xff\xfe", b'{"bad": [[1]]}', b'{"bad": [3]}')
     },
 }
 
@@ -311,28 +267,6 @@ def test_what_is_damaged_is_made_again(cfg, files, reads, warned):
 
 # ---- where no file can be written
 
-DENIED = PermissionError(errno.EACCES, "Permission denied")
-FULL = OSError(errno.ENOSPC, "No space left on device")
-
-
-def refuse_with(error: OSError):
-    def refuse(*_args, **_kwargs):
-        raise error
-
-    return refuse
-
-
-@pytest.mark.parametrize(
-    ("where", "what", "error"),
-    [(Path, "mkdir", DENIED), (files_module, "FileLock", DENIED), (os, "replace", FULL), (Path, "read_text", DENIED)],
-)
-def test_where_no_file_can_be_written_images_are_in_memory(cfg, files, reads, warned, monkeypatch, where, what, error):
-    monkeypatch.setattr(where, what, refuse_with(error))
-    images = Images(cfg, files, "train")
-    assert len(warned) == 1 and error.strerror in warned[0] and cfg.data.cache_dir in warned[0]
-    reads.clear()
-    assert np.array_equal(pixels(images), decoded(files)) and reads == []
-
 
 def test_a_disk_that_gets_full_or_a_file_in_the_place_of_the_directory(cfg, files, tmp_path, warned, monkeypatch):
     import resource
@@ -350,14 +284,6 @@ def test_a_disk_that_gets_full_or_a_file_in_the_place_of_the_directory(cfg, file
         images = Images(cfg.replace(cache_dir=str(tmp_path / place)), files, "train")
         assert np.array_equal(pixels(images), decoded(files))
     assert len(warned) == 3 and (tmp_path / "file").read_bytes() == b"not a directory"
-
-
-def test_a_cache_that_cannot_be_written_to_is_read(cfg, files, reads, warned, monkeypatch):
-    Images(cfg, files, "train")
-    for where, what in ((Path, "mkdir"), (files_module, "FileLock"), (os, "utime"), (os, "replace")):
-        monkeypatch.setattr(where, what, refuse_with(DENIED))
-    reads.clear()
-    assert np.array_equal(pixels(Images(cfg, files, "train")), decoded(files)) and reads == warned == []
 
 
 # ---- other processes

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import random
 import runpy
-import shutil
 import signal
 import sys
 import time
@@ -15,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from helpers import ROOT, arguments, contents, kill_at_rename, program, refused
 
 import processor.train
-from processor import do_train
 from processor.checkpoint import read_checkpoint
 from processor.signals import StopSignals
 from utils.errors import Stopped
@@ -103,32 +100,6 @@ def test_a_run_that_is_stopped_again_and_again_ends_bit_for_bit_as_an_undisturbe
             assert exitcode in (0, -number, 128 + number), output.read_text()[-3000:]
             stops += exitcode != 0
         assert differences(log / "whole", log / run) == []
-
-
-def test_the_comparison_sees_the_smallest_difference_and_no_other(tiny):
-    cfg = tiny.replace(epochs=1, width_multiplier=0.25, eval_first=False)
-    one = do_train(cfg.replace(name="one")).directory
-    other = Path(shutil.copytree(one, one.with_name("other")))
-
-    def change(name: str, how) -> None:
-        state = read_checkpoint(other / name)
-        how(state)
-        torch.save(state, other / name)
-
-    change("last.pth", lambda s: s.update(seconds=0.0, command="x", environment={}))
-    change("last.pth", lambda s: s["history"][-1].update(images_per_second=0.0))
-    assert differences(one, other) == []
-    name = "branches.0.classifier.weight"
-
-    def next_number(state: dict) -> None:
-        state["model"][name][0, 0] = torch.nextafter(state["model"][name][0, 0], torch.tensor(9.0))
-
-    change("last.pth", next_number)
-    assert differences(one, other) == [f"last.pth model {name}"]
-    change("last.pth", lambda s: s["rng"][0]["torch"][9:10].add_(1))
-    (other / "last.1.pth").unlink(missing_ok=True)
-    (other / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n")
-    assert {"files", "metrics.jsonl", "last.pth rng 0 torch"} < set(differences(one, other))
 
 
 # ---- exit codes

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import os
 import pickle
 import random
@@ -14,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import fails, flat, kill_at_rename
+from helpers import flat, kill_at_rename
 
 from processor.checkpoint import (
     find_checkpoint,
@@ -133,7 +132,7 @@ class Trap:
 def test_a_checkpoint_that_would_run_code_does_not_run_it(tmp_path):
     path, sprung = tmp_path / "last.pth", tmp_path / "sprung"
     torch.save(state() | {"epoch": Trap(sprung)}, path)
-    refused(path, "would run code")
+    refused(path, "run code")
     with open(path, "wb") as file:
         torch.save(state() | {"epoch": Trap(sprung)}, file, _use_new_zipfile_serialization=False)
     refused(path)
@@ -144,35 +143,19 @@ def test_a_checkpoint_that_would_run_code_does_not_run_it(tmp_path):
     assert sprung.exists()  # the trap is one
 
 
-def write_foreign(path: Path, kind: str) -> None:
-    if kind == "image":
-        path.write_bytes(cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes())
-    elif kind == "text":
-        path.write_text("epoch 1/3  loss 4.156\n")
-    elif kind == "arrays":
-        with open(path, "wb") as file:
-            np.savez(file, qf=np.zeros((2, 3)))
-    elif kind == "script":
-        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(path))
-    elif kind == "weights":
-        torch.save(torch.nn.Linear(2, 2).state_dict(), path)
-    elif kind == "another program's":
-        torch.save({"state_dict": {"w": torch.ones(2)}, "epoch": 3, "labels": [1, 2], "model": "resnet50"}, path)
-    elif kind == "a list":
-        torch.save([state()], path)
-    elif kind == "directory":
-        path.mkdir()
-    else:
-        path.touch()
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_foreign_file_is_refused_and_the_one_before_is_used(tmp_path):
-    kinds = ("empty", "directory", "image", "text", "arrays", "script", "weights", "another program's", "a list")
-    for kind in kinds:
-        path = tmp_path / kind / "last.pth"
+    image = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
+    other = {"state_dict": {"w": torch.ones(2)}, "epoch": 3, "labels": [1, 2], "model": "resnet50"}
+    contents = (b"", image, b"epoch 1/3\n", torch.nn.Linear(2, 2).state_dict(), other, [state()], None)
+    for name, content in enumerate(contents):
+        path = tmp_path / str(name) / "last.pth"
         path.parent.mkdir()
-        write_foreign(path, kind)
+        if content is None:
+            path.mkdir()
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path)
         refused(path)
         save_checkpoint(path.with_name("other.pth"), state(3))
         path.with_name("other.pth").rename(path.with_name("last.1.pth"))
@@ -212,18 +195,6 @@ def test_as_many_are_kept_as_the_setting_says(tmp_path):
     for number, keep, epochs in ((0, 1, [0]), (1, 3, [1, 0]), (2, 3, [2, 1, 0]), (3, 4, [3, 2, 1, 0]), (4, 2, [4, 3])):
         save_checkpoint(path, state(number), keep)
         assert [read_checkpoint(p)["epoch"] for p in kept_checkpoints(path)] == epochs
-
-
-def test_the_order_is_that_of_the_numbers_not_of_the_files_times_and_only_of_our_files(tmp_path):
-    path = tmp_path / "last.pth"
-    for number in range(12):
-        save_checkpoint(path, state(number), 12)
-    for age, p in enumerate(reversed(kept_checkpoints(path))):
-        os.utime(p, (1e9 - age, 1e9 - age))
-    for name in ("last.old.pth", "last.01.pth", "last.pth.bak", "blast.1.pth", "last.1.pth.tmp", "lastX1.pth"):
-        (tmp_path / name).touch()
-    assert [p.name for p in kept_checkpoints(path)] == ["last.pth", *(f"last.{n}.pth" for n in range(1, 12))]
-    assert newest_valid(path)[1]["epoch"] == 11
 
 
 def killed(work) -> bool:
@@ -290,41 +261,3 @@ def test_a_write_that_the_system_cuts_off_leaves_all_as_it_was_and_says_why(tmp_
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert str(error.value).startswith(f"{tmp_path}/last.pth could not be written (File too large)")
     left_as_they_were(tmp_path, [1, 0])
-
-
-FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-READ_ONLY = OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-
-def test_a_refusal_at_any_point_of_the_write_is_one_sentence(tmp_path, monkeypatch):
-    for number in range(2):
-        save_checkpoint(tmp_path / "last.pth", state(number), 2)
-    for where in ("torch.save", "utils.files.os.fsync", "utils.files.os.replace"):
-        for error in (FULL, READ_ONLY):
-            with monkeypatch.context() as patch, pytest.raises(UserError) as raised:
-                patch.setattr(where, fails(error))
-                save_checkpoint(tmp_path / "last.pth", state(2), 2)
-            assert f"{tmp_path}/last.pth could not be written ({error.strerror})" in str(raised.value)
-            left_as_they_were(tmp_path, [1, 0])
-
-
-def test_torchs_error_counts_as_a_refusal_only_where_the_system_refused(tmp_path, monkeypatch):
-    def save(value, file) -> None:
-        try:
-            raise FULL
-        except OSError:
-            raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 640 vs 598")  # noqa: B904
-
-    monkeypatch.setattr("torch.save", save)
-    with pytest.raises(UserError, match="No space left on device"):
-        save_checkpoint(tmp_path / "last.pth", state())
-    monkeypatch.setattr("torch.save", fails(RuntimeError("CUDA error: device-side assert triggered")))
-    with pytest.raises(RuntimeError, match="device-side assert"):
-        save_checkpoint(tmp_path / "last.pth", state())
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_place_that_is_a_file_is_refused_in_a_sentence(tmp_path):
-    (tmp_path / "run").write_text("")
-    with pytest.raises(UserError, match=r"run/last.pth could not be written \("):
-        save_checkpoint(tmp_path / "run" / "last.pth", state())

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import pytest
-from helpers import ROOT, program, refused
+from helpers import program, refused
 from matplotlib.figure import Figure
 
 from config import Config
 from processor import do_train
 from tools.curves import read_history
 from utils.errors import UserError
-from utils.plots import line, loss_parts, plain, plot_curves
+from utils.plots import loss_parts, plot_curves
 
 
 def entry(epoch: int, mAP: float | None = None, **more) -> dict:
@@ -83,22 +79,6 @@ def test_the_history_is_what_was_written_and_damage_is_reported(tmp_path):
         read_history(tmp_path / "nowhere")
 
 
-def test_values_that_are_missing_or_not_finite_are_left_out_of_a_line():
-    entries = [
-        entry(0, 2.0),
-        entry(1, loss=math.nan),
-        entry(2, loss="much"),
-        entry(3, 50.0),
-        {"epoch": 4, "scores": {}},
-    ]
-    assert line(entries, "loss") == ([3], [2.0])
-    assert line(entries, "mAP") == ([0, 3], [2.0, 50.0])
-    assert line(entries, "rank1") == ([0, 3], [12.0, 60.0])
-    assert line(entries, "mAP", "flip") == ([], [])
-    assert plain("a") == "a" and plain("5 $ and $x") == r"5 \$ and \$x"
-    assert plain("_hidden") == " _hidden" and plain("caf\udce9") == r"caf\udce9"
-
-
 # ---- drawing
 
 
@@ -118,64 +98,7 @@ def test_one_run_is_drawn_with_the_parts_of_its_loss_and_all_its_scores(tmp_path
     assert sorted(words) == ["id", "sum", "triplet"]
 
 
-def test_several_runs_differ_in_colour_or_line_and_share_a_legend(tmp_path, figures):
-    runs = {f"run $number$ {n} {'x' * 60}": [entry(0, 1.0 + n), entry(1, 2.0 + n)] for n in range(23)}
-    plot_curves(runs, tmp_path / "c.png")
-    (figure,) = figures
-    lines = panel(figure, "mAP (%)").get_lines()
-    assert [line.get_ydata()[0] for line in lines] == [1.0 + n for n in range(23)]
-    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 23
-    assert len(figure.legends[0].get_texts()) == 23 and len(drawn(figure, "loss")) == 23
-    assert_nothing_cut(figure)
-
-
-def test_runs_that_have_hardly_begun_have_empty_panels_that_say_so(tmp_path, figures):
-    for entries in ([entry(0, 2.0)], [entry(1)], [entry(1, lr=0.0)], THREE, [{"epoch": 1}]):
-        plot_curves({"demo (0 of 120 epochs)": entries}, tmp_path / "c.png")
-        figure = figures[-1]
-        assert len(figure.axes) == 6
-        for axis in figure.axes:
-            points = sum(len(line.get_xdata()) for line in axis.get_lines())
-            assert [text.get_text() for text in axis.texts] == ([] if points else ["nothing yet"])
-            assert points == 0 or all(line.get_marker() == "o" and line.get_markersize() for line in axis.get_lines())
-        assert_nothing_cut(figure)
-
-
-def assert_nothing_cut(figure: Figure) -> None:
-    """All words and axes lie inside of the picture, and the legend below the panels."""
-    box = figure.get_tightbbox(figure.canvas.get_renderer())
-    assert box.x0 >= 0 and box.y0 >= 0
-    assert box.x1 <= figure.get_figwidth() and box.y1 <= figure.get_figheight()
-    legend = figure.legends[0].get_window_extent()
-    assert legend.y1 <= min(axis.get_tightbbox().y0 for axis in figure.axes)
-
-
-def test_importing_the_curves_imports_no_matplotlib_and_no_torch():
-    words = "import sys, utils.plots; sys.exit('matplotlib' in sys.modules or 'torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", words], cwd=ROOT, check=False).returncode == 0
-
-
 # ---- the tool
-
-
-def test_runs_are_found_by_age_name_directory_or_file_and_each_is_drawn_once(tmp_path, figures):
-    log_dir = tmp_path / "log"
-    old, new = write_run(log_dir / "old", THREE), write_run(log_dir / "new", THREE[:3], epochs=120)
-    os.utime(old / "metrics.jsonl", (1, 1))
-    shown = program("tools/curves.py", "--log-dir", log_dir)
-    assert shown.returncode == 0, shown.stderr
-    assert f"curves of new (2 of 120 epochs) written to {new / 'curves.png'}" in shown.stdout
-    assert (new / "curves.png").is_file() and not (old / "curves.png").exists()
-
-    other = write_run(tmp_path / "elsewhere" / "new", THREE[:2], tail='{"epo')
-    words = ["new", old, old / "metrics.jsonl", other]
-    shown = program("tools/curves.py", *words, "--log-dir", log_dir)
-    assert shown.returncode == 0, shown.stderr
-    assert "last line is damaged" in shown.stdout
-    names = [text.get_text() for text in figures[-1].legends[0].get_texts()]
-    assert len(names) == 3 and names[1] == "old" and "(1 of 3 epochs)" in names[2]
-    assert names[0] != names[2], "two runs of one name are distinguished by their paths"
-    assert (log_dir / "curves.png").is_file()
 
 
 def test_a_run_of_this_program_is_drawn(tiny: Config, figures):

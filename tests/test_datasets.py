@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +12,9 @@ from conftest import write_tree
 from datasets import DATASETS, ReIDDataset, Sample, make_dataset, make_loaders
 from datasets.base import PID_OFFSET, label_map, select_test, select_train
 from datasets.heldout import heldout_split, last_identities
-from datasets.make import make_test_set, place, short_name
-from datasets.own import refuse_another_split
+from datasets.make import make_test_set
 from utils.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 
 
@@ -39,32 +33,6 @@ def test_every_name_is_a_dataset_or_an_error_that_names_the_setting(tiny, tmp_pa
         for dataset in (name, f"demo+{name}"):
             with pytest.raises(UserError, match=rf"^'{name}' is neither .*{hint}"):
                 make_dataset(tiny.replace(dataset=dataset))
-
-
-def test_the_page_on_datasets_names_every_one():
-    table = (ROOT / "docs" / "datasets.md").read_text()
-    first_cells = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)
-    assert {name for cell in first_cells for name in re.findall("`(.+?)`", cell)} >= set(DATASETS)
-
-
-@pytest.mark.slow
-def test_only_the_chosen_dataset_is_imported():
-    code = (
-        "import sys, datasets.make as m; from config import Config\n"
-        "try: m.make_dataset(Config(dataset='market1501', data_root='nowhere'))\n"
-        "except Exception as error: assert 'Market-1501' in str(error)\n"
-        "found = {name for name in sys.modules if name.startswith('datasets.')}\n"
-        "assert 'datasets.market1501' in found and not found & {'datasets.own', 'datasets.demo', 'datasets.msmt17'}"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
-def test_a_dataset_has_one_place_however_it_is_written_and_a_name_for_files(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "v.1").mkdir()
-    assert len({place(name) for name in ("v.1", "./v.1", "v.1/", str(tmp_path / "v.1"), "v.1/../v.1")}) == 1
-    assert place("market1501") == short_name("market1501") == "market1501"
-    assert [short_name(name) for name in ("v.1/", "./v.2", "a/b.csv", ".")] == ["v.1", "v.2", "b.csv", tmp_path.name]
 
 
 # ---- identities
@@ -155,35 +123,6 @@ def test_the_test_side_may_be_that_of_another_dataset(tiny, tmp_path):
     assert {Path(s.path).parents[1].name for s in crossed.query + crossed.gallery} == {"two"}
     alone = make_test_set(tiny.replace(dataset="gone", test_dataset=second, test_ids=2))
     assert alone.train == [] and pids(alone.query) == {7, 8} and "first 2 of 4" in alone.note
-
-
-def test_own_pictures_are_all_trained_on_when_the_test_is_elsewhere(tiny, tmp_path):
-    for name in ("mine", "yours"):
-        for number in range(12):
-            path = tmp_path / name / f"{name}{number // 2}" / f"{number}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-    mine, yours = str(tmp_path / "mine"), str(tmp_path / "yours")
-    assert len(pids(make_dataset(tiny.replace(dataset=mine)).train)) < 6
-    crossed = make_dataset(tiny.replace(dataset=mine, test_dataset=yours))
-    assert len(pids(crossed.train)) == 6 and len(crossed.train) == 12
-    assert crossed.name_of(crossed.query[0].pid).startswith("yours") and "cameras unknown" in crossed.describe()
-    assert crossed.query == make_dataset(tiny.replace(dataset=yours)).query
-    same = make_dataset(tiny.replace(dataset=mine, test_dataset=f"{mine}/"))
-    assert not pids(same.train) & pids(same.query)
-
-
-def test_another_split_of_the_trained_dataset_is_refused(tiny):
-    trained, drawn = tiny.replace(dataset="a+b"), ReIDDataset("b", drawn=True)
-    for change in ({"split_seed": 1}, {"test_share": 0.3}):
-        for spelling in ("b", "./b", "c/../b", os.path.abspath("b")):
-            with pytest.raises(UserError, match=r"--test-share 0\.5 --split-seed 0"):
-                refuse_another_split(trained.replace(test_dataset=spelling, **change), trained, drawn)
-        refuse_another_split(trained.replace(test_dataset="c", **change), trained, drawn)
-        refuse_another_split(trained.replace(test_dataset="b", **change), trained, ReIDDataset("b"))  # a given split
-    refuse_another_split(trained, trained, drawn)
-    with pytest.raises(UserError, match="trained on all of b"):
-        refuse_another_split(trained.replace(test_dataset="b"), trained.replace(test_dataset="c"), drawn)
 
 
 # ---- loaders

@@ -9,31 +9,26 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_tree
+from conftest import tiny_config, write_tree
 from distributed_worker import (
     disturbed,
     enter,
     exact,
-    exchange,
     extract,
-    mixed_loss,
     outcome,
-    problem,
     program,
     refusals,
     together,
     train_exactly,
     train_one_log,
 )
-from helpers import ROOT, arguments, save_model, start_training
+from helpers import ROOT, contents, save_model, start_training
 from torch import nn
 
 from config import Config
@@ -41,8 +36,7 @@ from datasets.loaders import TrainLoader
 from datasets.make import make_dataset
 from model import make_model
 from processor import do_train
-from processor.checkpoint import read_checkpoint
-from processor.distributed import ALONE, Ranks, init_distributed, sync_batch_norm, torchrun_command
+from processor.distributed import ALONE, Ranks, init_distributed, sync_batch_norm
 from processor.train import optimizer_step
 from solver import set_lr
 from utils.errors import UserError
@@ -93,12 +87,9 @@ def launched(folder: Path, size: int, work: Callable, *args: object) -> None:
 
 def settings(base: Path, **changes: object) -> Config:
     """Settings for the tree at BASE/data: 3 steps an epoch, no test but after the last."""
-    return Config(
-        preset="demo", dataset="demo", data_root=str(base / "data"), log_dir=str(base / "log"), device="cpu",
-        height=32, width=16, pad=2, batch_size=8, images_per_id=2, test_batch_size=16, workers=1,
-        backbone="shufflenet_v2_x0_5", weights=str(base / "backbone.pth"), epochs=3, warmup_epochs=1, steps=(2,),
-        lr=1e-3, eval_first=False, eval_every=100, log_every=4, ranked_lists=0,
-    ).replace(**changes)  # fmt: skip
+    quick = {"workers": 1, "backbone": "shufflenet_v2_x0_5", "weights": str(base / "backbone.pth"), "lr": 1e-3}
+    quick |= {"eval_first": False, "eval_every": 100, "log_every": 4}
+    return tiny_config(base, **quick | changes)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +137,7 @@ def trained(base) -> Path:
     """Outcomes of two processes."""
     out = base / "two"
     cfgs = [settings(base, name=name, **changes) for name, changes in CASES.items()]
-    launched(out, 2, together, (train_exactly, (cfgs, out)), (exchange, (out,)))
+    launched(out, 2, together, (train_exactly, (cfgs, out)))
     return out
 
 
@@ -209,30 +200,6 @@ def test_the_shares_of_a_batch_are_the_batch_of_one_process_pixel_for_pixel(base
         for (images, labels), *parts in zip(whole.epoch(3, CPU), *shares, strict=True):
             assert torch.equal(torch.cat([part[0] for part in parts]), images)
             assert torch.equal(torch.cat([part[1] for part in parts]), labels)
-
-
-@pytest.mark.slow
-def test_gradients_over_a_gathered_batch_are_those_of_one_process(trained):
-    images, first, second, labels = problem()
-    first.requires_grad_(), second.requires_grad_()
-    mixed_loss((images @ first).tanh() @ second, labels).backward()
-    for rank in (0, 1):
-        found = torch.load(trained / f"exchange.{rank}.pt")["gradients"]
-        assert torch.allclose(found["before"], first.grad, rtol=1e-12, atol=0)
-        assert torch.allclose(found["after"], second.grad, rtol=1e-12, atol=0)
-
-
-@pytest.mark.slow
-def test_what_processes_send_each_other_arrives_in_their_order(trained):
-    for rank in (0, 1):
-        found = torch.load(trained / f"exchange.{rank}.pt")
-        rows, gradient = found["half"]
-        assert rows.dtype == torch.bfloat16 and rows.tolist() == [[0.5] * 3] * 2 + [[1.5] * 3] * 2
-        assert gradient.tolist() == [[2.0] * 3] * 2  # the mean over the processes makes it 1
-        assert found["uneven"].tolist() == [[10.0, 11.0, 12.0]]  # none of the first process, one of the second
-        strided, number, picture = found["copied"]
-        assert strided.tolist() == [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]] and number == 0 and not picture.any()
-        assert found["mean"].tolist() == [1.0, 0.5]
 
 
 # ---- tests
@@ -344,33 +311,7 @@ def test_processes_that_cannot_connect_are_refused(base, monkeypatch):
                 pass
 
 
-def test_the_command_that_repeats_a_run_starts_as_many_processes():
-    command = "python train.py demo --name 'python x'"
-    assert torchrun_command(ALONE, command, {}) == command
-    two, four = (torchrun_command(Ranks(0, n), command, {"LOCAL_WORLD_SIZE": "2"}) for n in (2, 4))
-    assert two == "torchrun --nproc-per-node=2 train.py demo --name 'python x'"
-    assert four == "torchrun --nnodes=2 --nproc-per-node=2 train.py demo --name 'python x'"
-
-
 # ---- stopped, and gone on with
-
-
-def same_files(a: Path, b: Path) -> None:
-    """Weights, moments and random numbers of two runs."""
-    states = [read_checkpoint(path / "last.pth") for path in (a, b)]
-    parts = states[0].keys() & {"model", "training_model", "criterion", "optimizers", "rng"}
-    a, b = (flat({name: state[name] for name in parts}) for state in states)
-    assert states[0].keys() == states[1].keys() and a.keys() == b.keys()
-    different = [name for name in a if not torch.equal(a[name], b[name])]
-    assert not different, different[:5]
-
-
-def flat(state: object, name: str = "") -> dict[str, torch.Tensor]:
-    """The tensors and numbers in nested dicts and lists."""
-    if isinstance(state, (dict, list, tuple)):
-        pairs = state.items() if isinstance(state, dict) else enumerate(state)
-        return {k: v for key, value in pairs for k, v in flat(value, f"{name}.{key}").items()}
-    return {name: torch.as_tensor(state)} if isinstance(state, (torch.Tensor, int, float)) else {}
 
 
 @pytest.mark.slow
@@ -391,33 +332,11 @@ def test_a_signal_to_one_process_stops_both_and_resumed_they_end_with_the_same_b
     shutil.copytree(base / "signals" / "SIGTERM", base / "signals" / "alone" / "SIGTERM")
     launched(base / "signals", 2, together, (train_one_log, (jobs,)))
     for cfg in jobs[1:]:
-        same_files(base / "signals" / "whole", base / "signals" / cfg.run.name)
+        resumed = contents(base / "signals" / cfg.run.name / "last.pth")
+        assert resumed == contents(base / "signals" / "whole" / "last.pth")
     run = do_train(jobs[-1].replace(log_dir=str(base / "signals" / "alone")))
     said = (run.directory / "train.log").read_text()
     assert len(run.history) == 2 and "resumed with 1 processes, not 2 as before" in said
-
-
-@pytest.mark.slow
-def test_a_stopped_torchrun_saves_and_can_be_resumed(base):
-    cfg = settings(base, name="stopped", epochs=10_000)
-    words = [*arguments(cfg), "--no-eval-first"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py", *words],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    until, lines = time.monotonic() + LIMIT, base / "log" / "stopped" / "metrics.jsonl"
-    while not (lines.exists() and '"epoch": 2,' in lines.read_text()):
-        assert time.monotonic() < until and process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    process.terminate()
-    said, _ = process.communicate(timeout=LIMIT)
-    assert process.returncode == 1 and said.count("continue with --resume") == 1, said
-    state = read_checkpoint(base / "log" / "stopped" / "last.pth")
-    assert "--nproc-per-node=2 train.py" in state["command"]
-    cfg = cfg.replace(epochs=state["epoch"] + 1)
-    jobs = [cfg.replace(name="not_stopped"), cfg.replace(resume=True)]
-    launched(base / "stopped", 2, together, (train_one_log, (jobs,)))
-    same_files(base / "log" / "not_stopped", base / "log" / "stopped")
 
 
 # ---- batch norm over the images of all processes
@@ -450,15 +369,3 @@ def test_synchronized_models_compute_and_store_the_same_as_plain_ones(backbone, 
         fresh = make_model(cfg, 5)
         fresh.load_state_dict(after)
         assert torch.equal(fresh.eval()(images), expected)
-
-
-def test_batch_norm_is_not_changed_in_one_process_on_cpus_and_without_the_setting():
-    cfg, cuda = Config(backbone="resnet18", weights="none"), torch.device("cuda")
-    model = make_model(cfg, 5)
-    for changed, ranks, device in (
-        (cfg, ALONE, cuda),
-        (cfg, Ranks(0, 2), CPU),
-        (cfg.replace(sync_bn=False), Ranks(0, 2), cuda),
-    ):
-        assert sync_batch_norm(changed, ranks, model, device) is model
-        assert not any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())

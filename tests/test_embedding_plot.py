@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import csv
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from helpers import program, refused, save_model
-from matplotlib.figure import Figure
 
-from datasets.base import Sample
 from datasets.make import make_test_set
-from tools.embedding_plot import MARKERS, draw_points, pca, tsne
+from tools.embedding_plot import pca, tsne
 
 
 def test_pca_is_that_of_the_covariance_s_eigenvectors_and_tsne_keeps_identities_together():
@@ -38,30 +35,6 @@ def test_pca_is_that_of_the_covariance_s_eigenvectors_and_tsne_keeps_identities_
     distance = np.linalg.norm(points[:, None] - points[None], axis=2) + np.diag(np.full(len(pids), np.inf))
     assert (pids[distance.argmin(1)] == pids).all()
     assert np.isfinite(tsne(features[:4], 0)).all()
-
-
-def test_each_identity_has_a_colour_each_camera_a_marker_and_no_word_is_cut(tmp_path, monkeypatch):
-    kept: list[Figure] = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (kept.append(self), save(self, *a, **k)))
-    for count, cameras, known, name in (
-        (1, 1, True, "pid {}"), (40, 15, True, "W" * 30 + "{}"), (3, 2, True, "_$\udce9{}"), (60, 6, True, "{}"),
-        (3, len(MARKERS) + 1, True, "pid {}"), (3, 3, False, "pid {}"),
-    ):  # fmt: skip
-        samples = [Sample("x.jpg", pid, camid) for pid in range(1, count + 1) for camid in range(1, cameras + 1)]
-        names = {pid: name.format(pid) for pid in range(1, count + 1)}
-        points = np.random.default_rng(0).normal(size=(len(samples), 2))
-        draw_points(tmp_path / "p.png", points, samples, names, known, "a title")
-        figure, marked = kept[-1], known and cameras <= len(MARKERS)
-        axis, (identities, cams) = figure.axes[0], figure.legends
-        assert len({tuple(c) for dots in axis.collections for c in dots.get_facecolors()[:, :3].round(3)}) == count
-        assert len(axis.collections) == cameras and len(axis.texts) == count
-        assert len(identities.get_texts()) == (count if count <= 40 else 0)
-        assert len(cams.get_texts()) == (cameras if marked else 0)
-        assert (cams.get_title().get_text() == "camera") == marked
-        boxes = [legend.get_window_extent() for legend in figure.legends]
-        assert all(box.x0 > axis.bbox.x1 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 for box in boxes)
-        assert not boxes[0].overlaps(boxes[1])
 
 
 def test_the_csv_has_every_test_image_of_the_identities_and_no_distractor(tiny, tmp_path, monkeypatch):
@@ -94,8 +67,3 @@ def test_the_csv_has_every_test_image_of_the_identities_and_no_distractor(tiny, 
     assert len(draw("tsne")) == 36
     refused(program(*where, "--ids", 0), "--ids")
     refused(program(*where, "--test-dataset", tmp_path / "gone"), tmp_path / "gone")
-    base = Path(tiny.data.data_root) / "demo"
-    for path in [*(base / "query").glob("*"), *(base / "bounding_box_test").glob("*")]:
-        if not path.name.startswith(("0008_c1s1_000090", "0008_c2s1_000000", "0008_c2s1_000090")):
-            path.unlink()
-    refused(program(*where), "t-SNE of 3 images", "--method pca")

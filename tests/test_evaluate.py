@@ -6,7 +6,7 @@ import torch
 from datasets import ReIDDataset, Sample, make_loaders
 from model import make_model
 from processor import do_inference, extract_features
-from processor.evaluate import resolve_protocol, score_table, score_values
+from processor.evaluate import resolve_protocol
 from utils.errors import UserError
 from utils.metrics import evaluate, evaluate_distance
 from utils.rerank import k_reciprocal
@@ -34,13 +34,6 @@ def test_features_follow_the_order_of_the_files_and_leave_the_model_in_its_mode(
     torch.testing.assert_close(flipped, (one_by_one + mirrored) / 2, rtol=1e-3, atol=1e-4)
 
 
-def test_batch_size_and_cache_do_not_change_the_features(parts):
-    cfg, model, loaders = parts
-    expected, _ = extract_features(cfg, model, loaders.query, CPU)
-    other = make_loaders(cfg.replace(test_batch_size=5, cache_gb=0))
-    torch.testing.assert_close(extract_features(cfg, model, other.query, CPU)[0], expected, rtol=1e-3, atol=1e-4)
-
-
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_every_protocol_that_is_asked_for_is_resolve_protocol_its_parts_say(parts, metric):
     cfg, model, loaders = parts
@@ -65,15 +58,6 @@ def test_a_diverged_model_gets_a_sentence(parts):
         do_inference(cfg, model, loaders.query, loaders.gallery, CPU)
 
 
-def test_the_table_shows_per_cent_and_a_dash_for_ranks_beyond_the_curve(parts):
-    cfg, model, loaders = parts
-    scores = do_inference(cfg.replace(max_rank=5), model, loaders.query, loaders.gallery, CPU).scores
-    values = score_values(scores)
-    assert values["plain"]["mAP"] == pytest.approx(100 * scores["plain"].mAP, abs=1e-4)
-    table = score_table(values, "a cut set")
-    assert f"{values['plain']['rank5']:.2f}" in table and " - " in table and "note: a cut set" in table
-
-
 def test_the_protocol_of_the_dataset_is_used_and_what_it_does_not_define_is_refused(tiny):
     vehicles = ReIDDataset("vehicles", query=[Sample("a", 1, 1)], gallery=[Sample("b", 1, 2)], protocol="vehicle_id")
     plain = tiny.replace(rerank=False, flip=False)
@@ -85,14 +69,3 @@ def test_the_protocol_of_the_dataset_is_used_and_what_it_does_not_define_is_refu
             resolve_protocol(plain.replace(**changes), vehicles)
     with pytest.raises(UserError, match="--protocol single_shot"):
         resolve_protocol(plain.replace(protocol="single_shot"), vehicles, ranked_lists=True)
-
-
-def test_a_table_of_cameras_needs_cameras_and_not_too_many(tiny):
-    cfg = tiny.replace(by_camera=True)
-    few, many = ([Sample(str(i), 1, i) for i in range(n)] for n in (3, 51))
-    assert resolve_protocol(cfg, ReIDDataset("few", query=few, gallery=few)).eval.by_camera
-    with pytest.raises(UserError, match="of own are unknown"):
-        resolve_protocol(cfg, ReIDDataset("own", query=few, gallery=few, cameras=False))
-    for dataset in (ReIDDataset("x", query=many, gallery=few), ReIDDataset("x", query=few, gallery=many)):
-        with pytest.raises(UserError, match="50 cameras, x has 51"):
-            resolve_protocol(cfg, dataset)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from reference import Allocations
 
 from utils import expansion
 from utils.expansion import augment_gallery, expand_queries
@@ -57,65 +56,6 @@ def test_expansion_equals_the_formula_and_ties_are_taken_by_gallery_order_whatev
         monkeypatch.setattr(expansion, "BLOCK_BYTES", (1, 300, 1 << 20)[seed % 3])
         assert_expanded(normal(queries, width, seed), normal(images, width, seed + 1), k, alpha)
         assert_expanded(coarse(queries, seed), coarse(images, seed + 1), min(k, 12), alpha)
-
-
-def test_neighbours_worked_out_by_hand():
-    query, gallery = torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 1.0], [12.0, 5.0]])
-    # of cosines 3/5, 0 and 12/13 the two largest, squared: 9/25 of (3/5, 4/5) and 144/169 of (12/13, 5/13)
-    expected = np.array([1 + 27 / 125 + 1728 / 2197, 36 / 125 + 720 / 2197])
-    found = expand_queries(query, gallery, k=2, alpha=2)
-    np.testing.assert_allclose(found.numpy()[0], expected / np.linalg.norm(expected), atol=1e-6)
-    # alpha 0 is the plain average, even of opposite rows; with another alpha these have no weight
-    found = expand_queries(torch.tensor([[1.0, 0.0]]), torch.tensor([[-3.0, 4.0], [0.0, 9.0]]), k=2, alpha=0)
-    np.testing.assert_allclose(found.numpy()[0], np.array([0.4, 1.8]) / np.linalg.norm([0.4, 1.8]), atol=1e-6)
-    found = expand_queries(torch.tensor([[3.0, 4.0]]), torch.tensor([[-1.0, -1.0], [-5.0, 0.0]]), k=2, alpha=1)
-    torch.testing.assert_close(found, torch.tensor([[0.6, 0.8]]))
-    # a row is not its own neighbour, but its duplicates can be
-    a, b, diagonal = [1.0, 0.0], [0.0, 1.0], [0.5**0.5, 0.5**0.5]
-    torch.testing.assert_close(augment_gallery(torch.tensor([a, a]), 1, 0), torch.tensor([a, a]))
-    torch.testing.assert_close(augment_gallery(torch.tensor([a, b]), 1, 0), torch.tensor([diagonal, diagonal]))
-    torch.testing.assert_close(augment_gallery(torch.tensor([b, a, a, a]), 1, 0), torch.tensor([diagonal, a, a, a]))
-    # nothing to add, nothing to expand, no direction
-    unit = torch.tensor([[0.6, 0.8]])
-    torch.testing.assert_close(augment_gallery(torch.tensor([[3.0, 4.0]])), unit)
-    torch.testing.assert_close(expand_queries(torch.tensor([[3.0, 4.0]]), torch.zeros(0, 2)), unit)
-    assert expand_queries(torch.zeros(0, 3), normal(5, 3)).shape == augment_gallery(torch.zeros(0, 3)).shape == (0, 3)
-    assert torch.equal(expand_queries(torch.zeros(2, 3), normal(5, 3), k=2, alpha=1), torch.zeros(2, 3))
-
-
-def test_kinds_of_input_that_are_expanded_alike():
-    query, gallery = normal(5, 8), normal(30, 8, 1)
-    before = query.clone(), gallery.clone()
-    expected = expand_queries(query, gallery), augment_gallery(gallery)
-    wide = torch.full((30, 16), 99.0)
-    wide[:, ::2] = gallery
-    for q, g in (
-        (query * 1e-30, gallery * 1e30),
-        (query.double(), gallery.double()),
-        (query.T.contiguous().T, wide[:, ::2]),
-        (query.clone().requires_grad_(), gallery.clone().requires_grad_()),
-    ):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = expand_queries(q, g), augment_gallery(g)
-        for now, then in zip(found, expected, strict=True):
-            assert now.dtype == torch.float32 and not now.requires_grad
-            torch.testing.assert_close(now, then)
-    for dtype in (torch.float16, torch.bfloat16):
-        q, g = query.to(dtype), gallery.to(dtype)
-        torch.testing.assert_close(expand_queries(q, g), expand_queries(q.float(), g.float()))
-    for result in (*expected, augment_gallery(expected[1][:1])):
-        result.zero_()  # is no view of the input
-    assert torch.equal(query, before[0]) and torch.equal(gallery, before[1])
-
-
-def test_no_tensor_is_larger_than_a_block_or_the_features(monkeypatch):
-    monkeypatch.setattr(expansion, "BLOCK_BYTES", 40_000)
-    gallery = torch.cat((normal(250, 4), normal(250, 4)))  # duplicates: ties are resolved within the block, too
-    for k in (1, 20, 500):
-        with Allocations(gallery) as made:
-            expand_queries(gallery, gallery, k)
-            augment_gallery(gallery, k)
-        assert 500 * 4 * 4 <= made.largest() <= 40_000  # bytes, not 500 × 500, nor 500 × k × 4
 
 
 def test_bad_input_is_refused_by_name():

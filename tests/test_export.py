@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import write_tree
+from conftest import tiny_config, write_tree
 from helpers import ROOT, program, refused, save_model
 from torch import nn
 
@@ -21,14 +21,12 @@ import tools.export.graph
 import tools.export_onnx
 from config import Config
 from datasets.augment import normalise, to_pixels
-from datasets.base import ReIDDataset
 from datasets.images import read_image
 from model import build_model
 from model.attention import ATTENTION
 from model.reid import Branch, ReIDModel
-from tools.export.graph import Embed, Preprocess, onnx_bytes, to_onnx, trace
-from tools.export_onnx import calibration_crops, check_like, lowest_cosine, open_onnx
-from utils.errors import UserError
+from tools.export.graph import Embed, Preprocess, onnx_bytes, to_onnx
+from tools.export_onnx import lowest_cosine, open_onnx
 
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
@@ -102,25 +100,6 @@ def test_half_precision_holds_float16_weights_takes_float32_and_leaves_the_model
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_what_cannot_be_exported_is_one_sentence(monkeypatch):
-    class Branching(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * 2 if x.sum() > 0 else x
-
-    class Rare(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.linalg.eigvals(x).real
-
-    with pytest.raises(UserError, match=r"a\.pth"):
-        trace(Branching(), torch.zeros(2, 3), 1, "a.pth")
-    with pytest.raises(UserError, match=r"b\.pth") as caught:
-        to_onnx(Rare(), torch.zeros(2, 3, 3), 1, "b.pth")
-    assert "\n" not in str(caught.value)
-    monkeypatch.setattr(tools.export.graph, "ONNX_BYTES", 4)
-    with pytest.raises(UserError, match=r"c\.pth"):
-        to_onnx(nn.Linear(3, 3), torch.zeros(2, 3), 1, "c.pth")
-
-
 def test_pictures_of_any_size_are_resized_as_cv2_does_it_also_in_the_graph(tmp_path):
     preprocess = Preprocess(64, 32)
     example = torch.zeros(2, 37, 41, 3, dtype=torch.uint8)
@@ -139,19 +118,6 @@ def test_pictures_of_any_size_are_resized_as_cv2_does_it_also_in_the_graph(tmp_p
     assert (to_pixels(normalise(ours[None])) == ours[None].numpy()).all()
 
 
-def test_the_lowest_cosine_is_of_the_worst_row_and_nothing_hides_a_nan():
-    rows = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
-    assert lowest_cosine(rows, rows) == 1  # a row of zeros that is equal is no error
-    assert lowest_cosine(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), rows[:2]) == pytest.approx(0.5**0.5)
-    for precision in ("float32", "half", "int8"):
-        with pytest.raises(UserError, match="not finite"):
-            check_like({"crops": 3, "lowest_cosine": lowest_cosine(rows * torch.nan, rows)}, precision)
-    with pytest.raises(UserError, match=r"0\.999000"):
-        check_like({"crops": 3, "lowest_cosine": 0.999}, "float32")
-    check_like({"crops": 3, "lowest_cosine": 0.9999}, "float32")
-    check_like({"crops": 3, "lowest_cosine": 0.5}, "int8")
-
-
 # ---- the program
 
 
@@ -163,10 +129,7 @@ def trained(tmp_path_factory) -> Config:
     for number, path in enumerate(sorted((root / "data" / "demo" / "query").iterdir())):
         if number % 3 == 0:
             cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), (20 + number, 50)))
-    cfg = Config(
-        preset="demo", dataset="demo", data_root=str(root / "data"), log_dir=str(root / "log"), device="cpu",
-        height=32, width=16, backbone="resnet18", weights="none", test_batch_size=16, workers=2,
-    )  # fmt: skip
+    cfg = tiny_config(root, backbone="resnet18")
     save_model(cfg)
     return cfg
 
@@ -270,16 +233,3 @@ def test_a_file_with_other_embeddings_is_not_kept_and_bad_input_is_refused(train
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
             refused(export(trained), package, "pip install")
-
-
-def test_calibration_uses_training_pictures_that_can_be_read(trained, tmp_path, monkeypatch):
-    train = write_tree(tmp_path / "data" / "demo", train_ids=2) / "bounding_box_train"
-    bad = sorted(train.iterdir())[1]
-    bad.write_bytes(b"no picture")
-    cfg = trained.replace(data_root=str(tmp_path / "data"))
-    with pytest.raises(UserError, match=bad.name):
-        calibration_crops(cfg)
-    assert calibration_crops(cfg.replace(on_bad_image="skip")).shape == (11, 3, 32, 16)
-    monkeypatch.setattr(tools.export_onnx, "make_dataset", lambda cfg: ReIDDataset("tests"))
-    with pytest.raises(UserError, match="--int8"):
-        calibration_crops(cfg)

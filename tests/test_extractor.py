@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import write_tree
+from conftest import tiny_config, write_tree
 from helpers import save_model
 from PIL import Image
 
-from config import Config
 from datasets.folder import find_pictures
 from datasets.images import decode
 from datasets.loaders import make_test_loaders
@@ -32,8 +29,7 @@ def saved(tmp_path_factory) -> Path:
     """The checkpoint of an untrained model, made once."""
     base = tmp_path_factory.mktemp("saved")
     write_tree(base / "data" / "demo")
-    small = {"backbone": "mobilenet_v2", "weights": "none", "height": 32, "width": 16}
-    return save_model(Config(dataset="demo", data_root=str(base / "data"), log_dir=str(base / "log"), **small))
+    return save_model(tiny_config(base))
 
 
 @pytest.fixture(scope="module")
@@ -113,36 +109,6 @@ def test_paths_arrays_and_pil_images_of_one_picture_have_one_feature(extractor, 
     assert (as_is - swapped).abs().max() > 1e-3 and (as_is - turned).abs().max() > 1e-3
 
 
-def test_exif_rotation_and_pil_modes_are_as_in_files(extractor, crops):
-    image, exif = Image.open(crops / "a.png"), Image.Exif()
-    exif[0x0112] = 6  # to be rotated by 90 degrees
-    image.save(crops / "turned.png", exif=exif)
-    upright = image.transpose(Image.Transpose.ROTATE_270)
-    found = extractor([upright, crops / "turned.png", Image.open(crops / "turned.png")])
-    same(found, found[:1])
-    for mode in ("1", "L", "LA", "P", "RGBA", "CMYK"):
-        image = Image.open(crops / "b.png").convert(mode)
-        image.save(path := crops.parent / f"x.{'tif' if mode == 'CMYK' else 'png'}")
-        by_pil, by_path = extractor([image, path])
-        same(by_pil, by_path, 1e-2 if mode == "CMYK" else 1e-6)
-
-
-def test_a_generator_is_read_no_further_than_a_batch_ahead(extractor):
-    given = itertools.count()
-    batches = extractor.batches(np.full((8, 8, 3), next(given), np.uint8) for _ in range(10**9))
-    next(batches)
-    assert next(given) <= 3 * extractor.batch_size
-    batches.close()
-
-
-def test_the_latest_run_is_used_and_a_run_is_found_by_its_directory(saved, tmp_path):
-    checkpoint = tmp_path / "log" / "demo" / "last.pth"
-    checkpoint.parent.mkdir(parents=True)
-    shutil.copy(saved, checkpoint)
-    for name in (None, "demo", checkpoint.parent, str(checkpoint)):
-        assert FeatureExtractor(name, device="cpu", log_dir=tmp_path / "log").checkpoint == checkpoint
-
-
 def test_a_fingerprint_follows_weights_and_what_shapes_features_and_nothing_else(saved):
     model, cfg = load_model(saved, CPU)
     state = model.state_dict()
@@ -186,20 +152,13 @@ def test_what_is_no_picture_is_refused_in_a_sentence_that_names_it(extractor, cr
         ([crops / "a.png", crops / "gone.png"], "gone.png"),
         (crops / "cut.jpg", "cut.jpg"),
         (crops / "notes.txt", "notes.txt"),
-        ([crops], "crops"),
         (crops.parent / "empty", "empty"),
         (crops.parent / "words", "1 other files"),
         ([crops / "a.png", grey], r"picture 1 .*uint8 \(9, 9\)"),
-        (grey, r"of shape \(9, 9\)"),
         (floats, r"picture 0 .*float32 \(9, 9, 3\)"),
-        (np.zeros((3, 9, 9), np.uint8), r"\(3, 9, 9\)"),
-        (np.zeros((0, 9, 3), np.uint8), r"\(0, 9, 3\)"),
         (np.zeros((9, 9, 4), np.uint8), r"\(9, 9, 4\)"),
         (torch.zeros(9, 9, 3, dtype=torch.uint8), "picture 0 .*Tensor of shape"),
         (None, "NoneType"),
-        ([None], "picture 0 .*NoneType"),
-        (b"a.png", "bytes"),
-        (3, "int"),
         (Image.new("I;16", (9, 9)), "mode I;16"),
         ([crops / "a.png", Image.open(crops / "short.jpg")], r"picture 1 "),
     ):

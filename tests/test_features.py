@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +15,14 @@ from datasets.loaders import TestLoader, make_test_loaders
 from datasets.make import make_dataset
 from model import make_model
 from processor import extract_features
-from processor.evaluate import camera_table, score_features, score_table, score_values
+from processor.evaluate import score_features, score_values
 from tools.extract_features import write_features
 from tools.features import ARRAYS, join_parts, part_name, read_features
 from utils.errors import UserError
 from utils.expansion import augment_gallery, expand_queries
 from utils.files import write_rows
 from utils.metrics import evaluate, evaluate_distance
-from utils.protocols import evaluate_by_camera, evaluate_single_shot, pool_queries
+from utils.protocols import pool_queries
 from utils.rerank import k_reciprocal
 
 CPU = torch.device("cpu")
@@ -62,15 +61,6 @@ def test_parts_of_a_split_are_written_and_joined_to_what_one_process_extracts(ti
         some = [gallery.part(i, count).samples for i in range(count)]
         assert [sample for part in some for sample in part] == gallery.samples
         assert max(map(len, some)) - min(map(len, some)) <= 1
-
-
-def test_the_model_is_back_in_its_mode_when_extraction_is_interrupted(tiny, gallery, tmp_path, monkeypatch):
-    model = make_model(tiny, 3).train()
-    monkeypatch.setattr(type(model), "forward", lambda self, images: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        write_features(tiny, tmp_path / "gf.npy", model, gallery, CPU)
-    assert model.training
-    assert list(tmp_path.glob("*gf*")) == []
 
 
 def test_a_missing_part_and_two_divisions_are_named(tmp_path):
@@ -121,42 +111,6 @@ def test_the_scores_are_those_of_the_single_functions(stored):
     assert result.scores["qe"].mAP == evaluate(expand_queries(pooled, g, 2), g, *ids).mAP
 
 
-def test_random_galleries_give_means_and_deviations(stored):
-    result = by_settings(stored, protocol="single_shot", trials=4, seed=3)
-    expected = evaluate_single_shot(stored.query, stored.gallery, *stored.ids, trials=4, seed=3)
-    values = score_values(result.scores)["plain"]
-    assert values["mAP"] == pytest.approx(100 * expected.mAP, abs=1e-4)
-    assert values["mAP_std"] == pytest.approx(100 * expected.mAP_std, abs=1e-4)
-    assert "mAP ±" in score_table({"plain": values})
-    one = score_values(by_settings(stored, protocol="single_shot", trials=1).scores)["plain"]
-    assert "mAP_std" not in one  # one trial has none
-    ids = tuple(np.where(x == 5, 0, x) if i < 2 else x for i, x in enumerate(stored.ids))
-    result = score_features(Config(protocol="vehicle_id"), {"plain": (stored.query, stored.gallery)}, ids)
-    assert result.scores["plain"].num_valid_queries == 10 * 5 - 10  # without distractors (0 and 5); one of 5 is drawn
-
-
-def test_acceptance_rates_and_cameras_are_given_when_asked_for(stored):
-    result = by_settings(stored, roc=True, by_camera=True)
-    values = score_values(result.scores)["plain"]
-    assert values["tpr@1e-02"] == pytest.approx(100 * result.scores["plain"].roc.tpr(1e-2), abs=1e-4)
-    assert "T@F1e-2" in score_table({"plain": values})
-    expected = evaluate_by_camera(stored.query, stored.gallery, *stored.ids)
-    assert set(result.by_camera) == {(0, 1), (0, 2)}
-    assert result.by_camera[0, 2].mAP == expected[0, 2].mAP
-    assert f"{100 * expected[0, 1].mAP:.2f} / {100 * expected[0, 1].rank(1):.2f}" in camera_table(result.by_camera)
-    ids = (np.ones(12, int), np.ones(48, int), stored.ids[2], stored.ids[3])
-    values = score_values(score_features(Config(roc=True), {"plain": (stored.query, stored.gallery)}, ids).scores)
-    assert "tpr@1e-02" not in values["plain"]  # no pair of different people: not defined
-    assert all(math.isfinite(v) for v in values["plain"].values())
-
-
-def test_what_is_not_defined_for_random_galleries_is_refused():
-    for protocol in ("single_shot", "vehicle_id"):
-        for name in ("rerank", "query_expansion", "augmentation_k", "roc", "by_camera"):
-            with pytest.raises(UserError, match=f"--{name.replace('_', '-')} .*{protocol}"):
-                Config(protocol=protocol, **{name: True}).check()
-
-
 # ---- the programs
 
 
@@ -180,15 +134,6 @@ def test_extract_in_parts_then_score_gives_what_test_py_gives(tiny, tmp_path):
         assert program(EXTRACT, path, "--output", tmp_path / "whole", *part).returncode == 0
     assert not list((tmp_path / "whole").glob("*of*"))
     assert len(read_features(tmp_path / "whole").gallery) == 25
-
-
-def test_test_py_stores_cameras_and_protocol(tiny):
-    path = save_model(tiny)
-    shown = program("test.py", path, "--by-camera", "--roc", "--protocol", "multi_query")
-    assert shown.returncode == 0 and "protocol multi_query" in shown.stdout, shown.stderr
-    result = json.loads((path.parent / "results" / "test_last_demo_cosine_multi_query.json").read_text())
-    assert "protocol multi_query" in result["note"] and "tpr@1e-03" in result["scores"]["plain"]
-    assert "1 to 2" in result["by_camera"] and "1 to 1" not in result["by_camera"]
 
 
 def test_bad_input_of_the_programs_gets_a_sentence(tiny, tmp_path):

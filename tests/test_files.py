@@ -1,18 +1,16 @@
 """Files: errors while reading, and locks between programs."""
 
 import json
-import os
 import pickle
 import subprocess
 import sys
-import time
 import zipfile
 
 import numpy as np
 import pytest
 from helpers import ROOT
 
-from utils.errors import UserError, did_you_mean
+from utils.errors import UserError
 from utils.files import lock_directory, reading
 
 
@@ -77,25 +75,3 @@ def test_one_program_at_a_time_has_a_directory_and_the_next_one_cleans_up(tmp_pa
         raise ZeroDivisionError
     with lock_directory(directory) as locked:
         assert locked
-
-
-def test_a_program_can_wait_for_another(tmp_path):
-    other = hold(tmp_path, 1.5)
-    started = time.perf_counter()
-    with lock_directory(tmp_path, wait=True) as locked:
-        assert locked and time.perf_counter() - started > 0.5
-    assert other.wait() == 0
-
-
-def test_a_directory_that_cannot_be_written_to_is_an_os_error(tmp_path):
-    (tmp_path / "file").touch()
-    for place in (tmp_path / "file" / "below", *(["/proc/reid"] if os.path.isdir("/proc") else [])):
-        with pytest.raises(OSError), lock_directory(place):
-            pass
-
-
-def test_names_that_are_similar_or_begin_alike_are_suggested():
-    known = ["demo", "demo-2", "market1501", "tiny_b1"]
-    assert did_you_mean("dmo", known) == "did you mean demo or demo-2?"
-    assert did_you_mean("market", known) == "did you mean market1501?"
-    assert did_you_mean("zzz", known) == ""

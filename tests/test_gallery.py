@@ -11,28 +11,24 @@ import zlib
 from contextlib import suppress
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import write_tree
+from conftest import tiny_config, write_tree
 from helpers import program, refused, save_model
-from PIL import Image
 from torch.nn.functional import normalize
 
-from config import Config
 from processor import FeatureExtractor
 from processor.checkpoint import save_checkpoint
 from tools.gallery import answer, engines
 from tools.gallery import index as indexes
-from tools.gallery.answer import STEPS, Hit, count_pairs, draw_answer, find_thresholds, hit_table
+from tools.gallery.answer import STEPS, count_pairs, find_thresholds
 from tools.gallery.engines import ENGINES, build_engine, nearest, read_engine, remove_from_engine, search_engine
-from tools.gallery.index import add, changing, make_index, read_index, remove, rows_named
+from tools.gallery.index import add, changing, make_index, read_index, remove
 from tools.search import find
 from utils.errors import Stopped, UserError
 
 KINDS = ("exact", *ENGINES)
-CPU = torch.device("cpu")
 
 
 def unit(rows: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -252,22 +248,6 @@ def test_added_and_removed_is_as_indexed_at_once(folder, tmp_path, monkeypatch):
         (folder / "e.png").write_bytes(b"e.png")
 
 
-def test_names_of_pictures_and_folders(folder, monkeypatch):
-    files = ["a.jpg", "b.jpg", "below/c.jpg", "../b.jpg"]
-    for name, expected in (
-        ("below", [2]),
-        ("below/", [2]),
-        (str(folder / "below" / "c.jpg"), [2]),
-        (str(folder), [0, 1, 2]),
-        ("belo", []),
-        ("a", []),
-        ("", []),
-        ("folder/a.jpg", [0]),
-    ):
-        monkeypatch.chdir(folder.parent)
-        assert rows_named(files, folder, name) == expected
-
-
 def test_what_was_computed_before_a_stop_is_not_computed_again(folder, tmp_path, monkeypatch, capsys):
     pytest.importorskip("faiss")
     index = tmp_path / "i"
@@ -314,34 +294,6 @@ def test_what_was_computed_before_a_stop_is_not_computed_again(folder, tmp_path,
     check(index, folder)
     assert "x1.png" in {file.path for file in read_index(index).files}
     check(index, folder)
-
-
-def test_an_index_of_another_model_or_folder_is_replaced_when_the_new_one_is_saved(folder, tmp_path):
-    index = tmp_path / "i"
-    made = make_index(Fake(), [folder], index)
-    made.about["threshold"] = {"value": 0.5}
-    made.save()
-    other = tmp_path / "other"
-    shutil.copytree(folder, other)
-    for extractor, place, kept in (
-        (Fake(), folder, True),
-        (Fake(), other, True),
-        (Fake(flip=True), other, False),
-        (Fake(half=True), other, False),
-        (Fake(fingerprint="4567", width=6), other, False),
-    ):
-        before = extractor.read
-        make_index(extractor, [place], index)
-        check(index, place, GOOD)
-        assert ("threshold" in read_index(index).about) == kept
-        assert extractor.read - before == (0 if place == folder else 6)
-    (other / "none").mkdir()
-    (other / "none" / "a.png").write_bytes(b"bad")
-    with pytest.raises(UserError, match="none of the pictures can be read"):
-        make_index(Fake(), [other / "none"], index)
-    with pytest.raises(Stopped):
-        make_index(Fake(stop_after=0), [folder], index)
-    check(index, other, GOOD)
 
 
 def test_a_stop_at_any_moment_leaves_the_old_index_or_the_new_one(folder, tmp_path, monkeypatch):
@@ -450,13 +402,8 @@ def test_what_cannot_be_indexed_is_refused_and_left_alone(folder, tmp_path, monk
             pass
     assert not (tmp_path / "none").exists()
     make_index(Fake(), [folder], tmp_path / "i")
-    with changing(tmp_path / "i"):
-        for change in (
-            lambda: make_index(Fake(), [folder], tmp_path / "i"),
-            lambda: changing(tmp_path / "i").__enter__(),
-        ):
-            with pytest.raises(UserError, match="another program is writing"):
-                change()
+    with changing(tmp_path / "i"), pytest.raises(UserError, match="another program is writing"):
+        make_index(Fake(), [folder], tmp_path / "i")
     check(tmp_path / "i", folder, GOOD)
 
     def full(*args):
@@ -481,8 +428,7 @@ def saved(tmp_path_factory) -> Path:
     short, and a text) and their index g."""
     base = tmp_path_factory.mktemp("saved")
     write_tree(base / "data" / "demo")
-    small = {"backbone": "mobilenet_v2", "weights": "none", "height": 32, "width": 16}
-    save_model(Config(dataset="demo", data_root=str(base / "data"), log_dir=str(base / "log"), **small))
+    save_model(tiny_config(base))
     gallery = base / "data" / "demo" / "bounding_box_test"
     (base / "crops" / "below").mkdir(parents=True)
     for name, source in (("a.jpg", "0007_c1s1_000000_00"), ("b $x_1$.jpg", "0008_c1s1_000000_00"),
@@ -542,10 +488,8 @@ def test_indexed_pictures_are_found_by_their_cosine(base, drawings):
     assert drawings[0][0] == base / "answer_a.png" and drawings[0][2][0].path == crops / "a.jpg"
     assert "added: 12, replaced: 0" in done(base, "add", query)
     assert "removed: 1;" in done(base, "remove", "a.jpg")
-    assert listed(done(base, "ask", query / "0007_c1s1_000090_00.jpg"))[0] == (
-        1.0,
-        "../data/demo/query/0007_c1s1_000090_00.jpg",
-    )
+    name = "0007_c1s1_000090_00.jpg"
+    assert listed(done(base, "ask", query / name))[0] == (1.0, f"../data/demo/query/{name}")
     # paths with .. are found from a folder that is gone, or a link
     shutil.move(crops, base / "moved")
     done(base, "ask", query / "0007_c1s1_000090_00.jpg")
@@ -599,8 +543,6 @@ def test_bad_input_is_one_sentence_and_changes_nothing(base):
         ("ask", crops / "notes.txt"),
         ("ask", crops),
         ("ask", crops / "a.jpg", "--top", "0"),
-        ("ask", crops / "a.jpg", "--batch-size", "0"),
-        ("ask", crops / "a.jpg", "--checkpoint", "nobody"),
         ("add",),
         ("add", base / "nowhere"),
         ("remove",),
@@ -640,53 +582,9 @@ def test_a_threshold_is_found_stored_and_used(base):
     numbers = re.findall(r"([\d,]+) pairs of", done(base, "threshold", people))[:2]
     assert numbers == ["36", "270"]  # 6 people, 3 cameras: 18 queries, 18 others
     for number, path in enumerate(sorted((base / "data" / "demo" / "query").glob("0007*"))):
-        (alone / str(number)).mkdir(parents=True)
-        shutil.copy(path, alone / str(number))
+        (alone / f"cam{number}").mkdir(parents=True)
+        shutil.copy(path, alone / f"cam{number}")
     refused(search(base, "threshold", base / "alone"), "of different people")
 
 
-def test_the_features_of_a_folder_are_written_and_a_word_for_a_folder_and_a_run_is_refused(base, monkeypatch):
-    crops = base / "crops"
-    more = ["--log-dir", base / "log", "--device", "cpu"]
-    shown = program("tools/extract_features.py", crops, *more, "--flip", "--half", "--batch-size", 16)
-    assert shown.returncode == 0, shown.stderr
-    index = read_index(base / "log" / "demo" / "features_crops")
-    pictures = [crops / file.path for file in index.files]
-    expected = FeatureExtractor(base / "log" / "demo", device="cpu", batch_size=16, half=True, flip=True)(pictures)
-    np.testing.assert_allclose(index.features, expected.numpy(), atol=1e-2)
-    assert np.array_equal(np.load(index.directory / "features.npy"), index.features)
-    monkeypatch.chdir(base)
-    crops.rename("demo")
-    refused(program("tools/extract_features.py", "demo"), "./demo")
-    assert program("tools/extract_features.py", "./demo", "--output", "x").returncode == 0
-    assert len(read_index("x")) == 3
-
-
 # ---- the drawing
-
-
-def test_the_drawing_frames_what_is_above_the_threshold(tmp_path, recwarn):
-    pixels = np.full((32, 16, 3), (9, 99, 199), np.uint8)
-    names = ["日本.png", "a $x_1$.png", "\udcff $a_$ 日本.png", "gone.png"]
-    for name in names[:2]:
-        Image.fromarray(pixels).save(tmp_path / name)
-    colours = {"green": (26, 150, 65), "gray": (184, 184, 184), "dark": (64, 64, 64)}
-    title = (
-        "10 of 1,000,000 pictures; same person from 0.655 on (equal error rate on market1501), the most similar first"
-    )
-    for hits, queries, same, most in (
-        ([names[1]] * 3, 1, True, "green"),
-        (names, 9, None, "dark"),
-        ([names[3]] * 250, 1, False, "gray"),
-    ):
-        some = [Hit(tmp_path / name, name, 0.5, same) for name in hits]
-        draw_answer(tmp_path / "a.png", [str(tmp_path / names[0])] * queries, some, title)
-        picture = cv2.imread(str(tmp_path / "a.png")).astype(int)
-        counts = {name: int((np.abs(picture - c[::-1]).max(2) < 4).sum()) for name, c in colours.items()}
-        assert counts[most] > 1000 and (counts["green"] < 300) == (most != "green"), counts
-        assert (picture[:, -8:] > 250).all() and (picture[:, :8] > 250).all(), "something touches the border"
-        assert picture.shape[0] < 4000
-    assert not list(recwarn)
-    known = hit_table([Hit(tmp_path, "a", 0.9, True), Hit(tmp_path, "b", -0.1, False)]).splitlines()
-    assert known[1].split() == ["1", "0.900", "yes", "a"] and known[2].split() == ["2", "-0.100", "no", "b"]
-    assert "same person" in known[0] and "same person" not in hit_table([Hit(tmp_path, "a", 0.9, None)])

@@ -1,4 +1,4 @@
-"""Classification heads against formulas in loops, at the edges of the cosine, and in half precision."""
+"""Classification heads and poolings against formulas in loops, at the edges of the cosine, and in half precision."""
 
 import math
 
@@ -9,6 +9,8 @@ from torch.nn.functional import cross_entropy
 
 from config import Config
 from model.heads import HEADS, make_head
+from model.other_pooling import GeM
+from model.pooling import POOLING, make_pooling
 
 COSINE = [name for name in HEADS if name != "linear"]
 
@@ -87,52 +89,6 @@ def test_logits_equal_the_loops(name):
         assert torch.equal(found, head.add_margin(head(features), labels))
 
 
-def test_arcface_and_circle_by_hand_and_circles_weights_have_no_gradient():
-    head = make("arcface", 2, 2, scale=10.0, margin=math.pi / 6)
-    angle = math.radians(60)
-    head.weight.data = torch.tensor([[math.cos(angle), math.sin(angle)], [-3.0, 0.0]])
-    features = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-    found = head(features, torch.tensor([0, 0]))  # 60° + 30° and 30° + 30°
-    torch.testing.assert_close(found, torch.tensor([[0.0, -10.0], [5.0, 0.0]]), atol=1e-4, rtol=0)
-    beyond = head(features[:1], torch.tensor([1]))  # 180°: no room for 30° more
-    assert beyond[0, 1].item() == pytest.approx(-10 - 10 * (math.pi / 6) * 0.5, abs=1e-4)
-    head = make("circle", 2, 3, scale=10.0, margin=0.25)
-    head.weight.data = torch.tensor([[0.6, 0.8], [0.0, 1.0], [-1.0, 0.0]])
-    # the label: (1.25 - 0.6) × (0.6 - 0.75); at a right angle: 0.25 × -0.25; opposite: weight 0
-    found = head(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
-    torch.testing.assert_close(found, torch.tensor([[-0.975, -0.625, 0.0]]), atol=1e-5, rtol=0)
-    cosines = torch.tensor([[0.6, 0.1, -0.9]], dtype=torch.float64, requires_grad=True)
-    make("circle", scale=1.0, margin=0.25).add_margin(cosines, torch.tensor([0])).sum().backward()
-    torch.testing.assert_close(cosines.grad, torch.tensor([[0.65, 0.35, 0.0]], dtype=torch.float64))
-
-
-def test_margins_lower_the_labels_logit_alone_and_always_more_at_larger_angles():
-    features, labels = batch(64, classes=5)
-    cosines = torch.linspace(1, -1, 2001, dtype=torch.float64)[:, None]
-    for name in ("cosface", "arcface", "subcenter_arcface"):
-        head = make(name, classes=5)
-        plain, found = head(features), head(features, labels)
-        label = torch.nn.functional.one_hot(labels, 5).bool()
-        assert (found[label] < plain[label] - 0.1).all() and torch.equal(found[~label], plain[~label])
-        for margin in (0.1, 0.5, 1.5):
-            found = make(name, scale=1.0, margin=margin).add_margin(cosines, torch.zeros(2001, dtype=torch.long))
-            assert (found.diff(dim=0) < 0).all()
-    one, plain = make("subcenter_arcface", centers=1), make("arcface")
-    assert torch.equal(one.weight, plain.weight) and torch.equal(one(features, labels % 4), plain(features, labels % 4))
-
-
-def test_only_the_nearest_sub_center_counts_and_learns_and_the_learned_scale_learns():
-    features, labels = batch(1)
-    head = make("subcenter_arcface", centers=3)
-    one = torch.nn.functional.cosine_similarity(features, head.weight).view(4, 3)
-    torch.testing.assert_close(head(features)[0], 16 * one.amax(1))
-    cross_entropy(head(features, labels), labels).backward()
-    assert torch.equal(head.weight.grad.abs().sum(1).view(4, 3) > 0, one == one.amax(1, keepdim=True))
-    head, (features, labels) = make("cosine_learned", scale=20.0), batch()
-    cross_entropy(head(features, labels), labels).backward()
-    assert head.scale.item() == 20 and head.scale.grad.abs() > 1e-3
-
-
 @pytest.mark.parametrize("name", HEADS)
 def test_gradients_stay_small_at_the_edges_of_the_cosine(name):
     """No cosine of a unit feature changes faster than 1, times the scale of 64; the mean is over 50 images."""
@@ -166,20 +122,53 @@ def test_cosines_are_float32_and_a_linear_head_follows_autocast():
             assert make("linear")(features).dtype == dtype
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_initial_weights_and_a_small_batch_is_learned_in_a_few_steps(name):
-    head = make(name, width=256, classes=100, centers=3)
-    assert head.weight.shape == ((300, 256) if name == "subcenter_arcface" else (100, 256)) and head.out_features == 100
-    assert head.weight.std().item() == pytest.approx(0.001 if name == "linear" else 0.01, rel=0.05)
-    assert list(head.state_dict()) == (["weight", "scale"] if name == "cosine_learned" else ["weight"])
-    head, body = make(name, 16, 8, 30.0, centers=2), torch.nn.Linear(20, 16)
-    inputs, labels = torch.randn(32, 20), torch.arange(8).repeat(4)
-    optimizer = torch.optim.Adam([*body.parameters(), *head.parameters()], lr=0.02)
-    losses = []
-    for _ in range(80):
-        loss = cross_entropy(head(body(inputs), labels), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.1 * losses[0] and torch.equal(head(body(inputs)).argmax(1), labels)
+# ---- pooling
+
+
+def maps(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=shape)).to(dtype)
+
+
+def slow_mean(values):
+    return sum(float(v) for v in values) / len(values)
+
+
+def slow_gem(values, p=3):
+    return slow_mean([max(float(v), 1e-6) ** p for v in values]) ** (1 / p)
+
+
+SLOW_POOLING = {
+    "avg": slow_mean,
+    "max": lambda v: max(float(x) for x in v),
+    "avg_max": lambda v: slow_mean(v) + max(float(x) for x in v),
+    "gem": slow_gem,
+    "gem_fixed": slow_gem,
+}
+
+
+@pytest.mark.parametrize("name", POOLING)
+def test_a_pooling_equals_the_loops_and_is_float32_in_half_precision(name):
+    pool = make_pooling(name)
+    for size in ((4, 3), (1, 1), (17, 5)):
+        x = maps(3, 5, *size)
+        expected = [[SLOW_POOLING[name](channel.flatten()) for channel in image] for image in x]
+        found = make_pooling(name).double()(x)
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(make_pooling(name).double()(x.contiguous(memory_format=torch.channels_last)), found)
+    for dtype in (torch.float16, torch.bfloat16):
+        x = maps(3, 5, 8, 4, dtype=dtype).requires_grad_()
+        for enabled in (False, True):
+            with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+                found = pool(x)
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, pool(x.float()), rtol=1e-6, atol=1e-6)
+        found.sum().backward()
+        assert x.grad.dtype == dtype and x.grad.isfinite().all()
+    most = 65504.0  # of float16, which does not overflow
+    expected = torch.full((2, 3), 2 * most if name == "avg_max" else most)
+    torch.testing.assert_close(pool(torch.full((2, 3, 16, 8), most, dtype=torch.float16)), expected, rtol=1e-5, atol=0)
+
+
+def test_gems_gradients_are_those_of_finite_differences():
+    pool, x = GeM().double(), (0.5 + maps(2, 3, 3, 2).abs()).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, p: torch.func.functional_call(pool, {"p": p}, (x,)), (x, pool.p))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,14 +14,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from config import Config
-from datasets.base import Sample
 from model import build_model
 from model.backbones import find_backbone
 from model.pooling import POOLING, make_pooling
 from model.reid import Branch, ReIDModel
-from tools.gradcam import activation_maps, class_maps, overlay, resize_to_largest, similarity_maps
-from tools.heatmap import best_matches
-from utils.pictures import QUERY, RIGHT, WRONG, Tile, draw_rows
+from tools.gradcam import activation_maps, class_maps, resize_to_largest, similarity_maps
+from utils.pictures import QUERY, RIGHT, WRONG
 
 PLAIN = Config(backbone="resnet18", weights="none", neck="none", test_feature="before")
 
@@ -118,36 +115,6 @@ def test_contributions_are_gradient_times_activation_by_finite_differences():
         assert same.sum().item() == pytest.approx(1) and one.item() == pytest.approx(1)
 
 
-def test_with_a_bnneck_each_position_is_compared_with_the_running_mean():
-    model, (a, b) = toy(PLAIN.replace(neck="bnneck", test_feature="after")), pictures(6).chunk(2)
-    neck = model.branches[0].neck
-    scale = (neck.weight / (neck.running_var + neck.eps).sqrt()).detach()
-    u, v = model(a).detach(), model(b).detach()
-    maps = (model.backbone(a).detach() - neck.running_mean[:, None, None]) * scale[:, None, None]
-    expected = torch.einsum("nchw,nc->nhw", maps, v) / 8 / (u.norm(dim=1) * v.norm(dim=1))[:, None, None]
-    used = (model.backbone(a).detach() > -1).any(1)
-    first, _, cosines = similarity_maps(model, a, b)
-    assert used.all()
-    torch.testing.assert_close(first[:, 0], expected)
-    torch.testing.assert_close(first.sum((2, 3)), cosines)
-
-
-def test_a_red_patch_in_both_images_is_where_they_are_similar_until_it_is_covered():
-    conv = nn.Conv2d(3, 3, 4, 4, bias=False)
-    with torch.no_grad():
-        conv.weight.copy_(torch.eye(3)[:, :, None, None].expand(3, 3, 4, 4) / 16)
-    model = Toy(PLAIN, conv, [3]).eval()
-    a, b = torch.zeros(1, 3, 32, 16), torch.zeros(1, 3, 32, 16)
-    a[:, 1], b[:, 2] = 0.05, 0.05  # one on green, one on blue
-    a[:, 0, 8:12, 4:8], b[:, 0, 24:28, 12:16] = 1, 1
-    first, second, cosines = similarity_maps(model, a, b)
-    assert first[0, 0].argmax() == 2 * 4 + 1 and second[0, 0].argmax() == 6 * 4 + 3
-    assert first[0, 0, 2, 1].item() == pytest.approx(cosines.item(), rel=1e-5), "the patch alone makes them similar"
-    a[:, 0, 8:12, 4:8] = 0
-    covered, _, cosine = similarity_maps(model, a, b)
-    assert cosine.item() < 0.05 * cosines.item() + 1e-6 and covered[0, 0, 2, 1].abs() < 1e-6
-
-
 def test_real_models_have_maps_that_add_up_and_are_left_as_they_were():
     for settings in (
         {"backbone": "resnet18", "branches": "pcb", "height": 192, "width": 64},
@@ -176,47 +143,6 @@ def test_real_models_have_maps_that_add_up_and_are_left_as_they_were():
         assert torch.is_grad_enabled() and not model.backbone._forward_hooks
         assert all(p.grad is None for p in model.parameters())
         assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-
-
-def test_an_overlay_is_half_image_and_half_colour_from_zero_to_the_maximum():
-    image = np.full((20, 10, 3), 100, np.uint8)
-    drawn = overlay(image, np.array([[4.0, -9.0], [0.0, 2.0]])).astype(int)
-    palette = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], cv2.COLORMAP_TURBO)[0, :, ::-1].astype(int)
-    for place, level in (((0, 0), 255), ((0, -1), 0), ((-1, -1), 127)):
-        assert np.abs(drawn[place] - (100 + palette[level]) / 2).max() <= 1
-    assert (overlay(image, -np.ones((2, 2))) == overlay(image, np.zeros((2, 2)))).all()
-
-
-def test_rows_leave_empty_places_and_nothing_is_cut_off(tmp_path, monkeypatch):
-    from matplotlib.figure import Figure
-
-    kept = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (kept.append(self), save(self, *a, **k)))
-    tile = Tile(np.zeros((64, 32, 3), np.uint8), "pid 1234, cam 15\nrank 12345 of 19732", RIGHT)
-    names = ["query", "activation", None, "query: like\nthe match"]
-    rows = [("AP 3 %, $5_{x}", [tile, tile, None, tile]), ("branch 1 of 1", [None, tile, None, tile])]
-    pixels = draw_rows(tmp_path / "rows.png", rows, names, "each map on its own scale")
-    figure = kept[0]
-    assert (cv2.imread(str(tmp_path / "rows.png"))[..., ::-1] == pixels).all()
-    assert len(figure.axes) == 6, "five tiles and the bar"
-    box = figure.get_tightbbox(figure.canvas.get_renderer())
-    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 * figure.dpi <= pixels.shape[1]
-    assert box.y1 * figure.dpi <= pixels.shape[0]
-    words = [text.get_window_extent() for text in figure.texts if text.get_text()]
-    assert len(words) == 5 and not any(a.overlaps(b) for i, a in enumerate(words) for b in words[:i])
-
-
-def test_best_matches_are_the_nearest_of_the_same_and_of_another_identity():
-    ids = [(7, 1), (7, 2), (9, 1), (7, 3), (0, 2), (9, 2)]  # the query is person 7 under camera 1
-    samples = [Sample(f"{number}.jpg", *pair) for number, pair in enumerate(ids)]
-    gallery = SimpleNamespace(pids=np.array([p for p, _ in ids]), camids=np.array([c for _, c in ids]), samples=samples)
-    test = SimpleNamespace(query=SimpleNamespace(pids=np.array([7]), camids=np.array([1])), gallery=gallery)
-    right, wrong = best_matches(test, 0, np.array([0.1, 0.5, 0.4, 0.3, 0.2, 0.6]))
-    assert right == ("3.jpg", "pid 7, cam 3\nrank 2 of 5", RIGHT)
-    assert wrong == ("4.jpg", "distractor, cam 2\nrank 1 of 5", WRONG)
-    gallery.pids = np.full(6, 7)
-    assert best_matches(test, 0, np.arange(6.0))[1] is None
 
 
 # ---- the program

@@ -11,14 +11,10 @@ from torch import nn
 
 from config import Config
 from model import build_model, find_backbone
-from model.backbones.osnet import OSBlock
 from model.branches.lightmbn import LightMBN
-from model.branches.parts import drop_top_rows
-from model.other_pooling import GeM
 from model.reid import embedding
 from model.weights import load_backbone
 from tools.model_summary import count
-from utils.errors import UserError
 
 # how each of the seven is pooled, in lmbn_n.py and in lmbn_r.py
 OSNETS = ["mean", "max", "max", "mean", "mean", "mean", "mean"]
@@ -126,29 +122,6 @@ def test_parameters_and_multiply_adds_are_those_of_the_authors(backbone, last_st
     assert counted["embedding"] == 7 * 512
 
 
-def test_structure():
-    model, images = filled(make()), random_images(2)
-    assert [branch.metric for branch in model.branches] == [True] * 3 + [False] * 4
-    assert len(set(model.heads)) == 7 and model.feature_dims == [12] * 3
-    # both halves of the channels go through one reduction
-    with torch.no_grad():
-        first, second = model.pooled(images)[5:]
-        model.backbone.tails[2].conv5.register_forward_hook(lambda module, args, maps: maps.roll(64, dims=1))
-        swapped = model.pooled(images)[5:]
-        assert not torch.allclose(first, second) and torch.equal(swapped[0], second) and torch.equal(swapped[1], first)
-    assert type(make("osnet_ain_x0_25").block) is OSBlock
-    model = make("resnet18", pooling="gem").train()
-    assert type(model.block).__name__ == "Bottleneck" and all(isinstance(pool, GeM) for pool in model.pools)
-    logits, _ = model(random_images().float())
-    torch.stack(logits).square().sum().backward()
-    assert len({id(pool.p) for pool in model.pools}) == 7 and all(pool.p.grad.abs() > 0 for pool in model.pools)
-    model = make(attention="gc_gate", attention_stages=(1, 2))
-    assert list(model.backbone.trunk.attention) == ["1"]
-    assert [list(tail.attention) for tail in model.backbone.tails] == [["2"]] * 3
-    with pytest.raises(UserError, match="--height"):  # a map of one row has no two parts
-        make().eval()(torch.zeros(1, 3, 16, 32))
-
-
 def test_published_weights_go_to_the_trunk_and_to_all_three_copies(tmp_path):
     """torchreid's file holds OSNet with an embedding and a classifier, which LightMBN does not have."""
     net = find_backbone("osnet_x0_25")(config())
@@ -162,47 +135,3 @@ def test_published_weights_go_to_the_trunk_and_to_all_three_copies(tmp_path):
     with torch.no_grad():
         for maps in model.backbone.double().eval()(images):
             assert torch.allclose(maps, net(images), atol=1e-4)  # float32 is rounded
-
-
-# ---- dropped rows
-
-
-def peaks(*heights: float) -> torch.Tensor:
-    """Maps (1, 2, H, 3) whose rows have one active position each."""
-    maps = torch.full((1, 2, len(heights), 3), 0.1)
-    for row, height in enumerate(heights):
-        maps[0, row % 2, row, row % 3] = height
-    return maps
-
-
-def dropped(maps: torch.Tensor, **settings) -> list[list[int]]:
-    """The rows of each image that are 0 everywhere; the others must be unchanged."""
-    out = drop_top_rows(maps, **settings)
-    assert out.shape == maps.shape and out.dtype == maps.dtype
-    zero = (out == 0).all(3).all(1)
-    assert torch.equal(out.transpose(1, 2)[~zero], maps.transpose(1, 2)[~zero])
-    return [image.nonzero().flatten().tolist() for image in zero]
-
-
-def test_a_third_of_the_rows_with_the_highest_peaks_is_dropped():
-    assert dropped(peaks(1, -9, 2, 3, -8, 4)) == [[1, 4]]  # squares count
-    assert dropped(torch.cat([peaks(1, 9, 2, 3, 8, 4), peaks(7, 6, 5, 4, 3, 2)])) == [[1, 4], [0, 1]]
-    maps = torch.zeros(1, 1, 3, 4)
-    maps[0, 0] = torch.tensor([[2.0, 2, 2, 2], [0, 0, 3, 0], [1, 1, 1, 1]])  # the peak counts, not the sum
-    assert dropped(maps) == [[1]]
-    maps = torch.full((1, 4, 3, 2), 0.5)
-    maps[0, :, 0, 0] = 2.0  # 16
-    maps[0, 3, 2, 1] = 3.5  # 13, though the larger value
-    assert dropped(maps) == [[0]]
-    for rows, number in ((1, 0), (2, 1), (8, 3), (24, 8)):
-        maps = torch.rand(3, 2, rows, 2, generator=torch.Generator().manual_seed(rows)) + 0.1
-        assert [len(image) for image in dropped(maps)] == [number] * 3
-        assert [len(image) for image in dropped(maps, share=1.0)] == [rows] * 3
-    for seed in range(5):
-        maps = torch.randn(3, 4, 9, 2, generator=torch.Generator().manual_seed(seed))
-        assert torch.equal(drop_top_rows(maps), rows_dropped(maps))
-    for dtype in (torch.float16, torch.bfloat16):  # squares of up to 3.2e6 do not overflow
-        assert dropped((300 * peaks(1, 2, 3, 4, 5, 6)).to(dtype)) == [[4, 5]]
-    maps = peaks(1, 9, 2).requires_grad_()
-    drop_top_rows(maps).sum().backward()
-    assert torch.equal(maps.grad, torch.tensor([1.0, 0, 1]).view(1, 1, 3, 1).expand_as(maps))

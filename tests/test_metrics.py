@@ -191,25 +191,6 @@ def test_real_valued_features_are_ranked_by_pairwise_distance(metric, retrieval,
         assert_agree(lambda: evaluate(query, gallery, *ids, metric=metric), distance, ids)
 
 
-def test_the_length_of_rows_does_not_matter_to_the_cosine():
-    # From 1e-42 to 1e25: their products alone would be 0 or infinite in float32.
-    for seed in range(40):
-        rng = np.random.default_rng(seed)
-        ids = tuple(rng.integers(0, top, n) for top in (3, 2) for n in (6, 30))
-        query, gallery = (rng.choice([-1, 1], (n, 16)) for n in (6, 30))
-        powers = rng.choice((-140, -83, -50, 0, 40, 83), 1 + seed % 4)
-        lengths = [2.0 ** rng.choice(powers, (n, 1)) for n in (6, 30)]
-        if seed % 2:
-            lengths = [np.where(rng.random(x.shape) < 0.3, 0, x) for x in lengths]
-        distance = -(query * (lengths[0] > 0)) @ (gallery * (lengths[1] > 0)).T
-        rows = [
-            torch.from_numpy((x * length).astype("f4")) for x, length in zip((query, gallery), lengths, strict=True)
-        ]
-        if seed % 3 == 0:
-            rows[1] = rows[1].double()
-        assert_agree(lambda rows=rows, ids=ids: evaluate(*rows, *ids, metric="cosine"), distance, ids)
-
-
 @SOME
 @given(
     metric=st.sampled_from(METRICS), dtype=st.sampled_from(DTYPES), rows=st.integers(1, 6), images=st.integers(1, 80),
@@ -233,21 +214,6 @@ def test_equal_images_are_at_equal_distances(metric, dtype, rows, images, differ
         assert torch.equal(of_it, of_it[:, :1].expand_as(of_it))
 
 
-def test_queries_with_very_many_matches_and_large_galleries():
-    # Some are ignored; query 1 has none, and is in one tile with those that have hundreds.
-    for kind, identities in product(("real", "whole", "equal", "infinite"), (1, 2)):
-        rng = np.random.default_rng(identities)
-        ids = [rng.integers(0, top, n) for n, top in ((6, identities), (1500, identities), (6, 3), (1500, 3))]
-        ids[0][1] = 9
-        distance = of_kind(kind, rng.normal(size=(6, 1500)).astype("f4"), rng).astype("f4")
-        assert_same(evaluate_distance(torch.from_numpy(distance), *ids), reference.evaluation(distance, *ids))
-    rng = np.random.default_rng(8)
-    distance, gallery_pids = rng.normal(size=(3, 20_001)).astype("f4"), np.full(20_001, 7)
-    gallery_pids[rng.permutation(20_001)[:12]] = np.arange(12) % 3
-    ids = (np.arange(3), gallery_pids, np.zeros(3, int), np.ones(20_001, int))
-    assert_same(evaluate_distance(torch.from_numpy(distance), *ids), reference.evaluation(distance, *ids), 1e-12)
-
-
 def test_the_ranked_list_leaves_out_the_same_identity_and_camera_and_keeps_gallery_order():
     rng = np.random.default_rng(0)
     for size, levels in product((0, 1, 2, 30, 300), (1, 4, 1000)):  # all equal, many ties, few ties
@@ -258,24 +224,6 @@ def test_the_ranked_list_leaves_out_the_same_identity_and_camera_and_keeps_galle
 
 
 # ---- memory
-
-
-@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
-def test_features_in_a_mapped_file_score_as_those_in_memory(tmp_path):
-    query, gallery, ids = simple(20, 300, 12)
-    camids = np.arange(300) % 2  # half of the images are ignored
-    for metric, mode, dtype in product(METRICS, "cr", ("f2", "f4")):
-        stored = [x.numpy().astype(dtype) for x in (query, gallery)]
-        for name, rows in zip("qg", stored, strict=True):
-            np.save(tmp_path / f"{name}.npy", rows)
-        before = (tmp_path / "g.npy").read_bytes()
-        mapped = [torch.from_numpy(np.load(tmp_path / f"{name}.npy", mmap_mode=mode)) for name in "qg"]
-        with parts_of(block=5000, chunk=1000):
-            expected = evaluate(*map(torch.from_numpy, stored), *ids[:3], camids, metric=metric, roc=True)
-            found = evaluate(*mapped, *ids[:3], camids, metric=metric, roc=True)
-        assert_same(found, expected, 0)
-        assert (found.roc.negatives == expected.roc.negatives).all()
-        assert (tmp_path / "g.npy").read_bytes() == before and np.array_equal(mapped[1].numpy(), stored[1])
 
 
 def test_nothing_of_the_size_of_the_gallery_or_of_all_distances_is_allocated(monkeypatch):
@@ -323,109 +271,33 @@ def test_ranked_lists_worked_out_by_hand():
     assert evaluate_distance(distance, [1], [2, 1], [0], [1, 1]).mAP == 1.0
 
 
-def test_features_without_information_score_only_what_the_gallery_order_gives():
-    for metric, place in product(METRICS, (0, 4, 9)):
-        gallery_pids = [5] * 10
-        gallery_pids[place] = 1
-        scores = evaluate(torch.ones(1, 4), torch.ones(10, 4), [1], gallery_pids, [0], [1] * 10, metric=metric)
-        assert scores.mAP == scores.mINP == pytest.approx(1 / (place + 1))
-        assert scores.cmc.tolist() == [0.0] * place + [1.0] * (50 - place)
-
-
-# ---- kinds of input
-
-
-def test_distance_matrices_of_other_types_and_strides_score_as_their_values():
-    _, _, ids = simple(5, 30)
-    rng = np.random.default_rng(1)
-    for dtype in (torch.float16, torch.bfloat16, torch.int64, torch.int16, torch.float64):
-        distance = torch.from_numpy(rng.normal(scale=9, size=(5, 30))).to(dtype)
-        expected = reference.evaluation(distance.double().numpy(), *ids)
-        for same in (distance, distance.T.contiguous().T):
-            assert_same(evaluate_distance(same, *ids), expected)
-    one_row = distance[:1].expand(5, 30)
-    assert_same(evaluate_distance(one_row, *ids), reference.evaluation(one_row.numpy(), *ids))
-    assert_same(evaluate_distance(distance.numpy(), *ids), expected)
-    assert_same(evaluate_distance(distance.clone().requires_grad_(), *ids), expected)
-
-
-def test_ids_may_be_any_integer_array_list_or_tensor():
-    query, gallery, ids = simple()
-    expected = evaluate(query, gallery, *ids)
-    for convert in (
-        list, np.ndarray.tolist, torch.from_numpy, lambda x: x.astype(np.int32), lambda x: x.astype(np.uint8),
-        lambda x: torch.from_numpy(x).int(), lambda x: np.repeat(x, 2)[::2], lambda x: x[::-1].copy()[::-1],
-        lambda x: x * (2**63 - 1) - 5,
-    ):  # fmt: skip
-        assert_same(evaluate(query, gallery, *map(convert, ids)), expected, 0)
-    mixed = (ids[0].astype(np.int16), ids[1].tolist(), torch.from_numpy(ids[2]), ids[3].astype(np.uint8))
-    assert_same(evaluate(query, gallery, *mixed), expected, 0)
-    assert_same(evaluate(query.clone().requires_grad_(), gallery.clone().requires_grad_(), *ids), expected, 0)
-
-
-def test_the_inputs_are_left_as_they_were():
-    query, gallery, ids = simple()
-    distance = pairwise_distance(query, gallery)
-    before = [x.clone() for x in (query, gallery, distance)]
-    camids = np.array([0, 1] * 10)  # with ignored images, whose distances are masked inside
-    for metric in METRICS:
-        evaluate(query, gallery, *ids[:3], camids, metric=metric)
-    evaluate_distance(distance, *ids[:3], camids)
-    evaluate_distance(distance.numpy(), *ids[:3], camids)
-    assert all(torch.equal(now, then) for now, then in zip((query, gallery, distance), before, strict=True))
-
-
 # ---- errors
 
 
-def test_bad_features_and_distances_are_refused_by_name():
+def test_bad_features_distances_and_ids_are_refused_by_name():
     query, gallery, ids = simple()
-    for value, name in product((np.nan, np.inf, -np.inf), ("query", "gallery")):
+    for value, name in product((np.nan, np.inf), ("query", "gallery")):
         broken = {"query": query.clone(), "gallery": gallery.clone()}
         broken[name][0, 1] = broken[name][2, 0] = broken[name][2, 3] = value
         with pytest.raises(ValueError, match=f"2 of {len(broken[name])} {name} features"):
             evaluate(*broken.values(), *ids)
-    for metric, (scale, dtype) in product(METRICS, ((1e20, torch.float32), (1e100, torch.float64))):
-        expected = evaluate(query, gallery, *ids, metric=metric)
-        try:
-            scores = evaluate(query.to(dtype) * scale, gallery.to(dtype) * scale, *ids, metric=metric)
-        except ValueError:
-            assert metric == "euclidean"  # too large to square
-        else:
-            assert_same(scores, expected, 1e-6)
-    for q, g in ((query[:, :5], gallery), (query[None], gallery), (query[0], gallery), (query, gallery[0])):
-        for score in (lambda q=q, g=g: evaluate(q, g, *ids), lambda q=q, g=g: pairwise_distance(q, g)):
-            with pytest.raises(ValueError, match=r"features must be .*query .*gallery"):
-                score()
-    for dtype in (torch.int64, torch.uint8, torch.bool):
-        with pytest.raises(ValueError, match="gallery features must be floating-point"):
-            evaluate(query, gallery.to(dtype), *ids)
-    with pytest.raises(ValueError, match="manhattan"):
-        evaluate(query, gallery, *ids, metric="manhattan")
-    for distance in (torch.zeros(80), torch.zeros(4, 20, 1)):
-        with pytest.raises(ValueError, match=r"must be \(Q, G\)"):
-            evaluate_distance(distance, *ids)
+    for q, g in ((query[:, :5], gallery), (query[None], gallery), (query, gallery[0]), (query, gallery.long())):
+        with pytest.raises(ValueError, match="features must be"):
+            evaluate(q, g, *ids)
+    with pytest.raises(ValueError, match="too large"):
+        evaluate(query * 1e20, gallery * 1e20, *ids, metric="euclidean")
+    for options in ({"metric": "manhattan"}, {"max_rank": 0}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            evaluate(query, gallery, *ids, **options)
     distance = torch.zeros(4, 20)
     distance[0, 3] = distance[2, 5] = distance[2, 6] = np.nan
-    with pytest.raises(ValueError, match="3 of 80"):
-        evaluate_distance(distance, *ids)
-    for max_rank in (0, -1):
-        with pytest.raises(ValueError, match=f"max_rank.*{max_rank}"):
-            evaluate(query, gallery, *ids, max_rank=max_rank)
-
-
-def test_ids_of_a_wrong_length_shape_or_type_are_refused_by_name():
-    query, gallery, ids = simple()
-    damages = (
-        lambda x: x[:-1], lambda x: np.append(x, 0), lambda x: x[:, None], lambda x: x.astype(float), lambda x: x[0],
-        lambda x: x.astype(str), lambda x: x.astype(str).tolist(), lambda x: [[1], [1, 2]],
-        lambda x: x.astype(np.uint64) + np.uint64(2**63),
-    )  # fmt: skip
+    for bad, words in ((distance, "3 of 80"), (torch.zeros(80), r"must be \(Q, G\)")):
+        with pytest.raises(ValueError, match=words):
+            evaluate_distance(bad, *ids)
+    damages = (lambda x: x[:-1], lambda x: x[:, None], lambda x: x.astype(float), lambda x: x.astype(str))
     for position, damage in product(range(4), damages):
         name = ("query_pids", "gallery_pids", "query_camids", "gallery_camids")[position]
         damaged = [damage(x) if i == position else x for i, x in enumerate(ids)]
-        with pytest.raises(ValueError, match=name):
-            evaluate(query, gallery, *damaged)
         with pytest.raises(ValueError, match=name):
             evaluate_distance(torch.zeros(4, 20), *damaged)
 

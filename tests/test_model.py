@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -63,20 +62,3 @@ def test_the_shared_weights_load_whole_and_caffe_weights_without_their_stride_wa
     make_model(cfg, 2)
     make_model(cfg.replace(stride_in_1x1=True), 2)
     assert len(warnings) == 1 and "--stride-in-1x1" in warnings[0]
-
-
-def test_an_embedding_layer_is_loaded_from_files_of_others_and_from_our_own(tmp_path):
-    cfg = config("osnet_x0_25", embedding_dim=96, neck="none")
-    theirs = make_model(cfg, num_classes=5)
-    state = theirs.backbone.state_dict() | {f"fc.{k}": v for k, v in theirs.branches[0].fc.state_dict().items()}
-    state = {f"module.{k}": v for k, v in state.items()} | {"module.classifier.weight": torch.ones(7, 96)}
-    path = tmp_path / "osnet.pth.tar"  # torchreid's: DataParallel's names, a NumPy number next to them
-    torch.save({"state_dict": state, "epoch": 3, "rank1": np.float32(0.9)}, path)
-    ours = make_model(cfg.replace(weights=str(path)), num_classes=2).eval()
-    images = torch.randn(2, 3, 64, 32)
-    with torch.no_grad():
-        expected = theirs.eval()(images)
-        assert expected.shape == (2, 96) and (expected >= 0).all() and torch.equal(ours(images), expected)
-        torch.save({"model": ours.state_dict()}, tmp_path / "ours.pth")
-        again = make_model(cfg.replace(weights=str(tmp_path / "ours.pth")), 9).eval()
-        assert torch.equal(again(images), expected)

@@ -83,23 +83,3 @@ def test_the_readmes_loss_and_backbone_are_trained_by_its_command(copy, tree):
     state = torch.load(log / "last.pth", weights_only=True)
     assert state["model"]["backbone.2.weight"].shape == (256, 64, 3, 3)
     assert {int(s["step"]) for s in state["optimizers"]["model"]["state"].values()} == {2}
-
-
-def test_the_readmes_files_alone_are_not_enough(copy, tree):
-    for name, _, text in steps()[:2]:
-        (copy / name).write_text(text)
-    done = train(copy, tree)
-    assert done.returncode == 2 and "--own-weight" in done.stderr
-
-
-def test_a_loss_of_ones_own_is_checked_like_the_others(copy, tree):
-    follow(copy)
-    code = "from config import Config; Config(triplet_weight=0.0, own_weight=0.5, sampler='shuffle').check()"
-    done = run(copy, "-c", code)
-    assert "the own loss needs several images of one identity in a batch" in done.stderr
-
-
-def test_a_backbone_of_ones_own_says_that_it_has_no_imagenet_weights(copy, tree):
-    follow(copy)
-    done = train(copy, tree, "--weights", "imagenet")
-    assert done.returncode == 2 and "this backbone has no ImageNet weights; give --weights none" in done.stderr

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import os
 import shutil
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import conftest
 import numpy as np
@@ -33,14 +29,13 @@ from model import BACKBONES, make_model
 from model.backbones.stages import Staged
 from processor import do_train
 from processor.evaluate import extract_features
-from processor.precision import DTYPES, Scaler, autocast, configure_torch, resolve_precision
+from processor.precision import DTYPES, Scaler, autocast, configure_torch
 from processor.state import TrainState
 from processor.train import Network, train_step
 from solver import make_optimizer
 from utils.metrics import evaluate
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parents[1]
 HALF = list(DTYPES.values())
 
 
@@ -65,11 +60,8 @@ def larger(tmp_path_factory) -> Config:
     """Twelve identities at 64 × 32, for a ResNet18 whose last map is not a single pixel."""
     base = tmp_path_factory.mktemp("larger")
     conftest.write_tree(base / "data" / "demo", train_ids=12)
-    return Config(
-        preset="demo", dataset="demo", data_root=str(base / "data"), log_dir=str(base / "log"), device="cpu",
-        height=64, width=32, pad=2, batch_size=16, workers=1, backbone="resnet18", weights="none", lr=3.5e-5,
-        warmup_epochs=0, eval_first=False, ranked_lists=0,
-    )  # fmt: skip
+    larger = {"height": 64, "width": 32, "batch_size": 16, "images_per_id": 4, "backbone": "resnet18", "lr": 3.5e-5}
+    return conftest.tiny_config(base, **larger, workers=1, warmup_epochs=0, eval_first=False)
 
 
 def ready(cfg: Config, precision: str, name: str) -> tuple[TrainState, Network, list]:
@@ -113,7 +105,7 @@ def test_losses_and_gradients_of_20_steps_in_bf16_are_near_those_of_float32(larg
 
 def test_features_in_bf16_rank_as_in_float32(tiny):
     torch.manual_seed(0)
-    tiny = tiny.replace(backbone="resnet18")
+    tiny = tiny.replace(backbone="resnet18", width=32)  # torch 2.14 convolves maps of width 1 wrongly in bfloat16
     model = make_model(tiny, num_classes=6).eval()
     query, gallery = (getattr(make_loaders(tiny), name) for name in ("query", "gallery"))
     scores, features = [], []
@@ -150,17 +142,6 @@ LOSSES |= {
     "center": lambda features, labels: center(features, labels),
 }
 center = CenterLoss(4, 64)
-
-
-def test_fp16_features_a_thousand_times_too_large_give_no_nan():
-    for name, loss_of in LOSSES.items():
-        for mixed in ("float32", "fp16"):
-            features, labels = scaled(torch.float16, 1e3)
-            with autocast(CPU, mixed):
-                value = loss_of(features, labels)
-            value.backward()
-            assert value.dtype == torch.float32 and torch.isfinite(value), (name, mixed)
-            assert torch.isfinite(features.grad).all(), (name, mixed)
 
 
 def test_the_distance_of_an_image_to_itself_is_almost_zero(monkeypatch):
@@ -229,63 +210,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step():
         assert not any(torch.equal(a, b) for a, b in zip(after, before, strict=True)), case
 
 
-def test_the_scale_changes_no_weight():
-    """A power of two, it leaves every digit as it was."""
-    for optimizer, fused in itertools.product(OPTIMIZERS, (True, False)):
-        weights = []
-        for precision in ("float32", "fp16"):
-            parts = toy(precision, optimizer, fused)
-            weights.append([a_step(*parts) for _ in range(3)][-1])
-        model, plain, _ = toy("float32", optimizer, fused)
-        for _ in range(3):
-            plain.zero_grad()
-            model(torch.linspace(-1, 1, 24).view(6, 4)).square().sum().backward()
-            plain.step()
-        for one in weights:
-            assert all(torch.equal(a, b) for a, b in zip(one, model.parameters(), strict=True)), (optimizer, fused)
-
-
-def test_the_scaler_works_with_a_frozen_backbone():
-    model, optimizer, scaler = toy("fp16", "adam", True)
-    for p in model.backbone.parameters():
-        p.requires_grad_(False)
-    first, second = a_step(model, optimizer, scaler), a_step(model, optimizer, scaler)
-    moved = [not torch.equal(a, b) for a, b in zip(first, second, strict=True)]
-    assert moved == [False, False, True, True]
-
-
-def test_the_scale_of_fp16_doubles_after_2000_good_steps_and_is_kept_in_a_checkpoint():
-    parts = toy("fp16", "sgd", True)
-    a_step(*parts, torch.inf)
-    for _ in range(2000):
-        a_step(*parts)
-    state = parts[2].state_dict()
-    assert state["scale"] == 2.0**16
-    again = Scaler(CPU, "fp16")
-    for scale in (2.0**9, 1.0):
-        again.load_state_dict(state | {"scale": scale})
-        assert again.state_dict()["scale"] == scale
-    for precision in ("float32", "bf16"):  # a run that is resumed in another precision does not use it
-        other = Scaler(CPU, precision)
-        other.load_state_dict(state)
-        assert other.get_scale() == 1.0 and other.state_dict() == {}
-    again = Scaler(CPU, "fp16")
-    again.load_state_dict(Scaler(CPU, "bf16").state_dict())
-    assert again.state_dict()["scale"] == 2.0**16
-
-
 # ---- what suits the device, and torch's switches
-
-
-def test_precision_that_suits_the_device(monkeypatch):
-    for device, bf16, expected in (
-        ("cpu", True, "float32"), ("mps", True, "float32"), ("cuda", True, "bf16"), ("cuda:1", False, "fp16"),
-    ):  # fmt: skip
-        supported = lambda including_emulation=True, bf16=bf16: bf16 or including_emulation  # noqa: E731
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-        for asked in ("float32", "bf16", "fp16"):
-            assert resolve_precision(Config(precision=asked), torch.device(device)) == asked
-        assert resolve_precision(Config(), torch.device(device)) == expected
 
 
 def test_switches_are_set_for_a_run_and_unset_for_the_next():
@@ -298,39 +223,6 @@ def test_switches_are_set_for_a_run_and_unset_for_the_next():
     assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark
     assert torch.backends.cudnn.conv.fp32_precision == "tf32"
     assert torch.backends.cuda.matmul.fp32_precision == "ieee"  # distances, whatever the settings
-
-
-def test_tf32_is_logged_where_it_matters():
-    gpu = torch.device("cuda")
-    for tf32, words in ((True, "float32 convolutions in TF32"), (False, "no TF32")):
-        assert words in configure_torch(Config(tf32=tf32), gpu, "bf16")  # of the tests
-        assert "TF32" not in configure_torch(Config(tf32=tf32, test_precision="bf16"), gpu, "bf16")
-        assert "TF32" not in configure_torch(Config(tf32=tf32), CPU, "float32")
-
-
-@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
-def test_freed_memory_is_kept_on_a_cpu():
-    """Pages of 64 MB that the system must clear for an allocation after one that was freed; in a process of its own, as
-    it cannot be taken back."""
-    program = """
-import resource, torch
-from config import Config
-from config.config import METRIC_LOSSES
-from processor.precision import configure_torch
-def faults():
-    torch.ones(1 << 24)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(1 << 24)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-before = faults()
-configure_torch(Config(), torch.device("cpu"), "float32")
-print(before, faults())
-"""
-    for _ in range(3):  # a machine short of memory may take pages back
-        before, after = map(int, subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True).split())
-        if after < 100:
-            break
-    assert before > 1000 and after < 100
 
 
 def test_deterministic_runs_end_with_bit_identical_weights(tiny):
@@ -360,18 +252,3 @@ def test_a_compiled_model_trains_as_the_plain_one(tiny, monkeypatch):
         assert found["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-3)
     assert plain_network.module is plain.model and compiled_network.module is not compiled.model
     assert next(iter(compiled.model.state_dict())) == next(iter(plain.model.state_dict()))  # names as without
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
-def test_no_step_waits_for_the_gpu(tiny, precision):
-    cfg = tiny.replace(device="cuda", clip_grad=1.0, ema_decay=0.9)
-    run, network, batches = ready(cfg, precision, precision)
-    for number, (images, labels) in enumerate(batches[:8]):
-        torch.cuda.set_sync_debug_mode("error" if number >= 2 else "default")  # the next batch is made within it
-        try:
-            train_step(run, network, images, labels)
-        except RuntimeError:
-            torch.cuda.set_sync_debug_mode("default")
-            raise
-    torch.cuda.set_sync_debug_mode("default")

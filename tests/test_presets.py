@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import write_tree
-from torch import nn
 
 from config import PRESETS, Config, load_preset
 from loss import make_criterion
 from model import ReIDModel, build_model
 from processor import do_train
 from solver import lr_factor
-from solver.optimizer import parameter_groups
 from tools.model_summary import count
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,16 +34,6 @@ def test_every_one_has_a_published_row_on_the_set_that_it_trains_on():
     assert {(name, load_preset(name).data.dataset) for name in NAMES} <= published
 
 
-def test_a_comment_states_the_published_figures_of_every_preset():
-    source = "".join(path.read_text() for path in (ROOT / "config" / "presets").glob("*.py"))
-    figures = set(re.findall(r"\d+\.\d+", source))
-    for row in json.loads((ROOT / "results" / "published.json").read_text())["rows"]:
-        if row["experiment"] in PRESETS:
-            two_digits = {key: f"{row[key]:.2f}" for key in ("mAP", "rank1", "mINP") if key in row}
-            lacking = [key for key, text in two_digits.items() if not {text, text.removesuffix("0")} & figures]
-            assert not lacking, (row, lacking)
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_passes_its_checks_and_builds_a_model_and_a_criterion(name):
     cfg = load_preset(name).check().replace(weights="none")
@@ -64,17 +51,10 @@ def test_two_steps_of_a_preset_have_finite_losses_and_move_its_weights(name, tmp
     write_tree(tmp_path / "data" / "demo", train_ids=4, test_ids=2, cameras=2)
     cfg = load_preset(name)
     size = {"height": round(cfg.data.height * 32 / cfg.data.width), "width": 32, "batch_size": 8, "images_per_id": 2}
-    place = {
-        "dataset": "demo",
-        "data_root": str(tmp_path / "data"),
-        "log_dir": str(tmp_path),
-        "device": "cpu",
-        "workers": 1,
-    }
+    place = {"data_root": str(tmp_path / "data"), "log_dir": str(tmp_path), "device": "cpu", "workers": 1}
     short = {"weights": "none", "epochs": 1, "eval_first": False, "ranked_lists": 0, "delay_epochs": 0.0}
-    cfg = cfg.replace(
-        **size, **place, **short, freeze_epochs=min(cfg.solver.freeze_epochs, 0.5), warmup_factor=0.5
-    ).check()
+    short |= {"dataset": "demo", "freeze_epochs": min(cfg.solver.freeze_epochs, 0.5), "warmup_factor": 0.5}
+    cfg = cfg.replace(**size, **place, **short).check()
     seen, forward = [], ReIDModel.forward
 
     def record(model: ReIDModel, images: torch.Tensor):
@@ -122,16 +102,6 @@ def test_rates_are_those_of_the_source(name, rates):
 
 
 @pytest.mark.parametrize(
-    ("start", "epochs"),
-    [("mlr_resnet50", 120), ("mlr_mobilenet", 150), ("der_resnet50_scratch", 100), ("der_efficientnet_v2_scratch", 100),
-     ("der_resnet50_ibn_a", 60), ("hn_strong", 150), ("sbn_resnet50", 30), ("sbs_", 60), ("agw_", 120)],
-)  # fmt: skip
-def test_runs_are_as_long_as_those_of_the_source(start, epochs):
-    found = [cfg.solver.epochs for name, cfg in KNOWN.items() if name.startswith(start)]
-    assert found and set(found) == {epochs}
-
-
-@pytest.mark.parametrize(
     ("name", "p", "k", "height", "width"),
     [("mlr_resnet50", 16, 4, 256, 128), ("hn_strong", 4, 16, 384, 128), ("sbn_resnet50", 8, 8, 224, 224),
      ("sbn_veri_wild", 6, 6, 384, 384), ("sbn_veri776", 6, 6, 384, 384), ("sbs_resnet50", 4, 16, 384, 128),
@@ -139,21 +109,12 @@ def test_runs_are_as_long_as_those_of_the_source(start, epochs):
 )  # fmt: skip
 def test_batches_and_images_are_those_of_the_source(name, p, k, height, width):
     cfg = load_preset(name)
-    assert (cfg.data.batch_size // cfg.data.images_per_id, cfg.data.images_per_id, cfg.data.height, cfg.data.width) == (
-        p,
-        k,
-        height,
-        width,
-    )
+    assert (cfg.data.batch_size, cfg.data.images_per_id) == (p * k, k)
+    assert (cfg.data.height, cfg.data.width) == (height, width)
 
 
 def chosen(test: Callable[[Config], bool]) -> set[str]:
     return {name for name, cfg in KNOWN.items() if test(cfg)}
-
-
-def test_only_names_that_say_scratch_or_mobilenet_start_without_weights():
-    without = chosen(lambda cfg: cfg.model.weights == "none")
-    assert without == {name for name in KNOWN if "scratch" in name or "mobilenet" in name}
 
 
 def test_losses_are_those_of_the_source():
@@ -161,19 +122,10 @@ def test_losses_are_those_of_the_source():
     assert chosen(lambda cfg: cfg.loss.center_weight > 0) == {"tiny_b1", "tiny_b1_hem", "agw_resnet50"} | der
     assert chosen(lambda cfg: cfg.loss.label_smoothing == 0) == sbn
     circle = {"hn_strong", "sbs_resnet50", "sbs_resnet50_ibn_a"}
-    assert (
-        chosen(lambda cfg: (cfg.model.head, cfg.model.head_scale, cfg.model.head_margin) == ("circle", 64, 0.35))
-        == circle
-    )
+    head = ("circle", 64, 0.35)
+    assert chosen(lambda cfg: (cfg.model.head, cfg.model.head_scale, cfg.model.head_margin) == head) == circle
     assert chosen(lambda cfg: cfg.loss.soft_margin) == circle
     assert chosen(lambda cfg: cfg.loss.triplet == "weighted") == {"agw_resnet50"}
-
-
-def test_der_s_biases_learn_twice_as_fast_and_do_not_decay():
-    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    groups = parameter_groups(load_preset("der_resnet50_ibn_a"), model)
-    shapes = {(g["lr_factor"], g["weight_decay"]): sum(p.numel() for p in g["params"]) for g in groups}
-    assert shapes == {(1.0, 5e-4): 4, (2.0, 0.0): 4, (1.0, 0.0): 2}
 
 
 @pytest.mark.parametrize(
@@ -188,10 +140,3 @@ def test_der_s_biases_learn_twice_as_fast_and_do_not_decay():
 def test_widths_and_multiply_adds_are_those_of_the_source(name, embedding, least, most):
     counted = count(load_preset(name))
     assert counted["embedding"] == embedding and least <= counted["multiply-adds"] <= most
-
-
-@pytest.mark.parametrize(("name", "channels"), [("hn_strong", 1024 // 16), ("sbs_resnet50", 1), ("agw_resnet50", 1)])
-def test_non_local_blocks_are_as_wide_inside_as_in_the_source(name, channels):
-    with torch.device("meta"):
-        attention = ReIDModel(load_preset(name), 2).backbone.attention
-    assert list(attention) == ["2", "3"] and attention["3"].theta.out_channels == channels

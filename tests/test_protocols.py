@@ -8,11 +8,9 @@ import reference
 import torch
 from reference import Allocations
 
-from utils import protocols
 from utils.distance import pairwise_distance
 from utils.metrics import Scores, evaluate
 from utils.protocols import (
-    TrialScores,
     evaluate_by_camera,
     evaluate_single_shot,
     evaluate_vehicle_id,
@@ -28,7 +26,6 @@ def vehicle_id_of_gallery(query, gallery, query_pids, gallery_pids, query_camids
 
 
 WITH_TRIALS = (evaluate_single_shot, vehicle_id_of_gallery)
-ALL = (pool_queries, evaluate_by_camera, *WITH_TRIALS)
 
 
 def random_retrieval(seed: int):
@@ -144,9 +141,6 @@ def test_pooled_queries_equal_a_loop():
         torch.testing.assert_close(found, torch.stack(rows).float())
     found = pool_queries(line(0, 6), line(3), [1, 1], [1], [0, 0], [0], metric="euclidean")
     assert found.tolist() == [[1.5], [4.5]]  # queries share the gallery, but not each other
-    none = np.zeros(0, int)
-    assert pool_queries(line(2, 3), line()[:0], [1, 1], none, [0, 0], none, metric="euclidean").tolist() == [[2], [3]]
-    assert pool_queries(line()[:0], line(2, 3), none, [1, 1], none, [0, 0]).shape == (0, 1)
     query, gallery, ids = simple(queries=300, images=400, width=2)
     with Allocations(query, gallery) as made:
         pool_queries(query, gallery, *ids)
@@ -166,68 +160,6 @@ def test_scores_of_random_galleries_equal_a_loop():
         assert_trials(lambda q=query, g=gallery, i=ids, o=options: evaluate_single_shot(q, g, *i, **o), ranks, max_rank)
         ranks = reference_vehicle_id(pairwise_distance(gallery, gallery, metric).numpy(), ids[1], orders)
         assert_trials(lambda g=gallery, i=ids, o=options: evaluate_vehicle_id(g, i[1], **o), ranks, max_rank)
-
-
-def test_with_one_image_per_identity_single_shot_is_the_ordinary_protocol():
-    query, gallery, _ = simple(20, 20)
-    ids = (np.arange(20), np.arange(20)[::-1].copy(), np.zeros(20, int), np.arange(20) % 3)
-    scores = evaluate_single_shot(query, gallery, *ids, trials=3, max_rank=50)
-    assert isinstance(scores, TrialScores) and scores.rank(2) == scores.cmc[1]
-    assert scores.num_valid_queries == 13  # the others' only image is under their own camera
-    assert_same(scores, evaluate(query, gallery, *ids))
-    assert scores.mAP_std < 1e-12 and scores.cmc_std.max() < 1e-12
-
-
-def test_every_image_that_can_represent_an_identity_is_drawn_equally_often():
-    # images of the query's person at 0 (under its own camera: never drawn), 1, 3 and 5; of two others at 2 and 4
-    gallery, pids, camids = line(0, 1, 3, 5, 2, 4), [7, 7, 7, 7, 8, 9], [0, 1, 2, 2, 0, 1]
-    scores = evaluate_single_shot(line(0), gallery, [7], pids, [0], camids, metric="euclidean", trials=900, seed=1)
-    np.testing.assert_allclose(scores.cmc[:3], [1 / 3, 2 / 3, 1], atol=0.05)  # three standard deviations
-    # for the others, too: the person's images at 0, 1, 3 and 5 stand before the match at 2 half of the time
-    scores = evaluate_single_shot(line(0), gallery, [8], pids, [3], camids, metric="euclidean", trials=900, seed=1)
-    np.testing.assert_allclose(scores.cmc[:2], [1 / 2, 1], atol=0.05)
-    # of the vehicle at 0, 1 and 10 one is drawn, and the other two look for it past the one at 4:
-    # 0 is drawn: ranks 1 (of 1) and 2 (of 10); 1 is drawn: 1 (of 0) and 2 (of 10); 10 is drawn: 2 and 2
-    scores = evaluate_vehicle_id(line(0, 1, 10, 4), [3, 3, 3, 9], metric="euclidean", trials=900, seed=1)
-    assert (scores.num_valid_queries, scores.trials) == (2, 900)
-    assert scores.cmc[0] == pytest.approx(1 / 3, abs=0.03) and (scores.cmc[1:] == 1).all()
-    np.testing.assert_allclose(scores.ap[:3], [3 / 4, 3 / 4, 1 / 2], atol=0.05)
-    assert np.isnan(scores.ap[3])  # the only image of its vehicle is never a query
-
-
-def test_a_seed_gives_the_same_galleries_and_leaves_the_random_state_alone(monkeypatch):
-    for score in WITH_TRIALS:
-        query, gallery, ids = simple(queries=40)
-        torch.manual_seed(0)
-        expected = torch.rand(3)
-        torch.manual_seed(0)
-        first, again, other = (score(query, gallery, *ids, seed=seed) for seed in (5, 5, 6))
-        assert torch.equal(torch.rand(3), expected)
-        assert_same(first, again)
-        assert first.mAP != other.mAP and first.mAP_std > 0 and first.cmc_std.max() > 0
-        pids = np.repeat(np.arange(10), 2)
-        ids = (np.arange(10), pids, np.zeros(10, int), np.tile([1, 2], 10))
-        scores = score(torch.ones(10, 3), torch.ones(20, 3), *ids, trials=2)  # equal features: gallery order
-        np.testing.assert_allclose(scores.cmc[:10], np.arange(1, 11) / 10)
-
-
-def test_distances_are_computed_in_blocks(monkeypatch):
-    query, gallery, ids = simple(queries=40)
-    shapes = []
-
-    def noted(*args):
-        distance = pairwise_distance(*args)
-        shapes.append(distance.shape)
-        return distance
-
-    for score in WITH_TRIALS:
-        with monkeypatch.context() as patch:
-            expected = score(query, gallery, *ids, trials=2, metric="euclidean")
-            patch.setattr(protocols, "pairwise_distance", noted)
-            patch.setattr(protocols, "BLOCK_BYTES", 100)
-            assert_same(score(query, gallery, *ids, trials=2, metric="euclidean"), expected)
-    assert all(rows == 1 or 4 * rows * columns <= 100 for rows, columns in shapes)
-    assert max(columns for _, columns in shapes) <= 6  # of three identities at most two images each, never the gallery
 
 
 # ---- pairs of cameras
@@ -266,32 +198,6 @@ def test_scores_of_pairs_of_cameras_equal_a_loop():
 # ---- all of them
 
 
-def values(score, query, gallery, ids, **options):
-    result = score(query, gallery, *ids, **options)
-    if isinstance(result, torch.Tensor):
-        return result.flatten().tolist()
-    return [x.mAP for x in result.values()] if isinstance(result, dict) else [result.mAP]
-
-
-def test_kinds_of_input_that_score_alike():
-    for score in ALL:
-        query, gallery, ids = simple()
-        before, ids_before = [x.clone() for x in (query, gallery)], [x.copy() for x in ids]
-        expected = pytest.approx(values(score, query, gallery, ids), abs=1e-7)
-        wide = torch.full((40, 10), 99.0)
-        wide[:, ::2] = gallery
-        assert values(score, query.T.contiguous().T, wide[:, ::2], ids) == expected  # not contiguous
-        assert values(score, query.clone().requires_grad_(), gallery.clone().requires_grad_(), ids) == expected
-        assert values(score, query, gallery, [x.tolist() for x in ids]) == expected
-        assert values(score, query, gallery, [torch.from_numpy(x).int() for x in ids]) == expected
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert values(score, query, gallery, ids) == expected
-        half = query.half(), gallery.half()
-        assert values(score, *half, ids) == pytest.approx(values(score, *(x.float() for x in half), ids), abs=1e-7)
-        assert torch.equal(query, before[0]) and torch.equal(gallery, before[1])
-        assert all((now == then).all() for now, then in zip(ids, ids_before, strict=True))
-
-
 def test_bad_input_is_refused_by_name():
     query, gallery, ids = simple()
     broken = gallery.clone()
@@ -299,33 +205,21 @@ def test_bad_input_is_refused_by_name():
     for score in (pool_queries, evaluate_by_camera, evaluate_single_shot):
         with pytest.raises(ValueError, match="2 of 40 gallery features"):
             score(query, broken, *ids)
-        for q, g in ((query[:, :4], gallery), (query[None], gallery), (query, gallery[0])):
-            with pytest.raises(ValueError, match=r"features must be .*query \(.*gallery \("):
-                score(q, g, *ids)
+        with pytest.raises(ValueError, match="features must be"):
+            score(query[:, :4], gallery, *ids)
         for position, name in enumerate(("query_pids", "gallery_pids", "query_camids", "gallery_camids")):
-            for damage in (lambda x: x[:-1], lambda x: x[:, None], lambda x: x.astype(float)):
-                with pytest.raises(ValueError, match=name):
-                    score(query, gallery, *(damage(x) if i == position else x for i, x in enumerate(ids)))
-    for damaged in ((broken, ids[1]), (gallery[0], ids[1]), (gallery, ids[1][:-1])):
-        with pytest.raises(ValueError, match=r"vehicle|pids"):
-            evaluate_vehicle_id(*damaged)
+            with pytest.raises(ValueError, match=name):
+                score(query, gallery, *(x[:-1] if i == position else x for i, x in enumerate(ids)))
     for score in WITH_TRIALS:
-        for options in ({"trials": 0}, {"trials": -2}, {"max_rank": 0}, {"metric": "manhattan"}):
+        for options in ({"trials": 0}, {"max_rank": 0}, {"metric": "manhattan"}):
             with pytest.raises(ValueError, match=next(iter(options))):
                 score(query, gallery, *ids, **options)
-    none = np.zeros(0, int)
     for score in (evaluate_by_camera, evaluate_single_shot):
-        for q, g, *these in (
-            (query, gallery, ids[0], ids[1] + 10, ids[2], ids[3]),  # no identity in common
-            (query, gallery, ids[0], ids[1], ids[2], ids[3] * 0),  # all under one camera
-            (query, gallery[:0], ids[0], none, ids[2], none),  # an empty gallery
-            (query[:0], gallery, none, ids[1], none, ids[3]),  # no queries
-        ):
+        for these in ((ids[0], ids[1] + 10, *ids[2:]), (*ids[:3], ids[3] * 0)):  # no one in common, one camera
             with pytest.raises(ValueError, match="no query has a match"):
-                score(q, g, *these)
-    for images in (5, 0):
-        with pytest.raises(ValueError, match="no query has a match"):
-            evaluate_vehicle_id(torch.ones(images, 3), np.arange(images))
+                score(query, gallery, *these)
+    with pytest.raises(ValueError, match="no query has a match"):
+        evaluate_vehicle_id(torch.ones(5, 3), np.arange(5))
 
 
 def test_real_features_of_market1501(market_arrays):

@@ -4,8 +4,6 @@ import contextlib
 import errno
 import os
 import random
-import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +19,10 @@ from config import Config
 from processor import do_train, load_model
 from processor.checkpoint import kept_checkpoints, read_checkpoint
 from processor.setup import run_directory
-from processor.state import TrainState, restore
+from processor.state import restore
 from processor.train import train_one_epoch
 from processor.watch import Watchers
-from utils.errors import Stopped, UserError
+from utils.errors import UserError
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -50,14 +48,6 @@ def short(tiny: Config, **changes) -> Config:
 
 def logged(cfg: Config) -> str:
     return (Path(cfg.run.log_dir) / "demo" / "train.log").read_text()
-
-
-def stopped_and_resumed(cfg: Config, monkeypatch, stop_after: int = 6, **changes) -> TrainState:
-    """Stopped in the second epoch, and resumed with some settings changed."""
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        stop_at(patch, "train_step", stop_after, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        do_train(cfg)
-    return do_train(cfg.replace(resume=True, **changes))
 
 
 # ---- damaged and foreign checkpoints
@@ -144,17 +134,6 @@ def test_a_checkpoint_holds_everything_and_all_of_it_is_restored(tiny):
     assert [name for name in saved.keys() | again.keys() if name not in saved or again.get(name) != saved[name]] == []
 
 
-@pytest.mark.parametrize("stop_after", [2, 6])
-def test_the_scale_of_half_precision_continues(tiny, monkeypatch, stop_after):
-    """It begins too high for these losses."""
-    cfg = short(tiny, precision="fp16")
-    whole = do_train(cfg.replace(name="whole"))
-    resumed = stopped_and_resumed(cfg, monkeypatch, stop_after)
-    scales = [read_checkpoint(p)["scaler"]["scale"] for p in kept_checkpoints(resumed.directory / "last.pth")]
-    assert 1 < scales[0] < 2**16 and resumed.scaler.state_dict()["scale"] == scales[0]
-    assert contents(resumed.directory / "last.pth") == contents(whole.directory / "last.pth")
-
-
 # ---- full disks and lost directories
 
 
@@ -183,73 +162,7 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_unchanged(tiny, monke
     assert stop.value.code == 2 and "third/config.json" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_directory_that_is_gone_is_created_again(tiny, monkeypatch, capsys):
-    cfg = short(tiny)
-    whole = do_train(cfg.replace(name="whole"))
-    directory = Path(cfg.run.log_dir) / "demo"
-    with monkeypatch.context() as patch:
-        stop_at(patch, "train_step", 6, lambda: shutil.rmtree(directory))
-        run = do_train(cfg)
-    assert contents(run.directory / "last.pth") == contents(whole.directory / "last.pth")
-    assert len((directory / "metrics.jsonl").read_text().splitlines()) == 2
-    shown = capsys.readouterr().out
-    assert shown.count(f"warning: {directory} is gone") == 1
-    assert shown.count("TensorBoard's events cannot be written") == 1
-
-    def replaced() -> None:
-        shutil.rmtree(directory)
-        directory.write_text("")
-
-    shutil.rmtree(directory)
-    stop_at(monkeypatch, "train_step", 6, replaced)
-    with pytest.raises(UserError, match=r"demo/last.pth could not be written"):
-        do_train(cfg)
-
-
 # ---- changed settings
-
-
-@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"batch_size": 12}, {"seed": 1}, {"sampler": "pk_cameras"}])
-def test_other_batches_start_the_epoch_again_with_the_present_weights(tiny, monkeypatch, changes):
-    cfg, steps, real = short(tiny), [], processor.train.train_step
-    monkeypatch.setattr(processor.train, "train_step", lambda *a: steps.append(a[4:]) or real(*a))
-    run = stopped_and_resumed(cfg, monkeypatch, **changes)
-    (name, value) = next(iter(changes.items()))
-    assert f"{name} {cfg.get(name)} -> {value}" in logged(cfg) and "epoch 2 starts again" in logged(cfg)
-    assert len(run.history) == 2 and len(steps) == 6 + (3 if name == "batch_size" else 4)
-    assert steps[6:][:2] == ([(0, 2), (1, 2)] if name == "accumulate" else [(0, 1), (0, 1)])
-
-
-@pytest.mark.parametrize("before", ["float32", "fp16"])
-def test_another_precision_continues_with_the_same_batches_and_its_own_scale(tiny, monkeypatch, before):
-    after = "fp16" if before == "float32" else "float32"
-    run = stopped_and_resumed(short(tiny, precision=before), monkeypatch, precision=after)
-    assert f"precision {before} -> {after}" in logged(run.cfg) and "starts again" not in logged(run.cfg)
-    assert (1 < run.scaler.get_scale() <= 2.0**16) == (after == "fp16")
-    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in run.model.parameters())
-
-
-@pytest.mark.parametrize(("optimizer", "fused"), [("adam", False), ("sgd", True)])
-def test_fused_on_or_off_keeps_the_moments(tiny, monkeypatch, fused, optimizer):
-    cfg, seen, real = short(tiny, optimizer=optimizer, fused=fused), [], processor.setup.restore
-
-    def restore_and_compare(state: TrainState) -> None:
-        real(state)
-        stored = read_checkpoint(state.directory / "last.pth")["optimizers"]["model"]
-        seen.extend(flat(x["state"]) for x in (stored, state.optimizer.state_dict()))
-
-    monkeypatch.setattr(processor.setup, "restore", restore_and_compare)
-    run = stopped_and_resumed(cfg, monkeypatch, fused=not fused)
-    assert f"fused {fused} -> {not fused}" in logged(cfg)
-    assert run.optimizer.param_groups[0]["fused"] is not fused
-    assert seen[0] == seen[1] and len(seen[0]) > 100
-    assert run.epoch == 2 and all(p.isfinite().all() for p in run.model.parameters())
-
-
-def test_fewer_are_kept_after_resuming_with_fewer(tiny, monkeypatch):
-    run = stopped_and_resumed(short(tiny, keep=3), monkeypatch, keep=1)
-    assert [p.name for p in run.directory.glob("last*")] == ["last.pth"]
 
 
 # ---- one program per directory
@@ -267,15 +180,6 @@ def test_two_programs_get_two_directories_and_a_run_cannot_be_resumed_while_it_t
             pass
     with run_directory(tiny.replace(resume=True)) as third:
         assert third.name == "demo"
-
-
-def test_a_run_that_ends_in_any_way_unlocks_its_directory(tiny, monkeypatch):
-    for error in (KeyboardInterrupt(), UserError("no"), RuntimeError("bug")):
-        with monkeypatch.context() as patch, pytest.raises(type(error)):
-            patch.setattr(processor.train, "train_step", fails(error))
-            do_train(short(tiny))
-    run = do_train(short(tiny, epochs=1))
-    assert run.directory.name == "demo" and do_train(short(tiny, epochs=1, resume=True)).epoch == 1
 
 
 def test_a_kill_between_the_two_checkpoints_of_an_evaluation_does_not_lose_the_best(tiny, monkeypatch):

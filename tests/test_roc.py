@@ -92,28 +92,6 @@ def test_nearest_negatives_are_kept_the_others_dropped_and_queries_share_one_sca
             assert found.tpr(fpr) == pytest.approx(reference.largest_tpr(positives, negatives, fpr), abs=1e-12)
 
 
-def test_rates_worked_out_by_hand():
-    #                  match  wrong  ignored match wrong
-    distance = torch.tensor([[0.1, 0.2, 0.05, 0.2, 0.3], [0.25, 0.1, 0.0, 0.4, 0.5]])
-    ids = ([1, 1], [1, 2, 1, 1, 3], [0, 0], [1, 0, 0, 2, 1])
-    # matches at 0.1, 0.2, 0.25, 0.4; others at 0.1, 0.2, 0.3, 0.5: a tie accepts both or neither
-    assert evaluate_distance(distance, *ids, roc=True).roc.tpr(0) == 0.0
-    found = counted(distance.double().numpy(), tuple(np.array(x) for x in ids), 1, 1.0)
-    assert [found.tpr(x) for x in (0, 0.24, 0.25, 0.5, 0.75, 0.99, 1)] == [0, 0, 0.25, 0.75, 1, 1, 1]
-    separated = evaluate_distance(torch.tensor([[0.1, 0.9, 0.2]]), [1], [1, 2, 1], [0], [1, 1, 1], roc=True).roc
-    assert [separated.tpr(fpr) for fpr in RATES] == [1.0] * 5
-    for fpr in (-1e-9, 0.010001, 0.5, 1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="FPR"):
-            separated.tpr(fpr)
-    alone = evaluate_distance(torch.rand(3, 5), [1] * 3, [1] * 5, [0] * 3, [1] * 5, roc=True).roc
-    assert alone.num_negatives == 0 and np.isnan([alone.tpr(fpr) for fpr in RATES]).all()
-    for total in (100, 300, 700, 2900, 11300, 100_000):
-        for percent in (1, 7, 29, 57, 58):  # 0.29 * 100 is 28.999999999999996 in binary
-            allowed = percent * total // 100
-            found = Roc(np.array([allowed - 0.5, allowed + 0.5]), np.arange(total, dtype=float), total, 1.0)
-            assert found.tpr(percent / 100) == 0.5
-
-
 # ---- counts at given thresholds
 
 
@@ -140,14 +118,3 @@ def test_pairs_are_counted_at_every_threshold():
         for kind in range(2):
             reached = [i for i in range(len(thresholds)) if expected[kind, i] >= 0.5 - 1e-12]
             assert counter.quantile(kind, 0.5) == (reached[0] if reached else len(thresholds) - 1)
-
-
-def test_operating_points_worked_out_by_hand():
-    counter = PairCounter(torch.linspace(0, 1, 5))
-    counter.add(torch.tensor([[0.2, 0.25], [0.7, 0.1]]), torch.tensor([0.5, 0.9, 2.0, 0.3]))
-    np.testing.assert_allclose(counter.rates(), [[0, 0.75, 0.75, 1, 1], [0, 0, 0.5, 0.5, 0.75]])
-    assert (counter.at_fpr(0), counter.at_fpr(0.5), counter.at_fpr(0.6)) == (1, 3, 3)
-    assert counter.equal_error() == 2  # of the indices 1 and 2, both 0.25 apart, the upper middle
-    assert (counter.quantile(0, 0.5), counter.quantile(1, 0.5), counter.quantile(1, 1.0)) == (1, 2, 4)
-    empty = PairCounter(torch.arange(3.0))
-    assert (empty.rates() == 0).all() and empty.number.tolist() == [0, 0]

@@ -154,13 +154,3 @@ def test_people_other_than_those_of_the_training_are_refused(tiny):
     ):
         refused(program(TOOL, path, *change, *GRID), "--holdout-ids", "--dataset", "in training")
     assert not (path.parent / "results").exists()
-
-
-def test_values_that_cannot_be_tried_and_wrong_combinations_are_refused(tiny, tmp_path):
-    file = save_features(tmp_path / "some.npz")
-    for bad in (["--k1s", "0", "5"], ["--k2s"], ["--lambda-values", "0.5", "1.5"]):
-        refused(program(TOOL, "--features", file, "--log-dir", tmp_path, *bad), bad[0])
-    refused(program(TOOL, save_model(tiny), "--train-split-ids", "0"), "--train-split-ids")
-    refused(program(TOOL, "demo", "--features", file), "demo", "--features")
-    refused(program(TOOL, "--weights", file), "--weights", "checkpoint")
-    refused(program(TOOL, "--features", tmp_path / "nowhere.npz"), "nowhere.npz", "qf (Q, D)")

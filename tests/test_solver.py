@@ -1,4 +1,4 @@
-"""Optimizers, parameter groups, freezing, clipping and the average of the weights."""
+"""Optimizers, parameter groups, freezing, clipping, the average of the weights, and the learning rate."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from config import Config
-from model import ReIDModel, make_model
+from model import ReIDModel
 from processor import do_train
-from solver import make_optimizer, restore_optimizer, set_frozen
+from solver import lr_factor, make_optimizer, restore_optimizer, set_frozen
 from solver.average import make_average, update_average
 from solver.optimizer import parameter_groups
 from utils.errors import UserError
@@ -81,26 +80,6 @@ def test_each_optimizer_takes_the_steps_of_its_paper(name, nesterov):
     assert torch.allclose(model.w, expected, rtol=1e-10)
     others = [reference(n, start, gradients) for n in ("adam", "amsgrad", "adamw", "adamw_amsgrad", "sgd") if n != name]
     assert not any(torch.allclose(expected, other, rtol=1e-6) for other in others)
-
-
-def test_each_trainable_parameter_is_in_one_of_as_few_groups_as_the_settings_need():
-    for changes, count in (
-        ({}, 1),
-        ({"backbone_lr_factor": 0.1}, 2),
-        ({"bias_lr_factor": 2.0}, 2),
-        ({"no_decay_norm_bias": True}, 2),
-        ({"backbone_lr_factor": 0.1, "bias_lr_factor": 2.0, "no_decay_norm_bias": True}, 6),
-        ({"backbone_lr_factor": 0.5, "bias_lr_factor": 2.0}, 3),  # a backbone's bias has the rate of a head's weight
-    ):
-        model = Toy()
-        model.twin = nn.Linear(6, 3, bias=False)
-        model.twin.weight = model.classifier.weight  # shared by two layers, moved once
-        groups = parameter_groups(Config(**changes), model)
-        grouped = [id(p) for group in groups for p in group["params"]]
-        assert len(groups) == count and len(grouped) == len(set(grouped))
-        assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
-    (group,) = parameter_groups(Config(), model)  # in the model's order, as in old checkpoints
-    assert [id(p) for p in group["params"]] == [id(p) for p in model.parameters() if p.requires_grad]
 
 
 def test_rates_and_weight_decay_of_every_weight():
@@ -177,36 +156,6 @@ def test_the_average_is_that_of_a_loop_in_float64(decay):
     assert not average.training and not any(p.requires_grad for p in average.parameters())
 
 
-def test_the_average_of_weights_that_stand_still_is_exactly_these_weights():
-    model = make_model(Config(backbone="resnet18", weights="none"), 3).to(memory_format=torch.channels_last)
-    cfg = Config(ema_decay=0.9999)
-    average = make_average(model)
-    for n in (0, 1, 2, 500, 10**6):
-        update_average(cfg, average, model, n)
-    assert all(torch.equal(v, average.state_dict()[k]) for k, v in model.state_dict().items())
-
-
-class Reads(TorchDispatchMode):
-    """Counts how often Python reads a tensor's value, which would wait for a GPU."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
-
-
-def test_averaging_does_not_wait_for_the_device():
-    model, cfg = Toy(), Config(ema_decay=0.9)
-    average = make_average(model)
-    with Reads() as reads:
-        update_average(cfg, average, model, 0)
-    assert reads.count == 0
-    with Reads() as reads:
-        torch.ones(1).item()
-    assert reads.count == 1
-
-
 def test_clipping_bounds_a_step_of_the_model_and_logs_the_norm_before(tiny, monkeypatch):
     cfg = tiny.replace(optimizer="sgd", momentum=0.0, weight_decay=0.0, lr=0.1, warmup_epochs=0.0, steps=(), epochs=1)
     forward, seen = ReIDModel.forward, []
@@ -247,20 +196,8 @@ def test_a_restored_optimizer_has_the_moments_of_then_and_the_settings_of_now():
         restore_optimizer(make_optimizer(Config(backbone_lr_factor=0.1), model), state)
 
 
-def test_bad_settings_of_the_solver_are_refused_and_named():
+def test_settings_of_the_solver_that_contradict_each_other_are_refused():
     for changes, words in (
-        ({"backbone_lr_factor": 0.0}, "--backbone-lr-factor"),
-        ({"bias_lr_factor": float("nan")}, "--bias-lr-factor"),
-        ({"lr": float("inf")}, "--lr"),
-        ({"momentum": 1.0}, "--momentum"),
-        ({"ema_decay": 1.0}, "--ema-decay"),
-        ({"ema_decay": -0.1}, "--ema-decay"),
-        ({"clip_grad": -1.0}, "--clip-grad"),
-        ({"freeze_epochs": -1.0}, "--freeze-epochs"),
-        ({"warmup_iters": -1}, "--warmup-iters"),
-        ({"warmup_factor": 1.5}, "--warmup-factor"),
-        ({"gamma": 10.0}, "--gamma"),
-        ({"min_lr_factor": 2.0, "schedule": "cosine"}, "--min-lr-factor"),
         ({"nesterov": True}, "--optimizer sgd"),
         ({"nesterov": True, "optimizer": "sgd", "momentum": 0.0}, "--momentum"),
         ({"freeze_epochs": 1.0, "id_weight": 0.0}, "--id-weight"),
@@ -270,3 +207,62 @@ def test_bad_settings_of_the_solver_are_refused_and_named():
     ):
         with pytest.raises(UserError, match=words):
             Config(**changes).check()
+
+
+# ---- the learning rate at every moment
+
+STEPS = 8  # steps per epoch
+RECIPE = Config(warmup_epochs=10.0, warmup_factor=0.01, steps=(40.0, 70.0), gamma=0.1)
+CONSTANT = Config(warmup_epochs=1.5, warmup_factor=0.1, warmup_method="constant", steps=())
+COSINE = Config(schedule="cosine", epochs=60, warmup_epochs=10.0, warmup_factor=0.1)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "changes", "factors"),
+    [
+        (RECIPE, {}, {0: 0.01, 1: 0.109, 5: 0.505, 9.5: 0.9505, 10: 1, 39.999: 1, 40: 0.1, 69.999: 0.1, 70: 0.01}),
+        (RECIPE, {"warmup_epochs": 0.0, "steps": (2.0,), "gamma": 0.5}, {0: 1, 1.999: 1, 2: 0.5, 99: 0.5}),
+        (RECIPE, {"warmup_factor": 1.0, "steps": ()}, {0: 1, 5: 1, 500: 1}),
+        (RECIPE, {"warmup_factor": 0.0, "steps": (5.0,)}, {0: 0, 4: 0.4, 6: 0.06, 12: 0.1}),  # a step within warm-up
+        (RECIPE, {"warmup_epochs": 0.0, "steps": (3.0, 3.0)}, {3: 0.01}),
+        (CONSTANT, {}, {0: 0.1, 1.4999: 0.1, 1.5: 1, 2: 1}),
+        (COSINE, {}, {0: 0.1, 5: 0.55, 10: 1, 35: 0.5, 10 + 50 / 3: 0.75, 10 + 100 / 3: 0.25, 60: 0, 61: 0}),
+        (COSINE, {"min_lr_factor": 0.002}, {35: 0.501, 60: 0.002}),
+        (COSINE, {"delay_epochs": 30.0}, {29.9: 1, 30: 1, 45: 0.5, 60: 0}),
+        (COSINE, {"delay_epochs": 5.0}, {5: 0.55, 35: 0.5}),  # warm-up is not cut short
+        (COSINE, {"warmup_iters": 160}, {40: 0.5}),  # 20 epochs of 8 steps
+        (COSINE, {"warmup_epochs": 0.0}, {0: 1}),
+        (COSINE, {"schedule": "linear"}, {10: 1, 20: 0.8, 60: 0}),
+        (COSINE, {"schedule": "linear", "min_lr_factor": 0.1}, {35: 0.55}),
+        (COSINE, {"schedule": "linear", "delay_epochs": 50.0}, {55: 0.5, 99: 0}),
+        (COSINE, {"warmup_epochs": 60.0}, {60: 1, 60.5: 0}),  # no time is left to decay in
+        (COSINE, {"warmup_epochs": 120.0}, {60: 0.55}),
+    ],
+)
+def test_factors_at_the_corners(cfg, changes, factors):
+    cfg = cfg.replace(**changes)
+    found = {progress: lr_factor(cfg, progress, STEPS) for progress in factors}
+    assert found == pytest.approx(factors, abs=1e-9)
+
+
+def test_warm_up_in_steps_wins_over_epochs_and_takes_exactly_so_many_steps():
+    # Matrix Light ReID: 2,000 iterations of 202 per epoch; a constant factor shows an error of a single step
+    cfg = Config(warmup_epochs=1.0, warmup_iters=2000, warmup_factor=0.25, warmup_method="constant", steps=())
+    for steps in (1, 3, 202, 187, 7):
+        factors = [lr_factor(cfg, step / steps, steps) for step in range(2100)]
+        assert factors == [0.25] * 2000 + [1.0] * 100
+    cfg = Config(warmup_iters=2000, warmup_factor=0.01, steps=(), lr=0.065)
+    for step in (0, 1, 999, 1999, 2000):
+        k = (1 - step / 2000) * (1 - 0.01) if step < 2000 else 0.0  # mmcv's LrUpdaterHook
+        assert lr_factor(cfg, step / 202, 202) == pytest.approx(1 - k, rel=1e-12)
+
+
+def test_cosine_is_what_torch_and_fast_reid_step_through():
+    # fast-reid SBS: Adam 3.5e-4 down to 7e-7 over the 30 epochs after DELAY_EPOCHS, a step per epoch
+    cfg = Config(schedule="cosine", lr=3.5e-4, epochs=60, warmup_epochs=0.0, delay_epochs=30.0, min_lr_factor=0.002)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3.5e-4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=30, eta_min=7e-7)
+    for epoch in range(30, 61):
+        assert 3.5e-4 * lr_factor(cfg, epoch, STEPS) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        scheduler.step()

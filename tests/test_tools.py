@@ -14,7 +14,6 @@ from helpers import program, refused
 
 from config import Config
 from processor import do_train
-from processor.ranked_lists import choose_queries
 
 
 def train_args(cfg: Config) -> list[str]:
@@ -62,14 +61,6 @@ def test_ranked_lists_are_drawn(trained, tmp_path, entrance):
     )
     assert green > 1000, "no green frame around a right match"
     assert red > 1000, "no red frame around a wrong one"
-
-
-def test_queries_are_chosen_by_ap_and_those_without_a_match_never():
-    ap = np.array([0.5, np.nan, 0.1, 0.9, 0.1])
-    assert choose_queries(ap, "worst", 3, 0).tolist() == [2, 4, 0]
-    assert choose_queries(ap, "best", 2, 0).tolist() == [3, 0]
-    assert choose_queries(ap, "random", 99, 0).tolist() == [0, 2, 3, 4]
-    assert choose_queries(ap, "random", 2, 5).tolist() == choose_queries(ap, "random", 2, 5).tolist()
 
 
 def test_missing_and_empty_data(tiny, tmp_path):

@@ -1,32 +1,20 @@
 from __future__ import annotations
 
-import errno
-import io
-import json
-import os
-import sys
-from contextlib import redirect_stderr
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import write_tree
-from helpers import start_training
+from conftest import tiny_config, write_tree
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 import processor.train
 import processor.watch
 from config import Config
-from datasets.augment import to_pixels
 from processor import do_train
-from processor.checkpoint import read_checkpoint
 from processor.state import TrainState
-from processor.watch import Progress, Watchers, tile
-from utils.errors import UserError
+from processor.watch import Watchers
 
 
 @pytest.fixture
@@ -39,11 +27,7 @@ def whole(tmp_path_factory) -> tuple[TrainState, list[torch.Tensor]]:
     """A run of three epochs and three tests that draws ranked lists, and its batches."""
     base = tmp_path_factory.mktemp("whole")
     write_tree(base / "data" / "demo")
-    cfg = Config(
-        preset="demo", dataset="demo", data_root=str(base / "data"), log_dir=str(base / "log"), device="cpu", height=32,
-        width=16, pad=2, batch_size=12, images_per_id=2, workers=2, backbone="mobilenet_v2", width_multiplier=0.25,
-        weights="none", epochs=3, warmup_epochs=1, steps=(2,), eval_every=2, ranked_lists=2,
-    )  # fmt: skip
+    cfg = tiny_config(base, batch_size=12, width_multiplier=0.25, ranked_lists=2)
     batches, real = [], processor.train.train_step
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processor.train, "train_step", lambda *args: batches.append(args[2]) or real(*args))
@@ -80,18 +64,6 @@ def decoded(found: EventAccumulator, tag: str) -> dict[int, np.ndarray]:
     return {step: pixels[..., ::-1] for step, pixels in images.items()}
 
 
-def test_tensorboard_shows_the_first_batch_as_the_network_sees_it(whole):
-    run, batches = whole
-    pictures = decoded(events(run.directory), "train_batch")
-    assert list(pictures) == [0]
-    sheet, pixels = pictures[0], to_pixels(batches[0])
-    assert sheet.shape == (64, 128, 3)  # eight a row, the second row half empty
-    for i in range(12):
-        y, x = i // 8 * 32, i % 8 * 16
-        assert np.array_equal(sheet[y : y + 32, x : x + 16], pixels[i])
-    assert not sheet[32:, 64:].any()
-
-
 def test_ranked_lists_are_drawn_at_each_test_and_none_if_the_setting_is_0(whole, quick):
     run, _ = whole
     lists = decoded(events(run.directory), "ranked_lists")
@@ -101,21 +73,6 @@ def test_ranked_lists_are_drawn_at_each_test_and_none_if_the_setting_is_0(whole,
     none = do_train(quick.replace(epochs=1))
     assert events(none.directory).Tags()["images"] == ["train_batch"]
     assert not (none.directory / "ranked_lists.png").exists()
-
-
-def test_metrics_jsonl_has_the_history_after_each_epoch(quick, monkeypatch):
-    path, seen, real = Path(quick.run.log_dir) / "demo" / "metrics.jsonl", [], processor.train.train_step
-
-    def step(*args):
-        seen.append(len(path.read_text().splitlines()))
-        return real(*args)
-
-    monkeypatch.setattr(processor.train, "train_step", step)
-    run = do_train(quick)
-    assert seen == [1] * 4 + [2] * 4 + [3] * 4  # the test before the first is a line, too
-    lines = path.read_text().splitlines()
-    assert [json.loads(line) for line in lines] == run.history == read_checkpoint(run.directory / "last.pth")["history"]
-    assert all(json.dumps(json.loads(line), allow_nan=False) for line in lines)
 
 
 def killed(monkeypatch, what: str, nth: int):
@@ -141,30 +98,6 @@ def test_what_a_kill_kept_from_tensorboard_is_logged_by_the_resumed_run(quick, m
     assert scalars(found, "train/loss") == pytest.approx({h["epoch"]: h["loss"] for h in run.history[1:]})
     assert list(scalars(found, "test_plain/mAP")) == [0, 2, 3]
     assert list(decoded(found, "train_batch")) == [0]
-
-
-def test_events_after_the_last_checkpoint_are_removed(quick):
-    state, _, _ = start_training(quick)
-    first = Watchers(state)
-    for epoch in (1, 2, 3):
-        first.log_losses({"epoch": epoch, "loss": 10.0 + epoch})
-    first.close()
-    state.epoch, state.history = 1, [{"epoch": 1, "loss": 11.0}]  # the last checkpoint
-    second = Watchers(state)
-    second.log_losses({"epoch": 2, "loss": 22.0})
-    second.close()
-    assert scalars(events(state.directory), "train/loss") == {1: 11.0, 2: 22.0}
-
-
-def test_a_disk_that_takes_no_events_ends_them_not_the_run(quick, monkeypatch, capsys):
-    def full(*_args, **_more):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
-    run = do_train(quick)
-    assert run.epoch == 3
-    warning = "warning: TensorBoard's events cannot be written (No space left on device)"
-    assert capsys.readouterr().out.count(warning) == 1
 
 
 # ---- Weights & Biases
@@ -199,64 +132,4 @@ def test_wandb_offline_gets_every_number_and_a_resumed_run_continues_there(quick
     assert logged[0]["id"] == "demo-0" and logged[0]["resume"] == "allow"
 
 
-def test_wandb_is_refused_in_a_sentence_where_it_is_missing_or_no_one_is_logged_in(quick, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="--wandb needs the package wandb"):
-        patch.setitem(sys.modules, "wandb", None)
-        do_train(quick.replace(wandb="project"))
-    wandb = pytest.importorskip("wandb")
-
-    def init(**_settings):
-        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login` to log in.")
-
-    monkeypatch.setattr(wandb, "init", init)
-    with pytest.raises(UserError, match=r"--wandb project .*No API key configured. Use `wandb login`"):
-        do_train(quick.replace(wandb="project"))
-
-
 # ---- the bar
-
-
-def test_the_bar_shows_losses_and_counts_waiting_and_seconds_since_the_last_checkpoint(monkeypatch):
-    now, out = [100.0], io.StringIO()
-    monkeypatch.setattr(processor.watch.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
-    monkeypatch.setattr(processor.watch, "tqdm", lambda **more: tqdm(file=out, ncols=200, **more | {"disable": False}))
-    progress = Progress("epoch 2/3", 5, 8, 1, shown=True)
-
-    def batches():
-        for number in range(4):
-            now[0] += 1.0  # a batch takes a second to arrive
-            yield number
-
-    for _ in progress.waiting(batches()):
-        now[0] += 3.0  # and three to train on
-        progress.step()
-    assert progress.waited == 4.0 and progress.data_share == 0.25 and progress.speed == 4 * 8 / 16.0
-    progress.show({"loss": 3.14159, "id": 1.5}, 3.5e-4)
-    progress.bar.refresh()
-    shown = out.getvalue().split("\r")[-1]
-    for word in ("epoch 2/3", "40/40", "img/s", "loss 3.142", "id 1.500", "lr 3.5e-04", "data 25 %", "3.0 GB"):
-        assert word in shown, shown
-    assert progress.since_saved == 16 and progress.lap() == 16 and progress.since_saved == 0
-    now[0] += 3
-    assert progress.lap() == 3
-    progress.close()
-
-
-def test_without_a_terminal_and_in_other_processes_there_is_no_bar():
-    with redirect_stderr(io.StringIO()) as out:
-        for shown in (True, False):
-            progress = Progress("epoch", 4, 8, 0, shown=shown)
-            progress.step()
-            progress.show({"loss": 1.0}, 0.1)
-            progress.close()
-    assert out.getvalue() == ""
-
-
-def test_tiles_lie_in_rows_and_the_last_is_filled_with_black():
-    pictures = np.arange(1, 11, dtype=np.uint8)[:, None, None, None] * np.ones((10, 2, 3, 3), np.uint8)
-    sheet = tile(pictures, columns=4)
-    assert sheet.shape == (6, 12, 3)
-    assert sheet[::2, ::3, 0].tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 0, 0]]
-    assert tile(pictures[:3], columns=4).shape == (2, 12, 3)

@@ -133,6 +133,8 @@ def test_a_neck_or_an_embedding_that_is_not_there_is_noted(tmp_path):
         assert not make_model(config(weights=path, neck="none"), 2).loaded.note
         assert "embedding" in make_model(config(weights=path, embedding_dim=8), 2).loaded.note
     assert "embedding" in make_model(config(weights=path, branches="pcb"), 2).loaded.note
+    state = renamed(theirs, backbone="", neck="bn.") | {"layer1.0.se.fc.weight": torch.zeros(4, 64, 1, 1)}
+    assert "se.fc" in make_model(config(weights=save(tmp_path / "w.pth", state)), 2).loaded.note
 
 
 def test_scores_and_logs_say_what_was_loaded(tmp_path, tiny):

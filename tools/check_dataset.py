@@ -2,8 +2,8 @@
 
 DATASET is a name as for --dataset, or a folder or .csv file of your own pictures. Prints images, identities and cameras
 of each split, images per identity and per camera, image sizes, and problems: files that cannot be decoded, equal files,
-identities in both training and test, queries without a match. Draws a sheet of some identities. The exit code is 1
-where there is something to fix.
+identities in both training and test, queries without a match, and what train.py would refuse or warn about. Draws a
+sheet of some identities. The exit code is 1 where there is something to fix.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import warnings
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,10 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
 from config.cli import parse_options
-from config.config import DataSettings
-from datasets.base import MOST_CAMERAS, ReIDDataset
+from config.config import DataSettings, Folders
+from datasets.base import MOST_CAMERAS, ONE_IDENTITY, ReIDDataset, select_train
 from datasets.images import decode_bytes, read_bytes, read_image
-from datasets.make import find_dataset, short_name
+from datasets.loaders import with_pixel_range
+from datasets.make import DATASETS, find_dataset, short_name, test_side
+from datasets.sampler import make_sampler
 from utils.errors import UserError, run
 from utils.logging import log, setup_logging
 from utils.pictures import QUERY, RIGHT, Tile, draw_rows
@@ -45,6 +48,9 @@ class Options:
     test_share: float = 0.5  # own pictures without a split: share of the identities that are kept for the test
     split_seed: int = 0  # own pictures without a split, CUHK03's classic protocol: which random split
     camera_pattern: str = DataSettings.camera_pattern  # own pictures: regular expression of the camera in a file name
+    folders: Folders = "auto"  # own pictures: what folders in folders are, the outer one first
+    batch_size: int = DataSettings.batch_size  # of train.py, which the training images must fill
+    images_per_id: int = DataSettings.images_per_id  # of train.py
     people: int = 10  # identities on the sheet
     output: str = ""  # file of the sheet; empty: log/check_DATASET.png
     workers: int = 4  # threads that read and decode images
@@ -80,7 +86,10 @@ def describe(dataset: ReIDDataset) -> list[str]:
     if dataset.cameras and len(cameras) <= MOST_CAMERAS:
         lines.append(f"{'camera':<8}" + "".join(f"{split + ' img':>13}{'ids':>7}" for split in SIDES))
         for camera, pids in sorted(cameras.items()):
-            lines.append(f"{camera:<8}" + "".join(f"{len(p):>13}{len(set(p) - {0}):>7}" for p in pids.values()))
+            lines.append(
+                f"{dataset.camera_names.get(camera, camera):<8}"
+                + "".join(f"{len(p):>13}{len(set(p) - {0}):>7}" for p in pids.values())
+            )
     return lines
 
 
@@ -97,24 +106,39 @@ def describe_sizes(files: dict[str, File]) -> list[str]:
 def find_problems(dataset: ReIDDataset, files: dict[str, File]) -> dict[str, list[str]]:
     """Kind of problem to its cases."""
     groups, cameras = defaultdict(set), defaultdict(set)  # digest to images; pid to its cameras in the gallery
-    for split, side in SIDES.items():
+    for split in SIDES:
         for s in getattr(dataset, split):
-            groups[files[s.path].digest].add((s.path, s.pid, side))
+            groups[files[s.path].digest].add((split, *s))
     for s in dataset.gallery:
         cameras[s.pid].add(s.camid)
     found = defaultdict(list, {"files that cannot be decoded": [f.error for f in files.values() if f.error]})
     for group in groups.values():
-        paths, pids, sides = (sorted(set(values)) for values in zip(*group, strict=True))
+        splits, paths, pids, _ = (sorted(set(values)) for values in zip(*group, strict=True))
+        sides = {SIDES[split] for split in splits}
         if len(paths) > 1 and len(pids) > 1:
             found["equal files of different identities"].append(" = ".join(paths))
         if len(paths) > 1 and len(sides) > 1:
             found["equal files in training and test"].append(" = ".join(paths))
+        own = {s[2:] for s in group if s[0] == "query"}
+        copies = [path for split, path, *labels in group if split == "gallery" and own - {tuple(labels)}]
+        found["gallery images that are copies of queries and never count as their match"] += copies
     both = {s.pid for s in dataset.train} & {s.pid for s in dataset.query + dataset.gallery} - {0}
     found["identities in both training and test"] = [dataset.name_of(pid) for pid in sorted(both)]
     if dataset.protocol == "standard":
         alone = [s.path for s in dataset.query if not cameras[s.pid] - {s.camid}]
         found["queries without a match under another camera"] = alone
     return {kind: cases for kind, cases in found.items() if cases}
+
+
+def try_to_train(cfg: Config, dataset: ReIDDataset) -> list[str]:
+    """Why train.py would refuse this dataset, if it would; warns where it would."""
+    try:
+        if ONE_IDENTITY in test_side(cfg, dataset).test_note:
+            warnings.warn(ONE_IDENTITY, stacklevel=2)
+        make_sampler(cfg, select_train(dataset, 0, 0).train)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def draw_sheet(path: Path, dataset: ReIDDataset, files: dict[str, File], people: int) -> None:
@@ -128,7 +152,7 @@ def draw_sheet(path: Path, dataset: ReIDDataset, files: dict[str, File], people:
         for pid in spread(sorted(images), -(-people // 2)):
             tiles = []
             for split, s in spread(images[pid], COLUMNS):
-                title = f"{split}\ncam {s.camid}" if dataset.cameras else split
+                title = f"{split}\n{dataset.camera_of(s.camid)}".strip()
                 tiles.append(Tile(read_image(s.path, 256, 128), title, COLOURS[split]))
             rows.append((f"{dataset.name_of(pid)}: {len(images[pid])} images, {side}", tiles))
     if rows:
@@ -144,10 +168,23 @@ def spread(items: list, number: int) -> list:
 def main() -> None:
     options = parse_options(None, Options, __doc__, positional="dataset", ranges={"people": "[0, inf)"})
     setup_logging()
-    names = ("dataset", "test_share", "split_seed", "camera_pattern", "workers")
+    names = (
+        "dataset",
+        "test_share",
+        "split_seed",
+        "camera_pattern",
+        "folders",
+        "workers",
+        "batch_size",
+        "images_per_id",
+    )
     data_root = options.data_root or os.environ.get("REID_DATA") or "data"
     cfg = Config(data_root=data_root, **{name: getattr(options, name) for name in names}).check()
-    dataset = find_dataset(options.dataset, cfg)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = find_dataset(options.dataset, cfg)
+        refused = try_to_train(cfg, dataset) if options.dataset not in DATASETS else []
+    warned = list(dict.fromkeys(str(warning.message) for warning in caught))
     log.info("%s, scored by protocol %s\n%s", dataset.name, dataset.protocol, "\n".join(describe(dataset)))
     if dataset.note:
         log.info("note: %s", dataset.note)
@@ -158,7 +195,13 @@ def main() -> None:
     log.info("%s", "\n".join(describe_sizes(files)))
     sheet = Path(options.output or Path("log") / f"check_{short_name(options.dataset)}.png")
     draw_sheet(sheet, dataset, files, options.people)
+    with_pixel_range(cfg, dataset)  # says so where there are images of more than 8 bits
     found = find_problems(dataset, files)
+    for kind, cases in (("warnings of train.py", warned), ("refusals of train.py", refused)):
+        if cases and options.dataset not in DATASETS:
+            found[kind] = cases
+        for case in cases if options.dataset in DATASETS else ():
+            log.warning("warning: %s", case)
     for kind, cases in found.items():
         log.info("PROBLEM: %d %s\n  %s", len(cases), kind, "\n  ".join(cases[:MAX_CASES]))
     if found:

@@ -76,7 +76,7 @@ def pca(features: torch.Tensor) -> tuple[np.ndarray, list[float]]:
 
 def draw_points(
     path: Path, points: np.ndarray, samples: Sequence[Sample], names: Mapping[int, str], cameras: bool, title: str,
-    shares: Sequence[float] | None = None,
+    shares: Sequence[float] | None = None, camera_names: Mapping[int, str] = {},
 ) -> None:  # fmt: skip
     """Write a PNG of points (N, 2), one per sample, with the name of each identity above its points.
 
@@ -121,7 +121,11 @@ def draw_points(
     entries = [("o", colours[pid], shorten(name, 11)) for pid, name in names.items() if few]
     legend("outside right upper", "identity" if few else f"{len(names)} identities, one colour each", entries)
     unknown = "more cameras than markers:\nnot shown" if cameras else "cameras unknown"
-    entries = [(marker, "#555555", f"cam {camid}") for camid, marker in markers.items() if known]
+    entries = [
+        (marker, "#555555", shorten(camera_names.get(camid, f"cam {camid}"), 11))
+        for camid, marker in markers.items()
+        if known
+    ]
     legend("outside right lower", "camera" if known else unknown, entries)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
 
@@ -149,7 +153,9 @@ def main() -> None:
     path = Path(options.output or test.directory / "results" / name)
     names = {pid: test.dataset.name_of(pid) for pid in sorted(pids)}
     title = f"{len(points)} test images of {len(pids)} of {len(every)} identities of {test.dataset.name}"
-    draw_points(path, points, [s for _, s in samples], names, test.dataset.cameras, title, shares)
+    draw_points(
+        path, points, [s for _, s in samples], names, test.dataset.cameras, title, shares, test.dataset.camera_names
+    )
     rows = [
         (f"{x:.5f}", f"{y:.5f}", s.pid, s.camid, split, s.path)
         for (x, y), (split, s) in zip(points, samples, strict=True)

@@ -5,7 +5,7 @@ The directory holds qf.npy and gf.npy (features of query and gallery, float32) a
 each extract a part (--part 1/4, --part 2/4, ...); the parts are joined when the directory is first read.
 
 With a folder that is not a run (it holds no last.pth) as the first word, the features of its pictures are written:
-`python tools/extract_features.py FOLDER [--output feats]`, see there for --help.
+`python tools/extract_features.py FOLDER [--output feats]`; FOLDER --help lists its options.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ def is_folder_of_pictures(word: str) -> bool:
 
 
 def extract_folder(args: Sequence[str]) -> None:
+    """The program for a folder of pictures."""
     options = parse_options(args, IndexCommand, FOLDER_HELP, "folder")
     if not options.output:
         run = find_checkpoint(options.checkpoint, options.log_dir).parent
@@ -106,6 +107,7 @@ def main() -> None:
     for array, values in zip(ARRAYS[2:], ids, strict=True):
         write_rows(directory / f"{array}.npy", len(values), [values])
     about = {"checkpoint": str(stored[0]) if stored else None, "flip": cfg.eval.flip, "dataset": dataset}
+    about["camera_names"] = test.dataset.camera_names
     write_json(directory / ABOUT, about | {"note": test.note, "command": typed_command()})
     log.info("features written to %s", directory)
 

@@ -15,6 +15,7 @@ import torch
 
 from utils.errors import UserError
 from utils.files import reading, write_rows
+from utils.logging import log
 
 ABOUT = "about.json"  # in a directory: what the features are of, and the note on their scores
 ARRAYS = ("qf", "gf", "qp", "gp", "qc", "gc")
@@ -28,6 +29,7 @@ class StoredFeatures(NamedTuple):
     gallery: torch.Tensor
     ids: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     note: str = ""  # caveat that belongs to all scores of them
+    camera_names: dict[int, str] = {}  # noqa: RUF012
 
 
 def read_features(path: str | Path) -> StoredFeatures:
@@ -35,11 +37,13 @@ def read_features(path: str | Path) -> StoredFeatures:
 
     Parts such as gf.2of3.npy are joined first. Raises UserError if something is missing or does not fit.
     """
-    path, note = Path(path), ""
+    path, note, names = Path(path), "", {}
     with reading(path, WANTED):
         if path.is_dir():
             if (path / ABOUT).is_file():
-                note = str(json.loads((path / ABOUT).read_text())["note"])
+                about = json.loads((path / ABOUT).read_text())
+                note = str(about["note"])
+                names = {int(camid): str(name) for camid, name in about.get("camera_names", {}).items()}
             for name in ARRAYS[:2]:
                 join_parts(path, name)
             # "c": changes would stay in memory, so torch does not warn that the file is not writable
@@ -55,8 +59,9 @@ def read_features(path: str | Path) -> StoredFeatures:
         raise UserError(f"the features {path} do not fit each other ({found}); {WANTED}")
     kept = np.asarray(gp) != -1
     if not kept.all():
+        log.info("%s: %d gallery images of pid -1 left out (junk)", path, (~kept).sum())
         gf, gp, gc = gf[kept], gp[kept], gc[kept]
-    return StoredFeatures(torch.from_numpy(qf), torch.from_numpy(gf), (qp, gp, qc, gc), note)
+    return StoredFeatures(torch.from_numpy(qf), torch.from_numpy(gf), (qp, gp, qc, gc), note, names)
 
 
 def part_name(name: str, part: int, parts: int) -> str:

@@ -97,9 +97,8 @@ def best_matches(test: TestJob, index: int, distance: np.ndarray) -> list[Pictur
             found.append(None)
             continue
         rank = kind.argmax()  # the first
-        sample = gallery.samples[order[rank]]
-        who = f"pid {sample.pid}" if sample.pid else "distractor"
-        found.append(Picture(sample.path, f"{who}, cam {sample.camid}\nrank {rank + 1} of {len(order)}", colour))
+        caption = gallery.caption(order[rank], f"rank {rank + 1} of {len(order)}")
+        found.append(Picture(gallery.samples[order[rank]].path, caption, colour))
     return found
 
 
@@ -113,7 +112,7 @@ def query_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[So
     for place, (i, distance) in enumerate(zip(chosen, inference.distance(test.cfg, chosen), strict=True), 1):
         sample = test.query.samples[i]
         name = f"{place:03}_ap{100 * ap[i]:05.1f}_{Path(sample.path).stem}"
-        image = Picture(sample.path, f"pid {sample.pid}\ncam {sample.camid}")
+        image = Picture(sample.path, test.query.caption(i))
         jobs.append(Job(name, f"AP {100 * ap[i]:.1f} %", image, best_matches(test, i, distance.cpu().numpy())))
     return Source(test.cfg, test.model, test.device, test.state.get("labels", {}), test.directory), jobs
 

@@ -37,7 +37,7 @@ def main() -> None:
     if not name:
         raise UserError("name the features to score: an .npz, or a directory written by tools/extract_features.py")
     setup_logging()
-    query, gallery, ids, note = read_features(name)
+    query, gallery, ids, note, cameras = read_features(name)
     log.info("%s: %d queries in %d images", name, len(query), len(gallery))
     device = pick_device(cfg.run.device)
     # two matrices of distances, and the features in float32
@@ -47,7 +47,7 @@ def main() -> None:
         device = torch.device("cpu")
     inference = score_features(cfg, {"plain": (query.to(device), gallery.to(device))}, ids)
     note = scores_note(cfg, note)
-    record = {"features": name, "command": typed_command(), "note": note, **report(inference, note)}
+    record = {"features": name, "command": typed_command(), "note": note, **report(inference, note, cameras)}
     if options.output:
         write_json(options.output, record)
         log.info("written to %s", options.output)

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
 from config.cli import parse_command
+from config.config import Folders
 from datasets.base import ReIDDataset
 from datasets.make import make_test_set, place, train_names
 from datasets.own import refuse_another_split
@@ -143,13 +144,14 @@ class ThresholdCommand(Options):
     """
 
     dataset: str = ""  # a name, or a folder with one folder per identity (empty: the model's own dataset)
+    folders: Folders = "auto"  # own pictures: what folders in folders are, the outer one first
     index: str = ""  # folder of the index (empty: gallery in the run's directory)
     store: Literal["fpr", "eer"] = "fpr"  # the threshold that the index keeps
 
     def run(self) -> None:
         with changing(self.folder(self.index)) as index:
             extractor = extractor_of(index, self.checkpoint, **self.how())
-            split = test_split(extractor.cfg, self.dataset, self.data_root)
+            split = test_split(extractor.cfg, self.dataset, self.data_root, self.folders)
             sides = (split.query, split.gallery)
             features = [extractor([s.path for s in side]) for side in sides]
             ids = ([getattr(s, name) for s in side] for name in ("pid", "camid") for side in sides)
@@ -169,9 +171,11 @@ COMMANDS = {kind.__name__.removesuffix("Command").lower(): kind for kind in KIND
 POSITIONAL = {"index": "folder", "add": "places", "remove": "names", "ask": "pictures", "threshold": "dataset"}
 
 
-def test_split(trained: Config, name: str, data_root: str) -> ReIDDataset:
+def test_split(trained: Config, name: str, data_root: str, folders: Folders = "auto") -> ReIDDataset:
     """Query and gallery of a dataset that a model of these settings was not trained on; empty: of its own."""
     cfg = trained.replace(test_dataset=name or trained.data.test_dataset, data_root=data_root, test_ids=0)
+    if name:
+        cfg = cfg.replace(folders=folders)
     if name and place(name) not in map(place, train_names(trained)):
         cfg = cfg.replace(test_share=1.0)  # the model has seen none of these people, so all may be used
     split = make_test_set(cfg)

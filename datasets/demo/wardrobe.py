@@ -51,24 +51,18 @@ def _cloth(rng: np.random.Generator, base: np.ndarray, second: np.ndarray, plain
     """A trunk texture (96, 160, 3) of one colour or, with probability 1 - `plain`, of a pattern of two."""
     rows, columns = TORSO
     y, x = np.mgrid[:rows, :columns].astype(np.float32)
-    kinds = ("hstripes", "vstripes", "checks", "dots", "block", "band", "fade")
-    kind = "plain" if rng.random() < plain else rng.choice(kinds, p=(0.3, 0.1, 0.17, 0.11, 0.16, 0.1, 0.06))
+    kinds = {  # the share of the second colour
+        "hstripes": lambda: (y % step) < step * rng.uniform(0.3, 0.55),
+        "vstripes": lambda: (x % 8) < 3,
+        "checks": lambda: ((y % step) < step / 2) * 0.5 + ((x % step) < step / 2) * 0.5,
+        "dots": lambda: np.hypot(y % 10 - 5, (x + 5 * (y // 10 % 2)) % 10 - 5) < 2.7,
+        "block": lambda: y < rng.choice((26, 40)),
+        "band": lambda: np.abs(y - rng.choice((26, 36, 46))) < rng.choice((4, 8)),
+        "fade": lambda: np.clip((y - 20) / 50, 0, 1),
+    }
+    kind = "plain" if rng.random() < plain else str(rng.choice(list(kinds), p=(0.3, 0.1, 0.17, 0.11, 0.16, 0.1, 0.06)))
     step = float(rng.choice((8.0, 12.0, 16.0)))
-    mix = np.zeros(TORSO, np.float32)
-    if kind == "hstripes":
-        mix = ((y % step) < step * rng.uniform(0.3, 0.55)).astype(np.float32)
-    elif kind == "vstripes":
-        mix = ((x % 8) < 3).astype(np.float32)
-    elif kind == "checks":
-        mix = ((y % step) < step / 2) * 0.5 + ((x % step) < step / 2) * 0.5
-    elif kind == "dots":
-        mix = (np.hypot(y % 10 - 5, (x + 5 * (y // 10 % 2)) % 10 - 5) < 2.7).astype(np.float32)
-    elif kind == "block":
-        mix = (y < rng.choice((26, 40))).astype(np.float32)
-    elif kind == "band":
-        mix = (np.abs(y - rng.choice((26, 36, 46))) < rng.choice((4, 8))).astype(np.float32)
-    elif kind == "fade":
-        mix = np.clip((y - 20) / 50, 0, 1)
+    mix = kinds.get(kind, lambda: np.zeros(TORSO))()
     return base + (second - base) * mix[..., None].astype(np.float32), kind
 
 
@@ -103,11 +97,10 @@ def _head(rng: np.random.Generator, look: Look, skin, hair, hat) -> None:
     for x in (40, 56):
         cv2.ellipse(face, (x, 24), (3, 1), 0, 0, 360, dark, -1)
         cv2.line(face, (x - 4, 20), (x + 4, 20), (hair * 0.6 + skin * 0.25).tolist(), 1)
-    cv2.ellipse(face, (48, 38), (5, 1), 0, 0, 360, (skin * (0.72, 0.5, 0.5)).tolist(), -1)
     cv2.ellipse(face, (48, 32), (3, 1), 0, 0, 360, (skin * 0.78).tolist(), -1)
     if look.beard:
         cv2.ellipse(face, (48, 44), (22, 8), 0, 0, 360, (hair * 0.8 + skin * 0.2).tolist(), -1)
-        cv2.ellipse(face, (48, 38), (5, 1), 0, 0, 360, (skin * (0.72, 0.5, 0.5)).tolist(), -1)
+    cv2.ellipse(face, (48, 38), (5, 1), 0, 0, 360, (skin * (0.72, 0.5, 0.5)).tolist(), -1)
     if rng.random() < 0.2:  # glasses, some of them dark
         for x in (40, 56):
             cv2.ellipse(face, (x, 24), (6, 4), 0, 0, 360, (24, 24, 26), -1 if rng.random() < 0.4 else 1)

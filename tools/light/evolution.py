@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -95,30 +94,26 @@ class Evolution:
     def __post_init__(self):
         self.rng = np.random.default_rng(self.seed)
 
-    def run(
-        self, count: int, at_random: int, on_scored: Callable[[Candidate], Any] = lambda _: None
-    ) -> list[Candidate]:
+    def run(self, count: int, at_random: int) -> list[Candidate]:
         """Score `count` networks, of which the first `at_random` are random; best first.
 
-        Fewer, perhaps none, where not enough networks are within the limits. on_scored: called with each candidate.
+        Fewer, perhaps none, where not enough networks are within the limits.
         """
         while len(self.found) < count:
-            candidate = self.propose(lambda: self.space.random(self.rng)) if len(self.found) < at_random else None
-            candidate = candidate or self.propose(self.child)  # of the smallest, if no random one is within the limits
-            if candidate is None:
+            at_first = len(self.found) < at_random
+            if not (at_first and self.add(lambda: self.space.random(self.rng))) and not self.add(self.child):
                 break
-            on_scored(candidate)
         return best_first(self.found.values())
 
-    def propose(self, make: Callable[[], Spec]) -> Candidate | None:
-        """A new network within the limits, scored; None if `make` gives none."""
+    def add(self, make: Callable[[], Spec]) -> bool:
+        """Score a new network within the limits; False if `make` gives none."""
         for _ in range(TRIES):
             spec = make()
             costs = None if spec in self.found else costs_within(spec, self.limits)
             if costs is not None:
                 self.found[spec] = Candidate(spec, costs, self.score(spec))
-                return self.found[spec]
-        return None
+                return True
+        return False
 
     def child(self) -> Spec:
         """A mutant of a parent, or of a cross of two."""
@@ -140,13 +135,7 @@ def best_first(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def search_each_size(
-    space: Space,
-    limits: Limits,
-    score: Callable[[Spec], float],
-    seed: int,
-    count: int,
-    at_random: int,
-    on_scored: Callable[[Candidate], Any] = lambda _: None,
+    space: Space, limits: Limits, score: Callable[[Spec], float], seed: int, count: int, at_random: int
 ) -> list[Candidate]:
     """`count` networks, equally many from one evolution per image size; best first.
 
@@ -157,7 +146,7 @@ def search_each_size(
     for number, size in enumerate(space.sizes):  # large images first, as they have the fewest networks
         share = (count - len(found)) // (len(space.sizes) - number)
         evolution = Evolution(space.of_size(size), limits, score, (seed, number))
-        found += evolution.run(share, -(-share * at_random // count), on_scored)
+        found += evolution.run(share, -(-share * at_random // count))
     if not found:
         raise UserError(
             "no network of the space is within the limits; raise --max-flops or --max-latency, or give a smaller "

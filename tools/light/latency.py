@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -17,12 +16,7 @@ from utils.errors import UserError
 from utils.files import reading, write_json
 from utils.latency import time_calls
 
-
-class Part(NamedTuple):
-    """A module to measure, and the shape (C, H, W) of its input."""
-
-    make: Callable[[], nn.Module]
-    shape: tuple[int, int, int]
+Part = tuple[Callable[[], nn.Module], tuple[int, int, int]]  # makes a module to measure; shape (C, H, W) of its input
 
 
 class LatencyTable:
@@ -60,9 +54,9 @@ class LatencyTable:
 def measure(some: dict[str, Part], device: torch.device, batch: int) -> dict[str, float]:
     """Seconds of each part for one batch of images: the fastest of 50 runs, as other programs only add to the time."""
     calls = []
-    for part in some.values():
-        module = part.make().eval().to(device, memory_format=torch.channels_last)
-        images = torch.randn(batch, *part.shape, device=device).contiguous(memory_format=torch.channels_last)
+    for make, shape in some.values():
+        module = make().eval().to(device, memory_format=torch.channels_last)
+        images = torch.randn(batch, *shape, device=device).contiguous(memory_format=torch.channels_last)
         calls.append(partial(module, images))
     one_thread = device.type == "cpu" and torch.get_num_threads() == 1
     return dict(zip(some, map(min, time_calls(calls, device, thread_time=one_thread)), strict=True))
@@ -72,11 +66,11 @@ def parts(spec: Spec) -> list[tuple[str, Part]]:
     """Stem, blocks and head of a network in order, each under a name that holds all on which its time depends."""
     found = blocks(spec)
     rows, columns = found[-1].size_out
-    stem = Part(partial(convolution, 3, STEM, 3, 2), (3, spec.height, spec.width))
+    stem: Part = partial(convolution, 3, STEM, 3, 2), (3, spec.height, spec.width)
     listed = [(f"stem {spec.height} {spec.width}", stem)]
     for block in found:
         key = " ".join(str(value) for name, value in asdict(block).items() if name != "stage")
-        listed.append((key, Part(partial(InvertedResidual, block), (block.c_in, block.rows, block.columns))))
+        listed.append((key, (partial(InvertedResidual, block), (block.c_in, block.rows, block.columns))))
     c_out = found[-1].c_out
-    head = Part(partial(convolution, c_out, HEAD, 1), (c_out, rows, columns))
+    head = partial(convolution, c_out, HEAD, 1), (c_out, rows, columns)
     return [*listed, (f"head {c_out} {rows} {columns}", head)]

@@ -18,7 +18,7 @@ from model.backbones import find_backbone
 from model.backbones.searchable import Searched, multiply_adds
 from processor.environment import describe_environment, pick_device
 from tools.light.evolution import Candidate, pareto_front
-from tools.light.latency import Part, measure, parts
+from tools.light.latency import measure, parts
 from tools.light.runs import Search, spec_id, usual_last_stride
 from tools.light.space import Space, mobilenet_v2
 from tools.model_summary import count
@@ -76,7 +76,7 @@ def reference_costs(search: Search) -> dict[str, tuple[float, ...]]:
     costs = {name: (float(count(cfg)["multiply-adds"]),) for name, cfg in cfgs.items()}
     if search.table:
         shape = (3, search.cfg.data.height, search.cfg.data.width)
-        seconds = search.table.look_up({n: Part(partial(find_backbone(n), cfg), shape) for n, cfg in cfgs.items()})
+        seconds = search.table.look_up({n: (partial(find_backbone(n), cfg), shape) for n, cfg in cfgs.items()})
         costs = {name: (*costs[name], seconds[name]) for name in costs}
     return costs
 
@@ -220,7 +220,7 @@ def check_latency(cfg: Config, number: int, batch: int) -> None:
     height, width = cfg.data.height, cfg.data.width
     space = Space(height, width, multiply_adds(mobilenet_v2(height, width)))
     specs = [space.random(rng) for _ in range(number)]
-    some = {str(n): Part(partial(Searched, s), (3, s.height, s.width)) for n, s in enumerate(specs)}
+    some = {str(n): (partial(Searched, s), (3, s.height, s.width)) for n, s in enumerate(specs)}
     for spec in specs:
         some |= dict(parts(spec))
     seconds = measure(some, device, batch)

@@ -96,7 +96,12 @@ class Search:
         """Score `count` networks, of which `at_random` are random; best first."""
         space, seed = Space(self.cfg.data.height, self.cfg.data.width), self.cfg.run.seed
         with tqdm(total=count, unit="network", leave=False, dynamic_ncols=True) as bar:
-            return search_each_size(space, self.limits, self.score, seed, count, at_random, lambda _: bar.update())
+
+            def score(spec: Spec) -> float:
+                bar.update()
+                return self.score(spec)
+
+            return search_each_size(space, self.limits, score, seed, count, at_random)
 
     def train_each(self, candidates: Sequence[Candidate], seed: int) -> list[float]:
         """mAP in percent of each network when trained alone, on the identities that the supernet is scored on."""

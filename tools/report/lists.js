@@ -14,7 +14,7 @@ function identity(picture) {
 }
 
 function cameraOf(picture) {
-  return images.camera ? `cam ${images.camera[picture]}` : "";
+  return images.camera ? images.cameraNames[images.camera[picture]] ?? `cam ${images.camera[picture]}` : "";
 }
 
 const searched = data.queries.map(({ image }) => `${identity(image)}\n${images.file[image]}`.toLowerCase());
@@ -160,7 +160,7 @@ function startLists() {
     (data.counts.distractors ? " (broken for distractors)" : "") + ". Click one for the whole list." + mapsWords();
   if (images.camera) {
     const cameras = [...new Set(data.queries.map((q) => images.camera[q.image]))].sort((a, b) => a - b);
-    byId("camera").append(element("option", { value: "" }, "all"), ...cameras.map((c) => element("option", { value: c }, c)));
+    byId("camera").append(element("option", { value: "" }, "all"), ...cameras.map((c) => element("option", { value: c }, images.cameraNames[c] ?? c)));
   } else {
     byId("camera").append(element("option", { value: "" }, "unknown"));
     byId("camera-label").hidden = true;

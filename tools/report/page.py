@@ -114,6 +114,7 @@ def image_values(dataset: ReIDDataset, samples: Sequence[Sample]) -> dict[str, A
         "file": [os.path.relpath(p, above) for p in paths],
         "pid": [s.pid for s in samples],
         "camera": [s.camid for s in samples] if dataset.cameras else None,
+        "cameraNames": dataset.camera_names,
         "names": {s.pid: dataset.names[s.pid] for s in samples if s.pid in dataset.names},
     }
 
@@ -171,7 +172,11 @@ def camera_table(cfg: Config, dataset: ReIDDataset, inference: Inference, ids: t
     cells = {
         p: dict(zip(keys, (100 * s.mAP, 100 * s.rank(1), s.num_valid_queries), strict=True)) for p, s in scores.items()
     }
-    return {"rows": rows, "columns": columns, "cells": [[cells.get((q, g)) for g in columns] for q in rows]}
+    named = ([dataset.camera_names.get(c, c) for c in some] for some in (rows, columns))
+    return {
+        **dict(zip(("rows", "columns"), named, strict=True)),
+        "cells": [[cells.get((q, g)) for g in columns] for q in rows],
+    }
 
 
 def training_curves(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

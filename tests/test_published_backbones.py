@@ -1,9 +1,10 @@
-"""OSNet against torchreid: numbers called torchreid's were computed with KaiyangZhou/deep-person-reid f8cd150."""
+"""OSNet against torchreid (KaiyangZhou/deep-person-reid f8cd150), ResNet-IBN against XingangPan/IBN-Net d167338."""
 
 from __future__ import annotations
 
 import hashlib
-from copy import deepcopy
+import urllib.error
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import Config
-from model.backbones.osnet import PUBLISHED, OSBlock, osnet
+from model.backbones import resnet_ibn
+from model.backbones.osnet import osnet
+from model.backbones.resnet_ibn import ReleasedWeights
 from model.reid import embedding
 from model.weights import load_backbone
 from utils.errors import UserError
@@ -36,7 +39,7 @@ TORCHREID = {
 }
 
 
-def make(name: str) -> nn.Module:
+def make_osnet(name: str) -> nn.Module:
     """The backbone with its embedding under the name that it has in published files."""
     torch.manual_seed(0)
     net = osnet(Config(backbone=name, weights="none"))
@@ -46,7 +49,7 @@ def make(name: str) -> nn.Module:
 
 @pytest.mark.parametrize("name", TORCHREID)
 def test_names_shapes_maps_and_embeddings_are_torchreids(name):
-    net = filled(make(name))
+    net = filled(make_osnet(name))
     text = "\n".join(f"{k} {tuple(v.shape)}" for k, v in sorted(net.state_dict().items()))
     assert hashlib.sha256(text.encode()).hexdigest()[:12] == TORCHREID[name][0]
     with torch.no_grad():
@@ -65,38 +68,64 @@ def test_parameters_and_multiply_adds_are_the_papers():
     published = {"x1_0": (2.2, 978.9), "x0_75": (1.3, 571.8), "x0_5": (0.6, 272.9), "x0_25": (0.2, 82.3)}
     for name in ("osnet_x1_0", "osnet_x0_5", "osnet_x0_25", "osnet_ain_x1_0"):
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            net = make(name).eval()
+            net = make_osnet(name).eval()
             net.fc(net(torch.empty(1, 3, 256, 128)).mean((2, 3)))
         counted = sum(p.numel() for p in net.parameters()), counter.get_total_flops() / 2
         assert tuple(round(number / 1e6, 1) for number in counted) == published["x" + name.split("_x")[1]]
 
 
-def test_ain_normalises_before_the_sum_and_ibn_after_it():
-    for ain in (True, False):
-        torch.manual_seed(0)
-        plain = OSBlock(64, 64, with_in=True, ain=ain).eval()
-        plain.IN.eps = 1e-12
-        louder, shifted = deepcopy(plain), deepcopy(plain)
-        louder.conv3.conv.weight.data.mul_(100)  # only a norm before the sum cancels it
-        shifted.downsample = nn.Conv2d(64, 64, 1)  # a constant on the shortcut: only a norm after the sum cancels it
-        shifted.downsample.weight.data = torch.eye(64)[:, :, None, None]
-        x = torch.randn(2, 64, 8, 4)
-        with torch.no_grad():
-            assert torch.allclose(plain(x), louder(x), atol=1e-4) == ain
-            assert torch.allclose(plain(x), shifted(x), atol=1e-4) == (not ain)
+# ---- ResNet-IBN
+
+# theirs, of every net but its classifier: a digest of names and shapes, and for `filled` weights and random images in
+# float64 the mean of the map and its mean weighted by -1 to 1 in the order of the numbers, with last stride 2, then 1
+THEIRS = {
+    "resnet50_ibn_a": ("40058c8fec52", 1.12198223, -0.0029632673, 1.41486925, 0.000727962808),
+    "resnet101_ibn_a": ("ec9796a8111c", 3.11962061, 0.0740124453, 3.55581387, 0.0913252386),
+    "resnet18_ibn_b": ("1873ad0e01a5", 0.339412119, 0.00726030596, 0.451213223, 0.0284585309),
+    "resnet50_ibn_b": ("e028a752fd58", 0.676782115, -0.00503869803, 0.765085867, -0.00155648941),
+}
 
 
-def test_a_torchreid_file_loads_whole_and_imagenet_weights_are_fetched_by_hand(tmp_path):
-    source = make("osnet_x0_25")
-    source.classifier = nn.Linear(512, 751)
-    state = {f"module.{k}": v for k, v in source.state_dict().items()}
-    torch.save({"state_dict": state, "epoch": 150, "rank1": 0.912}, tmp_path / "model.pth.tar-150")
-    net = osnet(Config(backbone="osnet_x0_25"))
-    report = load_backbone(net, str(tmp_path / "model.pth.tar-150"))
-    assert not report.missing and len(report.loaded) == len(net.state_dict()) == 558
-    assert {k.split(".")[2] for k in report.skipped} == {"fc", "classifier"}
-    with pytest.raises(
-        UserError, match=r"osnet_x0_25 .*https://drive\.google\.com/file/d/[\w-]{33}/view.*--weights FILE"
-    ):
-        load_backbone(net, "imagenet")
-    assert len({drive for _, _, drive in PUBLISHED.values()}) == len(PUBLISHED)
+def make_ibn(name: str, **settings) -> nn.Module:
+    torch.manual_seed(0)
+    return resnet_ibn.resnet_ibn(Config(backbone=name, weights="none", **settings))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "resnet101_ibn_a" else []) for n in THEIRS]
+)
+def test_names_shapes_and_maps_are_theirs_with_either_last_stride(name):
+    net = filled(make_ibn(name, last_stride=2))
+    text = "\n".join(f"{k} {tuple(v.shape)}" for k, v in sorted(net.state_dict().items()))
+    assert hashlib.sha256(text.encode()).hexdigest()[:12] == THEIRS[name][0]
+    finer = make_ibn(name, last_stride=1).double().eval()
+    finer.load_state_dict(net.state_dict())
+    images = torch.from_numpy(np.random.RandomState(1).randn(1, 3, 64, 32))
+    with torch.no_grad():
+        maps, fine_maps = net(images), finer(images)
+    assert maps.shape == (1, net.out_channels, 2, 1) and fine_maps.shape == (1, net.out_channels, 4, 2)
+    assert means(maps) + means(fine_maps) == pytest.approx(THEIRS[name][1:], rel=1e-6)
+
+
+def test_imagenet_weights_are_the_authors_release_checked_by_their_hash(tmp_path: Path, monkeypatch):
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.pth")
+    content = (tmp_path / "w.pth").read_bytes()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    for digits, right in ((hashlib.sha256(content).hexdigest()[:8], True), ("00000000", False)):
+        file = tmp_path / f"w-{digits}.pth"
+        file.write_bytes(content)
+        if right:
+            assert torch.equal(ReleasedWeights(file.as_uri()).get_state_dict(False, True)["a"], torch.ones(2))
+        else:
+            with pytest.raises(RuntimeError, match="invalid hash"):
+                ReleasedWeights(file.as_uri()).get_state_dict(False, True)
+
+    def offline(url: str, progress: bool, check_hash: bool, **_options):
+        assert check_hash and torch.hub.HASH_REGEX.search(url.rsplit("/", 1)[-1])
+        raise urllib.error.URLError("no such host")
+
+    monkeypatch.setattr(resnet_ibn, "load_state_dict_from_url", offline)
+    for name in THEIRS:
+        address = rf"https://github\.com/XingangPan/IBN-Net/releases/download/v1\.0/{name}-[0-9a-f]{{8}}\.pth"
+        with torch.device("meta"), pytest.raises(UserError, match=rf"{address}.*--weights FILE"):
+            load_backbone(make_ibn(name), "imagenet")

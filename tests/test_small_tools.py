@@ -1,0 +1,179 @@
+"""check_dataset, visualize_augmentation, results_table and model_summary as people run them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import write_tree
+from helpers import program, refused
+
+from config import Config
+from datasets.augment_rare import TRANSFORMS
+from tools import results_table
+from tools.model_summary import count
+from tools.visualize_augmentation import columns
+
+# ---- tools/check_dataset.py
+
+
+def check(dataset: object, sheet: object, *more: object):
+    return program("tools/check_dataset.py", dataset, "--output", sheet, "--workers", 2, *more)
+
+
+def test_a_sound_set_is_described_and_drawn_and_has_nothing_to_fix(tmp_path):
+    shown = check(write_tree(tmp_path / "mine"), tmp_path / "sheet.png")
+    assert shown.returncode == 0 and shown.stdout.rstrip().endswith("nothing to fix"), shown.stderr
+    for words in (
+        "mine, scored by protocol standard",
+        "train        36 images     6 identities   3 cameras",
+        "gallery: images per identity 6 to 6, median 6, mean 6.0; 1 distractors",
+        "width               16      16      16      16      16",
+        "73 files",
+    ):
+        assert words in shown.stdout, words
+    rows = [line.split() for line in shown.stdout.splitlines()]
+    assert ["2", "12", "6", "4", "4", "8", "4"] in rows  # camera 2: train, query, gallery images and identities
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))
+    assert sheet.shape[0] > 2000 and sheet.std() > 20  # ten rows of pictures
+    refused(check(tmp_path / "nowhere", tmp_path / "sheet.png"), "nowhere' is neither")
+
+
+def test_what_is_wrong_is_listed_and_the_exit_code_is_1(tmp_path):
+    base = write_tree(tmp_path / "mine")
+    train, query, gallery = (base / folder for folder in ("bounding_box_train", "query", "bounding_box_test"))
+    (train / "0001_c1s1_000000_00.jpg").write_bytes(b"no image")
+    shutil.copy(train / "0002_c1s1_000000_00.jpg", train / "0003_c1s1_000077_00.jpg")
+    shutil.copy(train / "0004_c1s1_000000_00.jpg", gallery / "0008_c2s1_000078_00.jpg")
+    shutil.copy(train / "0005_c1s1_000000_00.jpg", gallery / "0005_c2s1_000079_00.jpg")
+    shutil.copy(train / "0006_c1s1_000000_00.jpg", query / "0099_c2s1_000079_00.jpg")
+    shown = check(base, tmp_path / "sheet.png")
+    assert shown.returncode == 1 and "Traceback" not in shown.stderr
+    problem = {line.split(" ", 2)[2]: int(line.split()[1]) for line in shown.stdout.splitlines() if "PROBLEM" in line}
+    assert problem == {
+        "files that cannot be decoded": 1,
+        "equal files of different identities": 3,
+        "equal files in training and test": 3,
+        "identities in both training and test": 1,
+        "queries without a match under another camera": 1,
+    }
+    assert "0001_c1s1_000000_00.jpg is not" in shown.stdout and "0099_c2s1_000079_00.jpg" in shown.stdout
+    assert (tmp_path / "sheet.png").is_file()  # of all that can be drawn
+
+
+def test_a_batch_is_drawn_with_each_transform_alone_and_all_together(tiny, tmp_path):
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 32, 16, 3), dtype=np.uint8))
+    found = columns(images, Config(pad=2), epoch=0)
+    assert list(found) == ["original", *TRANSFORMS, "as trained"]
+    assert np.array_equal(found.pop("original"), images.numpy())
+    assert all(c.shape == images.shape and not np.array_equal(c, images.numpy()) for c in found.values())
+    args = ["--data-root", tiny.data.data_root, "--height", 32, "--width", 16, "--batch-size", 8, "--images-per-id", 2]
+    shown = program("tools/visualize_augmentation.py", *args, "--num", 2, "--log-dir", tmp_path, "--workers", 2)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    picture = cv2.imread(str(tmp_path / "augmentation_demo.png"))
+    assert picture.shape[1] > 1000 and picture.std() > 20
+    refused(program("tools/visualize_augmentation.py", *args, "--num", 0), "--num")
+    refused(program("tools/visualize_augmentation.py", "nothing"), "nothing")
+
+
+# ---- tools/results_table.py
+
+
+ROW = {"experiment": "b1", "protocol": "plain", "source": "paper", "mAP": 85.8, "rank1": 94.1}
+RESULT = {
+    "dataset": "market1501", "test_dataset": None, "note": "", "seed": 0, "hardware": "a core", "train_seconds": 60.0,
+    "images_per_second": 9.0, "scores": {"plain": {"mAP": 50.0, "rank1": 60.0, "mINP": 10.0}},
+}  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "docs").mkdir()
+    write(tmp_path, "published", {"rows": [ROW, ROW | {"experiment": "b2", "mAP": 86.2, "rank1": 94.4}]})
+    for name in ("README.md", "docs/results.md"):
+        (tmp_path / name).write_text(f"before\n{results_table.START}\nold\n{results_table.END}\nafter\n")
+    return tmp_path
+
+
+def write(root: Path, name: str, content: object) -> Path:
+    (root / "results").mkdir(exist_ok=True)
+    file = root / "results" / f"{name}.json"
+    file.write_text(json.dumps(content))
+    return file
+
+
+def fill(root: Path, *more: object) -> subprocess.CompletedProcess:
+    return program("tools/results_table.py", "--root", root, *more)
+
+
+def test_results_become_tables_with_mean_and_deviation_over_seeds(root):
+    for seed, mAP in enumerate((50.0, 60.0)):
+        scores = {"plain": RESULT["scores"]["plain"] | {"mAP": mAP}}
+        write(root, f"b1-s{seed}" if seed else "b1", RESULT | {"seed": seed, "scores": scores, "remark": f"was {mAP}"})
+    shown = fill(root)
+    assert shown.returncode == 0, shown.stderr
+    readme, results = ((root / name).read_text() for name in ("README.md", "docs/results.md"))
+    for text in (readme, results):
+        assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+        row = next(line for line in text.splitlines() if line.startswith("| b1 |"))
+        assert "55.00 ± 7.07" in row and "n = 2" in row and "85.8 / 94.1" in row and "1.0 min, 9 images/s" in row
+    assert "`b1`, seed 1: was 60.0" in results and "`b1`, seed 0: was 50.0" in results and "was 60.0" not in readme
+    assert "| b2 | plain | 86.2 / 94.4 | not measured |" in results and "b2" not in readme
+    assert fill(root, "--check").returncode == 0
+    (root / "README.md").write_text(readme.replace("55.00", "99.00"))
+    refused(fill(root, "--check"), "README.md", "results_table.py")
+
+
+def test_results_of_a_cut_set_and_damaged_files_are_refused(root):
+    file = write(root, "b1", RESULT | {"note": "first 3 of 6; not comparable"})
+    refused(fill(root), file, "not comparable")
+    for content in ("{", "[]", "{}", json.dumps({k: v for k, v in RESULT.items() if k != "scores"})):
+        file.write_text(content)
+        refused(fill(root), file)
+    file.unlink()
+    write(root, "benchmark_x", {"of": "another program"})
+    (root / "docs" / "results.md").write_text("no lines")
+    refused(fill(root), "results.md", results_table.START)
+
+
+# ---- tools/model_summary.py
+
+
+def summary(*args: object):
+    return program("tools/model_summary.py", *args)
+
+
+def cells(shown) -> list[list[str]]:
+    """Name and numbers of each row of the table."""
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    return [line.split() for line in lines[2:] if not line.startswith(("left out", "latency"))]
+
+
+def test_costs_are_the_published_ones_and_follow_the_settings():
+    shown = summary("resnet50")
+    assert shown.stdout.splitlines()[0] == "one image of 256 x 128, last stride 1"
+    assert cells(shown) == [["resnet50", "23.51", "4053.27", "8.29", "2048"]]
+    torchvisions = 25_557_032 - 2048 * 1000 - 1000  # less its classifier
+    assert count(Config(backbone="resnet50"))["parameters"] == torchvisions + 2 * 2048  # the neck
+    (coarse,) = cells(summary("mobilenet_v2", "--last-stride", 2, "--width-multiplier", 0.5))
+    assert coarse[0] == "mobilenet_v2" and float(coarse[2]) < 195.6 / 2 and coarse[4] == "1280"
+    # activations in millions, MODEL_ZOO of facebookresearch/pycls, at 224 x 224 with last stride 2
+    published = {"resnet50": 11.1, "regnet_x_800mf": 5.1, "regnet_y_400mf": 3.9, "regnet_y_1_6gf": 8.0}
+    for backbone, mega in published.items():
+        counted = count(Config(backbone=backbone, height=224, width=224, last_stride=2))
+        assert round(counted["activations"] / 1e6, 1) == mega
+    plain, squeezed, non_local = (  # the last is counted where the meta device fails
+        count(Config(backbone="resnet18", height=64, width=32, attention=name, attention_stages=(2,)))
+        for name in ("none", "se", "nonlocal")
+    )
+    assert squeezed["parameters"] - plain["parameters"] == 2 * 128 * 8 + 128 + 8
+    assert squeezed["multiply-adds"] - plain["multiply-adds"] == 2 * 128 * 8
+    assert squeezed["activations"] == plain["activations"]
+    assert non_local["activations"] - plain["activations"] == (3 * 8 + 128) * 8 * 4  # its four 1 x 1 convolutions
