@@ -145,8 +145,8 @@ def windows(images: torch.Tensor, top: torch.Tensor, left: torch.Tensor, height:
 def random_boxes(height: int, width: int, probability: float, draws: Draws) -> torch.Tensor:
     """A rectangle for each image with this probability, else an empty one: (B, 4) top, left, height, width in pixels.
 
-    As in the paper on random erasing: its share of the image's area is uniform in [0.02, 0.4], its height:width ratio
-    is uniform in [0.3, 1/0.3], and every place is equally likely; one that does not fit is drawn again.
+    As in random erasing: its share of the image's area is uniform in [0.02, 0.4], its height:width ratio in
+    [0.3, 1/0.3], and every place is equally likely; one that does not fit is drawn again.
     """
     tries = 20  # most fit; an image for which none does stays whole
     size = draws.uniform(0.02, 0.4, tries) * (height * width)
@@ -162,10 +162,10 @@ def random_boxes(height: int, width: int, probability: float, draws: Draws) -> t
 
 
 def paint_(images: torch.Tensor, boxes: torch.Tensor, colours: Callable) -> torch.Tensor:
-    """Change the pixels inside the boxes, in place: only the rows of pixels that a box crosses are touched.
+    """Change the pixels inside the boxes, in place; only rows of pixels that a box crosses are touched.
 
-    images: (B, H, W, 3), contiguous. boxes: (B, 4) on the CPU; they may reach over the border.
-    colours: from such rows (R, W, 3) and their numbers (R,), counted through the batch, to their colours if inside.
+    images: (B, H, W, 3), contiguous. boxes: (B, 4) on the CPU; they may reach over the border. colours: from such rows
+    (R, W, 3) and their numbers (R,), counted through the batch, to their colours if inside.
     """
     batch, height, width, _ = images.shape
     top, left, tall, wide = boxes.T[..., None]
@@ -180,11 +180,10 @@ def paint_(images: torch.Tensor, boxes: torch.Tensor, colours: Callable) -> torc
 
 
 def erase_(images: torch.Tensor, probability: float, fill: str, draws: Draws) -> torch.Tensor:
-    """Fill a rectangle of each image with this probability, in place (Zhong et al., Random Erasing Data Augmentation,
-    AAAI 2020).
+    """Fill a rectangle of each image with this probability, in place (Zhong et al., Random Erasing, AAAI 2020).
 
-    images: (B, H, W, 3), uint8 or normalised. fill: "random" for noise, each value of its own (the paper's RE-R), else
-    0, which is black before normalisation (RE-0) and ImageNet's mean colour after it (RE-M).
+    images: (B, H, W, 3), uint8 or normalised. fill: "random" for noise (the paper's RE-R), else 0, which is black
+    before normalisation (RE-0) and ImageNet's mean colour after it (RE-M).
     """
     _, height, width, _ = images.shape
     boxes = random_boxes(height, width, probability, draws)

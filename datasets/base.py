@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -47,10 +47,8 @@ class ReIDDataset:
     def describe(self) -> str:
         """One line per split: images, identities, cameras."""
         rows = []
-        for split in ("train", "heldout", "query", "gallery"):
+        for split in ("train", *["heldout"] * bool(self.heldout), "query", "gallery"):
             samples = getattr(self, split)
-            if split == "heldout" and not samples:
-                continue
             cameras = f"{len({s.camid for s in samples}):>3} cameras" if self.cameras else "cameras unknown"
             ids = len({s.pid for s in samples} - {0})
             rows.append(f"{split:<8}{len(samples):>7} images {ids:>5} identities {cameras}")
@@ -109,15 +107,16 @@ def select_train(dataset: ReIDDataset, holdout_ids: int, train_ids: int) -> ReID
     pids = identities(dataset.train)
     if not pids:
         raise UserError(f"{dataset.name} has no training images; train on another --dataset and give --test-dataset")
-    if holdout_ids and not 0 < holdout_ids <= len(pids) - 2:
+    most = max(len(pids) - 2, 0)
+    if not 0 <= holdout_ids <= most:
         raise UserError(
             f"{dataset.name}: --holdout-ids {holdout_ids} of {len(pids)} training identities is not possible; two or "
-            f"more must remain, so hold out at most {max(len(pids) - 2, 0)}"
+            f"more must remain, so hold out at most {most}"
         )
     rest, heldout, note = pids[: len(pids) - holdout_ids], pids[len(pids) - holdout_ids :], dataset.train_note
     if heldout:
         note = join_notes(note, f"trained without the last {len(heldout)} of {len(pids)} identities")
-    kept = rest[:train_ids] if train_ids > 0 else rest
+    kept = rest[: train_ids or None]
     if len(kept) < len(rest):
         note = join_notes(note, f"trained on the first {len(kept)} of {len(rest)} identities")
     if len(kept) < 2:
@@ -144,17 +143,3 @@ def select_test(dataset: ReIDDataset, test_ids: int) -> ReIDDataset:
     if len(identities(dataset.gallery)) == 1:
         dataset = replace(dataset, test_note=join_notes(dataset.test_note, ONE_IDENTITY))
     return dataset
-
-
-def join(datasets: Sequence[ReIDDataset]) -> ReIDDataset:
-    """One training set from several, with separate identities and cameras; the test side is that of the first."""
-    train = []
-    for number, dataset in enumerate(datasets):
-        offset = number * PID_OFFSET
-        if len(datasets) > 1 and any(max(s.pid, s.camid) >= PID_OFFSET for s in dataset.train):
-            raise UserError(
-                f"{dataset.name} has pids or cameras from {PID_OFFSET} up; renumber them to train on several sets"
-            )
-        train += [Sample(s.path, s.pid + offset, s.camid + offset) for s in dataset.train]
-    name, note = "+".join(d.name for d in datasets), join_notes(*(d.train_note for d in datasets))
-    return replace(datasets[0], name=name, train=train, train_note=note)

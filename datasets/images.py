@@ -5,20 +5,19 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from utils.errors import UserError
+from utils.lookup import load
 
 cv2.setNumThreads(0)  # we decode one image per thread; OpenCV's own threads would only compete with these
 
 # First bytes of JPEG, PNG, BMP, WebP and TIFF. OpenCV also reads formats that are never used for photos, some unsafely.
 SIGNATURES = (b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"BM", b"RIFF", b"II*\0", b"MM\0*")
 MAX_BYTES = 2**29
-MOST_SCANNED = 1000  # pictures whose values decide the range of a set
 Range = tuple[float, float]  # pixel values that become black and white
 UNKNOWN: Range = (0.0, 0.0)
 
@@ -38,43 +37,8 @@ def read_image(path: str | Path, height: int, width: int, pixel_range: Range = U
 
 def decode(path: str | Path, pixel_range: Range = UNKNOWN) -> np.ndarray:
     """Like `read_image`, at the image's own size (H, W, 3)."""
-    return to_8_bits(decode_bytes(path, read_bytes(path)), pixel_range)
-
-
-def to_8_bits(image: np.ndarray, pixel_range: Range = UNKNOWN) -> np.ndarray:
-    """An image as uint8: other values are scaled linearly, so that `pixel_range` (unknown: their own) is 0 to 255."""
-    if image.dtype == np.uint8:
-        return image
-    image = np.nan_to_num(image.astype(np.float32), posinf=0, neginf=0)
-    low, high = pixel_range if any(pixel_range) else (float(image.min()), float(image.max()))
-    return np.clip((image - low) * (255 / max(high - low, 1e-6)) + 0.5, 0, 255).astype(np.uint8)
-
-
-def find_pixel_range(paths: Sequence[str]) -> Range:
-    """The range of values in those of these files that have more than 8 bits per value; `UNKNOWN` if there are none.
-
-    It leaves out the lowest and highest thousandth, in which broken pixels lie, and then has a margin of a tenth on
-    both sides for other pictures. Of many files, some at even distances are read.
-    """
-    values = []
-    for path in paths[:: -(-len(paths) // MOST_SCANNED) or 1]:
-        try:
-            with open(path, "rb") as file:
-                head = file.read(25)
-            if not (head.startswith((b"II*", b"MM\0*")) or (head.startswith(b"\x89PNG") and head[24:] == b"\x10")):
-                continue
-            image = decode_bytes(path, read_bytes(path))
-        except (UserError, OSError, ValueError):  # reported where all images are read
-            continue
-        if image.dtype != np.uint8:
-            values.append(image.ravel()[:: image.size // 4096 | 1])
-    values = np.concatenate(values or [np.empty(0)])
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return UNKNOWN
-    low, high = (float(value) for value in np.quantile(values, (0.001, 0.999)))
-    margin = max(0.1 * (high - low), 1e-6)
-    return low - margin, high + margin
+    image = decode_bytes(path, read_bytes(path))
+    return image if image.dtype == np.uint8 else load("datasets.depth:to_8_bits")(image, pixel_range)
 
 
 def read_bytes(path: str | Path) -> np.ndarray:

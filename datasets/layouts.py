@@ -10,7 +10,6 @@ from pathlib import Path
 
 from datasets.base import ReIDDataset, Sample
 from utils.errors import UserError
-from utils.files import reading
 from utils.logging import log
 
 IMAGES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -60,12 +59,10 @@ def check_counts(title: str, dataset: ReIDDataset, published: Mapping[str, tuple
 
 def read_layout(name: str, base: Path) -> ReIDDataset:
     """A dataset in Market-1501's folders and file names. Raises UserError where a folder is missing or empty."""
+    folders = {split: base / folder for split, folder in MARKET_FOLDERS.items()}
     lowest = {"train": 1, "query": 1, "gallery": 0}
-    return ReIDDataset(
-        name,
-        **{split: drop_below(lowest[split], read_folder(base / MARKET_FOLDERS[split]), base / MARKET_FOLDERS[split])
-           for split in lowest},
-    )  # fmt: skip
+    splits = {split: drop_below(lowest[split], read_folder(path), path) for split, path in folders.items()}
+    return ReIDDataset(name, **splits)
 
 
 def read_folder(folder: Path) -> list[Sample]:
@@ -107,23 +104,3 @@ def match_images(folder: Path, pattern: str, example: str) -> list[tuple[str, re
 def list_images(folder: Path) -> list[Path]:
     """Image files by name: their order decides ties. Hidden ones are skipped, as macOS adds ._x.jpg to x.jpg."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES and path.name[0] != ".")
-
-
-def read_list(path: Path, pattern: str, example: str, skip: int = 0) -> list[re.Match[str]]:
-    """The match of each line that is not blank, without surrounding spaces; the first `skip` lines may be anything.
-
-    Bytes that are not UTF-8 are replaced: what matters is ASCII, other columns may have any encoding. Raises UserError,
-    which shows `example`, when the file is missing or empty or a line does not match.
-    """
-    with reading(path):
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
-    found = []
-    for number, line in enumerate(text.split("\n"), 1):
-        match = re.fullmatch(pattern, line.strip())
-        if match:
-            found.append(match)
-        elif line.strip() and number > skip:
-            raise UserError(f"{path}, line {number}: {line.strip()!r} is not like {example!r}; restore the file")
-    if not found:
-        raise UserError(f"{path} is empty; restore the file")
-    return found

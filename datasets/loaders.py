@@ -14,11 +14,11 @@ from config import Config
 from datasets.augment import Draws, augment, normalise
 from datasets.base import ReIDDataset, Sample, join_notes, label_map
 from datasets.cache import Images, summary
-from datasets.images import find_pixel_range
-from datasets.make import make_dataset
+from datasets.make import all_published, make_dataset
 from datasets.sampler import make_sampler
 from utils.errors import UserError
 from utils.logging import log
+from utils.lookup import load
 
 Size = tuple[int, int] | None  # height and width of the images; None: those of the settings
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -124,15 +124,10 @@ def make_loaders(cfg: Config, rank: int = 0, world_size: int = 1) -> Loaders:
 
 
 def with_pixel_range(cfg: Config, dataset: ReIDDataset) -> Config:
-    """The settings with the range of values in images of more than 8 bits: as stored, else that of the training images,
-    else that of the test images."""
-    if not any(cfg.data.pixel_range):
-        found = find_pixel_range([s.path for s in dataset.train])
-        found = found if any(found) else find_pixel_range([s.path for s in dataset.query + dataset.gallery])
-        if any(found):
-            log.info("%s has images of more than 8 bits: %g is black and %g white in all of them", dataset.name, *found)
-            return cfg.replace(pixel_range=found)
-    return cfg
+    """The settings with the range of values in images of more than 8 bits, as stored or found; published sets have
+    none."""
+    known = any(cfg.data.pixel_range) or all_published(cfg)
+    return cfg if known else load("datasets.depth:with_pixel_range")(cfg, dataset)
 
 
 def make_test_loaders(cfg: Config, dataset: ReIDDataset) -> tuple[ReIDDataset, TestLoader, TestLoader]:

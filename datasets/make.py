@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from config import Config
-from datasets.base import ReIDDataset, join, join_notes, select_test, select_train
+from datasets.base import ReIDDataset, join_notes, select_test, select_train
 from utils.errors import UserError, did_you_mean
 from utils.lookup import load
 
@@ -15,7 +15,7 @@ from utils.lookup import load
 DATASETS: dict[str, tuple] = {
     "demo": ("datasets.demo:demo",),
     "market1501": ("datasets.market1501:market1501",),
-    "market1501_500k": ("datasets.market1501:market1501_500k",),
+    "market1501_500k": ("datasets.market1501_500k:market1501_500k",),
     "dukemtmc": ("datasets.dukemtmc:dukemtmc",),
     "occluded_duke": ("datasets.dukemtmc:occluded_duke",),
     "cuhk03_detected": ("datasets.cuhk03:cuhk03", "detected"),
@@ -54,16 +54,15 @@ def make_dataset(cfg: Config) -> ReIDDataset:
     """Both sides of the settings: what to train on, of one dataset or several, less `holdout_ids`, then cut to
     `train_ids`; and what to test on, cut to `test_ids`. Raises UserError when it is not found."""
     whole = cfg.replace(test_share=0.0) if trains_on_all(cfg) else cfg
-    train = join([find_dataset(name, whole) for name in train_names(cfg)])
+    sets = [find_dataset(name, whole) for name in train_names(cfg)]
+    train = sets[0] if len(sets) == 1 else load("datasets.several:join")(sets)
     test = test_side(cfg, find_dataset(test_name(cfg), cfg) if cfg.data.test_dataset else train)
     train = select_train(train, cfg.data.holdout_ids, cfg.data.train_ids)
     name = f"{train.name}, tested on {test.name}" if cfg.data.test_dataset else train.name
     note = test.test_note
-    if not {test_name(cfg), *train_names(cfg)} <= DATASETS.keys():
-        from datasets.copies import count_shared
-
-        if shared := count_shared(train.train, test.query + test.gallery):
-            note = join_notes(note, f"{shared} test images are also trained on")
+    if not all_published(cfg):
+        shared = load("datasets.copies:count_shared")(train.train, test.query + test.gallery)
+        note = join_notes(note, f"{shared} test images are also trained on" if shared else "")
     return replace(
         test, name=name, train=train.train, heldout=train.heldout, train_note=train.train_note, test_note=note
     )
@@ -77,11 +76,12 @@ def make_test_set(cfg: Config) -> ReIDDataset:
 def test_side(cfg: Config, dataset: ReIDDataset) -> ReIDDataset:
     """The dataset with its test side cut to `test_ids`, and of own pictures without copies of queries."""
     dataset = select_test(dataset, cfg.data.test_ids)
-    if test_name(cfg) in DATASETS:
-        return dataset
-    from datasets.copies import ignore_own_pictures
+    return dataset if test_name(cfg) in DATASETS else load("datasets.copies:ignore_own_pictures")(dataset)
 
-    return ignore_own_pictures(dataset)
+
+def all_published(cfg: Config) -> bool:
+    """Whether no own pictures are trained or tested on."""
+    return {test_name(cfg), *train_names(cfg)} <= DATASETS.keys()
 
 
 def train_names(cfg: Config) -> list[str]:
@@ -115,19 +115,3 @@ def short_name(name: str) -> str:
 def trains_on_all(cfg: Config) -> bool:
     """Own pictures are all used for training when the test is another dataset."""
     return bool(cfg.data.test_dataset) and place(cfg.data.test_dataset) not in map(place, train_names(cfg))
-
-
-def refuse_another_split(cfg: Config, trained: Config, dataset: ReIDDataset) -> None:
-    """Raises UserError where `dataset`, the test set of `cfg`, is one that a model was `trained` on with another split:
-    people that it was trained on would be in the test."""
-    name = test_name(cfg)
-    if not dataset.drawn or place(name) not in map(place, train_names(trained)):
-        return
-    if trains_on_all(trained):
-        raise UserError(f"the model was trained on all of {name}; test it on other pictures")
-    before = (trained.data.test_share, trained.data.split_seed)
-    if (cfg.data.test_share, cfg.data.split_seed) != before:
-        raise UserError(
-            f"the model was trained on {name} with --test-share {before[0]} --split-seed {before[1]}; another split "
-            "would test on people of its training, so leave these settings as they were"
-        )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets.base import ReIDDataset, Sample
-from datasets.layouts import check_counts, find_base, read_list, require_folder
+from datasets.layouts import check_counts, find_base, require_folder
+from datasets.lists import read_list
 
 NAMES = ("MSMT17_V1", "MSMT17_V2", "MSMT17", "msmt17/MSMT17_V1", "msmt17/MSMT17_V2", "msmt17", ".")
 FOLDERS = (("train", "test"), ("mask_train_v2", "mask_test_v2"))  # V1; V2, with blurred faces

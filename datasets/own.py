@@ -13,9 +13,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from config import Config
 from datasets.base import ONE_CAMERA, PID_OFFSET, ReIDDataset, Sample, join_notes
 from datasets.heldout import heldout_split
 from datasets.layouts import JUNK, MARKET_FOLDERS, PICTURES, drop_below, read_layout
+from datasets.make import place, test_name, train_names, trains_on_all
 from utils.errors import UserError
 from utils.files import reading
 from utils.logging import log
@@ -377,3 +379,19 @@ def choose_queries(samples: list[Sample], where: str) -> tuple[list[Sample], lis
         )
     query = sorted(first.values())
     return query, sorted({*samples, *distractors} - set(query))
+
+
+def refuse_another_split(cfg: Config, trained: Config, dataset: ReIDDataset) -> None:
+    """Raises UserError where `dataset`, the test set of `cfg`, is one that a model was `trained` on with another split:
+    people that it was trained on would be in the test."""
+    name = test_name(cfg)
+    if not dataset.drawn or place(name) not in map(place, train_names(trained)):
+        return
+    if trains_on_all(trained):
+        raise UserError(f"the model was trained on all of {name}; test it on other pictures")
+    before = (trained.data.test_share, trained.data.split_seed)
+    if (cfg.data.test_share, cfg.data.split_seed) != before:
+        raise UserError(
+            f"the model was trained on {name} with --test-share {before[0]} --split-seed {before[1]}; another split "
+            "would test on people of its training, so leave these settings as they were"
+        )

@@ -6,7 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets.base import ReIDDataset, Sample
-from datasets.layouts import check_counts, find_base, read_list, require_folder
+from datasets.layouts import check_counts, find_base, require_folder
+from datasets.lists import read_list
 
 NAMES = ("VehicleID_V1.0", "VehicleID", "vehicleid", "PKU-VehicleID", "vehicle_id", ".")
 SIZES = {800: "small", 1600: "medium", 2400: "large"}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from loss.pairs import anchor_mean, distance, euclidean_distances, means, pair_masks
+from loss.matrices import euclidean_distances, means
+from loss.pairs import anchor_mean, distance, pair_masks
 from loss.triplet import hinge
 from utils.precision import at_least_float32
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from loss.pairs import MASKED, check_any, distance, euclidean_distances, first_images, masked_mean, means, pair_masks
+from loss.matrices import euclidean_distances, first_images, means
+from loss.pairs import MASKED, check_any, distance, masked_mean, pair_masks
 from utils.precision import at_least_float32
 
 

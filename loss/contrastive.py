@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from loss.pairs import euclidean_distances, pair_masks
+from loss.matrices import euclidean_distances
+from loss.pairs import pair_masks
 
 
 def contrastive_loss(features: torch.Tensor, labels: torch.Tensor, margin: float = 1.0) -> torch.Tensor:

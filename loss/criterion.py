@@ -67,21 +67,22 @@ def metric_losses(cfg: Config) -> dict[str, tuple[float, Callable[..., torch.Ten
     """
     c = cfg.loss
     hard = {"margin": None if c.soft_margin else c.triplet_margin, "hard_factor": c.hard_factor}
-    triplet = ("batch_hard_triplet", hard) if c.triplet == "hard" else ("weighted_triplet", {})
+    triplet = "loss.triplet:batch_hard_triplet" if c.triplet == "hard" else "loss.weighted_triplet:weighted_triplet"
     centroid = {"margin": None if c.soft_margin else c.centroid_margin}
-    multi_similarity = {"alpha": c.ms_alpha, "beta": c.ms_beta, "base": c.ms_base, "epsilon": c.ms_epsilon}
-    losses = {  # weight, module and function, options
-        "triplet": (c.triplet_weight, f"triplet:{triplet[0]}", triplet[1]),
-        "contrastive": (c.contrastive_weight, "contrastive:contrastive_loss", {"margin": c.contrastive_margin}),
-        "circle": (c.circle_weight, "circle:circle_loss", {"margin": c.circle_margin, "gamma": c.circle_gamma}),
-        "cosface": (c.cosface_weight, "cosface:cosface_loss", {"margin": c.cosface_margin, "gamma": c.cosface_gamma}),
-        "multi_similarity": (c.multi_similarity_weight, "multi_similarity:multi_similarity_loss", multi_similarity),
-        "centroid": (c.centroid_weight, "centroid_triplet:centroid_triplet", centroid),
-        "range": (c.range_weight, "range:range_loss", {"margin": c.range_margin}),
-        "cluster": (c.cluster_weight, "cluster:cluster_loss", {"margin": c.cluster_margin}),
+    cosface = {"margin": c.cosface_margin, "gamma": c.cosface_gamma}
+    similarity = {"alpha": c.ms_alpha, "beta": c.ms_beta, "base": c.ms_base, "epsilon": c.ms_epsilon}
+    losses = {  # weight, function, options
+        "triplet": (c.triplet_weight, triplet, hard if c.triplet == "hard" else {}),
+        "contrastive": (c.contrastive_weight, "loss.contrastive:contrastive_loss", {"margin": c.contrastive_margin}),
+        "circle": (c.circle_weight, "loss.circle:circle_loss", {"margin": c.circle_margin, "gamma": c.circle_gamma}),
+        "cosface": (c.cosface_weight, "loss.cosface:cosface_loss", cosface),
+        "multi_similarity": (c.multi_similarity_weight, "loss.multi_similarity:multi_similarity_loss", similarity),
+        "centroid": (c.centroid_weight, "loss.centroid_triplet:centroid_triplet", centroid),
+        "range": (c.range_weight, "loss.range:range_loss", {"margin": c.range_margin}),
+        "cluster": (c.cluster_weight, "loss.cluster:cluster_loss", {"margin": c.cluster_margin}),
     }
     return {
-        name: (weight, partial(load(f"loss.{function}"), **options))
+        name: (weight, partial(load(function), **options))
         for name, (weight, function, options) in losses.items()
         if weight > 0
     }

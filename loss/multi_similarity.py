@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import softplus
 
-from loss.pairs import anchor_mean, cosine_similarities, masked_logsumexp, pair_masks
+from loss.matrices import cosine_similarities, masked_logsumexp
+from loss.pairs import anchor_mean, pair_masks
 
 
 def multi_similarity_loss(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from loss.pairs import MASKED, euclidean_distances, first_images, means, pair_masks
+from loss.matrices import euclidean_distances, first_images, means
+from loss.pairs import MASKED, pair_masks
 
 
 def range_loss(

@@ -1,11 +1,11 @@
-"""Triplet losses: batch hard, with harder example mining, and weighted over all pairs."""
+"""The batch hard triplet loss, with harder example mining."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn.functional import softplus
 
-from loss.pairs import MASKED, anchor_mean, distance, euclidean_distances, pair_masks
+from loss.pairs import anchor_mean, distance, pair_masks
 from utils.precision import at_least_float32
 
 
@@ -32,22 +32,6 @@ def batch_hard_triplet(
         to_positive = (1 + hard_factor) * distance(features, features.index_select(0, farthest))
         to_negative = (1 - hard_factor) * distance(features, features.index_select(0, nearest))
     return anchor_mean(hinge(to_positive, to_negative, margin), positive, negative, "triplet")
-
-
-def weighted_triplet(features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean over anchors of softplus(sum_p w_p·d_p - sum_n w_n·d_n) over all their positives and negatives; no margin.
-
-    The weighted regularisation triplet of AGW (Ye et al., Deep Learning for Person Re-identification: A Survey and
-    Outlook, 2021): w_p is the softmax of the distances d_p to the positives, w_n that of -d_n, so that hard pairs
-    weigh most. features (B, D), labels (B,); distances are euclidean, in float32. Unlike in the authors' code, an image
-    is not its own positive, and the weights sum to 1 (theirs adds 1e-6 to sums that may be smaller than that).
-    Anchors without a positive or a negative are left out. Raises ValueError as batch_hard_triplet does.
-    """
-    positive, negative = pair_masks(labels)
-    distances = euclidean_distances(features, features)
-    to_positive = (distances.masked_fill(~positive, MASKED).softmax(1) * distances).sum(1)
-    to_negative = ((-distances).masked_fill(~negative, MASKED).softmax(1) * distances).sum(1)
-    return anchor_mean(hinge(to_positive, to_negative, None), positive, negative, "weighted triplet")
 
 
 def hinge(to_positive: torch.Tensor, to_negative: torch.Tensor, margin: float | None) -> torch.Tensor:

@@ -53,13 +53,7 @@ class Branch(nn.Module):
     """
 
     def __init__(
-        self,
-        cfg: Config,
-        width: int,
-        num_classes: int,
-        fc: nn.Module | None = None,
-        metric: bool = True,
-        identity: bool = True,
+        self, cfg: Config, width: int, num_classes: int, fc: nn.Module | None = None, metric=True, identity=True
     ):
         super().__init__()
         self.width, self.metric = width, metric
@@ -90,8 +84,8 @@ class ReIDModel(nn.Module):
         raise NotImplementedError
 
     def forward(self, images: torch.Tensor):
-        features = [branch.fc(x) for branch, x in zip(self.branches, self.pooled(images), strict=True)]
-        after = [branch.neck(x) for branch, x in zip(self.branches, features, strict=True)]
+        features = [b.fc(x) for b, x in zip(self.branches, self.pooled(images), strict=True)]
+        after = [b.neck(x) for b, x in zip(self.branches, features, strict=True)]
         if self.training:
             logits = [b.classifier(x) for b, x in zip(self.branches, after, strict=True) if b.classifier is not None]
             return logits, [x for b, x in zip(self.branches, features, strict=True) if b.metric]
@@ -138,11 +132,8 @@ def make_backbone(cfg: Config) -> nn.Module:
     if cfg.model.attention != "none":
         if not hasattr(backbone, "attention"):
             raise UserError(f"--backbone {cfg.model.backbone} has no place for attention; leave --attention out")
-        make_attention = load("model.attention:make_attention")
-        stages = make_attention(
-            cfg.model.attention, cfg.model.attention_stages, backbone.stage_channels, cfg.model.attention_ratio
-        )
-        backbone.attention.update(stages)
+        options = (cfg.model.attention_stages, backbone.stage_channels, cfg.model.attention_ratio)
+        backbone.attention.update(load("model.attention:make_attention")(cfg.model.attention, *options))
     return backbone
 
 

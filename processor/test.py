@@ -13,7 +13,7 @@ from config import Config
 from config.cli import TEST_SECTIONS, parse_settings, split_first
 from datasets.base import ReIDDataset, fingerprint, full_note, join_notes
 from datasets.loaders import TestLoader, make_test_loaders, with_pixel_range
-from datasets.make import make_test_set, refuse_another_split, short_name, test_name
+from datasets.make import make_test_set, short_name, test_name
 from model import ReIDModel, make_model
 from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model, stored_config
 from processor.environment import describe_environment, pick_device
@@ -23,6 +23,7 @@ from processor.ranks import ALONE, Ranks, init_distributed
 from utils.errors import UserError
 from utils.files import write_json
 from utils.logging import log, setup_logging
+from utils.lookup import load
 
 T = TypeVar("T")
 Stored = tuple[Path, dict[str, Any]]  # a checkpoint's path and its dict
@@ -99,7 +100,8 @@ def _load(cfg: Config, stored: Stored | None, ranked_lists: bool) -> TestJob:
     cfg = with_pixel_range(resolve_protocol(cfg, dataset, ranked_lists), dataset)
     if stored:
         checkpoint, state = stored
-        refuse_another_split(cfg, stored_config(state, checkpoint), dataset)
+        if dataset.drawn:
+            load("datasets.own:refuse_another_split")(cfg, stored_config(state, checkpoint), dataset)
         name, directory, what = str(checkpoint), checkpoint.parent, checkpoint.stem
         model = rebuild_model(state, checkpoint, cfg).to(device).eval()
     else:

@@ -27,9 +27,7 @@ def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
     else:
         options["betas"] = (cfg.solver.momentum, 0.999)
     optimizer = OPTIMIZERS[cfg.solver.optimizer](parameter_groups(cfg, model), **options)
-    if (
-        cfg.solver.optimizer == "sgd" and cfg.solver.momentum > 0
-    ):  # fused SGD fails where unfrozen weights have no buffer
+    if cfg.solver.optimizer == "sgd" and cfg.solver.momentum > 0:  # fused SGD fails without buffers of unfrozen weights
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer

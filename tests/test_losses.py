@@ -20,7 +20,8 @@ from loss.cosface import cosface_loss
 from loss.cross_entropy import focal_loss
 from loss.multi_similarity import multi_similarity_loss
 from loss.range import range_loss
-from loss.triplet import batch_hard_triplet, weighted_triplet
+from loss.triplet import batch_hard_triplet
+from loss.weighted_triplet import weighted_triplet
 
 soft_triplet = partial(batch_hard_triplet, margin=None)
 

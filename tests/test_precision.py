@@ -22,8 +22,9 @@ from datasets.loaders import make_loaders
 from loss.center import CenterLoss
 from loss.criterion import metric_losses
 from loss.cross_entropy import focal_loss
-from loss.pairs import euclidean_distances
-from loss.triplet import batch_hard_triplet, weighted_triplet
+from loss.matrices import euclidean_distances
+from loss.triplet import batch_hard_triplet
+from loss.weighted_triplet import weighted_triplet
 from model import BACKBONES, make_model
 from model.backbones.stages import Staged
 from processor import do_train

@@ -24,7 +24,8 @@ from config import Config
 from config.cli import parse_command
 from config.config import Folders
 from datasets.base import ReIDDataset
-from datasets.make import make_test_set, place, refuse_another_split, train_names
+from datasets.make import make_test_set, place, train_names
+from datasets.own import refuse_another_split
 from processor import FeatureExtractor
 from processor.checkpoint import find_checkpoint
 from tools.gallery.answer import MAX_HITS, Hit, count_pairs, draw_answer, find_thresholds, hit_table, threshold_table

@@ -29,7 +29,8 @@ from config.config import check_range, option
 from datasets.base import full_note
 from datasets.heldout import heldout_split, last_identities
 from datasets.loaders import TestLoader, left_out
-from datasets.make import make_dataset, make_test_set, refuse_another_split
+from datasets.make import make_dataset, make_test_set
+from datasets.own import refuse_another_split
 from processor.checkpoint import rebuild_model, stored_config
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import extract_features, score_table, score_values

@@ -72,10 +72,8 @@ def lock_directory(
 ) -> Iterator[bool]:
     """One program at a time uses a directory, which is made if need be: yields False if another one does.
 
-    wait: wait for the other program instead. name: file of the lock, if other things in the directory have locks of
-    their own. leftovers: glob of unfinished files of killed programs, which are removed. The lock ends with the `with`
-    block, or with the program. On a file system without locks there are none. Raises OSError if the directory cannot
-    be written to.
+    wait: wait for the other program instead. name: file of the lock. leftovers: glob of unfinished files of killed
+    programs, which are removed. Without effect on file systems without locks. Raises OSError if it cannot be written.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -111,8 +109,7 @@ def write_atomically(
 ) -> None:
     """`write` fills a temporary file next to `path`, which is flushed to disk and then renamed to it.
 
-    Whatever stops the program before the rename leaves the old file as it was. `before_rename` is called once the new
-    file is complete and on the disk. Raises OSError.
+    Until then the old file stays as it was. `before_rename` is called once the new one is on the disk. Raises OSError.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,12 +156,12 @@ def write_rows(path: str | Path, length: int, parts: Iterable[np.ndarray]) -> No
         with open(temporary, "wb") as file:
             rows, kind = 0, None
             for part in parts:
-                if part.dtype.hasobject or (kind is not None and (part.dtype, part.shape[1:]) != kind):
-                    raise ValueError(f"rows of {part.dtype} {part.shape[1:]} cannot be added to a file of {kind}")
                 if kind is None:
                     kind = part.dtype, part.shape[1:]
                     header = {"descr": np.lib.format.dtype_to_descr(part.dtype), "fortran_order": False}
                     np.lib.format.write_array_header_1_0(file, header | {"shape": (length, *part.shape[1:])})
+                if (part.dtype, part.shape[1:]) != kind:
+                    raise ValueError(f"rows of {part.dtype} {part.shape[1:]} cannot be added to a file of {kind}")
                 file.write(np.ascontiguousarray(part).data)
                 rows += len(part)
             if rows != length:

@@ -33,12 +33,10 @@ def setup_logging(file: str | Path | None = None, quiet: bool = False) -> loggin
     log.setLevel(logging.ERROR if quiet else logging.INFO)
     log.propagate = False
     logging.raiseExceptions = False  # a full disk is reported once, where the run is saved
-    handlers = [(_TqdmHandler(), "%(message)s")]
+    log.addHandler(_TqdmHandler())
     if file:
         to_file = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
-        handlers.append((to_file, "%(asctime)s %(levelname)s %(message)s"))
-    for handler, words in handlers:
-        handler.setFormatter(logging.Formatter(words))
-        log.addHandler(handler)
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(to_file)
     warnings.showwarning = lambda message, *_args, **_kwargs: log.warning("warning: %s", message)
     return log
