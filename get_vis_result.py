@@ -16,7 +16,7 @@ from processor.ranked_lists import choose_queries, ranked_rows
 from processor.test import do_test, parse_test
 from utils.errors import run
 from utils.logging import log
-from utils.pictures import draw_rows
+from utils.pictures import draw_rows, remove_rows
 
 
 @dataclass
@@ -36,6 +36,7 @@ def main() -> None:
     ap = list(inference.scores.values())[-1].ap
     directory = Path(options.output) if options.output else job.directory / "results" / f"ranked_{options.sort}"
     directory.mkdir(parents=True, exist_ok=True)
+    remove_rows(directory)
     chosen = choose_queries(ap, options.sort, options.num, cfg.run.seed)
     rows, columns = ranked_rows(job.cfg, inference, job.query, job.gallery, chosen, options.top)
     for number, (index, row) in enumerate(zip(chosen, rows, strict=True), 1):

@@ -12,6 +12,7 @@ from utils.errors import UserError
 
 MOST_CAMERAS = 50  # a table by camera is printed for up to so many
 PID_OFFSET = 10**7  # pids and cameras lie below; those of the k-th of several datasets are raised by k times this
+ONE_CAMERA = "if they are all of one camera, --camera-pattern none makes every image count as its own camera"
 ONE_IDENTITY = "the gallery shows one identity only, so that every score is 100 % whatever the model"
 
 

@@ -45,8 +45,8 @@ def ignore_own_pictures(dataset: ReIDDataset) -> ReIDDataset:
     """The dataset without gallery images that are equal to a query and would count for it: as a match, if they are of
     its identity under another (or an unknown) camera, or as a wrong one.
 
-    If a query would then have no match, as where queries and gallery are the same images, the copies stay, but under
-    the query's camera, so that the scores ignore them for this query only.
+    If a query would then have no match, as where queries and gallery are the same images, the copies stay, but each
+    under one more camera, which is the query's too, so that the scores ignore it for this query only.
     """
     key = equal_files((s.path for s in dataset.query), (s.path for s in dataset.gallery))
     queries = defaultdict(list)
@@ -65,9 +65,12 @@ def ignore_own_pictures(dataset: ReIDDataset) -> ReIDDataset:
         f"{len(copies)} of {len(dataset.gallery)} gallery images are copies of queries, which are never their own match"
     )
     if _queries_with_match(dataset.query, gallery, {}) < _queries_with_match(dataset.query, dataset.gallery, key):
+        camera = {
+            k: number for number, k in enumerate(queries, 1 + max(s.camid for s in dataset.query + dataset.gallery))
+        }
 
         def under_one_camera(s: Sample) -> Sample:
-            return s._replace(camid=queries[key[s.path]][0].camid) if s.path in key else s
+            return s._replace(camid=camera[key[s.path]]) if s.path in key else s
 
         query = [under_one_camera(s) for s in dataset.query]
         own = {(key[s.path], s.pid) for s in query if s.path in key}

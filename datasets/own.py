@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.base import PID_OFFSET, ReIDDataset, Sample, join_notes
+from datasets.base import ONE_CAMERA, PID_OFFSET, ReIDDataset, Sample, join_notes
 from datasets.heldout import heldout_split
 from datasets.layouts import JUNK, MARKET_FOLDERS, PICTURES, drop_below, read_layout
 from utils.errors import UserError
@@ -28,7 +28,6 @@ NO_CAMERAS = (
     "no camera labels, so that every image counts as its own camera: images taken one after another by the same camera "
     "count as matches, which makes scores higher than a cross-camera test's"
 )
-ONE_CAMERA = "if they are all of one camera, --camera-pattern none makes every image count as its own camera"
 
 
 class Picture(NamedTuple):

@@ -123,9 +123,17 @@ def check_undamaged(path: str | Path) -> None:
 
 
 def stored_config(state: dict[str, Any], path: str | Path) -> Config:
-    """The settings of a checkpoint's dict, checked like a command line. Raises UserError that names the file."""
+    """The settings of a checkpoint's dict, checked like a command line. Raises UserError that names the file.
+
+    Own pictures are named by the path where they were in training, if it still exists: a relative path may lead
+    elsewhere from another working directory.
+    """
     try:
-        return Config.from_dict(state["config"]).check()
+        cfg = Config.from_dict(state["config"]).check()
+        places = state.get("places", {})
+        return cfg.replace(
+            **{name: path for name, path in places.items() if os.path.isabs(path) and Path(path).exists()}
+        )
     except UserError as error:
         raise UserError(f"the settings stored in {path} cannot be used: {error}") from error
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from config import Config
 from config.config import undefined_for_protocol
-from datasets.base import ReIDDataset
+from datasets.base import ONE_CAMERA, ReIDDataset
 from datasets.loaders import TestLoader
 from model import ReIDModel
 from processor.precision import autocast
@@ -23,7 +23,7 @@ from utils.distance import pairwise_distance
 from utils.errors import UserError
 from utils.logging import log
 from utils.lookup import load
-from utils.metrics import Scores, evaluate
+from utils.metrics import NO_MATCH, Scores, evaluate
 
 RANDOM_GALLERIES = ("single_shot", "vehicle_id")  # protocols without one ranked list per query
 FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
@@ -119,7 +119,8 @@ def score_features(cfg: Config, pairs: dict[str, Pair], ids: tuple) -> Inference
         if options.augmentation_k or options.query_expansion or options.by_camera or options.rerank:
             load("processor.optional_scores:add_scores")(cfg, inference, score, ids)
     except ValueError as error:
-        raise UserError(str(error)) from error
+        remedy = f"; {ONE_CAMERA}" if str(error) == NO_MATCH else ""
+        raise UserError(f"{error}{remedy}") from error
     return inference
 
 

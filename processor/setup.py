@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from config import Config
 from datasets.base import fingerprint
 from datasets.loaders import Loaders, make_loaders
-from datasets.make import short_name, train_names
+from datasets.make import place, short_name, train_names
 from loss import Criterion, make_criterion
 from model import ReIDModel, find_backbone, make_model
 from processor.environment import describe_environment, pick_device
@@ -131,6 +131,10 @@ def start_state(
         "note": scores_note(resolve_protocol(cfg, dataset), dataset.note),
         "train_note": dataset.train_note,
         "images": fingerprint(dataset.train),
+        "places": {
+            "dataset": "+".join(map(place, train_names(cfg))),
+            "test_dataset": place(cfg.data.test_dataset) if cfg.data.test_dataset else "",
+        },
         "environment": describe_environment(device, ranks.size),
         "labels": data.labels,
     }

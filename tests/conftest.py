@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks gain nothing from threads, and wait for each other's
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**26))  # as where PlainReID is imported before cv2
 
 import cv2
 import numpy as np

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from helpers import program, refused
+from helpers import program
 from matplotlib.figure import Figure
 
 from config import Config
@@ -110,10 +110,3 @@ def test_a_run_of_this_program_is_drawn(tiny: Config, figures):
     for title in ("loss", "accuracy on training batches", "learning rate", "training speed (images/s)"):
         assert [x for x, _ in drawn(figures[-1], title)[0]] == [1, 2, 3]
     assert [x for x, _ in drawn(figures[-1], "mAP (%)")[0]] == [0, 2, 3]
-
-
-def test_bad_input_of_the_curves_gets_a_sentence(tmp_path):
-    refused(program("tools/curves.py", "--log-dir", tmp_path), "train.py", tmp_path)
-    write_run(tmp_path / "demo", THREE)
-    refused(program("tools/curves.py", "dmo", "--log-dir", tmp_path), "dmo", "did you mean demo")
-    refused(program("tools/curves.py", tmp_path, "--log-dir", tmp_path), tmp_path)

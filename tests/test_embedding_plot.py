@@ -37,6 +37,7 @@ def test_pca_is_that_of_the_covariance_s_eigenvectors_and_tsne_keeps_identities_
     assert np.isfinite(tsne(features[:4], 0)).all()
 
 
+@pytest.mark.slow
 def test_the_csv_has_every_test_image_of_the_identities_and_no_distractor(tiny, tmp_path, monkeypatch):
     save_model(tiny)
     where = ["tools/embedding_plot.py", "--log-dir", tiny.run.log_dir]

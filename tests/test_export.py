@@ -150,6 +150,7 @@ def read_record(shown, path: Path) -> dict:
     return record
 
 
+@pytest.mark.slow
 def test_without_an_argument_the_latest_model_becomes_a_checked_file(trained):
     path = Path(trained.run.log_dir) / "demo" / "last.onnx"
     record = read_record(export(trained), path)

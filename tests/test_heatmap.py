@@ -148,6 +148,7 @@ def test_real_models_have_maps_that_add_up_and_are_left_as_they_were():
 # ---- the program
 
 
+@pytest.mark.slow
 def test_queries_and_own_pictures_are_drawn(tiny, tmp_path):
     save_model(tiny)
     where = ["tools/heatmap.py", "--log-dir", tiny.run.log_dir]

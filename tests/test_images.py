@@ -231,6 +231,28 @@ def test_files_that_claim_to_be_huge_are_refused_and_take_no_memory(tmp_path):
     assert {n: f"{m / 2**20:.0f} MiB" for n, (_, m) in found.items() if m > 150 * 2**20} == {}
 
 
+def test_huge_images_are_refused_where_the_caller_has_imported_cv2_first(tmp_path):
+    for name, data in claims(9000).items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "z.png").write_bytes(encoded(picture(64, 32), "PNG"))
+    code = """import cv2, glob, resource, sys
+from datasets.images import read_image
+from utils.errors import UserError
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sorted(glob.glob(sys.argv[1] + "/*")):
+    try:
+        print(read_image(path, 8, 8).shape)
+    except UserError as error:
+        assert path in str(error)
+assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 100 * 1024
+"""
+    environ = {k: v for k, v in os.environ.items() if k != "OPENCV_IO_MAX_IMAGE_PIXELS"}
+    shown = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], cwd=ROOT, env=environ, capture_output=True, text=True
+    )
+    assert (shown.stdout, shown.returncode) == ("(8, 8, 3)\n", 0), shown.stderr
+
+
 def test_a_jpeg_cut_anywhere_and_what_is_no_image_is_refused_by_name(tmp_path):
     path = tmp_path / "broken.jpg"
     for options in ({}, {"progressive": True}):

@@ -87,7 +87,6 @@ def features_of(model: LightMBN, cfg: Config, images: torch.Tensor, pooling: lis
     [
         (config("osnet_x0_25"), OSNETS),
         (config("osnet_ain_x0_25"), OSNETS),
-        (config("osnet_x0_25", pooling="max"), ["max"] * 7),
         (config("mobilenet_v3_small"), RESNETS),
         (config("resnet18", last_stride=2), RESNETS),
     ],

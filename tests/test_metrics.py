@@ -181,17 +181,6 @@ def test_features_are_ranked_by_their_exact_distances(metric, dtype, retrieval, 
 
 
 @SOME
-@given(metric=st.sampled_from(METRICS), retrieval=retrievals(), width=st.integers(1, 33), **FEW_OR_MANY)
-def test_real_valued_features_are_ranked_by_pairwise_distance(metric, retrieval, width, **parts):
-    rng, queries, images, ids = retrieval
-    query, gallery = (torch.from_numpy(rng.normal(size=(n, width)).astype(np.float32)) for n in (queries, images))
-    distance = pairwise_distance(query, gallery, metric).numpy()
-    parts["block"] = 64 << 20  # other blocks may round differently
-    with parts_of(**parts):
-        assert_agree(lambda: evaluate(query, gallery, *ids, metric=metric), distance, ids)
-
-
-@SOME
 @given(
     metric=st.sampled_from(METRICS), dtype=st.sampled_from(DTYPES), rows=st.integers(1, 6), images=st.integers(1, 80),
     different=st.integers(1, 6), width=st.integers(1, 70), layout=st.sampled_from(LAYOUTS),

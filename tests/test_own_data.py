@@ -169,21 +169,6 @@ def test_a_csv_is_read_whatever_program_wrote_it(tmp_path):
                 assert listed(dataset.gallery, tmp_path) == [("pictures/d.jpg", 3, 2)]
 
 
-def test_columns_in_any_order_and_paths_of_all_kinds(tmp_path):
-    path = sheet(tmp_path, "pid,colour,split,path", "7,red,test,pictures/a.jpg", "7,,TEST,pictures/b.jpg,,")
-    dataset = read(path)
-    assert listed(dataset.query + dataset.gallery, tmp_path) == [("pictures/a.jpg", 7, 1), ("pictures/b.jpg", 7, 2)]
-    assert dataset.test_note == NO_CAMERAS
-    touch(tmp_path, "else/where.jpg", "pictures/a, b.jpg")
-    lines = (f"{tmp_path}/else/where.jpg,1", '"../pictures/a, b.jpg",2', r"pictures\c.jpg,3", "./pictures/c.jpg,3")
-    path = sheet(tmp_path / "sheets", "path,pid", *lines)
-    assert listed(read(path, share=0).train, tmp_path / "sheets") == [
-        ("../else/where.jpg", 1, 1), ("../pictures/a, b.jpg", 2, 2), ("pictures/c.jpg", 3, 3),
-    ]  # fmt: skip
-    path = sheet(tmp_path, "path,pid,camid", "pictures/a_c4.jpg,1,", "pictures/b_c2.jpg,1,", images=("a_c4", "b_c2"))
-    assert [s.camid for s in read(path, share=0).train] == [4, 2]
-
-
 def test_bad_csv_files_are_refused_by_line(tmp_path):
     for lines, words in [
         (["pictures/a.jpg,1", "pictures/b.jpg,2"], ["path,pid,camid,split"]),

@@ -72,6 +72,7 @@ def train(copy: Path, tree: Path, *more: str) -> subprocess.CompletedProcess:
     return run(copy, *words, "--device", "cpu", *more)
 
 
+@pytest.mark.slow
 def test_the_readmes_loss_and_backbone_are_trained_by_its_command(copy, tree):
     follow(copy)
     done = train(copy, tree)

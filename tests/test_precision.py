@@ -28,7 +28,7 @@ from model import BACKBONES, make_model
 from model.backbones.stages import Staged
 from processor import do_train
 from processor.evaluate import extract_features
-from processor.precision import DTYPES, Scaler, autocast, configure_torch
+from processor.precision import DTYPES, Scaler, autocast
 from processor.state import TrainState
 from processor.train import Network, train_step
 from solver import make_optimizer
@@ -210,18 +210,6 @@ def test_a_gradient_that_is_not_finite_skips_the_step():
 
 
 # ---- what suits the device, and torch's switches
-
-
-def test_switches_are_set_for_a_run_and_unset_for_the_next():
-    words = configure_torch(Config(deterministic=True, tf32=False, test_precision="bf16"), CPU, "fp16")
-    assert words == "training in fp16, tests in bf16, channels last, fused optimizer, deterministic"
-    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
-    assert torch.backends.cudnn.conv.fp32_precision != "tf32" and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    words = configure_torch(Config(fused=False, channels_last=False, compile=True), CPU, "float32")
-    assert words == "training in float32, tests in float32, channels first, plain optimizer, compiled"
-    assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark
-    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
-    assert torch.backends.cuda.matmul.fp32_precision == "ieee"  # distances, whatever the settings
 
 
 def test_deterministic_runs_end_with_bit_identical_weights(tiny):

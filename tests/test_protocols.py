@@ -9,7 +9,7 @@ import torch
 from reference import Allocations
 
 from utils.distance import pairwise_distance
-from utils.metrics import Scores, evaluate
+from utils.metrics import Scores
 from utils.protocols import (
     evaluate_by_camera,
     evaluate_single_shot,
@@ -220,21 +220,3 @@ def test_bad_input_is_refused_by_name():
                 score(query, gallery, *these)
     with pytest.raises(ValueError, match="no query has a match"):
         evaluate_vehicle_id(torch.ones(5, 3), np.arange(5))
-
-
-def test_real_features_of_market1501(market_arrays):
-    kept = market_arrays["gp"] != -1
-    ids = [market_arrays[name] for name in ("qp", "gp", "qc", "gc")]
-    ids = (ids[0][::4], ids[1][kept], ids[2][::4], ids[3][kept])
-    query, gallery = torch.from_numpy(market_arrays["qf"][::4]), torch.from_numpy(market_arrays["gf"][kept])
-    single = evaluate(query, gallery, *ids)
-    several = evaluate(pool_queries(query, gallery, *ids), gallery, *ids)
-    assert several.num_valid_queries == single.num_valid_queries == 842
-    assert several.mAP > single.mAP + 0.05 and several.rank(1) > single.rank(1)
-    # only one of a person's images can be found, and it is the nearest one only by luck
-    scores = evaluate_single_shot(query, gallery, *ids)
-    assert scores.num_valid_queries == 842 and 0 < scores.mAP_std < 0.02
-    assert 0.7 < scores.rank(1) < single.rank(1) - 0.05
-    by_camera = evaluate_by_camera(query, gallery, *ids)
-    assert set(by_camera) == {(a, b) for a in range(1, 7) for b in range(1, 7) if a != b}
-    assert all(len(value.ap) == (ids[2] == pair[0]).sum() for pair, value in by_camera.items())

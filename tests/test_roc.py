@@ -6,11 +6,8 @@ import reference
 import torch
 
 from utils import metrics, roc
-from utils.distance import pairwise_distance
-from utils.metrics import evaluate, evaluate_distance
+from utils.metrics import evaluate_distance
 from utils.roc import PairCounter, Roc, RocCounter
-
-RATES = (0.0, 1e-4, 1e-3, 0.005, 0.01)  # what `evaluate` keeps reaches up to 1 %
 
 
 def random_distances(seed: int) -> tuple[np.ndarray, tuple]:
@@ -65,31 +62,6 @@ def test_the_curve_is_that_of_all_thresholds(monkeypatch):
         expected = evaluate_distance(torch.from_numpy(distance), *ids)
         assert expected.roc is None
         assert scores.mAP == pytest.approx(expected.mAP, rel=1e-12)  # counting pairs changes no score
-
-
-def test_nearest_negatives_are_kept_the_others_dropped_and_queries_share_one_scale(monkeypatch):
-    rng = np.random.default_rng(11)
-    pids, centers = [rng.integers(0, 30, n) for n in (40, 600)], rng.normal(size=(30, 8)) * 2
-    query, gallery = (torch.from_numpy(np.round(centers[p] + rng.normal(size=(len(p), 8)))).float() for p in pids)
-    query *= 1 + torch.arange(40)[:, None] % 5  # within a row a factor changes no rank; between rows it does
-    ids = (*pids, rng.integers(0, 4, 40), rng.integers(0, 4, 600))
-    monkeypatch.setattr(roc, "PIECE", 64)
-    monkeypatch.setattr(metrics, "BLOCK_BYTES", 7 * 600 * 4)
-    collected, trim = [], RocCounter._trim
-    monkeypatch.setattr(RocCounter, "_trim", lambda self: (collected.append(self.collected), trim(self)))
-    for metric in ("euclidean", "cosine"):
-        distance = pairwise_distance(query, gallery, metric)
-        positives, negatives = reference.accepted_pairs(distance, *ids)
-        kept = len(negatives) // 100 + 1
-        collected.clear()
-        found = evaluate(query, gallery, *ids, metric=metric, roc=True).roc
-        assert len(found.negatives) == kept < len(negatives) / 50
-        assert max(collected) <= 2 * kept + 2 * 64 and len(collected) > 3  # trimmed on the way
-        np.testing.assert_allclose(found.positives, sorted(positives), rtol=0, atol=1e-6 * max(positives))
-        np.testing.assert_allclose(found.negatives, sorted(negatives)[:kept], rtol=0, atol=1e-6 * max(positives))
-        found = evaluate_distance(distance, *ids, roc=True).roc
-        for fpr in RATES:
-            assert found.tpr(fpr) == pytest.approx(reference.largest_tpr(positives, negatives, fpr), abs=1e-12)
 
 
 # ---- counts at given thresholds

@@ -24,7 +24,7 @@ from tools.visualize_augmentation import columns
 
 
 def check(dataset: object, sheet: object, *more: object):
-    return program("tools/check_dataset.py", dataset, "--output", sheet, "--workers", 2, *more)
+    return program("tools/check_dataset.py", dataset, "--output", sheet, "--workers", 2, "--batch-size", 8, *more)
 
 
 def test_a_sound_set_is_described_and_drawn_and_has_nothing_to_fix(tmp_path):

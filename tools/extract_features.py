@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import torch
 
 from config import Config
@@ -30,17 +31,19 @@ from model import ReIDModel
 from processor.checkpoint import LAST, find_checkpoint
 from processor.evaluate import feature_batches
 from processor.test import parse_test, prepare_test
-from tools.features import ABOUT, ARRAYS, part_name, remove_parts
+from tools.gallery.index import read_index
+from tools.score_features import ABOUT, ARRAYS, part_name, remove_parts
 from tools.search import IndexCommand
 from utils.errors import UserError, run
-from utils.files import write_json, write_rows
+from utils.files import write_atomically, write_json, write_rows
 from utils.logging import log, setup_logging
 
 FOLDER_HELP = """The features of any folder of pictures: `python tools/extract_features.py FOLDER [--output NAME]`.
 
 Pictures in folders below are included; other files are skipped and counted, unreadable pictures listed. The output is
 an index: NAME/features.npy, (N, D) float32 with rows of length 1, and NAME/index.json with "files", whose entries begin
-with the path relative to FOLDER. `tools/search.py` can search it. A stopped program continues when it is run again, and
+with the path relative to FOLDER. `tools/search.py` can search it. With NAME.npz, the arrays `features` and `paths` are
+also written to that file. A stopped program continues when it is run again, and
 the features of unchanged pictures are kept."""
 
 
@@ -79,8 +82,14 @@ def extract_folder(args: Sequence[str]) -> None:
     if not options.output:
         run = find_checkpoint(options.checkpoint, options.log_dir).parent
         options.output = str(run / f"features_{Path(options.folder).resolve().name}")
+    file = Path(options.output)
+    options.output = str(file.with_suffix("")) if file.suffix == ".npz" else options.output
     setup_logging()
     options.run()
+    if file.suffix == ".npz":  # a copy in one file
+        index = read_index(options.output)
+        paths = np.array([path for path, *_ in index.files])
+        write_atomically(file, lambda part: np.savez(part.open("wb"), features=index.features, paths=paths))
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ from tools.gradcam import activation_maps, class_maps, overlay, similarity_maps
 from utils.errors import run
 from utils.logging import log, setup_logging
 from utils.metrics import ranked_order
-from utils.pictures import QUERY, RIGHT, WRONG, Tile, draw_rows
+from utils.pictures import QUERY, RIGHT, WRONG, Tile, draw_rows, remove_rows
 
 OTHER = "#2b6cb0"  # frame of the picture that others are paired with
 OVERVIEW = 10  # images in the overview at most
@@ -197,6 +197,7 @@ def main() -> None:
     name = f"heatmaps_{'pictures' if options.pictures else options.sort}"
     directory = Path(options.output or source.directory / "results" / name)
     titles, overview = column_titles(source, options, len(jobs[0].others)), []
+    remove_rows(directory)
     for job in jobs:
         rows = list(zip(*make_columns(source, job), strict=True))
         words = [job.title, *(f"branch {row} of {source.rows - 1}" for row in range(1, source.rows))]

@@ -13,7 +13,6 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,24 +22,12 @@ from config.config import option
 from model.backbones.searchable import Spec, read_spec
 from tools.light.evolution import Candidate, costs_within
 from tools.light.report import check_latency, check_ranking, compare, report, write_winner
-from tools.light.runs import Search, SearchOptions, open_search, parse_search, spec_id, train_network, usual_last_stride
+from tools.light.runs import Options, Search, open_search, parse_search, spec_id, train_network, usual_last_stride
 from tools.light.space import mobilenet_v2
 from utils.errors import run
 from utils.logging import log, setup_logging
 
-RANGES = {"retrain": "[0, inf)", "check_ranking": "[0, inf)", "ranking_seeds": "[1, inf)", "check_latency": "[0, inf)"}
 USED = 0.8  # smallest share of a limit that a finalist uses
-
-
-@dataclass
-class Options(SearchOptions):
-    finals: bool = True  # choose among the best of each image size by training each alone, not by shared weights
-    against_random: bool = False  # also search among random networks only, and retrain their best
-    retrain: int = 0  # number of seeds with which the winner and the references are trained and tested
-    check_ranking: int = 0  # only check how well the supernet ranks this many random networks, by training each alone
-    ranking_seeds: int = 1  # trainings of each network in that check
-    check_latency: int = 0  # only check how well sums of blocks rank the latencies of this many random networks
-    references: tuple[str, ...] = ("mobilenet_v2",)  # backbones that are retrained next to the winner
 
 
 def choose(search: Search, finals: bool, found: Sequence[Candidate]) -> tuple[Candidate, float | None]:
@@ -95,7 +82,7 @@ def train_command(cfg: Config, file: Path) -> str:
 
 
 def main() -> None:
-    cfg, options = parse_search(Options, __doc__, os.environ, RANGES)
+    cfg, options = parse_search(__doc__, os.environ)
     if options.check_latency:
         setup_logging()
         return check_latency(cfg, options.check_latency, options.latency_batch)

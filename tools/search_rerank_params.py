@@ -34,7 +34,7 @@ from processor.checkpoint import rebuild_model, stored_config
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import extract_features, score_table, score_values
 from processor.test import Stored, parse_test
-from tools.features import read_features
+from tools.score_features import read_features
 from utils.errors import Stopped, UserError, run
 from utils.files import write_json
 from utils.logging import log, setup_logging

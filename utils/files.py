@@ -42,16 +42,12 @@ def reading(path: str | Path, fix: str = "") -> Iterator[None]:
 
 
 def load_plain(path: str | Path) -> Any:
-    """torch.load of tensors and plain values only. Raises UserError for any other file, and for a compressed archive,
-    which could take more memory than its size shows; torch writes none."""
+    """torch.load of tensors and plain values only. Raises UserError for any other file, and for a compressed one, which
+    torch does not write."""
     import torch
 
     with reading(path, "give an undamaged file of torch.save"), torch.serialization.safe_globals(NUMPY_SCALARS):
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                parts = archive.infolist()
-            if any(p.compress_type for p in parts) or sum(p.file_size for p in parts) > Path(path).stat().st_size:
-                raise UserError(f"{path} is a compressed archive, as torch.save writes none; refused")
+        check_unpacked_size(path)
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
@@ -59,6 +55,15 @@ def load_plain(path: str | Path) -> Any:
                 f"{path} is damaged, or holds more than tensors and plain values and could run code when loaded; "
                 "refused (of a whole model, save the state_dict)"
             ) from error
+
+
+def check_unpacked_size(path: str | Path, most: float = 1) -> None:
+    """Raises ValueError for a zip archive that unpacks to more than `most` times its size: it could fill the memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+        if size > most * Path(path).stat().st_size:
+            raise ValueError(f"a compressed archive of {size:,} bytes, which could fill the memory")
 
 
 @contextlib.contextmanager

@@ -30,6 +30,12 @@ class Tile:
     colour: str
 
 
+def remove_rows(directory: Path) -> None:
+    """Remove the pictures of queries that an earlier call drew to a directory, whose names begin like 001_ap099.9_."""
+    for path in directory.glob("[0-9][0-9][0-9]_ap[0-9][0-9][0-9].[0-9]_*.png"):
+        path.unlink()
+
+
 def draw_rows(
     path: str | Path,
     rows: Sequence[tuple[str, Sequence[Tile | None]]],

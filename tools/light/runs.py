@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import nn
@@ -38,6 +37,7 @@ from utils.metrics import evaluate
 SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9}
 RANGES = {
     "max_latency": "[0, inf)", "latency_batch": "[1, inf)", "supernet_epochs": "[0, inf)", "at_random": "[1, inf)",
+    "retrain": "[0, inf)", "check_ranking": "[0, inf)", "ranking_seeds": "[1, inf)", "check_latency": "[0, inf)",
 }  # fmt: skip
 # Gradient norm of the supernet. Each step trains another network; without clipping, one SGD step in hundreds was so
 # large that everything learned so far was lost.
@@ -46,26 +46,26 @@ CALIBRATION = 8  # batches from which a candidate's batch norm statistics are co
 
 
 @dataclass
-class SearchOptions:
+class Options:
     max_flops: str = ""  # largest number of multiply-adds per image, such as 210M (empty: that of MobileNetV2 1.0)
     max_latency: float = 0.0  # largest latency on --device in ms, of a batch of --latency-batch images (0: no limit)
     latency_batch: int = 1  # images per batch of --max-latency
     supernet_epochs: int = 0  # epochs of the supernet (0: four times those of the preset)
     candidates: int = 200  # number of networks to score, equally many for each image size
     at_random: int = 60  # number of random networks among these, before the evolution starts
+    finals: bool = True  # choose among the best of each image size by training each alone, not by shared weights
+    against_random: bool = False  # also search among random networks only, and retrain their best
+    retrain: int = 0  # number of seeds with which the winner and the references are trained and tested
+    check_ranking: int = 0  # only check how well the supernet ranks this many random networks, by training each alone
+    ranking_seeds: int = 1  # trainings of each network in that check
+    check_latency: int = 0  # only check how well sums of blocks rank the latencies of this many random networks
+    references: tuple[str, ...] = ("mobilenet_v2",)  # backbones that are retrained next to the winner
 
 
-T = TypeVar("T", bound=SearchOptions)
-
-
-def parse_search(
-    kind: type[T], about: str, environ: Mapping[str, str], ranges: Mapping[str, str] | None = None
-) -> tuple[Config, T]:
+def parse_search(about: str, environ: Mapping[str, str]) -> tuple[Config, Options]:
     """`[PRESET] [--setting value ...]` to checked settings and options. Raises UserError."""
     preset, args = split_first(None)
-    cfg, options = parse_settings(
-        args, load_preset(preset or "demo"), environ, about, kind, {**RANGES, **(ranges or {})}
-    )
+    cfg, options = parse_settings(args, load_preset(preset or "demo"), environ, about, Options, RANGES)
     if options.max_flops and not parse_flops(options.max_flops) > 0:
         raise UserError(f"--max-flops takes a number such as 210M or 1.2G, not {options.max_flops}")
     if options.at_random > options.candidates:
@@ -117,7 +117,7 @@ class Search:
         return scores
 
 
-def open_search(cfg: Config, options: SearchOptions) -> Search:
+def open_search(cfg: Config, options: Options) -> Search:
     """Train the supernet, if that is not done yet, and load it."""
     directory = Path(cfg.run.log_dir) / (cfg.run.name or f"search_{cfg.run.preset}")
     device, epochs = pick_device(cfg.run.device), options.supernet_epochs or 4 * cfg.solver.epochs
