@@ -35,6 +35,8 @@ def save_checkpoint(path: str | Path, state: dict[str, Any], keep: int = 1) -> N
             torch.save(state, file)
 
     def keep_older() -> None:
+        if path.exists() and older(path, 1).exists() and path.samefile(older(path, 1)):
+            return  # a write that was killed after this has done it
         count = next(n for n in range(keep) if n == keep - 1 or not older(path, n).exists())
         for number in range(count, 1, -1):  # a kill in here leaves a gap in the numbers, at which the renaming ends
             os.replace(older(path, number - 1), older(path, number))
@@ -58,14 +60,12 @@ def save_checkpoint(path: str | Path, state: dict[str, Any], keep: int = 1) -> N
 def copy_or_move(path: Path, other: Path) -> None:
     """Give a file a second name, as a hard link; where the file system has none, rename it."""
     link = path.with_name(f".{path.name}.link.tmp")
-    link.unlink(missing_ok=True)
+    link.unlink(missing_ok=True)  # of a killed program
     try:
         os.link(path, link)
     except OSError:
         link = path
     os.replace(link, other)
-    if link != path:
-        link.unlink(missing_ok=True)  # still there if both were names of one file, after a kill
 
 
 def older(path: Path, number: int) -> Path:

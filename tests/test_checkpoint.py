@@ -227,8 +227,8 @@ def test_a_kill_before_any_rename_of_a_write_loses_nothing(tmp_path, keep):
         assert find_checkpoint(f"run{nth}", tmp_path) == find_checkpoint(str(path.parent), ".") == found
         os.utime(found, (2e9 + nth, 2e9 + nth))
         assert newest_run(tmp_path) == found
-        epochs = [read_checkpoint(p)["epoch"] for p in kept_checkpoints(path)]
-        newest = epochs[0]
+        epochs = sorted({read_checkpoint(p)["epoch"] for p in kept_checkpoints(path)}, reverse=True)
+        newest = epochs[0]  # it may have two names
         assert epochs == list(range(newest, newest - len(epochs), -1)) and len(epochs) >= max(keep - 1, 1)
         save_checkpoint(path, state(newest + 1), keep)  # as the run that goes on does
         epochs = [read_checkpoint(p)["epoch"] for p in kept_checkpoints(path)]
