@@ -84,3 +84,10 @@ def test_the_readmes_loss_and_backbone_are_trained_by_its_command(copy, tree):
     state = torch.load(log / "last.pth", weights_only=True)
     assert state["model"]["backbone.2.weight"].shape == (256, 64, 3, 3)
     assert {int(s["step"]) for s in state["optimizers"]["model"]["state"].values()} == {2}
+
+
+def test_a_loss_of_ones_own_is_checked_like_the_others(copy):
+    follow(copy)
+    code = "from config import Config; Config(triplet_weight=0.0, own_weight=0.5, sampler='shuffle').check()"
+    done = run(copy, "-c", code)
+    assert "the own loss needs several images" in done.stderr, done.stderr
