@@ -15,7 +15,8 @@ from helpers import program
 from config import Config
 from datasets.base import ONE_IDENTITY, ReIDDataset, Sample
 from datasets.copies import count_shared, ignore_own_pictures
-from datasets.images import decode, find_pixel_range, read_image
+from datasets.depth import find_pixel_range
+from datasets.images import decode, read_image
 from datasets.make import make_dataset, make_test_set
 from datasets.sampler import PKSampler
 from utils.errors import UserError
