@@ -11,6 +11,7 @@ import torch
 from torch.optim import Optimizer
 
 from config import Config
+from config.config import METRIC_LOSSES
 from datasets.base import fingerprint
 from datasets.loaders import Loaders, make_loaders
 from datasets.make import place, short_name, train_names
@@ -161,6 +162,12 @@ def log_run(state: TrainState, data: Loaders) -> None:
     log.info("command: %s", session.command or "(called from Python)")
     log.info("%s; %s", f"{ranks.size} processes" if ranks.size > 1 else "one process", session.numerics)
     log.info("%s\n%s", data.dataset.name, data.dataset.describe())
+    log.info(
+        "model: %s, weights %s, input %d x %d, embedding %d; losses: %s; %s, lr %g, %d epochs of %d batches; preset %s",
+        cfg.model.backbone, cfg.model.weights, cfg.data.height, cfg.data.width, state.model.embedding_dim,
+        " + ".join(name for name in ("id", *METRIC_LOSSES, "center") if cfg.get(f"{name}_weight") > 0),
+        cfg.solver.optimizer, cfg.solver.lr, cfg.solver.epochs, len(data.train), cfg.run.preset or "none",
+    )  # fmt: skip
     if state.model.loaded:
         log.info(str(state.model.loaded))
     if state.about["note"]:

@@ -315,6 +315,11 @@ def write_result(state: TrainState) -> None:
         record["by_camera"] = last["by_camera"]
     write_json(state.directory / "results" / "train.json", record)
     state.write_history()  # a kill after the last checkpoint may have come before it
-    mAP = {h["epoch"]: h["scores"]["plain"]["mAP"] for h in state.history if "scores" in h}
-    before = f"{mAP[0]:.2f} % before training, " if 0 in mAP else ""
-    log.info("mAP %s%.2f %% after epoch %d; files: %s", before, mAP[state.epoch], state.epoch, state.directory)
+    plain = {h["epoch"]: h["scores"]["plain"] for h in state.history if "scores" in h}
+    best = max(plain, key=lambda epoch: plain[epoch]["mAP"])
+    log.info(
+        "to report: plain, %s, epoch %d: mAP %.2f, Rank-1 %.2f%s (best.pth, epoch %d, was chosen on the test split)",
+        LAST, state.epoch, plain[state.epoch]["mAP"], plain[state.epoch]["rank1"],
+        f"; before training: {plain[0]['mAP']:.2f}, {plain[0]['rank1']:.2f}" if 0 in plain else "", best,
+    )  # fmt: skip
+    log.info("files: %s; next: python test.py, python get_vis_result.py, python tools/report.py", state.directory)
