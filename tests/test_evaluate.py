@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from datasets import ReIDDataset, Sample, make_loaders
 from model import make_model
 from processor import do_inference, extract_features
 from processor.evaluate import resolve_protocol
+from processor.test import parse_test
 from utils.errors import UserError
 from utils.metrics import evaluate, evaluate_distance
 from utils.rerank import k_reciprocal
@@ -62,3 +65,14 @@ def test_the_protocol_of_the_dataset_is_used_and_what_it_does_not_define_is_refu
             resolve_protocol(plain.replace(**changes), vehicles)
     with pytest.raises(UserError, match="--protocol single_shot"):
         resolve_protocol(plain.replace(protocol="single_shot"), vehicles, ranked_lists=True)
+
+
+def test_settings_of_a_run_that_the_protocol_does_not_define_are_left_out_but_typed_ones_are_refused(tiny, monkeypatch):
+    state = {"config": tiny.replace(rerank=True, query_expansion=3, flip=True).to_dict()}
+    monkeypatch.setattr("processor.test.find_checkpoint", lambda name, log_dir: Path(name))
+    monkeypatch.setattr("processor.test.read_checkpoint", lambda path: state)
+    cfg, _, _ = parse_test(["run", "--protocol", "single_shot"], {}, "")
+    assert cfg.eval.flip and not cfg.eval.rerank and cfg.eval.query_expansion == 0
+    assert parse_test(["run"], {}, "")[0].eval.rerank
+    with pytest.raises(UserError, match="--rerank"):
+        parse_test(["run", "--protocol", "single_shot", "--rerank"], {}, "")
