@@ -89,6 +89,7 @@ def parse_settings(
     values = parse_values(args, known)
     mine = {name: values.pop(name) for name in list(values) if name not in SECTION_OF}
     cfg, options = default.replace(**values), own(**mine) if own else None
+    cfg.typed = frozenset(values)
     if check:
         cfg.check()
         for name, interval in (ranges or {}).items():

@@ -270,6 +270,7 @@ class Config:
     solver: SolverSettings
     loop: LoopSettings
     eval: EvalSettings
+    typed: frozenset[str] = frozenset()  # names of the settings that a command line gave
 
     def __init__(self, **settings: Any):
         for section, kind in SECTIONS.items():
@@ -386,15 +387,6 @@ class Config:
             yield f"--width-multiplier is for mobilenet_v2; leave it out with {model.backbone}"
         if model.width_multiplier != 1 and model.weights == "imagenet":
             yield "--weights imagenet exists for --width-multiplier 1 only; give --weights none, or a file"
-        for name in undefined_for_protocol(self):
-            yield f"{option(name)} is not defined for --protocol {self.eval.protocol}; leave one of them out"
-
-
-def undefined_for_protocol(cfg: Config) -> list[str]:
-    """The settings that are on and that the test protocol does not define."""
-    names = ("rerank", "query_expansion", "augmentation_k", "roc", "by_camera")
-    return [name for name in names if cfg.get(name)] if cfg.eval.protocol in ("single_shot", "vehicle_id") else []
-
 
 def option(name: str) -> str:
     """The command-line option of a setting: triplet_weight -> --triplet-weight."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from config import Config
-from config.config import undefined_for_protocol
+from config.config import option
 from datasets.base import ONE_CAMERA, ReIDDataset
 from datasets.loaders import TestLoader
 from model import ReIDModel
@@ -26,6 +27,7 @@ from utils.lookup import load
 from utils.metrics import NO_MATCH, Scores, evaluate
 
 RANDOM_GALLERIES = ("single_shot", "vehicle_id")  # protocols without one ranked list per query
+WITH_RANKED_LISTS = ("rerank", "query_expansion", "augmentation_k", "roc", "by_camera")  # settings that these lack
 FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # features of queries (Q, D) and gallery (G, D)
@@ -145,14 +147,28 @@ def resolve_protocol(cfg: Config, dataset: ReIDDataset, ranked_lists: bool = Fal
     """The settings with the protocol `auto` replaced by that of the dataset's authors.
 
     ranked_lists: for programs that show one ranked list per query: there `auto` is `standard`. Raises UserError if the
-    protocol does not fit that or other settings, or if there are too many cameras for a table.
+    protocol does not fit that or typed settings, or if there are too many cameras for a table.
     """
     if ranked_lists and cfg.eval.protocol in RANDOM_GALLERIES:
         raise UserError(f"--protocol {cfg.eval.protocol} has random galleries and no single ranked list; leave it out")
     if cfg.eval.protocol == "auto":
         cfg = cfg.replace(protocol="standard" if ranked_lists else dataset.protocol)
-    if cfg.eval.by_camera or undefined_for_protocol(cfg):
-        load("processor.optional_scores:refuse_undefined")(cfg, dataset)
+    cfg = drop_undefined(cfg)
+    if cfg.eval.by_camera:
+        load("processor.optional_scores:check_cameras")(dataset)
+    return cfg
+
+
+def drop_undefined(cfg: Config) -> Config:
+    """The settings without those that the test protocol does not define; a warning names each. Raises UserError for one
+    that was typed."""
+    on = [name for name in WITH_RANKED_LISTS if cfg.get(name)] if cfg.eval.protocol in RANDOM_GALLERIES else []
+    for name in on:
+        problem = f"{option(name)} is not defined for --protocol {cfg.eval.protocol}"
+        if name in cfg.typed:
+            raise UserError(f"{problem}; leave it out, or add --protocol standard")
+        warnings.warn(f"{problem}, so it is left out", stacklevel=1)
+        cfg = cfg.replace(**{name: Config().get(name)})
     return cfg
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from config import Config
-from config.config import option, undefined_for_protocol
 from datasets.base import MOST_CAMERAS, ReIDDataset
 from processor.evaluate import Inference, Pair
 from utils.errors import UserError
@@ -59,14 +58,8 @@ def vehicle_id(query: torch.Tensor, gallery: torch.Tensor, *ids: np.ndarray, **o
     return evaluate_vehicle_id(torch.cat([query, gallery])[known], pids[known], **options)
 
 
-def refuse_undefined(cfg: Config, dataset: ReIDDataset) -> None:
-    """Raises UserError for settings that the protocol does not define, and for too many or unknown cameras."""
-    for name in undefined_for_protocol(cfg):
-        fix = option(f"no_{name}") if cfg.get(name) is True else f"{option(name)} 0"
-        raise UserError(
-            f"{dataset.name} is evaluated by the protocol {cfg.eval.protocol}, for which {option(name)} is not "
-            f"defined; add {fix}, or --protocol standard"
-        )
+def check_cameras(dataset: ReIDDataset) -> None:
+    """Raises UserError for cameras that are unknown, or too many for a table."""
     cameras = max(len({s.camid for s in samples}) for samples in (dataset.query, dataset.gallery))
     if not dataset.cameras:
         raise UserError(f"--by-camera needs cameras, and those of {dataset.name} are unknown; leave it out")

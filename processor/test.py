@@ -11,7 +11,6 @@ import torch
 
 from config import Config
 from config.cli import TEST_SECTIONS, parse_settings, split_first
-from config.config import option, undefined_for_protocol
 from datasets.base import ReIDDataset, fingerprint, full_note, join_notes
 from datasets.loaders import TestLoader, make_test_loaders, with_pixel_range
 from datasets.make import make_test_set, short_name, test_name
@@ -75,10 +74,6 @@ def parse_test(
     # places come from the command line and the environment alone, not from a file that may be of someone else
     places = {name: given.get(name) for name in ("log_dir", "data_root", "cache_dir")}
     default = stored_config(state, checkpoint).replace(**places)
-    for setting in undefined_for_protocol(default.replace(protocol=given.eval.protocol)):  # typed ones are refused
-        setup_logging()
-        log.info("%s of the run is not defined for --protocol %s: left out", option(setting), given.eval.protocol)
-        default.set(setting, Config().get(setting))
     cfg, options = parse_settings(args, default, environ, about, own, ranges, sections)
     return cfg, options, (checkpoint, state)
 
