@@ -211,7 +211,7 @@ class EvalSettings:
     expansion_alpha: float = 3.0  # query expansion: exponent of the cosine that weights a neighbor
     protocol: Protocol = "auto"  # test protocol (auto: the dataset's own)
     trials: int = 10  # single_shot, vehicle_id: number of random galleries
-    roc: bool = False  # also give the true positive rate at false positive rates of 1e-4, 1e-3 and 1e-2
+    roc: bool = False  # also give the true positive rate at false positive rates of 1e-4, 1e-3 and 1e-2 (by cosine)
     by_camera: bool = False  # also give the scores for each pair of query and gallery cameras
 
 
@@ -387,6 +387,7 @@ class Config:
             yield f"--width-multiplier is for mobilenet_v2; leave it out with {model.backbone}"
         if model.width_multiplier != 1 and model.weights == "imagenet":
             yield "--weights imagenet exists for --width-multiplier 1 only; give --weights none, or a file"
+
 
 def option(name: str) -> str:
     """The command-line option of a setting: triplet_weight -> --triplet-weight."""

@@ -29,6 +29,8 @@ from utils.metrics import NO_MATCH, Scores, evaluate
 RANDOM_GALLERIES = ("single_shot", "vehicle_id")  # protocols without one ranked list per query
 WITH_RANKED_LISTS = ("rerank", "query_expansion", "augmentation_k", "roc", "by_camera")  # settings that these lack
 FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
+FEW_QUERIES = 200  # with fewer, the interval of Rank-1 is given
+Z = 1.96  # standard deviations of a 95 % interval
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # features of queries (Q, D) and gallery (G, D)
 
@@ -129,6 +131,8 @@ def score_features(cfg: Config, pairs: dict[str, Pair], ids: tuple) -> Inference
 def scoring_function(cfg: Config) -> Callable[..., Scores]:
     """The protocol as a function of features and ids."""
     options = {"metric": cfg.eval.metric, "max_rank": cfg.eval.max_rank}
+    if cfg.eval.roc and cfg.eval.metric != "cosine":
+        return partial(load("processor.optional_scores:evaluate_with_cosine_roc"), **options)
     if cfg.eval.protocol not in RANDOM_GALLERIES:
         return partial(evaluate, **options, roc=cfg.eval.roc)
     options |= {"trials": cfg.eval.trials, "seed": cfg.run.seed}
@@ -227,7 +231,24 @@ def score_table(values: dict[str, dict[str, float]], note: str = "") -> str:
     for name, row in values.items():
         cells = "".join(f"{row[key]:>8.2f}" if key in row else f"{'-':>8}" for key in columns.values())
         lines.append(f"{name:<{width}}{cells}{row['valid_queries']:>9}")
+    lines += [interval] if (interval := rank1_interval(values)) else []
     return "\n".join(lines + ([f"note: {note}"] if note else []))
+
+
+def rank1_interval(values: dict[str, dict[str, float]]) -> str:
+    """How uncertain Rank-1 of the first scores is, if there are few queries; else ""."""
+    name, row = next(iter(values.items()))
+    number, share = row["valid_queries"], row["rank1"] / 100
+    if number >= FEW_QUERIES:
+        return ""
+    scale, squared = 1 + Z**2 / number, Z**2 / number  # Wilson's interval
+    middle = (share + squared / 2) / scale
+    half = (share * (1 - share) * squared + squared**2 / 4) ** 0.5 / scale
+    low, high = 100 * max(middle - half, 0), 100 * min(middle + half, 1)
+    return (
+        f"{number} {'query' if number == 1 else 'queries'}: {name} Rank-1 {100 * share:.0f} ± {100 * half:.0f} "
+        f"(95 % Wilson interval {low:.0f} to {high:.0f})"
+    )
 
 
 def result_record(state: dict[str, Any], cfg: Config, scores: dict, note: str, command: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from datasets.base import MOST_CAMERAS, ReIDDataset
 from processor.evaluate import Inference, Pair
 from utils.errors import UserError
 from utils.expansion import augment_gallery, expand_queries
-from utils.metrics import Scores, evaluate_distance
+from utils.metrics import Scores, evaluate, evaluate_distance
 from utils.protocols import TrialScores, evaluate_by_camera, evaluate_single_shot, evaluate_vehicle_id, pool_queries
 from utils.rerank import k_reciprocal
 
@@ -47,8 +47,14 @@ def add_scores(cfg: Config, inference: Inference, score: Callable[..., Scores], 
     if settings.rerank:
         parameters = (settings.k1, settings.k2, settings.lambda_value)
         inference.reranked = k_reciprocal(query, gallery, *parameters, metric=settings.metric)
-        common = {"max_rank": settings.max_rank, "roc": settings.roc}
-        inference.scores[f"{prefix}rerank"] = evaluate_distance(inference.reranked, *ids, **common)
+        inference.scores[f"{prefix}rerank"] = evaluate_distance(inference.reranked, *ids, max_rank=settings.max_rank)
+
+
+def evaluate_with_cosine_roc(*features_and_ids, metric: str, max_rank: int) -> Scores:
+    """The scores by another distance, with the error rates of thresholds on the cosine."""
+    scores = evaluate(*features_and_ids, metric=metric, max_rank=max_rank)
+    scores.roc = evaluate(*features_and_ids, max_rank=max_rank, roc=True).roc
+    return scores
 
 
 def vehicle_id(query: torch.Tensor, gallery: torch.Tensor, *ids: np.ndarray, **options) -> TrialScores:

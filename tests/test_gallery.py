@@ -22,11 +22,13 @@ from processor import FeatureExtractor
 from processor.checkpoint import save_checkpoint
 from tools.gallery import answer, engines
 from tools.gallery import index as indexes
-from tools.gallery.answer import STEPS, count_pairs, find_thresholds
+from tools.gallery.answer import find_thresholds
 from tools.gallery.engines import ENGINES, build_engine, nearest, read_engine, remove_from_engine, search_engine
 from tools.gallery.index import add, changing, make_index, read_index, remove
 from tools.search import find
+from utils import roc
 from utils.errors import Stopped, UserError
+from utils.roc import STEPS, count_pairs
 
 KINDS = ("exact", *ENGINES)
 
@@ -133,7 +135,7 @@ def test_thresholds_are_those_of_all_pairs_one_by_one(monkeypatch):
     pairs = (unit(40, 6), unit(90, 6, seed=1), *ids)
     same, others = pairs_by_hand(*pairs)
     for block in (1, 500, 1 << 22):
-        monkeypatch.setattr(answer, "BLOCK", block)
+        monkeypatch.setattr(roc, "BLOCK", block)
         counter = count_pairs(*pairs)
         assert counter.number.tolist() == [len(same), len(others)]
         for value, tpr, fpr in find_thresholds(counter).values():
@@ -151,7 +153,7 @@ def test_thresholds_are_those_of_all_pairs_one_by_one(monkeypatch):
         ((one[:1], one, one, one), "query_pids"),
     ):
         with pytest.raises(ValueError, match=words):
-            count_pairs(unit(2, 4), unit(2, 4), *wrong)
+            find_thresholds(count_pairs(unit(2, 4), unit(2, 4), *wrong))
 
 
 # ---- the index, with features from the bytes of the files
@@ -572,7 +574,7 @@ def test_a_threshold_is_found_stored_and_used(base):
     marks = re.findall(r"^ *\d+ +(\S+)  (yes|no) ", done(base, "ask", asked), re.MULTILINE)
     assert len(marks) == 3 and all((float(s) >= stored["value"]) == (m == "yes") for s, m in marks)
     assert done(base, "ask", asked, "--threshold", "-1").count(" yes ") == 3
-    assert "(equal error rate) is stored" in done(base, "threshold", "--store", "eer")
+    assert "(equal error rate on " in done(base, "threshold", "--store", "eer")
     assert read_index(base / "g").about["threshold"]["rule"] == "equal error rate"
     # of a folder with one folder per identity, all is used
     people, alone = base / "people", base / "alone" / "test" / "anna"

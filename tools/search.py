@@ -28,10 +28,11 @@ from datasets.make import make_test_set, place, train_names
 from datasets.own import refuse_another_split
 from processor import FeatureExtractor
 from processor.checkpoint import find_checkpoint
-from tools.gallery.answer import MAX_HITS, Hit, count_pairs, draw_answer, find_thresholds, hit_table, threshold_table
+from tools.gallery.answer import MAX_HITS, Hit, draw_answer, find_thresholds, hit_table, threshold_table
 from tools.gallery.index import Index, add, changing, extractor_of, make_index, place_of, read_index, remove
 from utils.errors import UserError, run
 from utils.logging import log, setup_logging
+from utils.roc import count_pairs
 
 
 @dataclass
@@ -157,13 +158,15 @@ class ThresholdCommand(Options):
             ids = ([getattr(s, name) for s in side] for name in ("pid", "camid") for side in sides)
             try:
                 counter = count_pairs(*features, *ids)
+                found = find_thresholds(counter)
             except ValueError as error:
                 raise UserError(f"{split.name}: {error}, so no threshold can be found; use another set") from error
             log.info("%s\n%s", split.name, threshold_table(counter))
-            rule, (value, _, _) = list(find_thresholds(counter).items())[self.store == "fpr"]
-            index.about["threshold"] = {"value": value, "rule": rule, "dataset": split.name}
+            rule, (value, tpr, _) = list(found.items())[self.store == "fpr"]
+            stored = {"value": value, "rule": rule, "dataset": split.name, "refused": 1 - tpr}
+            index.about["threshold"] = stored
             index.save()
-        log.info("%.3f (%s) is stored in %s", value, rule, index.directory)
+        log.info("%.3f (%s) is stored in %s", value, in_words(stored), index.directory)
 
 
 KINDS = (IndexCommand, AddCommand, RemoveCommand, AskCommand, ThresholdCommand)
@@ -196,11 +199,17 @@ def find(index: Index, query: torch.Tensor, top: int, threshold: float, exact: b
         title += "; the index is not complete, run python tools/search.py index again"
     stored, source = index.about.get("threshold"), "as given"
     if math.isnan(threshold) and stored:
-        threshold, source = stored["value"], f"{stored['rule']} on {stored['dataset']}"
+        threshold, source = stored["value"], in_words(stored)
     known, root = not math.isnan(threshold), index.about["root"]
     unknown = "python tools/search.py threshold finds from where on it is the same person"
     title += f"; same person from {threshold:.3f} on ({source})" if known else f"; {unknown}"
     return [Hit(place_of(root, path), path, s, s >= threshold if known else None) for path, s in found], title
+
+
+def in_words(threshold: dict[str, Any]) -> str:
+    """What a stored threshold was found by, and what it costs (indexes of older versions do not know it)."""
+    costs = f", refuses {threshold['refused']:.0%} of same-person pairs" if "refused" in threshold else ""
+    return f"{threshold['rule']} on {threshold['dataset']}{costs}"
 
 
 def main(args: Sequence[str] | None = None) -> None:
