@@ -510,6 +510,17 @@ def test_without_arguments_the_runs_gallery_is_indexed_and_its_first_query_asked
     assert len(listed(shown.stdout)) == 10 and "0007_c1s1_000090_00.jpg: 10 of 25 pictures" in shown.stdout
     assert drawings[0][0] == Path("log/demo/answer_0007_c1s1_000090_00.png")
     assert len(read_index("log/demo/gallery")) == 25  # junk is no part of it
+    shutil.copytree("log/demo/gallery", "log/other/features")
+    os.utime("log/demo/gallery/index.json", (1e9, 1e9))
+    shutil.copytree("log/demo", "log/newer")  # a run that is newer than any index
+    shutil.rmtree("log/newer/gallery")
+    asked = program("tools/search.py", "ask")
+    assert "index log/other/features, " in asked.stdout and "log/demo/gallery" in asked.stdout
+    assert "0007_c1s1_000090_00.jpg: 10 of 25 pictures" in asked.stdout
+    shutil.rmtree("log/other")
+    refused(program("tools/search.py", "ask", "--checkpoint", "newer"), "log/newer/gallery")
+    shutil.rmtree("log/newer")
+    refused(program("tools/search.py", "ask", "--log-dir", "nowhere"), "nowhere")
     (base / "data").rename(base / "elsewhere")
     monkeypatch.setenv("REID_DATA", "elsewhere")
     assert "pictures in log/demo/gallery: 25, of which computed now: 25" in program("tools/search.py").stdout
@@ -570,6 +581,10 @@ def test_a_threshold_is_found_stored_and_used(base):
     assert f"{len(same):,} pairs of one person" in shown and f"{len(others):,} pairs of different people" in shown
     stored = read_index(base / "g").about["threshold"]
     assert stored["rule"] == "FPR 0.001" and stored["dataset"] == "demo"
+    refused_share = (same < stored["value"]).mean()
+    assert stored["refused"] == pytest.approx(refused_share, abs=2 / len(same))
+    for line in (shown, done(base, "ask", asked)):
+        assert f"(FPR 0.001 on demo, refuses {stored['refused']:.0%} of same-person pairs)" in line
     assert (others >= stored["value"] + 1e-6).mean() <= 1e-3 < (others >= stored["value"] - 2 / STEPS).mean()
     marks = re.findall(r"^ *\d+ +(\S+)  (yes|no) ", done(base, "ask", asked), re.MULTILINE)
     assert len(marks) == 3 and all((float(s) >= stored["value"]) == (m == "yes") for s, m in marks)

@@ -125,10 +125,8 @@ def main() -> None:
         write_rows(directory / f"{array}.npy", len(values), [values])
     about |= {"camera_names": test.dataset.camera_names, "note": test.note, "command": typed_command()}
     write_json(directory / ABOUT, about)
-    flipped = (
-        " (flip: of each image the mean with its mirror image; --no-flip leaves that out)" if cfg.eval.flip else ""
-    )
-    log.info("features written to %s%s", directory, flipped)
+    flipped = " (flip: each is the mean of an image and its mirror image; --no-flip for plain ones)"
+    log.info("features written to %s%s", directory, flipped * cfg.eval.flip)
 
 
 if __name__ == "__main__":

@@ -41,8 +41,15 @@ class RunOptions:
     log_dir: str = "log"  # directory of all runs
 
     def folder(self, name: str) -> Path:
-        """The index of that name, or gallery in the run's directory."""
-        return Path(name) if name else find_checkpoint(self.checkpoint, self.log_dir).parent / "gallery"
+        """The index of that name; else the one of the run that --checkpoint names; else the latest of all runs."""
+        if name or self.checkpoint:
+            return Path(name or find_checkpoint(self.checkpoint, self.log_dir).parent / "gallery")
+        found = sorted(Path(self.log_dir).glob("*/*/index.json"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise UserError(f"there is no index in {self.log_dir}; make one: python tools/search.py index FOLDER")
+        *others, latest = (str(path.parent) for path in found)
+        log.info("index %s%s", latest, f", the latest; --index takes the others: {', '.join(others)}" if others else "")
+        return Path(latest)
 
 
 @dataclass
@@ -83,7 +90,7 @@ class AddCommand(Options):
     """Add pictures, or all pictures of folders, to an index; those that changed since replace the old ones."""
 
     places: tuple[str, ...] = ()  # pictures or folders
-    index: str = ""  # folder of the index (empty: gallery in the run's directory)
+    index: str = ""  # folder of the index (empty: the latest one)
 
     def run(self) -> None:
         with changing(self.folder(self.index)) as index:
@@ -96,7 +103,7 @@ class RemoveCommand(RunOptions):
     """Remove pictures from an index. The pictures themselves stay where they are."""
 
     names: tuple[str, ...] = ()  # pictures or folders, as in the index or on the disk
-    index: str = ""  # folder of the index (empty: gallery in the run's directory)
+    index: str = ""  # folder of the index (empty: the latest one)
 
     def run(self) -> None:
         with changing(self.folder(self.index)) as index:
@@ -111,7 +118,7 @@ class AskCommand(Options):
     """
 
     pictures: tuple[str, ...] = ()  # pictures of one person (none: the first query of the test split)
-    index: str = ""  # folder of the index (empty: gallery in the run's directory)
+    index: str = ""  # folder of the index (empty: the latest one)
     top: int = 10  # number of most similar pictures shown
     threshold: float = math.nan  # similarity from which on it is the same person (nan: the one stored in the index)
     exact: bool = False  # search exactly, whatever engine the index has
@@ -146,7 +153,7 @@ class ThresholdCommand(Options):
 
     dataset: str = ""  # a name, or a folder with one folder per identity (empty: the model's own dataset)
     folders: Folders = "auto"  # own pictures: what folders in folders are, the outer one first
-    index: str = ""  # folder of the index (empty: gallery in the run's directory)
+    index: str = ""  # folder of the index (empty: the latest one)
     store: Literal["fpr", "eer"] = "fpr"  # the threshold that the index keeps
 
     def run(self) -> None:
