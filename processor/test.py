@@ -78,25 +78,29 @@ def parse_test(
     return cfg, options, (checkpoint, state)
 
 
-def prepare_test(cfg: Config, stored: Stored | None, ranks: Ranks = ALONE, ranked_lists: bool = False) -> TestJob:
+def prepare_test(
+    cfg: Config, stored: Stored | None, ranks: Ranks = ALONE, ranked_lists: bool = False,
+    dataset: ReIDDataset | None = None,
+) -> TestJob:  # fmt: skip
     """The model of a checkpoint (or, without one, of the backbone weights of the settings) and the test split.
 
-    ranked_lists: as in `resolve_protocol`. Raises UserError, also if several processes have different ones.
+    ranked_lists: as in `resolve_protocol`. dataset: instead of the settings' test set. Raises UserError, also if
+    several processes have different ones.
     """
     setup_logging(quiet=not ranks.first)
     ranks.check_same_settings(cfg)
     with ranks.sync_errors(first_alone=True):
-        job = _load(cfg, stored, ranked_lists)
+        job = _load(cfg, stored, ranked_lists, dataset)
     model = tuple(job.state[name] for name in ("epoch", "seconds"))
     images = tuple(fingerprint(loader.samples) for loader in (job.query, job.gallery))
     ranks.check_same({"the checkpoint": model, "the test images": images})
     return job
 
 
-def _load(cfg: Config, stored: Stored | None, ranked_lists: bool) -> TestJob:
+def _load(cfg: Config, stored: Stored | None, ranked_lists: bool, dataset: ReIDDataset | None) -> TestJob:
     device = pick_device(cfg.run.device)
     configure_torch(cfg, device, cfg.loop.test_precision)
-    dataset = make_test_set(cfg)
+    dataset = dataset or make_test_set(cfg)
     cfg = with_pixel_range(resolve_protocol(cfg, dataset, ranked_lists), dataset)
     if stored:
         checkpoint, state = stored
