@@ -7,6 +7,7 @@ setting is the comment at the end of its line.
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import os
 import re
@@ -34,6 +35,7 @@ class Setting:
     help: str
 
 
+@functools.cache
 def settings_of(kind: type) -> dict[str, Setting]:
     """The options of a dataclass, by name, those of the classes it inherits from included."""
     lines = "".join(inspect.getsource(base) for base in kind.__mro__[:-1])

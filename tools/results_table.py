@@ -1,9 +1,10 @@
 """Write the tables of results: `python tools/results_table.py [--check]`.
 
 README.md lists a few rows, docs/results.md all, with published ones that are not measured yet. Both come from
-results/published.json and results/*.json, never from a user's own runs (`tools/compare.py` compares these): copies of RUN/results/train.json or test_*.json, named EXPERIMENT.json, with other seeds
-EXPERIMENT-s1.json, ..., on another test set EXPERIMENT-veri776.json, and with an optional "remark". Several seeds are
-shown as mean ± standard deviation. results/benchmark_*.json belong to benchmarks/tables.py.
+results/published.json and results/*.json, never from a user's own runs (`tools/compare.py` compares these). These files
+are copies of RUN/results/train.json or test_*.json, named EXPERIMENT.json, with other seeds EXPERIMENT-s1.json, ..., on
+another test set EXPERIMENT-veri776.json, and with an optional "remark". Several seeds are shown as mean ± standard
+deviation. results/benchmark_*.json belong to benchmarks/tables.py.
 """
 
 from __future__ import annotations
