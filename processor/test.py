@@ -15,7 +15,7 @@ from datasets.base import ReIDDataset, fingerprint, full_note, join_notes
 from datasets.loaders import TestLoader, make_test_loaders, with_pixel_range
 from datasets.make import make_test_set, short_name, test_name
 from model import ReIDModel, make_model
-from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model, stored_config
+from processor.checkpoint import ABOUT, find_checkpoint, read_checkpoint, rebuild_model, stored_config
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import Inference, do_inference, report, resolve_protocol, result_record, scores_note
 from processor.precision import configure_torch
@@ -103,7 +103,7 @@ def _load(cfg: Config, stored: Stored | None, ranked_lists: bool, dataset: ReIDD
     dataset = dataset or make_test_set(cfg)
     cfg = with_pixel_range(resolve_protocol(cfg, dataset, ranked_lists), dataset)
     if stored:
-        checkpoint, state = stored
+        checkpoint, state = stored[0], ABOUT | stored[1]
         if dataset.drawn:
             load("datasets.own:refuse_another_split")(cfg, stored_config(state, checkpoint), dataset)
         name, directory, what = str(checkpoint), checkpoint.parent, checkpoint.stem
@@ -116,12 +116,12 @@ def _load(cfg: Config, stored: Stored | None, ranked_lists: bool, dataset: ReIDD
             model.test_after_neck &= "neck" in model.loaded.found
         name, what = f"{cfg.model.backbone} with weights {cfg.model.weights}", "weights"
         directory = Path(cfg.run.log_dir) / f"weights_{cfg.model.backbone.replace('/', '_')}"
-        state = {"history": [], "command": "", "epoch": 0, "seconds": 0, "environment": describe_environment(device)}
+        state = ABOUT | {"environment": describe_environment(device)}
     if cfg.loop.channels_last:
         model = model.to(memory_format=torch.channels_last)
     dataset, query, gallery = make_test_loaders(cfg, dataset)
     log.info("%s on %s: %d queries in %d images", name, dataset.name, len(dataset.query), len(dataset.gallery))
-    note = full_note(state.get("train_note", ""), dataset.test_note)
+    note = full_note(state["train_note"], dataset.test_note)
     note = join_notes(note, model.loaded.note if model.loaded else "")
     return TestJob(cfg, directory, what, state, device, model, dataset, query, gallery, note)
 

@@ -31,7 +31,7 @@ from datasets.images import decode_bytes, read_bytes, read_image
 from datasets.loaders import with_pixel_range
 from datasets.make import DATASETS, find_dataset, short_name, test_side
 from datasets.sampler import make_sampler
-from utils.errors import UserError, run
+from utils.errors import UserError, printable, run
 from utils.logging import log, setup_logging
 from utils.pictures import QUERY, RIGHT, Tile, draw_rows
 
@@ -185,14 +185,15 @@ def main() -> None:
         dataset = find_dataset(options.dataset, cfg)
         refused = try_to_train(cfg, dataset) if options.dataset not in DATASETS else []
     warned = list(dict.fromkeys(str(warning.message) for warning in caught))
-    log.info("%s, scored by protocol %s\n%s", dataset.name, dataset.protocol, "\n".join(describe(dataset)))
+    log.info("%s, scored by protocol %s", dataset.name, dataset.protocol)
+    log.info("\n".join(describe(dataset)))
     if dataset.note:
         log.info("note: %s", dataset.note)
     paths = sorted({s.path for s in dataset.train + dataset.query + dataset.gallery})
     with ThreadPoolExecutor(options.workers) as pool:
         progress = tqdm(pool.map(inspect, paths), "check", len(paths), leave=False, disable=None)
         files = dict(zip(paths, progress, strict=True))
-    log.info("%s", "\n".join(describe_sizes(files)))
+    log.info("\n".join(describe_sizes(files)))
     sheet = Path(options.output or Path("log") / f"check_{short_name(options.dataset)}.png")
     draw_sheet(sheet, dataset, files, options.people)
     with_pixel_range(cfg, dataset)  # says so where there are images of more than 8 bits
@@ -203,7 +204,7 @@ def main() -> None:
         for case in cases if options.dataset in DATASETS else ():
             log.warning("warning: %s", case)
     for kind, cases in found.items():
-        log.info("PROBLEM: %d %s\n  %s", len(cases), kind, "\n  ".join(cases[:MAX_CASES]))
+        log.info("\n  ".join([f"PROBLEM: {len(cases)} {kind}", *map(printable, cases[:MAX_CASES])]))
     if found:
         sys.exit(1)
     log.info("nothing to fix")
