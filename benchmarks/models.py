@@ -8,8 +8,6 @@ from the files. `train` and `extract`:
 `classic` is the usual loop; `ours` is train.py or test.py as it is on the device; the others are ours with one change.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import time

@@ -4,8 +4,6 @@ Each contender runs in a process of its own, so that its peak memory is its own,
 OMP_NUM_THREADS is the number of threads; `data` always uses one. docs/benchmarks.md explains the contenders.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

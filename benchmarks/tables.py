@@ -1,7 +1,5 @@
 """Write the tables of docs/benchmarks.md from results/benchmark_*.json: `python benchmarks/tables.py [--check]`."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -4,8 +4,6 @@ A program has the options of its own dataclass and, where it trains or tests, al
 setting is the comment at the end of its line.
 """
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import os

@@ -4,8 +4,6 @@ Each setting is one line: its name, type, default, and what it means; `--help` p
 all sections, so they are flat on the command line (`--triplet-weight 0.5`), in presets and in checkpoints.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import math
@@ -287,7 +285,7 @@ class Config:
             raise TypeError(f"there is no setting {name}")
         setattr(getattr(self, SECTION_OF[name]), name, value)
 
-    def replace(self, **changes: Any) -> Config:
+    def replace(self, **changes: Any) -> "Config":
         """A copy with some settings changed."""
         other = copy.deepcopy(self)
         for name, value in changes.items():
@@ -299,7 +297,7 @@ class Config:
         return {name: self.get(name) for name in SECTION_OF}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+    def from_dict(cls, values: Mapping[str, Any]) -> "Config":
         """The inverse of `to_dict`. Unknown settings are ignored, missing ones get their default.
 
         Raises UserError for a value of the wrong type.
@@ -314,7 +312,7 @@ class Config:
         default = Config().to_dict()
         return f"Config({', '.join(f'{k}={v!r}' for k, v in self.to_dict().items() if v != default[k])})"
 
-    def check(self) -> Config:
+    def check(self) -> "Config":
         """Raises UserError for values and combinations that cannot work; returns self."""
         for name, interval in RANGE_OF.items():
             check_range(name, self.get(name), interval)

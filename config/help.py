@@ -1,7 +1,5 @@
 """The text of --help."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING
 from typing import Literal, get_args, get_origin

@@ -1,7 +1,5 @@
 """What a dataset is: lists of images with identity and camera."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Collection

@@ -4,8 +4,6 @@ The operating system keeps a mapped file in memory while there is room, and proc
 (--disk-gb 0, no room, no permission) is kept in memory if it fits there, and otherwise decoded again at every use.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """A test split from training identities."""
 
-from __future__ import annotations
-
 from datasets.base import Sample, identities, keep_ids
 from utils.errors import UserError
 

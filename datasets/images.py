@@ -1,7 +1,5 @@
 """Read one image file as a uint8 array, or raise an error that names it."""
 
-from __future__ import annotations
-
 import io
 import os
 import stat

@@ -1,7 +1,5 @@
 """What the datasets share: folders under several names, labels in file names, list files, and published counts."""
 
-from __future__ import annotations
-
 import os
 import re
 import warnings

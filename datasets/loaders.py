@@ -1,7 +1,5 @@
 """Samples to batches on the device: a training loader that augments, and a test loader that does not."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -72,7 +70,7 @@ class TestLoader:
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
 
-    def part(self, index: int, count: int) -> TestLoader:
+    def part(self, index: int, count: int) -> "TestLoader":
         """The index-th (from 0) of `count` consecutive parts of about equal length."""
         first, end = (len(self.samples) * i // count for i in (index, index + 1))
         part = copy.copy(self)

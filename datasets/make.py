@@ -1,7 +1,5 @@
 """Dataset by name. To add one, write a file with one function and add a line here."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path

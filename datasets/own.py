@@ -1,7 +1,5 @@
 """Read your own pictures: Market-1501's layout, one folder per identity with or without a split, or a CSV file."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """Which images make a batch. Every epoch's batches follow from (seed, epoch) alone, on every rank alike."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any

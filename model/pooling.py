@@ -1,7 +1,5 @@
 """Global pooling: modules from maps (B, C, H, W) of any float type to features (B, C) in float32 (float64 stays)."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

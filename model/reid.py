@@ -1,8 +1,6 @@
 """Structure of all models: a backbone and one or more branches, each of them pooled feature → reduction → neck →
 classifier (Luo et al., Bag of Tricks, CVPR workshops 2019). `OneBranch` is the plain model, `branches/` has others."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -29,12 +27,12 @@ BRANCHES = {
 }
 
 
-def build_model(cfg: Config, num_classes: int) -> ReIDModel:
+def build_model(cfg: Config, num_classes: int) -> "ReIDModel":
     """The model of the settings with random weights. Raises UserError for settings that do not go together."""
     return load(BRANCHES[cfg.model.branches])(cfg, num_classes)
 
 
-def make_model(cfg: Config, num_classes: int) -> ReIDModel:
+def make_model(cfg: Config, num_classes: int) -> "ReIDModel":
     """The model of the settings with its start weights. Raises UserError when they cannot be loaded or do not fit."""
     model = build_model(cfg, num_classes)
     first, *others = model.branches

@@ -1,7 +1,5 @@
 """Initial weights of a model: finding them in a file of any project, and a report of what was loaded."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass

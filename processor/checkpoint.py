@@ -1,7 +1,5 @@
 """Checkpoint files: one dict of tensors and plain values, written atomically and read without running code."""
 
-from __future__ import annotations
-
 import os
 import re
 import struct

@@ -5,8 +5,6 @@ and for batch norm that is not synchronised. `batch_size` is that of all process
 with their number; the learning rate is usually raised in proportion to the batch size (Goyal et al. 2017).
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -1,7 +1,5 @@
 """Where a run happened: device, versions, commit. Every result is stored with it."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess

@@ -1,7 +1,5 @@
 """Evaluation: images to features, features to scores, scores to tables and to the record of a result."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Features of any pictures by a trained model: files, folders, arrays, PIL images."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Numerical precision of a run, and torch's switches for it."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -1,7 +1,5 @@
 """Resuming: the last checkpoint of a run back into its state."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

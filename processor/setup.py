@@ -1,7 +1,5 @@
 """Everything that training needs before its first step; whatever can fail fails here, before anything is written."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterator

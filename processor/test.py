@@ -1,7 +1,5 @@
 """Testing a stored model: from a command line to features and scores."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Optimizers, their parameter groups, and freezing of the backbone."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

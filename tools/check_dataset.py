@@ -6,8 +6,6 @@ identities in both training and test, queries without a match, and what train.py
 sheet of some identities. The exit code is 1 where there is something to fix.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sys

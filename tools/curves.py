@@ -4,8 +4,6 @@ Draws loss, accuracy, learning rate, mAP, Rank-1 and training speed over the epo
 which a run that is still training has too.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

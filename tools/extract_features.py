@@ -8,8 +8,6 @@ With a folder that is not a run (it holds no last.pth) as the first word, the fe
 `python tools/extract_features.py FOLDER [--output feats]`; FOLDER --help lists its options.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -3,8 +3,6 @@
 Images are normalised, (B, 3, H, W); models are in evaluation mode. Maps are float32, one per branch.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 

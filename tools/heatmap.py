@@ -7,8 +7,6 @@ and its best wrong match, or an own picture with the first one. The file of an i
 model has several. A map shows which positions of the last layer count; each has seen much of the image around it.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ EXPERIMENT-s1.json, ..., on another test set EXPERIMENT-veri776.json, and with a
 shown as mean ± standard deviation. results/benchmark_*.json belong to benchmarks/tables.py.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import statistics

@@ -5,8 +5,6 @@ pictures most similar to one. `threshold` finds, on pictures of known people, th
 probably show the same person. Without a command, the gallery of the latest run is indexed and its first query asked.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import sys

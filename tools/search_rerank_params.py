@@ -5,8 +5,6 @@ splits are people that it has seen (train), the test split itself (test), and st
 without CKPT: qf gf qp gp qc gc). Everything printed or written says which one it was.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import shlex

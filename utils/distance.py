@@ -1,7 +1,5 @@
 """Distances between query and gallery features, exact to float32 and equal for equal features."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Files: reading them with one error message, writing them atomically, and locking directories."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import json

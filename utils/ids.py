@@ -1,7 +1,5 @@
 """Identities and cameras as plain integer arrays."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

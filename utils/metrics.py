@@ -6,8 +6,6 @@ the first k, INP the number of matches divided by the rank of the last one (Ye e
 the queries that have a match. Equal distances rank by gallery order, as in a stable sort.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

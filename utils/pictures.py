@@ -1,7 +1,5 @@
 """Pictures of rows of images: ranked lists, answers of a search, heat maps."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Curves of training runs. matplotlib is imported only when something is drawn."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@ encodings are sparse, and their overlaps are summed sparsely. In addition to the
 first holds the original distances, memory is some lists of neighbours and blocks of `BLOCK_BYTES`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -64,7 +62,7 @@ def k_reciprocal_grid(
 
 
 def _grid(
-    features: Features, k1s: list[int], k2s: list[int], lambda_values: list[float]
+    features: "Features", k1s: list[int], k2s: list[int], lambda_values: list[float]
 ) -> Iterator[tuple[int, int, float, Tensor]]:
     with torch.no_grad(), exact_products(features.device):
         found = search(features, int(max(max(k1s) + 1, max(k2s))))

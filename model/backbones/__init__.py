@@ -6,8 +6,6 @@ that run after the stages, by their number) and `imagenet` (pretrained weights w
 Parameter names are those of published files. A new backbone is one file, and one line in BACKBONES.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -1,8 +1,6 @@
 """ResNet-IBN (Pan et al., Two at Once: Enhancing Learning and Generalization Capacities via IBN-Net, ECCV 2018).
 Instance norm removes an image's own colour and brightness. Parameter names are those of the authors' weights."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Base classes of the backbones: layers under their published names, run stage by stage."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 

@@ -10,8 +10,6 @@
 * RegNet (Radosavovic et al., Designing Network Design Spaces, CVPR 2020); Y is X with squeeze-and-excitation
 """
 
-from __future__ import annotations
-
 from torch import nn
 from torchvision import models
 
