@@ -16,7 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.task import Task
-from config.cli import parse_command, split_first, typed_command
+from config.cli import split_first, typed_command
+from config.options import parse_command
 from utils.errors import UserError, run
 from utils.files import write_json
 from utils.lookup import load

@@ -11,8 +11,9 @@ from typing import Literal
 import pytest
 
 from config import PRESETS, Config, load_preset
-from config.cli import all_settings, parse_command, parse_options, parse_settings, parse_train
+from config.cli import all_settings, parse_settings, parse_train
 from config.config import METRIC_LOSSES, RANGE_OF, SECTION_OF
+from config.options import parse_command, parse_options
 from config.presets import describe_presets
 from loss.criterion import metric_losses
 from utils.errors import UserError

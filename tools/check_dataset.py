@@ -22,8 +22,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from config.cli import parse_options
 from config.config import DataSettings, Folders
+from config.options import parse_options
 from datasets.base import MOST_CAMERAS, ONE_IDENTITY, ReIDDataset, select_train
 from datasets.images import decode_bytes, read_bytes, read_image
 from datasets.loaders import with_pixel_range

@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config.cli import parse_options
+from config.options import parse_options
 from utils.errors import UserError, did_you_mean, run
 from utils.files import reading
 from utils.logging import log, setup_logging

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from config import Config
-from config.cli import parse_options, typed_command
+from config.cli import typed_command
+from config.options import parse_options
 from datasets.loaders import TestLoader
 from datasets.make import short_name, test_name
 from model import ReIDModel

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config.cli import parse_options
+from config.options import parse_options
 from utils.errors import UserError, run
 from utils.files import reading, write_atomically
 

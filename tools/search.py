@@ -19,8 +19,8 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from config.cli import parse_command
 from config.config import Folders
+from config.options import parse_command
 from datasets.base import ReIDDataset
 from datasets.make import make_test_set, place, train_names
 from datasets.own import refuse_another_split
