@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from itertools import chain, pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from config import Config
@@ -57,7 +59,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.kept)
 
-    def read(self, indices: Sequence[int] | np.ndarray, pin: bool = False) -> torch.Tensor:
+    def read(self, indices: Sequence[int] | np.ndarray, pin: bool = False) -> Tensor:
         """(B, height, width, 3) uint8 RGB of the images at `indices`; pin: in page-locked memory, for a GPU."""
         rows = self.kept[list(indices)]  # raises IndexError for what is not an index
         batch = torch.empty((len(rows), self.height, self.width, 3), dtype=torch.uint8, pin_memory=pin)
@@ -68,19 +70,12 @@ class Images:
                 batch[place] = torch.from_numpy(image)
         return batch
 
-    def batches(
-        self, index_batches: Iterable[np.ndarray], pin: bool = False
-    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    def batches(self, index_batches: Iterable[np.ndarray], pin: bool = False) -> Iterator[tuple[np.ndarray, Tensor]]:
         """(indices, images) per batch of indices; the next one is read while the current one is used."""
         with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
-            current = None
-            for indices in index_batches:
-                following = (indices, thread.submit(self.read, indices, pin))
-                if current:
-                    yield current[0], current[1].result()
-                current = following
-            if current:
-                yield current[0], current[1].result()
+            submitted = ((indices, thread.submit(self.read, indices, pin)) for indices in index_batches)
+            for (indices, images), _next in pairwise(chain(submitted, [None])):
+                yield indices, images.result()
 
     def _decode(self, path: str) -> np.ndarray:
         return read_image(path, self.height, self.width, self.cfg.data.pixel_range)
@@ -120,13 +115,12 @@ class Images:
     def _without_file(self) -> dict[int, str]:
         """Decode all images, into memory if they fit there; returns the bad ones."""
         bad: dict[int, str] = {}
-        fits = self.bytes <= self.cfg.data.cache_gb * 1e9
-        pictures = np.empty((len(self.paths), self.height, self.width, 3), np.uint8) if fits else None
+        if self.bytes <= self.cfg.data.cache_gb * 1e9:
+            self.pictures = np.empty((len(self.paths), self.height, self.width, 3), np.uint8)
         with closing(self._decode_all(bad)) as blocks:
             for number, block in enumerate(blocks):
-                if fits:
-                    pictures[number * BLOCK : number * BLOCK + len(block)] = block
-        self.pictures = pictures
+                if self.pictures is not None:
+                    self.pictures[number * BLOCK : number * BLOCK + len(block)] = block
         return bad
 
     def _decode_all(self, bad: dict[int, str]) -> Iterator[np.ndarray]:
@@ -156,9 +150,8 @@ class Images:
 
     def _digest(self) -> str:
         """Of all that the images depend on: the files (path, size, time of change), the input size, the decoder."""
-        digest = hashlib.sha256(f"1 {cv2.__version__} {self.height} {self.width}\n".encode())
-        if any(self.cfg.data.pixel_range):
-            digest.update(f"{self.cfg.data.pixel_range}\n".encode())
+        pixel_range = f"{self.cfg.data.pixel_range}\n" if any(self.cfg.data.pixel_range) else ""
+        digest = hashlib.sha256(f"1 {cv2.__version__} {self.height} {self.width}\n{pixel_range}".encode())
         for path in self.paths:
             try:
                 status = os.stat(path)

@@ -26,17 +26,18 @@ def read_image(path: str | Path, height: int, width: int, pixel_range: Range = U
     pixel_range: of files with more than 8 bits per value (unknown: that of the image itself, as for showing it). Raises
     UserError, naming the path, when the file is missing, unreadable, not an image, truncated or huge.
     """
-    image = decode(path, pixel_range)
-    if image.shape[:2] != (height, width):
-        shrinks = image.shape[0] > height or image.shape[1] > width
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return image
-
-
-def decode(path: str | Path, pixel_range: Range = UNKNOWN) -> np.ndarray:
-    """Like `read_image`, at the image's own size (H, W, 3)."""
     image = decode_bytes(path, read_bytes(path))
-    return image if image.dtype == np.uint8 else load("datasets.depth:to_8_bits")(image, pixel_range)
+    if image.dtype != np.uint8:
+        image = load("datasets.depth:to_8_bits")(image, pixel_range)
+    return resize(image, height, width)
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """An image (H, W, 3) as (height, width, 3)."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = image.shape[0] > height or image.shape[1] > width
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def read_bytes(path: str | Path) -> np.ndarray:

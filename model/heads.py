@@ -24,7 +24,6 @@ HEADS = {  # --head: a class, and the settings that follow the width of the feat
 
 
 def make_head(cfg: Config, width: int, num_classes: int) -> "LinearHead":
-    """The head of the settings, from features (B, width)."""
     spec, *settings = HEADS[cfg.model.head]
     return load(spec)(width, num_classes, *(cfg.get(name) for name in settings))
 

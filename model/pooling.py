@@ -15,7 +15,6 @@ POOLING = {  # --pooling: a function without arguments
 
 
 def make_pooling(name: str) -> nn.Module:
-    """The pooling of that name."""
     return load(POOLING[name])()
 
 

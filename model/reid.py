@@ -11,9 +11,7 @@ from config import Config
 from model.backbones import find_backbone
 from model.heads import make_head
 from model.pooling import make_pooling
-from model.weights import LoadReport, load_backbone
 from utils.errors import UserError
-from utils.logging import log
 from utils.lookup import load
 from utils.precision import at_least_float32
 
@@ -35,11 +33,8 @@ def build_model(cfg: Config, num_classes: int) -> "ReIDModel":
 def make_model(cfg: Config, num_classes: int) -> "ReIDModel":
     """The model of the settings with its start weights. Raises UserError when they cannot be loaded or do not fit."""
     model = build_model(cfg, num_classes)
-    first, *others = model.branches
-    head = {"fc": model.branches} if others else {"pool": model.pool, "fc": first.fc, "neck": first.neck}
-    model.loaded = load_backbone(model.backbone, cfg.model.weights, head, cfg.model.allow_missing)
-    if model.loaded and "caffe" in cfg.model.weights and not cfg.model.stride_in_1x1:
-        log.warning("Caffe weights usually need --stride-in-1x1: without it they load, but the features are worse")
+    if cfg.model.weights != "none":
+        model.loaded = load("model.weights:load_initial_weights")(cfg, model)
     return model
 
 
@@ -50,9 +45,7 @@ class Branch(nn.Module):
     classifier's logits unless `identity` is False.
     """
 
-    def __init__(
-        self, cfg: Config, width: int, num_classes: int, fc: nn.Module | None = None, metric=True, identity=True
-    ):
+    def __init__(self, cfg: Config, width: int, num_classes: int, fc=None, metric=True, identity=True):
         super().__init__()
         self.width, self.metric = width, metric
         self.fc = fc or nn.Identity()
@@ -73,12 +66,12 @@ class ReIDModel(nn.Module):
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__()
         self.num_classes = num_classes
-        self.loaded: LoadReport | None = None  # what the initial weights filled
+        self.loaded = None  # model.weights.LoadReport: what the initial weights filled
         self.test_after_neck = cfg.model.test_feature == "after"
         self.backbone = make_backbone(cfg)
 
     def pooled(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
-        """The pooled feature (B, C) of each branch, in order. Every kind of model has its own."""
+        """The pooled feature (B, C) of each branch, in order."""
         raise NotImplementedError
 
     def forward(self, images: torch.Tensor):
@@ -95,17 +88,16 @@ class ReIDModel(nn.Module):
     @property
     def heads(self) -> list[nn.Module]:
         """The classifiers, in the order of the logits."""
-        return [branch.classifier for branch in self.branches if branch.classifier is not None]
+        return [b.classifier for b in self.branches if b.classifier is not None]
 
     @property
     def feature_dims(self) -> list[int]:
         """Widths of the features that metric losses see."""
-        return [branch.width for branch in self.branches if branch.metric]
+        return [b.width for b in self.branches if b.metric]
 
     @property
     def embedding_dim(self) -> int:
-        """Width of the embedding."""
-        return sum(branch.width for branch in self.branches)
+        return sum(b.width for b in self.branches)
 
 
 class OneBranch(ReIDModel):
@@ -114,10 +106,10 @@ class OneBranch(ReIDModel):
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__(cfg, num_classes)
         self.pool = make_pooling(cfg.model.pooling)
-        width = cfg.model.embedding_dim or self.backbone.out_channels
-        fc = embedding(self.backbone.out_channels, width) if cfg.model.embedding_dim else None
-        if fc and cfg.model.embedding == "linear":
-            fc = fc[0]
+        width, fc = self.backbone.out_channels, None
+        if cfg.model.embedding_dim:
+            width, fc = cfg.model.embedding_dim, embedding(width, cfg.model.embedding_dim)
+            fc = fc[0] if cfg.model.embedding == "linear" else fc
         self.branches = nn.ModuleList([Branch(cfg, width, num_classes, fc)])
 
     def pooled(self, images: torch.Tensor) -> Sequence[torch.Tensor]:

@@ -92,9 +92,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def read_dict(path: str | Path, keys: Iterable[str]) -> dict[str, Any]:
     """The dict of a checkpoint that has these keys. Raises UserError for any other file."""
     if not Path(path).is_file():
-        raise UserError(
-            f"{path} is a directory, not a checkpoint" if Path(path).exists() else f"there is no checkpoint {path}"
-        )
+        raise UserError(f"there is no checkpoint {path}" + " but a directory" * Path(path).exists())
     check_undamaged(path)
     state = load_plain(path)
     if not isinstance(state, dict) or not all(isinstance(state.get(name), dict) for name in MODEL):
@@ -128,10 +126,8 @@ def stored_config(state: dict[str, Any], path: str | Path) -> Config:
     """
     try:
         cfg = Config.from_dict(state["config"]).check()
-        places = state.get("places", {})
-        return cfg.replace(
-            **{name: path for name, path in places.items() if os.path.isabs(path) and Path(path).exists()}
-        )
+        places = state.get("places", {}).items()
+        return cfg.replace(**{name: path for name, path in places if os.path.isabs(path) and Path(path).exists()})
     except UserError as error:
         raise UserError(f"the settings stored in {path} cannot be used: {error}") from error
 
@@ -162,21 +158,12 @@ def load_weights(model: ReIDModel, state: dict[str, Any], path: str | Path, cfg:
         ) from error
 
 
-def newest_run(log_dir: str | Path) -> Path:
-    """The latest checkpoint under `log_dir`. Raises UserError if there is none."""
-    found = [path for run in Path(log_dir).glob("*") for path in kept_checkpoints(run / LAST)[:1]]
-    if not found:
-        raise UserError(f"there is no run in {Path(log_dir).absolute()} yet; train one with python train.py")
-    return max(found, key=lambda path: path.stat().st_mtime)
-
-
 def find_checkpoint(name: str | None, log_dir: str | Path) -> Path:
     """A checkpoint by its file, its run's directory, its run's name, or None for the latest. Raises UserError."""
-    if not name:
-        return newest_run(log_dir)
-    for path in (Path(name), Path(log_dir) / name):
-        if path.is_file():
-            return path
-        for newest in kept_checkpoints(path / LAST):
-            return newest
-    raise UserError(f"{name} is neither a checkpoint nor a run with a {LAST}; leave it out for the latest run")
+    places = [Path(name), Path(log_dir) / name] if name else Path(log_dir).glob("*")
+    found = [file for place in places for file in ([place] if place.is_file() else kept_checkpoints(place / LAST)[:1])]
+    if found:
+        return found[0] if name else max(found, key=lambda path: path.stat().st_mtime)
+    if name:
+        raise UserError(f"{name} is neither a checkpoint nor a run with a {LAST}; leave it out for the latest run")
+    raise UserError(f"there is no run in {Path(log_dir).absolute()} yet; train one with python train.py")

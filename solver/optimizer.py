@@ -53,18 +53,6 @@ def parameter_groups(cfg: Config, model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load the moments from a checkpoint, but keep the present settings (weight decay, momentum).
-
-    Raises ValueError or KeyError when the state has other groups.
-    """
-    if len(optimizer.param_groups) != len(state["param_groups"]):
-        raise ValueError("the state has another number of parameter groups")
-    groups = zip(optimizer.param_groups, state["param_groups"], strict=True)
-    groups = [present | {"params": stored["params"]} for present, stored in groups]
-    optimizer.load_state_dict(state | {"param_groups": groups})
-
-
 def set_frozen(model: nn.Module, optimizer: torch.optim.Optimizer, frozen: bool) -> None:
     """Put the model into training mode, but a `frozen` backbone into evaluation mode and without gradients.
 

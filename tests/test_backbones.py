@@ -271,7 +271,7 @@ print(*sorted(name for name in sys.modules if name.split(".")[0] in ("model", "l
 """
     modules = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True).split()
     backbones = ["model.backbones", "model.backbones.stages", "model.backbones.torchvision_nets"]
-    rest = ["model", *backbones, "model.heads", "model.pooling", "model.reid", "model.weights"]
+    rest = ["model", *backbones, "model.heads", "model.pooling", "model.reid"]
     assert modules == ["loss", "loss.center", "loss.criterion", "loss.pairs", "loss.triplet", *rest]
 
 

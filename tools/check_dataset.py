@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import Config
 from config.config import DataSettings, Folders
 from config.options import parse_options
-from datasets.base import MOST_CAMERAS, ONE_IDENTITY, ReIDDataset, select_train
+from datasets.base import MOST_CAMERAS, ONE_IDENTITY, ReIDDataset, check_train
 from datasets.images import decode_bytes, read_bytes, read_image
 from datasets.loaders import with_pixel_range
 from datasets.make import DATASETS, find_dataset, short_name, test_side
@@ -133,7 +133,7 @@ def try_to_train(cfg: Config, dataset: ReIDDataset) -> list[str]:
     try:
         if ONE_IDENTITY in test_side(cfg, dataset).test_note:
             warnings.warn(ONE_IDENTITY, stacklevel=2)
-        make_sampler(cfg, select_train(dataset, 0, 0).train)
+        make_sampler(cfg, check_train(dataset).train)
     except UserError as error:
         return [str(error)]
     return []

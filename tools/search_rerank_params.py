@@ -25,10 +25,10 @@ from config import Config
 from config.cli import parse_settings, split_first, typed_command
 from config.config import check_range, option
 from datasets.base import full_note
-from datasets.heldout import heldout_split, last_identities
 from datasets.loaders import TestLoader, left_out
 from datasets.make import make_dataset, make_test_set
 from datasets.own import refuse_another_split
+from datasets.subsets import heldout_split, last_identities
 from processor.checkpoint import rebuild_model, stored_config
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import extract_features, score_table, score_values

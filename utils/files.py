@@ -7,7 +7,7 @@ import os
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,6 @@ from filelock import FileLock, Timeout
 
 from utils.errors import UserError
 from utils.logging import log
-
-# torchreid's checkpoints hold Rank-1 as a NumPy scalar, which torch does not load by itself; NumPy 2 moved its module
-_SCALAR = np.float32(0).__reduce__()[0]
-NUMPY_SCALARS = [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-NUMPY_SCALARS += [np.dtype, type(np.dtype("float32")), type(np.dtype("float64"))]
 
 # What the readers of JSON, CSV, NumPy, zip, pickle and torch files raise for files that are missing or damaged.
 UNREADABLE = (
@@ -39,12 +34,14 @@ def reading(path: str | Path, fix: str = "") -> Iterator[None]:
         raise UserError(f"{path} cannot be read ({reason.splitlines()[0]})" + (f"; {fix}" if fix else "")) from error
 
 
-def load_plain(path: str | Path) -> Any:
-    """torch.load of tensors and plain values only. Raises UserError for any other file, and for a compressed one, which
-    torch does not write."""
+def load_plain(path: str | Path, allowed: Sequence[Any] = ()) -> Any:
+    """torch.load of tensors and plain values only, and of what `torch.serialization.safe_globals` is to allow.
+
+    Raises UserError for any other file, and for a compressed one, which torch does not write.
+    """
     import torch
 
-    with reading(path, "give an undamaged file of torch.save"), torch.serialization.safe_globals(NUMPY_SCALARS):
+    with reading(path, "give an undamaged file of torch.save"), torch.serialization.safe_globals(list(allowed)):
         check_unpacked_size(path)
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
