@@ -1,19 +1,18 @@
 """Command lines of programs that train or test: all settings of `Config`, and the options of their own dataclass.
 
-The help of a setting is the comment at the end of its line. `config/options.py` is for programs without `Config`.
+`config/help.py` prints what --help asks for; `config/options.py` is for programs without `Config`.
 """
 
 import argparse
-import inspect
 import os
 import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import Field, fields
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
-from config.config import SECTION_OF, SECTIONS, Config, check_range, option
+from config.config import SECTIONS, SETTINGS, Config, check_range, option
 from config.presets import describe_presets, load_preset
 from utils.errors import UserError, did_you_mean
 
@@ -27,27 +26,9 @@ example: python train.py tiny_b1 --data-root data --epochs 60
 """
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One option: its name, type, default (MISSING: required) and help."""
-
-    name: str
-    type: Any
-    default: Any
-    help: str
-
-
-def settings_of(kind: type) -> dict[str, Setting]:
-    """The options of a dataclass by name, with those that it inherits."""
-    lines = "".join(inspect.getsource(base) for base in kind.__mro__[:-1])
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.+)$", lines, re.MULTILINE))
-    hints = get_type_hints(kind)
-    return {f.name: Setting(f.name, hints[f.name], f.default, comments.get(f.name, "")) for f in fields(kind)}
-
-
-def all_settings() -> dict[str, Setting]:
-    """The settings of `Config` by name."""
-    return {name: s for kind in SECTIONS.values() for name, s in settings_of(kind).items()}
+def settings_of(kind: type | None) -> dict[str, Field]:
+    """The fields of a dataclass by name."""
+    return {f.name: f for f in fields(kind)} if kind else {}
 
 
 def parse_train(args: Sequence[str] | None, environ: Mapping[str, str]) -> Config:
@@ -77,9 +58,8 @@ def parse_settings(
         from config.help import help_text
 
         show(help_text(asked, default, about, own, sections))
-    known = all_settings() | (settings_of(own) if own else {})
-    values = parse_values(args, known)
-    mine = {name: values.pop(name) for name in list(values) if name not in SECTION_OF}
+    values = parse_values(args, SETTINGS | settings_of(own))
+    mine = {name: values.pop(name) for name in list(values) if name not in SETTINGS}
     cfg, options = default.replace(**values), own(**mine) if own else None
     if check:
         cfg.check()
@@ -88,7 +68,7 @@ def parse_settings(
     return cfg, options
 
 
-def parse_values(args: Sequence[str], known: Mapping[str, Setting], positional: str = "") -> dict[str, Any]:
+def parse_values(args: Sequence[str], known: Mapping[str, Field], positional: str = "") -> dict[str, Any]:
     """The values that a command line gives, by name. Raises UserError for unknown options and wrong values."""
     parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for setting in known.values():

@@ -5,11 +5,10 @@ all sections, so they are flat on the command line (`--triplet-weight 0.5`), in 
 """
 
 import copy
-import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 from utils.errors import UserError
 
@@ -218,6 +217,7 @@ SECTIONS: dict[str, type] = {
     "loss": LossSettings, "solver": SolverSettings, "loop": LoopSettings, "eval": EvalSettings,
 }  # fmt: skip
 SECTION_OF = {f.name: section for section, kind in SECTIONS.items() for f in fields(kind)}
+SETTINGS = {f.name: f for kind in SECTIONS.values() for f in fields(kind)}
 
 # Ranges of all numbers; what is not named may be any finite number.
 RANGES = {
@@ -292,8 +292,8 @@ class Config:
 
         Raises UserError for a value of the wrong type.
         """
-        known = {name: value for name, value in values.items() if name in SECTION_OF}
-        return cls(**{name: check_type(name, value, type_of(name)) for name, value in known.items()})
+        known = {name: value for name, value in values.items() if name in SETTINGS}
+        return cls(**{name: check_type(name, value, SETTINGS[name].type) for name, value in known.items()})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and self.to_dict() == other.to_dict()
@@ -386,12 +386,6 @@ def check_range(name: str, value: float, interval: str) -> None:
     last = "" if high == math.inf else f" and {'at most' if interval[-1] == ']' else 'below'} {high:g}"
     if not inside:
         raise UserError(f"{option(name)} must be {first}{last}, not {value}")
-
-
-@functools.cache
-def type_of(name: str) -> Any:
-    """The type of a setting, as its class declares it."""
-    return get_type_hints(SECTIONS[SECTION_OF[name]])[name]
 
 
 def check_type(name: str, value: Any, kind: Any) -> Any:

@@ -24,7 +24,7 @@ def parse_options(
     """
     args, known = list(sys.argv[1:] if args is None else args), settings_of(kind)
     if asked_help(args):
-        show("\n".join([about.strip(), "", *option_lines(known)]))
+        show("\n".join([about.strip(), "", *option_lines(kind)]))
     values = parse_values(args, known, positional)
     for name, setting in known.items():
         if setting.default is MISSING and name not in values:

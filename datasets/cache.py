@@ -17,7 +17,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from config import Config
@@ -59,7 +58,12 @@ class Images:
     def __len__(self) -> int:
         return len(self.kept)
 
-    def read(self, indices: Sequence[int] | np.ndarray, pin: bool = False) -> Tensor:
+    @property
+    def note(self) -> str:
+        """How many images cannot be read; empty if all can."""
+        return f"{len(self.bad)} unreadable {self.name} images left out" if self.bad else ""
+
+    def read(self, indices: Sequence[int] | np.ndarray, pin: bool = False) -> torch.Tensor:
         """(B, height, width, 3) uint8 RGB of the images at `indices`; pin: in page-locked memory, for a GPU."""
         rows = self.kept[list(indices)]  # raises IndexError for what is not an index
         batch = torch.empty((len(rows), self.height, self.width, 3), dtype=torch.uint8, pin_memory=pin)
@@ -70,12 +74,15 @@ class Images:
                 batch[place] = torch.from_numpy(image)
         return batch
 
-    def batches(self, index_batches: Iterable[np.ndarray], pin: bool = False) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """(indices, images) per batch of indices; the next one is read while the current one is used."""
+    def batches(
+        self, index_batches: Iterable[np.ndarray], device: torch.device
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """(indices, images on `device`) per batch of indices; the next one is read while the current one is used."""
+        pin = device.type == "cuda"  # a GPU copies from page-locked memory while the CPU prepares the next batch
         with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
             submitted = ((indices, thread.submit(self.read, indices, pin)) for indices in index_batches)
             for (indices, images), _next in pairwise(chain(submitted, [None])):
-                yield indices, images.result()
+                yield indices, images.result().to(device, non_blocking=True)
 
     def _decode(self, path: str) -> np.ndarray:
         return read_image(path, self.height, self.width, self.cfg.data.pixel_range)

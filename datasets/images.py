@@ -1,6 +1,5 @@
 """Read one image file as a uint8 array, or raise an error that names it."""
 
-import io
 import os
 import stat
 from pathlib import Path
@@ -59,7 +58,7 @@ def decode_bytes(path: str | Path, data: np.ndarray) -> np.ndarray:
     if not data[:8].tobytes().startswith(SIGNATURES):
         raise UserError(f"{path} is not a JPEG, PNG, BMP, WebP or TIFF image ({len(data)} bytes); remove it")
     if "OPENCV_IO_MAX_IMAGE_PIXELS" not in os.environ:  # the caller has imported cv2 before us, so without a limit
-        check_size(path, data)
+        load("datasets.image_size:check_size")(path, data)
     try:
         # None if truncated (checked with OpenCV 4.11, 4.14 and 5.0)
         image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH)
@@ -68,16 +67,3 @@ def decode_bytes(path: str | Path, data: np.ndarray) -> np.ndarray:
     if image is None:
         raise UserError(f"{path} cannot be decoded: it is truncated, damaged or too large; restore or remove it")
     return image
-
-
-def check_size(path: str | Path, data: np.ndarray) -> None:
-    """Raises UserError for an image whose header has more than 2^26 pixels, or cannot be read by Pillow."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data)) as header:
-            pixels = header.width * header.height
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read ({error}); remove it, or import PlainReID before cv2") from error
-    if pixels > 2**26:
-        raise UserError(f"{path} cannot be decoded: its {pixels} pixels are too many; restore or remove it")

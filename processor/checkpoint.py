@@ -39,7 +39,13 @@ def save_checkpoint(path: str | Path, state: dict[str, Any], keep: int = 1) -> N
         for number in range(count, 1, -1):  # a kill in here leaves a gap in the numbers, at which the renaming ends
             os.replace(older(path, number - 1), older(path, number))
         if count:
-            copy_or_move(path, older(path, 1))
+            link = path.with_name(f".{path.name}.link.tmp")
+            link.unlink(missing_ok=True)  # of a killed program
+            try:
+                os.link(path, link)  # so that there always is a file `path`
+            except OSError:  # a file system without hard links
+                link = path
+            os.replace(link, older(path, 1))
 
     try:
         write_atomically(path, write, keep_older)
@@ -53,17 +59,6 @@ def save_checkpoint(path: str | Path, state: dict[str, Any], keep: int = 1) -> N
             raise
         fix = "the checkpoints before it are unchanged: fix the cause, then continue with --resume"
         raise UserError(f"{path} could not be written ({cause.strerror}); {fix}") from error
-
-
-def copy_or_move(path: Path, other: Path) -> None:
-    """Give a file a second name, as a hard link; where the file system has none, rename it."""
-    link = path.with_name(f".{path.name}.link.tmp")
-    link.unlink(missing_ok=True)  # of a killed program
-    try:
-        os.link(path, link)
-    except OSError:
-        link = path
-    os.replace(link, other)
 
 
 def older(path: Path, number: int) -> Path:

@@ -47,13 +47,9 @@ class TestJob:
 
 
 def parse_test(
-    args: Sequence[str] | None,
-    environ: Mapping[str, str],
-    about: str,
-    own: type[T] | None = None,
-    ranges: Mapping[str, str] | None = None,
-    sections: Sequence[str] = TEST_SECTIONS,
-) -> tuple[Config, T | None, Stored | None]:
+    args: Sequence[str] | None, environ: Mapping[str, str], about: str, own: type[T] | None = None,
+    ranges: Mapping[str, str] = {}, sections: Sequence[str] = TEST_SECTIONS,
+) -> tuple[Config, T | None, Stored | None]:  # fmt: skip
     """`[CKPT] [--setting value ...]` to settings, which start from the checkpoint's, the program's own options (see
     `config.cli.parse_settings`), and the checkpoint.
 

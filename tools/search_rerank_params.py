@@ -25,7 +25,7 @@ from config import Config
 from config.cli import parse_settings, split_first, typed_command
 from config.config import check_range, option
 from datasets.base import full_note
-from datasets.loaders import TestLoader, left_out
+from datasets.loaders import TestLoader
 from datasets.make import make_dataset, make_test_set
 from datasets.own import refuse_another_split
 from datasets.subsets import heldout_split, last_identities
@@ -119,8 +119,9 @@ def from_checkpoint(cfg: Config, options: Options, stored: Stored, device: torch
     query, gallery = TestLoader(cfg, query, "query"), TestLoader(cfg, gallery, "gallery")
     features = [extract_features(cfg, model, x, device, cfg.eval.flip)[cfg.eval.flip] for x in (query, gallery)]
     ids = [query.pids, gallery.pids, query.camids, gallery.camids]
-    note = left_out(left_out(dataset.test_note if split == "test" else "", query.images), gallery.images)
-    return SearchData(features, ids, split, label, full_note(state.get("train_note", ""), note), checkpoint.parent)
+    test_note = dataset.test_note if split == "test" else ""
+    note = full_note(state.get("train_note", ""), test_note, query.images.note, gallery.images.note)
+    return SearchData(features, ids, split, label, note, checkpoint.parent)
 
 
 def from_file(cfg: Config, path: str, device: torch.device) -> SearchData:

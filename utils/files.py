@@ -72,11 +72,13 @@ def lock_directory(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    probe = directory / f".probe.{os.getpid()}.tmp"
+    probe.touch()  # in a directory that cannot be written to, the lock would seem to be held
+    probe.unlink(missing_ok=True)
     lock, locked = FileLock(directory / name), True
     try:
         lock.acquire(timeout=0.5 if wait else 0)
     except Timeout:
-        _check_writable(directory)  # a lock file that cannot be opened looks like a held lock
         locked = wait
         if wait:
             log.info("another program uses %s; waiting for it", directory)
@@ -84,19 +86,11 @@ def lock_directory(
     except NotImplementedError:  # a file system without locks
         pass
     try:
-        if locked:
-            _check_writable(directory)
-            for unfinished in directory.glob(leftovers):
-                unfinished.unlink(missing_ok=True)
+        for unfinished in directory.glob(leftovers) if locked else ():
+            unfinished.unlink(missing_ok=True)
         yield locked
     finally:
         lock.release()
-
-
-def _check_writable(directory: Path) -> None:
-    probe = directory / f".probe.{os.getpid()}.tmp"
-    probe.touch()
-    probe.unlink()
 
 
 def write_atomically(
@@ -122,17 +116,12 @@ def write_atomically(
     finally:
         with contextlib.suppress(OSError):  # the directory may be gone; the first error is the one to report
             temporary.unlink(missing_ok=True)
-    flush_names(path.parent)
-
-
-def flush_names(directory: Path) -> None:
-    """Write a directory's changed file names to the disk, so that they survive a power cut."""
-    with contextlib.suppress(OSError):  # some file systems always do, and refuse
-        handle = os.open(directory, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # the new name too survives a power cut, where the file system can do that
+        folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            os.fsync(folder)
         finally:
-            os.close(handle)
+            os.close(folder)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -148,18 +137,18 @@ def write_rows(path: str | Path, length: int, parts: Iterable[np.ndarray]) -> No
     """
 
     def write(temporary: Path) -> None:
+        rows, kind = 0, None
         with open(temporary, "wb") as file:
-            rows, kind = 0, None
             for part in parts:
                 if kind is None:
                     kind = part.dtype, part.shape[1:]
-                    header = {"descr": np.lib.format.dtype_to_descr(part.dtype), "fortran_order": False}
+                    header = np.lib.format.header_data_from_array_1_0(part) | {"fortran_order": False}
                     np.lib.format.write_array_header_1_0(file, header | {"shape": (length, *part.shape[1:])})
                 if (part.dtype, part.shape[1:]) != kind:
                     raise ValueError(f"rows of {part.dtype} {part.shape[1:]} cannot be added to a file of {kind}")
                 file.write(np.ascontiguousarray(part).data)
                 rows += len(part)
-            if rows != length:
-                raise ValueError(f"{rows} rows for a file of {length}")
+        if rows != length:
+            raise ValueError(f"{rows} rows for a file of {length}")
 
     write_atomically(path, write)

@@ -35,10 +35,7 @@ def remove_rows(directory: Path) -> None:
 
 
 def draw_rows(
-    path: str | Path,
-    rows: Sequence[tuple[str, Sequence[Tile | None]]],
-    columns: Sequence[str | None],
-    bar: str = "",
+    path: str | Path, rows: Sequence[tuple[str, Sequence[Tile | None]]], columns: Sequence[str | None], bar: str = ""
 ) -> np.ndarray:
     """Write a PNG of rows of framed images of one shape: rows are (title, tiles), columns the titles at the top.
 
