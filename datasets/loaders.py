@@ -141,7 +141,8 @@ def readable(cfg: Config, samples: list[Sample], name: str, size: Size = None) -
     """The samples whose images can be read, and their images. Raises UserError where there are none."""
     images = Images(cfg, [s.path for s in samples], name, size)
     if images.bad:
-        log.warning("warning: %s, of %d: %s", images.note, len(samples), summary(images.bad))
+        left, total = len(images.bad), len(samples)
+        log.warning("warning: %d of %d %s images left out: %s", left, total, name, summary(images.bad))
     if not len(images):
         raise UserError(f"the {name} split has no image that can be read")
     return [samples[i] for i in images.kept], images
