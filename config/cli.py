@@ -4,7 +4,6 @@
 """
 
 import argparse
-import os
 import re
 import shlex
 import sys
@@ -118,10 +117,7 @@ def asked_help(args: Sequence[str]) -> str:
 
 def show(text: str, code: int = 0) -> NoReturn:
     """Print a text and end the program."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # the reader, such as `head`, has ended; Python would complain again when it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(text)
     raise SystemExit(code)
 
 

@@ -33,8 +33,7 @@ class Pair:
         self.metric = metric
         self.copies, self.originals = equal_rows(self.gallery, gallery_norm)
         if metric == "cosine":
-            self.query, self.query_scale = unit_factors(self.query, query_norm)
-            self.gallery, self.gallery_scale = unit_factors(self.gallery, gallery_norm)
+            self.query_scale, self.gallery_scale = unit_factors(query_norm), unit_factors(gallery_norm)
         else:
             self.query_square, self.gallery_square = query_norm.square().float(), gallery_norm.square().float()
 
@@ -61,21 +60,14 @@ def check_pair(query: torch.Tensor, gallery: torch.Tensor, metric: str) -> tuple
     if metric not in METRICS:
         raise ValueError(f"metric {metric!r} is none of {', '.join(METRICS)}")
     query, gallery = query.detach(), gallery.detach()
-    norms = check_features(query=query, gallery=gallery)
-    # Cosine divides by the norm first; float64 rows above 1e154 have none.
-    largest = LARGEST if metric == "euclidean" else torch.finfo(torch.float64).max
-    for name, norm in zip(("query", "gallery"), norms, strict=True):
-        if large := int((norm > largest).sum()):
-            raise ValueError(f"{large} of {len(norm)} {name} features are too large to square")
-    if metric == "euclidean" and 0 < max((float(norm.max()) for norm in norms if len(norm)), default=0) < 1 / LARGEST:
-        raise ValueError("all features are too small to square; scale them, or use metric='cosine'")
-    return query, gallery, norms
+    return query, gallery, check_features(query=query, gallery=gallery)
 
 
 def check_features(**features: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Norms (N,) float64 of the rows of each of the features (N, D).
 
-    Raises ValueError, with their names, if they differ in D, are not floating-point numbers, or hold NaN or infinity.
+    Raises ValueError, with their names, if they differ in D, are not floating-point numbers, or hold NaN, infinity or
+    values too large to square in float32.
     """
     if any(rows.ndim != 2 for rows in features.values()) or len({rows.shape[1] for rows in features.values()}) > 1:
         shapes = " and ".join(f"{name} {tuple(rows.shape)}" for name, rows in features.items())
@@ -89,6 +81,8 @@ def check_features(**features: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if not torch.isfinite(norms[-1]).all():
             bad = sum(int((~torch.isfinite(chunk)).any(1).sum()) for chunk in chunks)
             raise ValueError(f"{bad} of {len(rows)} {name} features hold NaN or infinity; the model has diverged")
+        if large := int((norms[-1] > LARGEST).sum()):
+            raise ValueError(f"{large} of {len(rows)} {name} features are too large to square")
     return tuple(norms)
 
 
@@ -123,12 +117,6 @@ def equal_rows(features: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor
     return rows[first < rows], first[first < rows]
 
 
-def unit_factors(features: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features and the float32 factors (N,) that turn them into unit rows; a zero row stays zero.
-
-    The features are copied, as unit rows with factors 1, only if their products would leave the range of float32.
-    """
-    inverse = torch.where(norm > 0, 1 / norm, 0)
-    if bool(((norm < LARGEST) & (norm > 1 / LARGEST) | (norm == 0)).all()):
-        return features, inverse.float()
-    return (features * inverse[:, None]).float(), torch.ones_like(norm, dtype=torch.float32)
+def unit_factors(norm: torch.Tensor) -> torch.Tensor:
+    """Norms of rows (N,) to the float32 factors that turn them into unit rows; a zero row stays zero."""
+    return torch.where(norm > 0, 1 / norm, 0).float()

@@ -50,6 +50,8 @@ def run(main: Callable[[], None]) -> None:
         message, code = f"{stop}\n", stop.exit_code
     except KeyboardInterrupt:
         message, code = "stopped\n", 130
+    except SystemExit as end:  # after --help
+        code = end.code
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(message)
     for stream in (sys.stdout, sys.stderr):
