@@ -41,23 +41,23 @@ def make_model(cfg: Config, num_classes: int) -> "ReIDModel":
 class Branch(nn.Module):
     """The layers after a pooling: `fc` reduces the feature (B, C) to (B, width), then come neck and classifier.
 
-    Metric losses see the reduced feature before the neck unless `metric` is False; the identity loss sees the
-    classifier's logits unless `identity` is False.
+    The identity loss sees the classifier's logits; metric losses see the reduced feature before the neck, unless
+    `metric` is False.
     """
 
-    def __init__(self, cfg: Config, width: int, num_classes: int, fc=None, metric=True, identity=True):
+    def __init__(self, cfg: Config, width: int, num_classes: int, fc: nn.Module | None = None, metric: bool = True):
         super().__init__()
         self.width, self.metric = width, metric
         self.fc = fc or nn.Identity()
         self.neck = bnneck(width) if cfg.model.neck == "bnneck" else nn.Identity()
-        self.classifier = make_head(cfg, width, num_classes) if identity else None
+        self.classifier = make_head(cfg, width, num_classes)
 
 
 class ReIDModel(nn.Module):
     """Normalised images (B, 3, H, W) to logits and features (training) or embeddings (evaluation).
 
-    Training: (logits, features), two lists: logits (B, C) of every branch with a classifier, features (B, D) before
-    the neck of every branch that metric losses see. Evaluation: the embeddings (B, D) of all branches, concatenated;
+    Training: (logits, features), two lists: logits (B, C) of every branch, features (B, D) before the neck of every
+    branch that metric losses see. Evaluation: the embeddings (B, D) of all branches, concatenated;
     each is L2-normalised so that all weigh the same, except where there is only one.
     """
 
@@ -78,7 +78,7 @@ class ReIDModel(nn.Module):
         features = [b.fc(x) for b, x in zip(self.branches, self.pooled(images), strict=True)]
         after = [b.neck(x) for b, x in zip(self.branches, features, strict=True)]
         if self.training:
-            logits = [b.classifier(x) for b, x in zip(self.branches, after, strict=True) if b.classifier is not None]
+            logits = [b.classifier(x) for b, x in zip(self.branches, after, strict=True)]
             return logits, [x for b, x in zip(self.branches, features, strict=True) if b.metric]
         embeddings = after if self.test_after_neck else features
         if len(embeddings) == 1:
@@ -88,7 +88,7 @@ class ReIDModel(nn.Module):
     @property
     def heads(self) -> list[nn.Module]:
         """The classifiers, in the order of the logits."""
-        return [b.classifier for b in self.branches if b.classifier is not None]
+        return [b.classifier for b in self.branches]
 
     @property
     def feature_dims(self) -> list[int]:

@@ -62,20 +62,18 @@ def check_unpacked_size(path: str | Path, most: float = 1) -> None:
 
 
 @contextlib.contextmanager
-def lock_directory(
-    directory: str | Path, *, wait: bool = False, name: str = ".lock", leftovers: str = ".*.tmp"
-) -> Iterator[bool]:
+def lock_directory(directory: str | Path, *, wait: bool = False, leftovers: str = ".*.tmp") -> Iterator[bool]:
     """One program at a time uses a directory, which is made if need be: yields False if another one does.
 
-    wait: wait for the other program instead. name: file of the lock. leftovers: glob of unfinished files of killed
-    programs, which are removed. Without effect on file systems without locks. Raises OSError if it cannot be written.
+    wait: wait for the other program instead. leftovers: glob of unfinished files of killed programs, which are removed.
+    Without effect on file systems without locks. Raises OSError if it cannot be written.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     probe = directory / f".probe.{os.getpid()}.tmp"
     probe.touch()  # in a directory that cannot be written to, the lock would seem to be held
     probe.unlink(missing_ok=True)
-    lock, locked = FileLock(directory / name), True
+    lock, locked = FileLock(directory / ".lock"), True
     try:
         lock.acquire(timeout=0.5 if wait else 0)
     except Timeout:
