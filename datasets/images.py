@@ -25,10 +25,13 @@ def read_image(path: str | Path, height: int, width: int, pixel_range: Range = U
     pixel_range: of files with more than 8 bits per value (unknown: that of the image itself, as for showing it). Raises
     UserError, naming the path, when the file is missing, unreadable, not an image, truncated or huge.
     """
+    return resize(decode(path, pixel_range), height, width)
+
+
+def decode(path: str | Path, pixel_range: Range = UNKNOWN) -> np.ndarray:
+    """The same at the image's own size (H, W, 3)."""
     image = decode_bytes(path, read_bytes(path))
-    if image.dtype != np.uint8:
-        image = load("datasets.depth:to_8_bits")(image, pixel_range)
-    return resize(image, height, width)
+    return image if image.dtype == np.uint8 else load("datasets.depth:to_8_bits")(image, pixel_range)
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
