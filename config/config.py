@@ -329,7 +329,8 @@ class Config:
 
         pk, batch, k = data.sampler in ("pk", "pk_cameras"), data.batch_size, data.images_per_id
         if pk and batch % k:
-            yield f"--batch-size {batch} is not a multiple of --images-per-id {k}; try {batch // k * k or k}"
+            fit = batch // k * k or k
+            yield f"--batch-size {batch} is not a multiple of --images-per-id {k}; try --batch-size {fit}"
         if pk and batch < 2 * k:
             yield f"--batch-size {batch} holds one identity of {k} images; PK needs two, try --batch-size {4 * k}"
         metric = [name for name in METRIC_LOSSES if self.get(f"{name}_weight") > 0]
