@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from config import Config
-from datasets.augment import Draws, augment, normalise
+from datasets.augment import Draws, augment, normalise, to_device
 from datasets.base import ReIDDataset, Sample, join_notes, label_map
 from datasets.cache import Images, summary
 from datasets.make import all_published, make_dataset
@@ -48,7 +48,7 @@ class TrainLoader:
         for step, (indices, images) in enumerate(_to_device(self.images, batches, device), first_step):
             share = {"first": self.rank * len(images), "total": self.cfg.data.batch_size}
             draws = Draws(self.cfg.run.seed, epoch, step, batch=len(images), **share)
-            yield augment(images, self.cfg, draws), self.labels[indices].to(device, non_blocking=True)
+            yield augment(images, self.cfg, draws), to_device(self.labels[indices], device)
 
     def files(self, epoch: int, step: int) -> str:
         """The images of one batch, for a message."""
