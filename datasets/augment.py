@@ -4,8 +4,6 @@ All transforms take images (B, H, W, 3) uint8 on any device and return new ones 
 otherwise; pixels from outside the image are black.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -35,7 +33,7 @@ STEPS = (
 )
 
 
-def augment(images: torch.Tensor, cfg: Config, draws: Draws) -> torch.Tensor:
+def augment(images: torch.Tensor, cfg: Config, draws: "Draws") -> torch.Tensor:
     """(B, H, W, 3) uint8 RGB to (B, 3, H, W) float32, augmented as the settings say and normalised."""
     aug = cfg.augment
     for function, *settings in STEPS:

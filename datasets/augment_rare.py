@@ -1,7 +1,5 @@
 """Augmentations that few recipes use, imported when chosen; like those of `datasets.augment` in all respects."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as vision

@@ -1,7 +1,5 @@
 """Where a run happened: device, versions, commit. Every result is stored with it."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess
@@ -31,8 +29,8 @@ def pick_device(name: str) -> torch.device:
 
 def commit() -> str:
     """The commit of this checkout, with `-dirty` where tracked files differ from it; `unknown` without git."""
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        words = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
         return subprocess.check_output(words, cwd=ROOT, stderr=subprocess.DEVNULL, text=True).strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

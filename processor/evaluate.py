@@ -1,8 +1,5 @@
 """Evaluation: images to features, features to scores, scores to tables and to the record of a result."""
 
-from __future__ import annotations
-
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -46,7 +43,7 @@ def feature_batches(
     hidden = None if shown else True  # None: without a terminal
     bar = tqdm(total=len(loader.samples), desc=loader.images.name, unit="img", leave=False, disable=hidden)
     try:
-        with contextlib.closing(bar):
+        with bar:
             for images in loader.batches(device):
                 with torch.no_grad(), autocast(device, cfg.loop.test_precision):
                     if not cfg.loop.channels_last:
@@ -184,17 +181,16 @@ def report(inference: Inference, note: str, camera_names: Mapping[int, str] = {}
 
 def score_values(scores: dict[str, Scores]) -> dict[str, dict[str, float]]:
     """Plain values in percent, for JSON and for `score_table`."""
-    return {name: _values(s) for name, s in scores.items()}
-
-
-def _values(s: Scores) -> dict[str, float]:
-    values = {"mAP": s.mAP, "mINP": s.mINP} | {f"rank{k}": s.rank(k) for k in (1, 5, 10, 20) if k <= len(s.cmc)}
-    if s.roc:
-        values |= {f"tpr@{fpr:.0e}": s.roc.tpr(fpr) for fpr in FALSE_POSITIVE_RATES}
-    if hasattr(s, "mAP_std"):  # of several random galleries
-        values |= {"mAP_std": s.mAP_std, "rank1_std": float(s.cmc_std[0])}
-    finite = {name: round(100 * value, 4) for name, value in values.items() if math.isfinite(value)}
-    return {**finite, "valid_queries": s.num_valid_queries}
+    table = {}
+    for name, s in scores.items():
+        row = {"mAP": s.mAP, "mINP": s.mINP} | {f"rank{k}": s.rank(k) for k in (1, 5, 10, 20) if k <= len(s.cmc)}
+        if s.roc:
+            row |= {f"tpr@{fpr:.0e}": s.roc.tpr(fpr) for fpr in FALSE_POSITIVE_RATES}
+        if hasattr(s, "mAP_std"):  # of several random galleries
+            row |= {"mAP_std": s.mAP_std, "rank1_std": float(s.cmc_std[0])}
+        table[name] = {key: round(100 * value, 4) for key, value in row.items() if math.isfinite(value)}
+        table[name]["valid_queries"] = s.num_valid_queries
+    return table
 
 
 COLUMNS = {"mAP": "mAP", "mINP": "mINP", "Rank-1": "rank1", "Rank-5": "rank5", "Rank-10": "rank10"}

@@ -1,7 +1,5 @@
 """Scores that are off by default: pooled queries, expansion, random galleries, re-ranking, and those by camera."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import numpy as np

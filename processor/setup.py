@@ -1,7 +1,5 @@
 """Everything that training needs before its first step; whatever can fail fails here, before anything is written."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterator
@@ -115,14 +113,9 @@ def choose_directory(cfg: Config, locks: contextlib.ExitStack) -> Path:
 
 
 def start_state(
-    cfg: Config,
-    session: Session,
-    directory: Path,
-    data: Loaders,
-    model: ReIDModel,
-    criterion: Criterion,
-    optimizer: Optimizer,
-) -> TrainState:
+    cfg: Config, session: Session, directory: Path, data: Loaders,
+    model: ReIDModel, criterion: Criterion, optimizer: Optimizer,
+) -> TrainState:  # fmt: skip
     """The state before the first step, or that of the last checkpoint with `resume`. From here on train.log is kept."""
     ranks, device, dataset = session.ranks, session.device, data.dataset
     cfg = cfg.replace(pixel_range=data.train.cfg.data.pixel_range)  # found in the images: tests must use the same

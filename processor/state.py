@@ -1,7 +1,5 @@
 """The state of a training run, and what a checkpoint holds of it."""
 
-from __future__ import annotations
-
 import json
 import random
 import time

@@ -1,7 +1,5 @@
 """Testing a stored model: from a command line to features and scores."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,13 +47,9 @@ class TestJob:
 
 
 def parse_test(
-    args: Sequence[str] | None,
-    environ: Mapping[str, str],
-    about: str,
-    own: type[T] | None = None,
-    ranges: Mapping[str, str] | None = None,
-    sections: Sequence[str] = TEST_SECTIONS,
-) -> tuple[Config, T | None, Stored | None]:
+    args: Sequence[str] | None, environ: Mapping[str, str], about: str, own: type[T] | None = None,
+    ranges: Mapping[str, str] = {},
+) -> tuple[Config, T | None, Stored | None]:  # fmt: skip
     """`[CKPT] [--setting value ...]` to settings, which start from the checkpoint's, the program's own options (see
     `config.cli.parse_settings`), and the checkpoint.
 
@@ -64,7 +58,7 @@ def parse_test(
     """
     name, args = split_first(args)
     # First for --help and --log-dir, which need no checkpoint.
-    given, options = parse_settings(args, Config(), environ, about, own, ranges, sections, check=False)
+    given, options = parse_settings(args, Config(), environ, about, own, ranges, TEST_SECTIONS, check=False)
     weights_given = any(a.split("=")[0] == "--weights" for a in args)
     if weights_given and name:
         raise UserError(f"{name} has weights of its own; give either a checkpoint or --weights")
@@ -79,7 +73,7 @@ def parse_test(
         setup_logging()
         log.info("%s of the run is not defined for --protocol %s: left out", option(setting), given.eval.protocol)
         default.set(setting, Config().get(setting))
-    cfg, options = parse_settings(args, default, environ, about, own, ranges, sections)
+    cfg, options = parse_settings(args, default, environ, about, own, ranges, TEST_SECTIONS)
     return cfg, options, (checkpoint, state)
 
 

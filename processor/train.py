@@ -1,7 +1,5 @@
 """Training: the epochs, one epoch, one step, and the means of its losses."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import math

@@ -1,7 +1,5 @@
 """What shows the progress of a run: TensorBoard, Weights & Biases, curves, ranked lists, and the progress bar."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

@@ -10,8 +10,6 @@ and model are scored on the test split. The results also go to FILE.json. `--for
 instead of ONNX. All of it runs on the CPU. docs/use.md shows how to run a file without PyTorch.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import math

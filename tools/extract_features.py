@@ -8,8 +8,6 @@ With a folder that is not a run (it holds no last.pth) as the first word, the fe
 `python tools/extract_features.py FOLDER [--output feats]`; FOLDER --help lists its options.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -24,7 +22,8 @@ import numpy as np
 import torch
 
 from config import Config
-from config.cli import parse_options, typed_command
+from config.cli import typed_command
+from config.options import parse_options
 from datasets.loaders import TestLoader
 from datasets.make import short_name, test_name
 from model import ReIDModel

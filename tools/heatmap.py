@@ -7,8 +7,6 @@ and its best wrong match, or an own picture with the first one. The file of an i
 model has several. A map shows which positions of the last layer count; each has seen much of the image around it.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence
@@ -165,8 +163,7 @@ def make_columns(source: Source, job: Job) -> list[Column]:
         maps, logits = class_maps(model, images[:1])
         share, label = logits[0].softmax(0).max(0)
         pid = next(pid for pid, number in source.labels.items() if number == label)
-        classified = [number for number, branch in enumerate(model.branches) if branch.classifier is not None]
-        columns.append(overlays(0, maps[0], classified, [f"training pid {pid}\nby {100 * share:.0f} %"]))
+        columns.append(overlays(0, maps[0], range(rows), [f"training pid {pid}\nby {100 * share:.0f} %"]))
     number = 0
     for other in job.others:
         columns.append([None] * rows)  # space

@@ -5,8 +5,6 @@ gp and cameras qc, gc, in FILE.npz or as DIRECTORY/qf.npy and so on. The latter 
 than the memory. All settings of test.py that concern scores are available.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
