@@ -204,7 +204,8 @@ class DistributedRanks(Ranks):
 
     def parallel(self, model: nn.Module, criterion: nn.Module, device: torch.device) -> nn.Module:
         """The model with its gradients averaged over the processes."""
-        logits, features = criterion.cfg.loss.id_weight > 0, bool(criterion.metric or criterion.centers)
+        logits = criterion.cfg.loss.id_weight > 0
+        features = bool(criterion.metric or criterion.centers or criterion.teacher)
         all_used = logits and (features or len(model.heads) == len(model.branches))
         options = {"device_ids": [device] if device.type == "cuda" else None, "find_unused_parameters": not all_used}
         options["broadcast_buffers"] = False  # batch norm's statistics are broadcast after each step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
@@ -41,7 +42,7 @@ def do_train(cfg: Config, command: str = "") -> TrainState:
         data = training_data(cfg, session)
         model = training_model(cfg, session, data)
         criterion = training_criterion(cfg, session, data, model)
-        return train(cfg, session, data, model, criterion, make_optimizer(cfg, model))
+        return train(cfg, session, data, model, criterion, make_optimizer(cfg, model, criterion))
 
 
 def train(
@@ -101,7 +102,7 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
     title = f"epoch {state.epoch + 1}/{cfg.solver.epochs}"
     progress = Progress(title, steps, cfg.data.batch_size, state.step, shown=session.ranks.first)
     with contextlib.closing(progress), session.signals.held(alone):
-        for images, labels in progress.waiting(loader.epoch(state.epoch, session.device, first_step=state.step)):
+        for images, *targets in progress.waiting(loader.epoch(state.epoch, session.device, first_step=state.step)):
             place = state.step % cfg.loop.accumulate  # in the group of batches of one optimizer step
             group = min(cfg.loop.accumulate, steps - state.step + place)  # its length
             if place == 0:
@@ -113,7 +114,7 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
                 recent.append([])
             if state.epoch == state.step == 0:
                 watchers.picture("train_batch", tile(to_pixels(images[:32])), 0)
-            recent[-1].append(train_step(state, network, images, labels, place, group))
+            recent[-1].append(train_step(state, network, images, targets, place, group))
             network.statistics.check()
             state.step += 1
             progress.step()
@@ -134,14 +135,20 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
 
 
 def train_step(
-    state: TrainState, network: Network, images: torch.Tensor, labels: torch.Tensor, place: int = 0, group: int = 1
+    state: TrainState,
+    network: Network,
+    images: torch.Tensor,
+    targets: Sequence[torch.Tensor],
+    place: int = 0,
+    group: int = 1,
 ) -> Losses:
     """The gradient of one batch, and an optimizer step after the last batch of a group.
 
-    images (B, 3, H, W) and labels (B,): this process's share of the batch. With several batches per group the identity
-    loss is that of one large batch; metric losses mine, and batch norm computes statistics, within each. Returns
-    scalars on the device, so that nothing waits for it: the losses, `finite` (0 for a loss that is NaN or inf), and
-    after a step `moved` (0 if it was skipped because of NaN or inf).
+    images (B, 3, H, W) and targets, the labels (B,) and with a teacher its features (B, D): this process's share of
+    the batch. With several batches per group the identity loss is that of one large batch; metric losses mine, and
+    batch norm computes statistics, within each. Returns scalars on the device, so that nothing waits for it: the
+    losses, `finite` (0 for a loss that is NaN or inf), and after a step `moved` (0 if it was skipped because of NaN or
+    inf).
     """
     cfg, session, ranks = state.cfg, state.session, state.session.ranks
     last = place == group - 1
@@ -156,14 +163,13 @@ def train_step(
         with autocast(session.device, session.precision):
             logits, features = network.module(images)
         if cfg.loop.gather:
-            logits, features = ([ranks.gather_batch(x) for x in rows] for rows in (logits, features))
-            labels = ranks.gather_batch(labels)
-        loss, parts = state.criterion(logits, features, labels)
+            logits, features, targets = ([ranks.gather_batch(x) for x in xs] for xs in (logits, features, targets))
+        loss, parts = state.criterion(logits, features, *targets)
         state.scaler.scale(loss / group).backward()
-    network.group.append(([x.detach() for x in features], labels))
+    network.group.append(([x.detach() for x in features], targets[0]))
     if last:
         parts |= optimizer_step(state, network)
-    accuracy = (logits[0].argmax(1) == labels).float().mean()
+    accuracy = (logits[0].argmax(1) == targets[0]).float().mean()
     values = {"loss": loss, **parts, "accuracy": accuracy, "finite": torch.isfinite(loss).float()}
     return {name: value.detach() for name, value in values.items()}
 
@@ -175,6 +181,8 @@ def optimizer_step(state: TrainState, network: Network) -> Losses:
     `grad_norm`, the norm before it.
     """
     cfg, values = state.cfg, {}
+    for weight in state.criterion.learned:  # not part of the parallel model
+        state.session.ranks.all_reduce_mean(weight.grad)
     state.scaler.unscale_(state.optimizer)
     if cfg.solver.clip_grad > 0:
         values["grad_norm"] = torch.nn.utils.clip_grad_norm_(state.model.parameters(), cfg.solver.clip_grad)
