@@ -143,6 +143,8 @@ class LossSettings:
     cluster_margin: float = 10.0  # cluster loss: margin between the distance of identities and their spread
     center_weight: float = 5e-4  # weight of the center loss (0: off)
     center_lr: float = 0.5  # learning rate of the centers
+    teacher: str = ""  # .npy file of a teacher's features of the training images, to distill from (empty: none)
+    teacher_weight: float = 10.0  # weight of the teacher loss
 
 
 @dataclass
@@ -228,9 +230,9 @@ RANGES = {
     "[0, 1)": "momentum ema_decay hard_factor",
     "[0, inf)": "train_ids test_ids holdout_ids split_seed seed disk_gb cache_gb pad rotate_degrees id_weight "
     "triplet_weight contrastive_weight circle_weight cosface_weight multi_similarity_weight centroid_weight "
-    "range_weight cluster_weight center_weight center_lr triplet_margin focal_gamma head_margin weight_decay clip_grad "
-    "freeze_epochs warmup_epochs warmup_iters delay_epochs ranked_lists save_minutes query_expansion augmentation_k "
-    "expansion_alpha",
+    "range_weight cluster_weight center_weight center_lr teacher_weight triplet_margin focal_gamma head_margin "
+    "weight_decay clip_grad freeze_epochs warmup_epochs warmup_iters delay_epochs ranked_lists save_minutes "
+    "query_expansion augmentation_k expansion_alpha",
     "(0, inf)": "width_multiplier head_scale lr backbone_lr_factor bias_lr_factor circle_gamma "
     "cosface_gamma ms_alpha ms_beta",
     "[1, inf)": "test_batch_size epochs eval_every log_every max_rank k1 k2 trials accumulate bad_steps "
@@ -338,7 +340,7 @@ class Config:
                 f"the {name} loss needs several images per identity, which --sampler {data.sampler} with "
                 f"--images-per-id {k} does not give; use --sampler pk and 2 or more, or {option(name)}-weight 0"
             )
-        if not metric and loss.id_weight == loss.center_weight == 0:
+        if not metric and loss.id_weight == loss.center_weight == 0 and not (loss.teacher and loss.teacher_weight):
             yield "all loss weights are 0, so nothing would be learned; set --id-weight or --triplet-weight above 0"
 
         if solver.nesterov and (solver.optimizer != "sgd" or solver.momentum == 0):
