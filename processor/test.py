@@ -9,7 +9,6 @@ import torch
 
 from config import Config
 from config.cli import TEST_SECTIONS, parse_settings, split_first
-from config.config import option, undefined_for_protocol
 from datasets.base import ReIDDataset, fingerprint, full_note, join_notes
 from datasets.loaders import TestLoader, make_test_loaders, with_pixel_range
 from datasets.make import make_test_set, short_name, test_name
@@ -69,33 +68,33 @@ def parse_test(
     # places come from the command line and the environment alone, not from a file that may be of someone else
     places = {name: given.get(name) for name in ("log_dir", "data_root", "cache_dir")}
     default = stored_config(state, checkpoint).replace(**places)
-    for setting in undefined_for_protocol(default.replace(protocol=given.eval.protocol)):  # typed ones are refused
-        setup_logging()
-        log.info("%s of the run is not defined for --protocol %s: left out", option(setting), given.eval.protocol)
-        default.set(setting, Config().get(setting))
     cfg, options = parse_settings(args, default, environ, about, own, ranges, TEST_SECTIONS)
     return cfg, options, (checkpoint, state)
 
 
-def prepare_test(cfg: Config, stored: Stored | None, ranks: Ranks = ALONE, ranked_lists: bool = False) -> TestJob:
+def prepare_test(
+    cfg: Config, stored: Stored | None, ranks: Ranks = ALONE, ranked_lists: bool = False,
+    dataset: ReIDDataset | None = None,
+) -> TestJob:  # fmt: skip
     """The model of a checkpoint (or, without one, of the backbone weights of the settings) and the test split.
 
-    ranked_lists: as in `resolve_protocol`. Raises UserError, also if several processes have different ones.
+    ranked_lists: as in `resolve_protocol`. dataset: instead of the settings' test set. Raises UserError, also if
+    several processes have different ones.
     """
     setup_logging(quiet=not ranks.first)
     ranks.check_same_settings(cfg)
     with ranks.sync_errors(first_alone=True):
-        job = _load(cfg, stored, ranked_lists)
+        job = _load(cfg, stored, ranked_lists, dataset)
     model = tuple(job.state[name] for name in ("epoch", "seconds"))
     images = tuple(fingerprint(loader.samples) for loader in (job.query, job.gallery))
     ranks.check_same({"the checkpoint": model, "the test images": images})
     return job
 
 
-def _load(cfg: Config, stored: Stored | None, ranked_lists: bool) -> TestJob:
+def _load(cfg: Config, stored: Stored | None, ranked_lists: bool, dataset: ReIDDataset | None) -> TestJob:
     device = pick_device(cfg.run.device)
     configure_torch(cfg, device, cfg.loop.test_precision)
-    dataset = make_test_set(cfg)
+    dataset = dataset or make_test_set(cfg)
     cfg = with_pixel_range(resolve_protocol(cfg, dataset, ranked_lists), dataset)
     if stored and dataset.drawn:
         load("datasets.own:refuse_another_split")(cfg, stored_config(stored[1], stored[0]), dataset)

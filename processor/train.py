@@ -329,7 +329,7 @@ def evaluate_epoch(state: TrainState, data: Loaders, watchers: Watchers) -> None
         log.info("before training:" if state.epoch == 0 else f"after epoch {state.epoch}:")
         values = report(inference, state.about["note"], data.dataset.camera_names)
     values = session.ranks.all_gather(values)[0]
-    best = values["scores"]["plain"]["mAP"] > state.best
+    best = values["scores"]["plain"]["mAP"] > state.best[0]
     if state.epoch == 0:
         state.history.append({"epoch": 0})
     state.history[-1] |= values
@@ -347,11 +347,10 @@ def write_result(state: TrainState) -> None:
         record["by_camera"] = last["by_camera"]
     write_json(state.directory / "results" / "train.json", record)
     state.write_history()  # a kill after the last checkpoint may have come before it
-    plain = {h["epoch"]: h["scores"]["plain"] for h in state.history if "scores" in h}
-    best = max(plain, key=lambda epoch: plain[epoch]["mAP"])
+    plain, before = last["scores"]["plain"], record["before"]
     log.info(
         "to report: plain, %s, epoch %d: mAP %.2f, Rank-1 %.2f%s (best.pth, epoch %d, was chosen on the test split)",
-        LAST, state.epoch, plain[state.epoch]["mAP"], plain[state.epoch]["rank1"],
-        f"; before training: {plain[0]['mAP']:.2f}, {plain[0]['rank1']:.2f}" if 0 in plain else "", best,
+        LAST, state.epoch, plain["mAP"], plain["rank1"],
+        f"; before training: {before['mAP']:.2f}, {before['rank1']:.2f}" if before else "", state.best[1],
     )  # fmt: skip
     log.info("files: %s; next: python test.py, python get_vis_result.py, python tools/report.py", state.directory)
