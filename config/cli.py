@@ -60,6 +60,7 @@ def parse_settings(
     values = parse_values(args, SETTINGS | settings_of(own))
     mine = {name: values.pop(name) for name in list(values) if name not in SETTINGS}
     cfg, options = default.replace(**values), own(**mine) if own else None
+    cfg.typed = frozenset(values)
     if check:
         cfg.check()
         for name, interval in ranges.items():

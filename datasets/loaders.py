@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from config import Config
-from datasets.augment import Draws, augment, normalise
+from datasets.augment import Draws, augment, normalise, to_device
 from datasets.base import ReIDDataset, Sample, join_notes, label_map
 from datasets.cache import Images, summary
 from datasets.make import all_published, make_dataset
@@ -19,7 +19,7 @@ from utils.logging import log
 from utils.lookup import load
 
 Size = tuple[int, int] | None  # height and width of the images; None: those of the settings
-Batch = tuple[torch.Tensor, torch.Tensor]
+Batch = tuple[torch.Tensor, ...]
 
 
 class TrainLoader:
@@ -36,17 +36,25 @@ class TrainLoader:
             raise UserError("the readable training images show fewer than two identities; restore the others")
         self.labels = torch.tensor([self.label_map[s.pid] for s in self.samples])
         self.sampler = make_sampler(cfg, self.samples, rank, world_size)
+        self.teacher: torch.Tensor | None = None  # features (N, D) float32 of a teacher
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def epoch(self, epoch: int, device: torch.device, first_step: int = 0) -> Iterator[Batch]:
-        """From step `first_step` on: images (B, 3, H, W) float32 and labels (B,) int64, both on `device`."""
+        """From step `first_step` on: images (B, 3, H, W) float32, labels (B,) int64 and, with a teacher, its features
+        (B, D) float32, all on `device`."""
         batches = list(self.sampler.epoch(epoch))[first_step:]
         for step, (indices, images) in enumerate(self.images.batches(batches, device), first_step):
             share = {"first": self.rank * len(images), "total": self.cfg.data.batch_size}
             draws = Draws(self.cfg.run.seed, epoch, step, batch=len(images), **share)
-            yield augment(images, self.cfg, draws), self.labels[indices].to(device, non_blocking=True)
+            targets = (to_device(x[indices], device) for x in (self.labels, self.teacher) if x is not None)
+            yield augment(images, self.cfg, draws), *targets
+
+    @property
+    def teacher_dim(self) -> int:
+        """Width of the teacher's features; 0 without one."""
+        return 0 if self.teacher is None else self.teacher.shape[1]
 
     def files(self, epoch: int, step: int) -> str:
         """The images of one batch, for a message."""
@@ -117,7 +125,11 @@ def make_loaders(cfg: Config, rank: int = 0, world_size: int = 1) -> Loaders:
     train, (dataset, query, gallery) = _call_all(
         lambda: TrainLoader(cfg, dataset.train, rank, world_size), lambda: make_test_loaders(cfg, dataset)
     )
-    dataset = replace(dataset, train=train.samples, train_note=join_notes(dataset.train_note, train.images.note))
+    note = join_notes(dataset.train_note, train.images.note)
+    if cfg.loss.teacher and cfg.loss.teacher_weight > 0:
+        rows, name = load("datasets.teacher:read_teacher")(cfg.loss.teacher, dataset.train, train.images.kept)
+        train.teacher, note = torch.from_numpy(rows), join_notes(note, f"distilled from {name}")
+    dataset = replace(dataset, train=train.samples, train_note=note)
     return Loaders(dataset, train, query, gallery)
 
 

@@ -1,6 +1,7 @@
 """Evaluation: images to features, features to scores, scores to tables and to the record of a result."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from config import Config
-from config.config import undefined_for_protocol
+from config.config import option
 from datasets.base import ONE_CAMERA, ReIDDataset
 from datasets.loaders import TestLoader
 from model import ReIDModel
@@ -23,7 +24,10 @@ from utils.lookup import load
 from utils.metrics import NO_MATCH, Scores, evaluate
 
 RANDOM_GALLERIES = ("single_shot", "vehicle_id")  # protocols without one ranked list per query
+WITH_RANKED_LISTS = ("rerank", "query_expansion", "augmentation_k", "roc", "by_camera")  # settings that these lack
 FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
+FEW_QUERIES = 200  # with fewer, the interval of Rank-1 is given
+Z = 1.96  # standard deviations of a 95 % interval
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # features of queries (Q, D) and gallery (G, D)
 
@@ -124,6 +128,8 @@ def score_features(cfg: Config, pairs: dict[str, Pair], ids: tuple) -> Inference
 def scoring_function(cfg: Config) -> Callable[..., Scores]:
     """The protocol as a function of features and ids."""
     options = {"metric": cfg.eval.metric, "max_rank": cfg.eval.max_rank}
+    if cfg.eval.roc and cfg.eval.metric != "cosine":
+        return partial(load("processor.optional_scores:evaluate_with_cosine_roc"), **options)
     if cfg.eval.protocol not in RANDOM_GALLERIES:
         return partial(evaluate, **options, roc=cfg.eval.roc)
     options |= {"trials": cfg.eval.trials, "seed": cfg.run.seed}
@@ -142,14 +148,28 @@ def resolve_protocol(cfg: Config, dataset: ReIDDataset, ranked_lists: bool = Fal
     """The settings with the protocol `auto` replaced by that of the dataset's authors.
 
     ranked_lists: for programs that show one ranked list per query: there `auto` is `standard`. Raises UserError if the
-    protocol does not fit that or other settings, or if there are too many cameras for a table.
+    protocol does not fit that or typed settings, or if there are too many cameras for a table.
     """
     if ranked_lists and cfg.eval.protocol in RANDOM_GALLERIES:
         raise UserError(f"--protocol {cfg.eval.protocol} has random galleries and no single ranked list; leave it out")
     if cfg.eval.protocol == "auto":
         cfg = cfg.replace(protocol="standard" if ranked_lists else dataset.protocol)
-    if cfg.eval.by_camera or undefined_for_protocol(cfg):
-        load("processor.optional_scores:refuse_undefined")(cfg, dataset)
+    cfg = drop_undefined(cfg)
+    if cfg.eval.by_camera:
+        load("processor.optional_scores:check_cameras")(dataset)
+    return cfg
+
+
+def drop_undefined(cfg: Config) -> Config:
+    """The settings without those that the test protocol does not define; a warning names each. Raises UserError for one
+    that was typed."""
+    on = [name for name in WITH_RANKED_LISTS if cfg.get(name)] if cfg.eval.protocol in RANDOM_GALLERIES else []
+    for name in on:
+        problem = f"{option(name)} is not defined for --protocol {cfg.eval.protocol}"
+        if name in cfg.typed:
+            raise UserError(f"{problem}; leave it out, or add --protocol standard")
+        warnings.warn(f"{problem}, so it is left out", stacklevel=1)
+        cfg = cfg.replace(**{name: Config().get(name)})
     return cfg
 
 
@@ -207,7 +227,24 @@ def score_table(values: dict[str, dict[str, float]], note: str = "") -> str:
     for name, row in values.items():
         cells = "".join(f"{row[key]:>8.2f}" if key in row else f"{'-':>8}" for key in columns.values())
         lines.append(f"{name:<{width}}{cells}{row['valid_queries']:>9}")
+    lines += [interval] if (interval := rank1_interval(values)) else []
     return "\n".join(lines + ([f"note: {note}"] if note else []))
+
+
+def rank1_interval(values: dict[str, dict[str, float]]) -> str:
+    """How uncertain Rank-1 of the first scores is, if there are few queries; else ""."""
+    name, row = next(iter(values.items()))
+    number, share = row["valid_queries"], row["rank1"] / 100
+    if number >= FEW_QUERIES:
+        return ""
+    scale, squared = 1 + Z**2 / number, Z**2 / number  # Wilson's interval
+    middle = (share + squared / 2) / scale
+    half = (share * (1 - share) * squared + squared**2 / 4) ** 0.5 / scale
+    low, high = 100 * max(middle - half, 0), 100 * min(middle + half, 1)
+    return (
+        f"{number} {'query' if number == 1 else 'queries'}: {name} Rank-1 {100 * share:.0f} ± {100 * half:.0f} "
+        f"(95 % Wilson interval {low:.0f} to {high:.0f})"
+    )
 
 
 def result_record(state: dict[str, Any], cfg: Config, scores: dict, note: str, command: str = "") -> dict[str, Any]:

@@ -72,9 +72,10 @@ def training_model(cfg: Config, session: Session, data: Loaders) -> ReIDModel:
 def training_criterion(cfg: Config, session: Session, data: Loaders, model: ReIDModel) -> Criterion:
     """The losses on the device, with the same centers in all processes; these move without gradients."""
     margins = [head.add_margin for head in model.heads]
-    criterion = make_criterion(cfg, len(data.labels), model.feature_dims, margins).to(session.device)
+    criterion = make_criterion(cfg, len(data.labels), model.feature_dims, margins, data.train.teacher_dim)
+    criterion.to(session.device).centers.requires_grad_(False)
     session.ranks.broadcast(criterion.state_dict().values())
-    return criterion.requires_grad_(False)
+    return criterion
 
 
 @contextlib.contextmanager
@@ -158,7 +159,10 @@ def log_run(state: TrainState, data: Loaders) -> None:
     log.info(
         "model: %s, weights %s, input %d x %d, embedding %d; losses: %s; %s, lr %g, %d epochs of %d batches; preset %s",
         cfg.model.backbone, cfg.model.weights, cfg.data.height, cfg.data.width, state.model.embedding_dim,
-        " + ".join(name for name in ("id", *METRIC_LOSSES, "center") if cfg.get(f"{name}_weight") > 0),
+        " + ".join(
+            [name for name in ("id", *METRIC_LOSSES, "center") if cfg.get(f"{name}_weight") > 0]
+            + ["teacher"] * bool(data.train.teacher_dim)
+        ),
         cfg.solver.optimizer, cfg.solver.lr, cfg.solver.epochs, len(data.train), cfg.run.preset or "none",
     )  # fmt: skip
     if state.model.loaded:

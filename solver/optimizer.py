@@ -17,21 +17,21 @@ OPTIMIZERS = {
 }
 
 
-def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of the settings over `parameter_groups`."""
+def make_optimizer(cfg: Config, *modules: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the settings over `parameter_groups` of the model and, if a loss has weights, of the losses."""
     options: dict[str, Any] = {"lr": cfg.solver.lr, "fused": cfg.loop.fused}
     if cfg.solver.optimizer == "sgd":
         options |= {"momentum": cfg.solver.momentum, "nesterov": cfg.solver.nesterov}
     else:
         options["betas"] = (cfg.solver.momentum, 0.999)
-    optimizer = OPTIMIZERS[cfg.solver.optimizer](parameter_groups(cfg, model), **options)
+    optimizer = OPTIMIZERS[cfg.solver.optimizer](parameter_groups(cfg, *modules), **options)
     if cfg.solver.optimizer == "sgd" and cfg.solver.momentum > 0:  # fused SGD fails without buffers of unfrozen weights
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
-def parameter_groups(cfg: Config, model: nn.Module) -> list[dict[str, Any]]:
+def parameter_groups(cfg: Config, *modules: nn.Module) -> list[dict[str, Any]]:
     """Every parameter that requires a gradient, in one group per pair of learning rate and weight decay.
 
     `lr_factor` of a group is its rate as a factor of the schedule's. The backbone is everything under
@@ -39,7 +39,7 @@ def parameter_groups(cfg: Config, model: nn.Module) -> list[dict[str, Any]]:
     `no_decay_norm_bias` is for parameters of one dimension (timm's rule: biases, normalisation weights, scales).
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in (pair for module in modules for pair in module.named_parameters()):
         if not parameter.requires_grad:
             continue
         factor = cfg.solver.backbone_lr_factor if name.startswith("backbone.") else 1.0
