@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import re
 import shlex
 import sys
@@ -118,7 +119,8 @@ def asked_help(args: Sequence[str]) -> str:
 
 def show(text: str, code: int = 0) -> NoReturn:
     """Print a text and end the program."""
-    print(text)
+    with contextlib.suppress(BrokenPipeError):  # the reader, such as `head`, has ended
+        print(text, flush=True)
     raise SystemExit(code)
 
 

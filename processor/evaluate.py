@@ -1,7 +1,6 @@
 """Evaluation: images to features, features to scores, scores to tables and to the record of a result."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +10,6 @@ import torch
 from tqdm import tqdm
 
 from config import Config
-from config.config import option
 from datasets.base import ONE_CAMERA, ReIDDataset
 from datasets.loaders import TestLoader
 from model import ReIDModel
@@ -24,7 +22,6 @@ from utils.lookup import load
 from utils.metrics import NO_MATCH, Scores, evaluate
 
 RANDOM_GALLERIES = ("single_shot", "vehicle_id")  # protocols without one ranked list per query
-WITH_RANKED_LISTS = ("rerank", "query_expansion", "augmentation_k", "roc", "by_camera")  # settings that these lack
 FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
 FEW_QUERIES = 200  # with fewer, the interval of Rank-1 is given
 Z = 1.96  # standard deviations of a 95 % interval
@@ -154,22 +151,10 @@ def resolve_protocol(cfg: Config, dataset: ReIDDataset, ranked_lists: bool = Fal
         raise UserError(f"--protocol {cfg.eval.protocol} has random galleries and no single ranked list; leave it out")
     if cfg.eval.protocol == "auto":
         cfg = cfg.replace(protocol="standard" if ranked_lists else dataset.protocol)
-    cfg = drop_undefined(cfg)
+    if cfg.eval.protocol in RANDOM_GALLERIES:
+        cfg = load("processor.optional_scores:drop_undefined")(cfg)
     if cfg.eval.by_camera:
         load("processor.optional_scores:check_cameras")(dataset)
-    return cfg
-
-
-def drop_undefined(cfg: Config) -> Config:
-    """The settings without those that the test protocol does not define; a warning names each. Raises UserError for one
-    that was typed."""
-    on = [name for name in WITH_RANKED_LISTS if cfg.get(name)] if cfg.eval.protocol in RANDOM_GALLERIES else []
-    for name in on:
-        problem = f"{option(name)} is not defined for --protocol {cfg.eval.protocol}"
-        if name in cfg.typed:
-            raise UserError(f"{problem}; leave it out, or add --protocol standard")
-        warnings.warn(f"{problem}, so it is left out", stacklevel=1)
-        cfg = cfg.replace(**{name: Config().get(name)})
     return cfg
 
 
@@ -237,9 +222,9 @@ def rank1_interval(values: dict[str, dict[str, float]]) -> str:
     number, share = row["valid_queries"], row["rank1"] / 100
     if number >= FEW_QUERIES:
         return ""
-    scale, squared = 1 + Z**2 / number, Z**2 / number  # Wilson's interval
-    middle = (share + squared / 2) / scale
-    half = (share * (1 - share) * squared + squared**2 / 4) ** 0.5 / scale
+    squared = Z**2 / number
+    middle = (share + squared / 2) / (1 + squared)  # of Wilson's interval
+    half = (share * (1 - share) * squared + squared**2 / 4) ** 0.5 / (1 + squared)
     low, high = 100 * max(middle - half, 0), 100 * min(middle + half, 1)
     return (
         f"{number} {'query' if number == 1 else 'queries'}: {name} Rank-1 {100 * share:.0f} ± {100 * half:.0f} "
@@ -256,18 +241,10 @@ def result_record(state: dict[str, Any], cfg: Config, scores: dict, note: str, c
     speeds = sorted(h["images_per_second"] for h in state["history"] if "images_per_second" in h)
     first = state["history"][0] if state["history"] else {}
     return {
-        "preset": cfg.run.preset,
-        "dataset": cfg.data.dataset,
-        "test_dataset": cfg.data.test_dataset,
-        "command": state["command"],
-        "test_command": command,
-        **state["environment"],
-        "seed": cfg.run.seed,
-        "epochs": state["epoch"],
-        "train_seconds": round(state["seconds"], 1),
-        "images_per_second": speeds[len(speeds) // 2] if speeds else None,
-        "note": note,
+        "preset": cfg.run.preset, "dataset": cfg.data.dataset, "test_dataset": cfg.data.test_dataset,
+        "command": state["command"], "test_command": command, **state["environment"], "seed": cfg.run.seed,
+        "epochs": state["epoch"], "train_seconds": round(state["seconds"], 1),
+        "images_per_second": speeds[len(speeds) // 2] if speeds else None, "note": note,
         "before": first["scores"]["plain"] if first.get("epoch") == 0 and "scores" in first else None,
-        "scores": scores,
-        "settings": cfg.to_dict(),
-    }
+        "scores": scores, "settings": cfg.to_dict(),
+    }  # fmt: skip

@@ -84,22 +84,16 @@ def prepare_test(
     setup_logging(quiet=not ranks.first)
     ranks.check_same_settings(cfg)
     with ranks.sync_errors(first_alone=True):
-        job = _load(cfg, stored, ranked_lists, dataset)
-    model = tuple(job.state[name] for name in ("epoch", "seconds"))
-    images = tuple(fingerprint(loader.samples) for loader in (job.query, job.gallery))
-    ranks.check_same({"the checkpoint": model, "the test images": images})
-    return job
-
-
-def _load(cfg: Config, stored: Stored | None, ranked_lists: bool, dataset: ReIDDataset | None) -> TestJob:
-    device = pick_device(cfg.run.device)
-    configure_torch(cfg, device, cfg.loop.test_precision)
-    dataset = dataset or make_test_set(cfg)
-    cfg = with_pixel_range(resolve_protocol(cfg, dataset, ranked_lists), dataset)
-    if stored and dataset.drawn:
-        load("datasets.own:refuse_another_split")(cfg, stored_config(stored[1], stored[0]), dataset)
-    model, state, path, name = tested_model(cfg, stored, device)
-    dataset, query, gallery = make_test_loaders(cfg, dataset)
+        device = pick_device(cfg.run.device)
+        configure_torch(cfg, device, cfg.loop.test_precision)
+        dataset = dataset or make_test_set(cfg)
+        cfg = with_pixel_range(resolve_protocol(cfg, dataset, ranked_lists), dataset)
+        if stored and dataset.drawn:
+            load("datasets.own:refuse_another_split")(cfg, stored_config(stored[1], stored[0]), dataset)
+        model, state, path, name = tested_model(cfg, stored, device)
+        dataset, query, gallery = make_test_loaders(cfg, dataset)
+    images = (fingerprint(query.samples), fingerprint(gallery.samples))
+    ranks.check_same({"the checkpoint": (state["epoch"], state["seconds"]), "the test images": images})
     log.info("%s on %s: %d queries in %d images", name, dataset.name, len(dataset.query), len(dataset.gallery))
     note = full_note(state.get("train_note", ""), dataset.test_note)
     note = join_notes(note, model.loaded.note if model.loaded else "")

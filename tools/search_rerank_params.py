@@ -29,10 +29,10 @@ from datasets.loaders import TestLoader
 from datasets.make import make_dataset, make_test_set
 from datasets.own import refuse_another_split
 from datasets.subsets import heldout_split, last_identities
-from processor.checkpoint import rebuild_model, stored_config
+from processor.checkpoint import stored_config
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import extract_features, score_table, score_values
-from processor.test import Stored, parse_test
+from processor.test import Stored, parse_test, tested_model
 from tools.score_features import read_features
 from utils.errors import Stopped, UserError, run
 from utils.files import write_json
@@ -113,9 +113,7 @@ def from_checkpoint(cfg: Config, options: Options, stored: Stored, device: torch
         if options.distractors:
             others = [s._replace(pid=0) for s in dataset.train if s.pid not in pids]
             gallery, label = gallery + others, f"{label}, among {len(others)} distractors"
-    model = rebuild_model(state, checkpoint, cfg).to(device).eval()
-    if cfg.loop.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    model = tested_model(cfg, stored, device)[0]
     query, gallery = TestLoader(cfg, query, "query"), TestLoader(cfg, gallery, "gallery")
     features = [extract_features(cfg, model, x, device, cfg.eval.flip)[cfg.eval.flip] for x in (query, gallery)]
     ids = [query.pids, gallery.pids, query.camids, gallery.camids]
