@@ -121,18 +121,13 @@ def start_state(
     ranks, device, dataset = session.ranks, session.device, data.dataset
     cfg = cfg.replace(pixel_range=data.train.cfg.data.pixel_range)  # found in the images: tests must use the same
     setup_logging(directory / "train.log" if ranks.first else None, quiet=not ranks.first)
+    test_place = place(cfg.data.test_dataset) if cfg.data.test_dataset else ""
     about = {
-        "command": session.command,
-        "note": scores_note(resolve_protocol(cfg, dataset), dataset.note),
-        "train_note": dataset.train_note,
-        "images": fingerprint(dataset.train),
-        "places": {
-            "dataset": "+".join(map(place, train_names(cfg))),
-            "test_dataset": place(cfg.data.test_dataset) if cfg.data.test_dataset else "",
-        },
-        "environment": describe_environment(device, ranks.size),
-        "labels": data.labels,
-    }
+        "command": session.command, "environment": describe_environment(device, ranks.size),
+        "note": scores_note(resolve_protocol(cfg, dataset), dataset.note), "train_note": dataset.train_note,
+        "labels": data.labels, "images": fingerprint(dataset.train),
+        "places": {"dataset": "+".join(map(place, train_names(cfg))), "test_dataset": test_place},
+    }  # fmt: skip
     average = load("solver.average:make_average")(model) if cfg.solver.ema_decay > 0 else None
     scaler = Scaler(device, session.precision)
     state = TrainState(cfg, session, directory, about, model, criterion, optimizer, scaler, average)

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import torch
 from torch.optim import Optimizer
+from torchvision.utils import make_grid
 
 from config import Config
 from datasets.augment import to_pixels
@@ -20,7 +21,7 @@ from processor.evaluate import do_inference, plain_settings, report, resolve_pro
 from processor.precision import FiniteStatistics, autocast
 from processor.setup import run_directory, start_session, start_state, training_criterion, training_data, training_model
 from processor.state import Session, TrainState
-from processor.watch import Progress, Watchers, tile
+from processor.watch import Progress, Watchers
 from solver import make_optimizer, set_frozen, set_lr
 from utils.errors import Stopped, UserError
 from utils.files import write_json
@@ -150,7 +151,8 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
                 lr = set_lr(cfg, state.optimizer, epochs_done, steps)
                 recent.append([])
             if state.epoch == state.step == 0:
-                watchers.picture("train_batch", tile(to_pixels(images[:32])), 0)
+                pixels = torch.from_numpy(to_pixels(images[:32])).movedim(3, 1)
+                watchers.picture("train_batch", make_grid(pixels, padding=0).movedim(0, 2).numpy(), 0)
             recent[-1].append(train_step(state, network, images, targets, place, group))
             network.statistics.check()
             state.step += 1

@@ -86,14 +86,6 @@ class Watchers:
             self.board = None
 
 
-def tile(pictures: np.ndarray, columns: int = 8) -> np.ndarray:
-    """Pictures (B, H, W, 3) side by side, `columns` per row, the last row filled up with black."""
-    black = np.zeros((-len(pictures) % columns, *pictures.shape[1:]), pictures.dtype)
-    sheet = np.concatenate([pictures, black])
-    rows = [np.concatenate(list(sheet[i : i + columns]), axis=1) for i in range(0, len(sheet), columns)]
-    return np.concatenate(rows)
-
-
 class Progress:
     """The progress bar of an epoch, and the share of its time that is spent waiting for data."""
 
