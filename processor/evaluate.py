@@ -1,10 +1,6 @@
 """Evaluation: images to features, features to scores, scores to tables and to the record of a result."""
 
-from __future__ import annotations
-
-import contextlib
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +10,6 @@ import torch
 from tqdm import tqdm
 
 from config import Config
-from config.config import option
 from datasets.base import ONE_CAMERA, ReIDDataset
 from datasets.loaders import TestLoader
 from model import ReIDModel
@@ -27,7 +22,6 @@ from utils.lookup import load
 from utils.metrics import NO_MATCH, Scores, evaluate
 
 RANDOM_GALLERIES = ("single_shot", "vehicle_id")  # protocols without one ranked list per query
-WITH_RANKED_LISTS = ("rerank", "query_expansion", "augmentation_k", "roc", "by_camera")  # settings that these lack
 FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
 FEW_QUERIES = 200  # with fewer, the interval of Rank-1 is given
 Z = 1.96  # standard deviations of a 95 % interval
@@ -50,7 +44,7 @@ def feature_batches(
     hidden = None if shown else True  # None: without a terminal
     bar = tqdm(total=len(loader.samples), desc=loader.images.name, unit="img", leave=False, disable=hidden)
     try:
-        with contextlib.closing(bar):
+        with bar:
             for images in loader.batches(device):
                 with torch.no_grad(), autocast(device, cfg.loop.test_precision):
                     if not cfg.loop.channels_last:
@@ -157,22 +151,10 @@ def resolve_protocol(cfg: Config, dataset: ReIDDataset, ranked_lists: bool = Fal
         raise UserError(f"--protocol {cfg.eval.protocol} has random galleries and no single ranked list; leave it out")
     if cfg.eval.protocol == "auto":
         cfg = cfg.replace(protocol="standard" if ranked_lists else dataset.protocol)
-    cfg = drop_undefined(cfg)
+    if cfg.eval.protocol in RANDOM_GALLERIES:
+        cfg = load("processor.optional_scores:drop_undefined")(cfg)
     if cfg.eval.by_camera:
         load("processor.optional_scores:check_cameras")(dataset)
-    return cfg
-
-
-def drop_undefined(cfg: Config) -> Config:
-    """The settings without those that the test protocol does not define; a warning names each. Raises UserError for one
-    that was typed."""
-    on = [name for name in WITH_RANKED_LISTS if cfg.get(name)] if cfg.eval.protocol in RANDOM_GALLERIES else []
-    for name in on:
-        problem = f"{option(name)} is not defined for --protocol {cfg.eval.protocol}"
-        if name in cfg.typed:
-            raise UserError(f"{problem}; leave it out, or add --protocol standard")
-        warnings.warn(f"{problem}, so it is left out", stacklevel=1)
-        cfg = cfg.replace(**{name: Config().get(name)})
     return cfg
 
 
@@ -204,17 +186,16 @@ def report(inference: Inference, note: str, camera_names: Mapping[int, str] = {}
 
 def score_values(scores: dict[str, Scores]) -> dict[str, dict[str, float]]:
     """Plain values in percent, for JSON and for `score_table`."""
-    return {name: _values(s) for name, s in scores.items()}
-
-
-def _values(s: Scores) -> dict[str, float]:
-    values = {"mAP": s.mAP, "mINP": s.mINP} | {f"rank{k}": s.rank(k) for k in (1, 5, 10, 20) if k <= len(s.cmc)}
-    if s.roc:
-        values |= {f"tpr@{fpr:.0e}": s.roc.tpr(fpr) for fpr in FALSE_POSITIVE_RATES}
-    if hasattr(s, "mAP_std"):  # of several random galleries
-        values |= {"mAP_std": s.mAP_std, "rank1_std": float(s.cmc_std[0])}
-    finite = {name: round(100 * value, 4) for name, value in values.items() if math.isfinite(value)}
-    return {**finite, "valid_queries": s.num_valid_queries}
+    table = {}
+    for name, s in scores.items():
+        row = {"mAP": s.mAP, "mINP": s.mINP} | {f"rank{k}": s.rank(k) for k in (1, 5, 10, 20) if k <= len(s.cmc)}
+        if s.roc:
+            row |= {f"tpr@{fpr:.0e}": s.roc.tpr(fpr) for fpr in FALSE_POSITIVE_RATES}
+        if hasattr(s, "mAP_std"):  # of several random galleries
+            row |= {"mAP_std": s.mAP_std, "rank1_std": float(s.cmc_std[0])}
+        table[name] = {key: round(100 * value, 4) for key, value in row.items() if math.isfinite(value)}
+        table[name]["valid_queries"] = s.num_valid_queries
+    return table
 
 
 COLUMNS = {"mAP": "mAP", "mINP": "mINP", "Rank-1": "rank1", "Rank-5": "rank5", "Rank-10": "rank10"}
@@ -241,9 +222,9 @@ def rank1_interval(values: dict[str, dict[str, float]]) -> str:
     number, share = row["valid_queries"], row["rank1"] / 100
     if number >= FEW_QUERIES:
         return ""
-    scale, squared = 1 + Z**2 / number, Z**2 / number  # Wilson's interval
-    middle = (share + squared / 2) / scale
-    half = (share * (1 - share) * squared + squared**2 / 4) ** 0.5 / scale
+    squared = Z**2 / number
+    middle = (share + squared / 2) / (1 + squared)  # of Wilson's interval
+    half = (share * (1 - share) * squared + squared**2 / 4) ** 0.5 / (1 + squared)
     low, high = 100 * max(middle - half, 0), 100 * min(middle + half, 1)
     return (
         f"{number} {'query' if number == 1 else 'queries'}: {name} Rank-1 {100 * share:.0f} ± {100 * half:.0f} "
@@ -260,18 +241,10 @@ def result_record(state: dict[str, Any], cfg: Config, scores: dict, note: str, c
     speeds = sorted(h["images_per_second"] for h in state["history"] if "images_per_second" in h)
     first = state["history"][0] if state["history"] else {}
     return {
-        "preset": cfg.run.preset,
-        "dataset": cfg.data.dataset,
-        "test_dataset": cfg.data.test_dataset,
-        "command": state["command"],
-        "test_command": command,
-        **state["environment"],
-        "seed": cfg.run.seed,
-        "epochs": state["epoch"],
-        "train_seconds": round(state["seconds"], 1),
-        "images_per_second": speeds[len(speeds) // 2] if speeds else None,
-        "note": note,
+        "preset": cfg.run.preset, "dataset": cfg.data.dataset, "test_dataset": cfg.data.test_dataset,
+        "command": state["command"], "test_command": command, **state["environment"], "seed": cfg.run.seed,
+        "epochs": state["epoch"], "train_seconds": round(state["seconds"], 1),
+        "images_per_second": speeds[len(speeds) // 2] if speeds else None, "note": note,
         "before": first["scores"]["plain"] if first.get("epoch") == 0 and "scores" in first else None,
-        "scores": scores,
-        "settings": cfg.to_dict(),
-    }
+        "scores": scores, "settings": cfg.to_dict(),
+    }  # fmt: skip

@@ -1,13 +1,13 @@
 """Scores that are off by default: pooled queries, expansion, random galleries, re-ranking, and those by camera."""
 
-from __future__ import annotations
-
+import warnings
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 
 from config import Config
+from config.config import option
 from datasets.base import MOST_CAMERAS, ReIDDataset
 from processor.evaluate import Inference, Pair
 from utils.errors import UserError, printable
@@ -16,6 +16,7 @@ from utils.metrics import Scores, evaluate, evaluate_distance
 from utils.protocols import TrialScores, evaluate_by_camera, evaluate_single_shot, evaluate_vehicle_id, pool_queries
 from utils.rerank import k_reciprocal
 
+WITH_RANKED_LISTS = ("rerank", "query_expansion", "augmentation_k", "roc", "by_camera")  # that random galleries lack
 single_shot = evaluate_single_shot  # functions with the names of the protocols
 
 
@@ -62,6 +63,18 @@ def vehicle_id(query: torch.Tensor, gallery: torch.Tensor, *ids: np.ndarray, **o
     pids = np.concatenate(ids[:2])
     known = np.flatnonzero(pids != 0)  # distractors are not one identity, and must not be queries
     return evaluate_vehicle_id(torch.cat([query, gallery])[known], pids[known], **options)
+
+
+def drop_undefined(cfg: Config) -> Config:
+    """The settings without those that a protocol of random galleries does not define; a warning names each. Raises
+    UserError for one that was typed."""
+    for name in filter(cfg.get, WITH_RANKED_LISTS):
+        problem = f"{option(name)} is not defined for --protocol {cfg.eval.protocol}"
+        if name in cfg.typed:
+            raise UserError(f"{problem}; leave it out, or add --protocol standard")
+        warnings.warn(f"{problem}, so it is left out", stacklevel=1)
+        cfg = cfg.replace(**{name: Config().get(name)})
+    return cfg
 
 
 def check_cameras(dataset: ReIDDataset) -> None:

@@ -18,6 +18,7 @@ from conftest import tiny_config, write_tree
 from helpers import ROOT, program, save_features
 
 import config.cli
+import config.options
 from config import Config
 from model import make_model
 from processor import do_train
@@ -82,8 +83,8 @@ def test_every_command_line_is_accepted(monkeypatch, tmp_path):
     def then_end(parse):
         return lambda *args, **options: (parse(*args, **options), parsed.append(args), sys.exit(0))
 
-    for name in ("parse_settings", "parse_options"):
-        before = getattr(config.cli, name)
+    for name, place in (("parse_settings", config.cli), ("parse_options", config.options)):
+        before = getattr(place, name)
         for module in [m for m in sys.modules.values() if getattr(m, name, None) is before]:
             monkeypatch.setattr(module, name, then_end(before))
     monkeypatch.chdir(tmp_path)

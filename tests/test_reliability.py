@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, arguments, fails, program, refused, save_features, save_model
+from helpers import ROOT, arguments, fails, program, save_features, save_model
 
 import processor.train
 from processor import do_train
@@ -94,7 +94,8 @@ def test_odd_values_in_a_checkpoint_are_one_sentence(tiny):
     odd += [("epoch", "1"), ("seconds", None), ("environment", []), ("train_note", 5), ("labels", [1])]
     for name, value in odd:
         save_checkpoint(checkpoint, state | {name: value})
-        refused(program("test.py", checkpoint), checkpoint)
+        with pytest.raises(UserError, match=str(checkpoint)):
+            parse_test([str(checkpoint)], {}, "")
     save_checkpoint(checkpoint, {name: state[name] for name in ("model", "config", "labels")})  # all that is needed
     assert program("test.py", checkpoint).returncode == 0
 

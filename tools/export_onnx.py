@@ -11,8 +11,6 @@ to FILE.json. `--format export` writes torch.export's .pt2 instead of ONNX. All 
 how to run a file without PyTorch.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import math

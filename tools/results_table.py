@@ -7,8 +7,6 @@ another test set EXPERIMENT-veri776.json, and with an optional "remark". Several
 deviation. results/benchmark_*.json belong to benchmarks/tables.py.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import statistics
@@ -18,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config.cli import parse_options
+from config.options import parse_options
 from utils.errors import UserError, run
 from utils.files import reading, write_atomically
 

@@ -5,8 +5,6 @@ gp and cameras qc, gc, in FILE.npz or as DIRECTORY/qf.npy and so on. The latter 
 than the memory. All settings of test.py that concern scores are available.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -23,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import Config
 from config.cli import parse_settings, split_first, typed_command
 from processor.environment import pick_device
-from processor.evaluate import drop_undefined, report, score_features, scores_note
+from processor.evaluate import RANDOM_GALLERIES, report, score_features, scores_note
+from processor.optional_scores import drop_undefined
 from utils.errors import UserError, run
 from utils.files import check_unpacked_size, reading, write_json, write_rows
 from utils.logging import log, setup_logging
@@ -119,7 +118,7 @@ def main() -> None:
     if not name:
         raise UserError("name the features to score: an .npz, or a directory written by tools/extract_features.py")
     setup_logging()
-    cfg = drop_undefined(cfg)
+    cfg = drop_undefined(cfg) if cfg.eval.protocol in RANDOM_GALLERIES else cfg
     query, gallery, ids, note, cameras, kind = read_features(name)
     log.info("%s: %d queries in %d images", name, len(query), len(gallery))
     device = pick_device(cfg.run.device)

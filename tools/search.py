@@ -5,8 +5,6 @@ pictures most similar to one. `threshold` finds, on pictures of known people, th
 probably show the same person. Without a command, the gallery of the latest run is indexed and its first query asked.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import sys
@@ -21,8 +19,8 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from config.cli import parse_command
 from config.config import Folders
+from config.options import parse_command
 from datasets.base import ReIDDataset
 from datasets.make import make_test_set, place, train_names
 from datasets.own import refuse_another_split

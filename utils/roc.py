@@ -4,8 +4,6 @@ A pair is accepted if its distance is at most the threshold. `Roc` is exact, but
 counts all pairs at thresholds chosen beforehand, for whole curves, histograms and operating points.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The answer of `tools/search.py ask`, and the similarity from which on two pictures count as of the same person."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Sequence

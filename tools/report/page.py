@@ -1,7 +1,5 @@
 """The report's page: its values (ranked lists, distances of pairs, scores by camera, the training), and the file."""
 
-from __future__ import annotations
-
 import base64
 import html
 import json
