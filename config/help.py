@@ -14,6 +14,7 @@ EVERYDAY = (
     "name", "log_dir", "dataset", "data_root", "backbone", "weights", "height", "width", "batch_size", "images_per_id",
     "epochs", "lr", "optimizer", "precision", "flip", "rerank", "seed", "device", "workers", "resume",
 )  # fmt: skip
+HIDDEN = ("preset", "preset_note")
 
 
 def help_text(asked: str, default: Config, about: str, own: type | None, sections: Iterable[str]) -> str:
@@ -27,7 +28,7 @@ def help_text(asked: str, default: Config, about: str, own: type | None, section
     if own and asked in ("short", "all"):
         lines += ["\noptions", *option_lines(settings_of(own))]
     if asked == "short":
-        shown = {name: s for section in sections for name, s in known[section].items() if name != "preset"}
+        shown = {name: s for section in sections for name, s in known[section].items() if name not in HIDDEN}
         everyday = shown if own and len(shown) < 60 else {name: shown[name] for name in EVERYDAY if name in shown}
         lines += [f"\neveryday settings{preset}", *option_lines(everyday, default)]
         lines += ["\nsections (--help NAME prints one, --help all prints everything)"]
@@ -45,5 +46,5 @@ def option_lines(settings: Mapping[str, Setting], cfg: Config | None = None) -> 
             value = " ".join(map(str, value))
         shown = "required" if value is MISSING else "''" if value == "" else value
         choices = f" {{{', '.join(map(str, get_args(s.type)))}}}" if get_origin(s.type) is Literal else ""
-        if s.name != "preset":
+        if s.name not in HIDDEN:
             yield f"  {option(s.name):<24} {shown!s:<14} {s.help}{choices}"

@@ -166,7 +166,8 @@ def log_run(state: TrainState, data: Loaders) -> None:
         "model: %s, weights %s, input %d x %d, embedding %d; losses: %s; %s, lr %g, %d epochs of %d batches; preset %s",
         cfg.model.backbone, cfg.model.weights, cfg.data.height, cfg.data.width, state.model.embedding_dim,
         " + ".join(name for name in ("id", *METRIC_LOSSES, "center") if cfg.get(f"{name}_weight") > 0),
-        cfg.solver.optimizer, cfg.solver.lr, cfg.solver.epochs, len(data.train), cfg.run.preset or "none",
+        cfg.solver.optimizer, cfg.solver.lr, cfg.solver.epochs, len(data.train),
+        cfg.run.preset or cfg.run.preset_note or "none",
     )  # fmt: skip
     if state.model.loaded:
         log.info(str(state.model.loaded))
