@@ -62,8 +62,9 @@ def make_dataset(cfg: Config) -> ReIDDataset:
         shared = load("datasets.copies:count_shared")(train.train, test.query + test.gallery)
         note = join_notes(note, f"{shared} test images are also trained on" if shared else "")
     return replace(
-        test, name=name, train=train.train, heldout=train.heldout, train_note=train.train_note, test_note=note
-    )
+        test, name=name, train=train.train, heldout=train.heldout, train_note=train.train_note, test_note=note,
+        train_names=train.train_names or train.names,
+    )  # fmt: skip
 
 
 def train_set(cfg: Config) -> ReIDDataset:

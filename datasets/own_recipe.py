@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from config import Config
-from datasets.base import Sample, identities, select_train
-from datasets.images import decode
+from datasets.base import identities, select_train
+from datasets.images import measure_ratio
 from datasets.make import DATASETS, train_set
-from utils.errors import UserError
 
 RATIOS = (2, 4 / 3, 1, 3 / 4, 1 / 2)  # height : width of the input
-MEASURED = 64  # pictures whose shapes are measured
 # Without a GPU: images of 128 x 64 pixels in all epochs, about an hour at 40 a second, the speed of one slow core
 IMAGES = 150_000
 SMALL = {"backbone": "mobilenet_v2", "last_stride": 2, "pad": 5, "schedule": "cosine"}
@@ -32,7 +29,7 @@ def choose_settings(typed: Mapping[str, Any]) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they come when training reads the pictures
         train = select_train(train_set(cfg), cfg.data.holdout_ids, cfg.data.train_ids).train
-    people, ratio = len(identities(train)), measure_ratio(train)
+    people, ratio = len(identities(train)), measure_ratio([s.path for s in train])
     gpu = cfg.run.device != "cpu" and torch.cuda.is_available()
     side, shape = 256 if gpu else 128, min(RATIOS, key=lambda r: abs(math.log(r / ratio)))
     size = {"height": round(side * min(shape, 1)), "width": round(side * min(1 / shape, 1))}
@@ -46,15 +43,3 @@ def choose_settings(typed: Mapping[str, Any]) -> dict[str, Any]:
         recipe = "no GPU: a small backbone, small images and few epochs"
     about = f"{len(train)} pictures of {people} identities, height:width {ratio:.2f}"
     return chosen | {"preset_note": f"none, chosen for {about}; {recipe}; typed settings and presets go first"}
-
-
-def measure_ratio(samples: Sequence[Sample]) -> float:
-    """Median height : width of some images at even distances; 2 if none can be read."""
-    ratios = []
-    for sample in samples[:: -(-len(samples) // MEASURED)]:
-        try:
-            height, width = decode(sample.path).shape[:2]
-        except UserError:  # reported where all images are read
-            continue
-        ratios.append(height / width)
-    return float(np.median(ratios or [2.0]))

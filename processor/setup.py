@@ -138,6 +138,7 @@ def start_state(
         },
         "environment": describe_environment(device, ranks.size),
         "labels": data.labels,
+        "names": {pid: name for pid, name in dataset.train_names.items() if pid in data.labels},
     }
     average = load("solver.average:make_average")(model) if cfg.solver.ema_decay > 0 else None
     scaler = Scaler(device, session.precision)

@@ -27,7 +27,7 @@ from config import Config
 from config.cli import parse_options
 from config.config import DataSettings, Folders
 from datasets.base import MOST_CAMERAS, ONE_IDENTITY, ReIDDataset, select_train
-from datasets.images import decode_bytes, read_bytes, read_image
+from datasets.images import decode_bytes, read_bytes, read_whole
 from datasets.loaders import with_pixel_range
 from datasets.make import DATASETS, find_dataset, short_name, test_side
 from datasets.sampler import make_sampler
@@ -153,7 +153,7 @@ def draw_sheet(path: Path, dataset: ReIDDataset, files: dict[str, File], people:
             tiles = []
             for split, s in spread(images[pid], COLUMNS):
                 title = f"{split}\n{dataset.camera_of(s.camid)}".strip()
-                tiles.append(Tile(read_image(s.path, 256, 128), title, COLOURS[split]))
+                tiles.append(Tile(read_whole(s.path, 256), title, COLOURS[split]))
             rows.append((f"{dataset.name_of(pid)}: {len(images[pid])} images, {side}", tiles))
     if rows:
         draw_rows(path, rows, [""] * COLUMNS)

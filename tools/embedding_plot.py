@@ -157,13 +157,13 @@ def main() -> None:
         path, points, [s for _, s in samples], names, test.dataset.cameras, title, shares, test.dataset.camera_names
     )
     rows = [
-        (f"{x:.5f}", f"{y:.5f}", s.pid, s.camid, split, s.path)
+        (f"{x:.5f}", f"{y:.5f}", s.pid, s.camid, split, s.path, names[s.pid], test.dataset.camera_of(s.camid))
         for (x, y), (split, s) in zip(points, samples, strict=True)
     ]
 
     def write_table(temporary: Path) -> None:
         with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # names may be bytes
-            csv.writer(file).writerows([("x", "y", "pid", "camid", "split", "path"), *rows])
+            csv.writer(file).writerows([("x", "y", "pid", "camid", "split", "path", "name", "camera"), *rows])
 
     write_atomically(path.with_suffix(".csv"), write_table)
     log.info("%d images of %d identities: %s and %s", len(points), len(pids), path, path.with_suffix(".csv").name)
