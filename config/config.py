@@ -181,6 +181,7 @@ class LoopSettings:
     tf32: bool = True  # allow TF32 convolutions on GPUs (distances always use float32)
     channels_last: bool = True  # memory format NHWC: faster convolutions
     compile: bool = False  # compile the model with torch.compile for training
+    cuda_graph: bool = True  # one GPU, accumulate 1: run forward and backward pass as one CUDA graph
     fused: bool = True  # use fused optimizers
     deterministic: bool = False  # GPUs: use deterministic kernels only (a CPU is always deterministic)
     accumulate: int = 1  # batches per optimizer step; metric losses mine within each batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,9 @@ class TrainState:
     seconds: float = 0.0  # of training, in all sessions, without evaluation
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry per finished epoch
     test_seconds: float = 0.0  # of the latest evaluation in this session
+    saved: tuple[int, int] | None = None  # epoch and step of the last checkpoint written here
+    saved_at: float = 0.0  # when that was, and how many seconds it took
+    save_seconds: float = 0.0
 
     @property
     def eval_model(self) -> ReIDModel:
@@ -87,7 +91,8 @@ class TrainState:
     def save(self, best: bool = False) -> None:
         """Write last.pth (and best.pth), keep older ones, and write metrics.jsonl. All processes must call it together;
         the first one writes."""
-        state = self.state_dict()
+        start = time.perf_counter()
+        state, self.saved = self.state_dict(), (self.epoch, self.step)
         if not self.session.ranks.first:
             return
         if not self.directory.exists():
@@ -98,6 +103,8 @@ class TrainState:
             return  # the weights may be diverging: keep the last good checkpoint until a step is finite again
         save_checkpoint(self.directory / LAST, state, self.cfg.loop.keep)
         self.write_history()
+        self.saved_at = time.perf_counter()
+        self.save_seconds = self.saved_at - start
 
     def write_history(self) -> None:
         """metrics.jsonl: one line per epoch."""

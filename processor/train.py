@@ -29,7 +29,9 @@ from utils.logging import log
 from utils.lookup import load
 
 ESTIMATED = 5  # steps after which the log says how long the run takes
+SAVE_SHARE = 0.05  # of the time, for checkpoints: where an epoch takes seconds, there is none after each
 Losses = dict[str, torch.Tensor]  # of one step, as scalars on the device
+Gradient = tuple[Losses, list[torch.Tensor], torch.Tensor]  # a batch's losses, features of each branch, and labels
 
 
 def do_train(cfg: Config, command: str = "") -> TrainState:
@@ -76,22 +78,57 @@ def should_evaluate(cfg: Config, epoch: int) -> bool:
 
 
 class Network:
-    """The model as training calls it: parallel and compiled, its backbone frozen or not."""
+    """The model as training calls it: parallel and compiled, its backbone frozen or not, its steps a CUDA graph."""
 
     def __init__(self, state: TrainState):
         self.state, self.frozen, self.module = state, None, state.model
         self.statistics = FiniteStatistics(state.model)
         self.group: list[tuple[list[torch.Tensor], torch.Tensor]] = []  # features and labels since the last step
+        cfg, session = state.cfg, state.session
+        self.use_graph = (
+            cfg.loop.cuda_graph and session.device.type == "cuda" and session.ranks.size == cfg.loop.accumulate == 1
+        )
+        self.graph = None
 
     def train(self, frozen: bool) -> None:
         """Put the model into training mode, but not a frozen backbone."""
         state = self.state
         set_frozen(state.model, state.optimizer, frozen)
         if frozen != self.frozen:  # DistributedDataParallel must know which weights get a gradient
-            self.frozen = frozen
+            self.frozen, self.graph = frozen, None
             self.module = state.session.ranks.parallel(state.model, state.criterion, state.session.device)
             if state.cfg.loop.compile:
                 self.module = torch.compile(self.module)
+
+    def gradient(self, images: torch.Tensor, labels: torch.Tensor, place: int = 0, group: int = 1) -> Gradient:
+        """Compute the gradient of one batch, as batch number `place` of the `group` of an optimizer step."""
+        if self.use_graph and self.graph is None:
+            self.graph = load("processor.cuda_graph:capture")(self, images, labels)
+            self.use_graph = self.graph is not None
+        if self.use_graph:
+            return self.graph(images, labels)
+        if place == 0:
+            self.state.optimizer.zero_grad(set_to_none=True)
+        return self.add_gradient(images, labels, place, group)
+
+    def add_gradient(self, images: torch.Tensor, labels: torch.Tensor, place: int = 0, group: int = 1) -> Gradient:
+        """Forward pass, losses and backward pass."""
+        state, cfg, session = self.state, self.state.cfg, self.state.session
+        if not cfg.loop.channels_last:
+            images = images.contiguous()
+        # processes exchange the gradients of a group only once
+        once = place == group - 1 or session.ranks.size == 1
+        with contextlib.nullcontext() if once else self.module.no_sync():
+            with autocast(session.device, session.precision):
+                logits, features = self.module(images)
+            if cfg.loop.gather:
+                logits, features = ([session.ranks.gather_batch(x) for x in rows] for rows in (logits, features))
+                labels = session.ranks.gather_batch(labels)
+            loss, parts = state.criterion(logits, features, labels)
+            state.scaler.scale(loss / group).backward()
+        accuracy = (logits[0].argmax(1) == labels).float().mean()
+        values = {"loss": loss, **parts, "accuracy": accuracy, "finite": torch.isfinite(loss).float()}
+        return {name: value.detach() for name, value in values.items()}, [x.detach() for x in features], labels
 
 
 def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, watchers: Watchers) -> None:
@@ -156,29 +193,11 @@ def train_step(
     scalars on the device, so that nothing waits for it: the losses, `finite` (0 for a loss that is NaN or inf), and
     after a step `moved` (0 if it was skipped because of NaN or inf).
     """
-    cfg, session, ranks = state.cfg, state.session, state.session.ranks
-    last = place == group - 1
     if place == 0:
-        state.optimizer.zero_grad(set_to_none=True)
         network.group = []
-    if not cfg.loop.channels_last:
-        images = images.contiguous()
-    # processes exchange the gradients of a group only once
-    no_sync = contextlib.nullcontext if last or ranks.size == 1 else network.module.no_sync
-    with no_sync():
-        with autocast(session.device, session.precision):
-            logits, features = network.module(images)
-        if cfg.loop.gather:
-            logits, features = ([ranks.gather_batch(x) for x in rows] for rows in (logits, features))
-            labels = ranks.gather_batch(labels)
-        loss, parts = state.criterion(logits, features, labels)
-        state.scaler.scale(loss / group).backward()
-    network.group.append(([x.detach() for x in features], labels))
-    if last:
-        parts |= optimizer_step(state, network)
-    accuracy = (logits[0].argmax(1) == labels).float().mean()
-    values = {"loss": loss, **parts, "accuracy": accuracy, "finite": torch.isfinite(loss).float()}
-    return {name: value.detach() for name, value in values.items()}
+    values, features, labels = network.gradient(images, labels, place, group)
+    network.group.append((features, labels))
+    return values | optimizer_step(state, network) if place == group - 1 else values
 
 
 def optimizer_step(state: TrainState, network: Network) -> Losses:
@@ -267,9 +286,11 @@ def save_within_epoch(state: TrainState, progress: Progress) -> None:
 
 
 def stop_if_requested(state: TrainState) -> None:
-    """Stop after a signal to any of the processes, between epochs, where the state has been saved."""
-    numbers = state.session.ranks.all_gather(state.session.signals.requested)
-    stop(state, f"stopped after epoch {state.epoch}", max(numbers))
+    """Stop after a signal to any of the processes, between epochs."""
+    number = max(state.session.ranks.all_gather(state.session.signals.requested))
+    if number and state.saved not in (None, (state.epoch, state.step)):
+        state.save()
+    stop(state, f"stopped after epoch {state.epoch}", number)
 
 
 def stop(state: TrainState, message: str, number: int) -> None:
@@ -290,7 +311,9 @@ def finish_epoch(state: TrainState, progress: Progress, lr: float, watchers: Wat
     if state.session.device.type == "cuda":
         entry["memory_gb"] = round(torch.cuda.max_memory_allocated(state.session.device) / 2**30, 2)
     state.history.append(entry)
-    state.save()
+    late = state.save_seconds < SAVE_SHARE * (time.perf_counter() - state.saved_at)
+    if state.session.ranks.all_gather(late or state.epoch == cfg.solver.epochs)[0]:
+        state.save()
     watchers.log_losses(entry)
     left = time_left(state, progress, progress.batch / speed)
     words = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
