@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import warnings
 from pathlib import Path
 
 import cv2
@@ -15,11 +16,14 @@ from conftest import write_tree
 from helpers import program, refused, save_model
 
 from config import Config
+from config.cli import parse_train
 from datasets.augment_rare import TRANSFORMS
+from datasets.loaders import make_loaders
 from tools import results_table
 from tools.check_dataset import doubt_names
 from tools.model_summary import count
 from tools.visualize_augmentation import columns
+from utils.errors import UserError
 
 # ---- tools/check_dataset.py
 
@@ -66,6 +70,35 @@ def test_what_is_wrong_is_listed_and_the_exit_code_is_1(tmp_path):
     }
     assert "0001_c1s1_000000_00.jpg is not" in shown.stdout and "0099_c2s1_000079_00.jpg" in shown.stdout
     assert (tmp_path / "sheet.png").is_file()  # of all that can be drawn
+
+
+def test_what_training_refuses_or_warns_of_is_said_before(tmp_path):
+    def pictures(base: str, *names: str) -> Path:
+        for number, name in enumerate(names):
+            (tmp_path / base / name).parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / base / name), np.full((16, 8, 3), 10 + number, np.uint8))
+        return tmp_path / base
+
+    people = [f"p{i}/{k}.png" for i in range(8) for k in range(3)]
+    (pictures("broken", *people) / "p1" / "0.png").write_bytes(b"no picture")
+    cases = [
+        tmp_path / "broken", pictures("two", *people[:6]), pictures("camera", *(f"{p[:-4]}_c1.png" for p in people)),
+        pictures("stray", *people, "stray.png"), pictures("untested", *(f"train/{p}" for p in people)),
+        pictures("alone", *people[:3], *(f"q{i}/1.png" for i in range(9))), pictures("deep", *people, "p1/a/b/c.png"),
+    ]  # fmt: skip
+    for case in cases:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            said = []
+            try:
+                make_loaders(parse_train(["--dataset", str(case), "--disk-gb", "0"], {}))
+            except UserError as error:
+                said = str(error).splitlines()
+        said += [str(warning.message) for warning in caught]
+        shown = program("tools/check_dataset.py", case, "--output", tmp_path / "x.png")
+        assert said and shown.returncode in (1, 2), case
+        for words in said:
+            assert words.split(": ")[-1][:60] in shown.stdout + shown.stderr, (case, words)
 
 
 def test_the_nearest_other_name_and_by_how_much_it_is_nearer_are_those_of_a_plain_loop():

@@ -38,7 +38,7 @@ from datasets.own_recipe import choose_settings
 from datasets.sampler import make_sampler
 from utils.errors import UserError, run
 from utils.files import write_csv
-from utils.logging import log, setup_logging
+from utils.logging import log, quiet, setup_logging
 from utils.lookup import load
 from utils.pictures import QUERY, RIGHT, WRONG, Tile, draw_rows
 
@@ -141,21 +141,20 @@ def find_problems(dataset: ReIDDataset, files: dict[str, File]) -> dict[str, lis
     return {kind: cases for kind, cases in found.items() if cases}
 
 
-def try_to_train(typed: dict[str, Any]) -> tuple[str, list[str]]:
-    """The note of train.py's scores, and why it would refuse, if it would; logs what it would choose, and warns where
-    it would."""
+def try_to_train(typed: dict[str, Any]) -> tuple[dict[str, Any], str, list[str]]:
+    """What train.py would choose, the note of its scores, and why it would refuse, if it would; warns where it
+    would."""
+    chosen = {}
     try:
         chosen = choose_settings(typed)
-        values = [f"{option(name)} {value}" for name, value in chosen.items() if name != "preset_note"]
-        log.info("train.py without a preset: %s (%s)", " ".join(values), chosen["preset_note"])
         cfg = Config(**chosen | typed).check()
         dataset = make_dataset(cfg)
         if ONE_IDENTITY in dataset.test_note:
             warnings.warn(ONE_IDENTITY, stacklevel=2)
         make_sampler(cfg, dataset.train)
     except UserError as error:
-        return "", [str(error)]
-    return dataset.note, []
+        return chosen, "", [str(error)]
+    return chosen, dataset.note, []
 
 
 def doubt_names(features: torch.Tensor, pids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -245,11 +244,18 @@ def main() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dataset = find_dataset(options.dataset, cfg)
-        note, refused = (dataset.note, []) if options.dataset in DATASETS else try_to_train(typed)
+        chosen, note, refused = {}, dataset.note, []
+        if options.dataset not in DATASETS:
+            with quiet():  # what is said of the pictures was said by find_dataset
+                chosen, note, refused = try_to_train(typed)
     warned = list(dict.fromkeys(str(warning.message) for warning in caught))
     log.info("%s, scored by protocol %s\n%s", dataset.name, dataset.protocol, "\n".join(describe(dataset)))
     if note:
         log.info("note: %s", note)
+    if chosen:
+        why = chosen.pop("preset_note")
+        values = " ".join(f"{option(name)} {value}" for name, value in chosen.items())
+        log.info("train.py without a preset takes %s (%s)", values, why)
     paths = sorted({s.path for s in dataset.train + dataset.query + dataset.gallery})
     with ThreadPoolExecutor(options.workers) as pool:
         progress = tqdm(pool.map(inspect, paths), "check", len(paths), leave=False, disable=None)
