@@ -18,7 +18,7 @@ def main() -> None:
         data = training_data(cfg, session)  # loaders of the training, query and gallery images
         model = training_model(cfg, session, data)
         criterion = training_criterion(cfg, session, data, model)
-        optimizer = make_optimizer(cfg, model)
+        optimizer = make_optimizer(cfg, model, criterion)
         train(cfg, session, data, model, criterion, optimizer)
 
 

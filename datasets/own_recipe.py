@@ -1,7 +1,5 @@
 """The default preset of own pictures: what the machine can do in an evening, in the shape of the pictures."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Mapping
@@ -11,7 +9,7 @@ from typing import Any
 import torch
 
 from config import Config
-from datasets.base import identities, select_train
+from datasets.base import check_train, identities
 from datasets.images import measure_ratio
 from datasets.make import DATASETS, train_set
 
@@ -28,7 +26,7 @@ def choose_settings(typed: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they come when training reads the pictures
-        train = select_train(train_set(cfg), cfg.data.holdout_ids, cfg.data.train_ids).train
+        train = check_train(train_set(cfg)).train
     people, ratio = len(identities(train)), measure_ratio([s.path for s in train])
     gpu = cfg.run.device != "cpu" and torch.cuda.is_available()
     side, shape = 256 if gpu else 128, min(RATIOS, key=lambda r: abs(math.log(r / ratio)))

@@ -1,7 +1,5 @@
 """The weighted sum of the losses, and its parts by name for the log."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -20,10 +18,17 @@ class Criterion(nn.Module):
     """Logits and features of a model, one entry per branch, to the total loss and its unweighted parts.
 
     Label smoothing is epsilon/C on every class (Szegedy et al. 2016), as `cross_entropy` has it. `add_margins` are
-    those of the model's heads, in the order of the logits.
+    those of the model's heads, in the order of the logits. `teacher_dim` is the width of a teacher's features.
     """
 
-    def __init__(self, cfg: Config, num_classes: int, feature_dims: Sequence[int], add_margins: Sequence[AddMargin]):
+    def __init__(
+        self,
+        cfg: Config,
+        num_classes: int,
+        feature_dims: Sequence[int],
+        add_margins: Sequence[AddMargin],
+        teacher_dim: int = 0,
+    ):
         super().__init__()
         self.cfg, self.add_margins = cfg, add_margins
         self.id_loss, self.metric = cross_entropy, metric_losses(cfg)
@@ -31,9 +36,14 @@ class Criterion(nn.Module):
             self.id_loss = partial(load("loss.cross_entropy:focal_loss"), gamma=cfg.loss.focal_gamma)
         widths = feature_dims if cfg.loss.center_weight > 0 else []
         self.centers = nn.ModuleList(CenterLoss(num_classes, width) for width in widths)
+        self.teacher = load("loss.teacher:TeacherLoss")(feature_dims, teacher_dim) if teacher_dim else None
 
     def forward(
-        self, logits: list[torch.Tensor], features: list[torch.Tensor], labels: torch.Tensor
+        self,
+        logits: list[torch.Tensor],
+        features: list[torch.Tensor],
+        labels: torch.Tensor,
+        teacher: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         cfg, parts, total = self.cfg, {}, 0.0
         if cfg.loss.id_weight > 0:
@@ -46,7 +56,15 @@ class Criterion(nn.Module):
         if self.centers:
             parts["center"] = _mean(loss(x, labels) for loss, x in zip(self.centers, features, strict=True))
             total = total + cfg.loss.center_weight * parts["center"]
+        if self.teacher:
+            parts["teacher"] = self.teacher(features, teacher)
+            total = total + cfg.loss.teacher_weight * parts["teacher"]
         return total, parts
+
+    @property
+    def learned(self) -> list[nn.Parameter]:
+        """The weights of the losses that the optimizer moves, unlike the centers."""
+        return list(self.teacher.parameters()) if self.teacher else []
 
     def move_centers(
         self, features: Sequence[torch.Tensor], labels: torch.Tensor, moved: torch.Tensor | None = None
@@ -88,12 +106,8 @@ def metric_losses(cfg: Config) -> dict[str, tuple[float, Callable[..., torch.Ten
     }
 
 
-def make_criterion(
-    cfg: Config, num_classes: int, feature_dims: Sequence[int], add_margins: Sequence[AddMargin]
-) -> Criterion:
-    """The losses of the settings, for features of these widths and the `add_margin` of each head."""
-    return Criterion(cfg, num_classes, feature_dims, add_margins)
-
-
 def _mean(values: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(values)).mean()
+
+
+make_criterion = Criterion  # like make_model and make_optimizer

@@ -1,7 +1,5 @@
 """Numerical precision of a run, and torch's switches for it."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os
@@ -14,6 +12,7 @@ from torch import nn
 from config import Config
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+TOO_LARGE = 1e18  # a gradient whose square is inf would stay in Adam's moments
 
 
 def resolve_precision(cfg: Config, device: torch.device) -> str:
@@ -21,19 +20,14 @@ def resolve_precision(cfg: Config, device: torch.device) -> str:
 
     bf16 has the range of float32, so nothing overflows; the optimizer's weights stay in float32.
     """
-    if cfg.loop.precision != "auto":
-        return cfg.loop.precision
-    if device.type != "cuda":
-        return "float32"
+    if cfg.loop.precision != "auto" or device.type != "cuda":
+        return cfg.loop.precision.replace("auto", "float32")
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """Convolutions and matrix products in that precision; what needs float32 stays in it."""
     return contextlib.nullcontext() if precision == "float32" else torch.autocast(device.type, DTYPES[precision])
-
-
-TOO_LARGE = 1e18  # a gradient whose square is inf would stay in Adam's moments
 
 
 class Scaler(torch.amp.GradScaler):

@@ -1,7 +1,5 @@
 """Everything that training needs before its first step; whatever can fail fails here, before anything is written."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterator
@@ -74,9 +72,10 @@ def training_model(cfg: Config, session: Session, data: Loaders) -> ReIDModel:
 def training_criterion(cfg: Config, session: Session, data: Loaders, model: ReIDModel) -> Criterion:
     """The losses on the device, with the same centers in all processes; these move without gradients."""
     margins = [head.add_margin for head in model.heads]
-    criterion = make_criterion(cfg, len(data.labels), model.feature_dims, margins).to(session.device)
+    criterion = make_criterion(cfg, len(data.labels), model.feature_dims, margins, data.train.teacher_dim)
+    criterion.to(session.device).centers.requires_grad_(False)
     session.ranks.broadcast(criterion.state_dict().values())
-    return criterion.requires_grad_(False)
+    return criterion
 
 
 @contextlib.contextmanager
@@ -115,31 +114,21 @@ def choose_directory(cfg: Config, locks: contextlib.ExitStack) -> Path:
 
 
 def start_state(
-    cfg: Config,
-    session: Session,
-    directory: Path,
-    data: Loaders,
-    model: ReIDModel,
-    criterion: Criterion,
-    optimizer: Optimizer,
-) -> TrainState:
+    cfg: Config, session: Session, directory: Path, data: Loaders,
+    model: ReIDModel, criterion: Criterion, optimizer: Optimizer,
+) -> TrainState:  # fmt: skip
     """The state before the first step, or that of the last checkpoint with `resume`. From here on train.log is kept."""
     ranks, device, dataset = session.ranks, session.device, data.dataset
     cfg = cfg.replace(pixel_range=data.train.cfg.data.pixel_range)  # found in the images: tests must use the same
     setup_logging(directory / "train.log" if ranks.first else None, quiet=not ranks.first)
+    test_place = place(cfg.data.test_dataset) if cfg.data.test_dataset else ""
     about = {
-        "command": session.command,
-        "note": scores_note(resolve_protocol(cfg, dataset), dataset.note),
-        "train_note": dataset.train_note,
-        "images": fingerprint(dataset.train),
-        "places": {
-            "dataset": "+".join(map(place, train_names(cfg))),
-            "test_dataset": place(cfg.data.test_dataset) if cfg.data.test_dataset else "",
-        },
-        "environment": describe_environment(device, ranks.size),
-        "labels": data.labels,
+        "command": session.command, "environment": describe_environment(device, ranks.size),
+        "note": scores_note(resolve_protocol(cfg, dataset), dataset.note), "train_note": dataset.train_note,
+        "labels": data.labels, "images": fingerprint(dataset.train),
+        "places": {"dataset": "+".join(map(place, train_names(cfg))), "test_dataset": test_place},
         "names": {pid: name for pid, name in dataset.train_names.items() if pid in data.labels},
-    }
+    }  # fmt: skip
     average = load("solver.average:make_average")(model) if cfg.solver.ema_decay > 0 else None
     scaler = Scaler(device, session.precision)
     state = TrainState(cfg, session, directory, about, model, criterion, optimizer, scaler, average)
@@ -166,7 +155,10 @@ def log_run(state: TrainState, data: Loaders) -> None:
     log.info(
         "model: %s, weights %s, input %d x %d, embedding %d; losses: %s; %s, lr %g, %d epochs of %d batches; preset %s",
         cfg.model.backbone, cfg.model.weights, cfg.data.height, cfg.data.width, state.model.embedding_dim,
-        " + ".join(name for name in ("id", *METRIC_LOSSES, "center") if cfg.get(f"{name}_weight") > 0),
+        " + ".join(
+            [name for name in ("id", *METRIC_LOSSES, "center") if cfg.get(f"{name}_weight") > 0]
+            + ["teacher"] * bool(data.train.teacher_dim)
+        ),
         cfg.solver.optimizer, cfg.solver.lr, cfg.solver.epochs, len(data.train),
         cfg.run.preset or cfg.run.preset_note or "none",
     )  # fmt: skip

@@ -1,7 +1,5 @@
 """The state of a training run, and what a checkpoint holds of it."""
 
-from __future__ import annotations
-
 import json
 import random
 import time
@@ -67,9 +65,9 @@ class TrainState:
         return self.model if self.average is None else self.average
 
     @property
-    def best(self) -> float:
-        """Highest plain mAP so far."""
-        return max((h["scores"]["plain"]["mAP"] for h in self.history if "scores" in h), default=-1.0)
+    def best(self) -> tuple[float, int]:
+        """As `best_score`."""
+        return best_score(self.history)
 
     def summary(self) -> dict[str, Any]:
         """The plain values of a checkpoint."""
@@ -110,6 +108,12 @@ class TrainState:
         """metrics.jsonl: one line per epoch."""
         lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
         write_atomically(self.directory / "metrics.jsonl", lambda temporary: temporary.write_text(lines))
+
+
+def best_score(history: list[dict[str, Any]]) -> tuple[float, int]:
+    """The highest plain mAP so far, and its epoch; -1 if there was no evaluation."""
+    scores = [(h["scores"]["plain"]["mAP"], h["epoch"]) for h in history if "scores" in h]
+    return max(scores, key=lambda pair: pair[0], default=(-1.0, 0))
 
 
 def has_checkpoint(directory: Path) -> bool:

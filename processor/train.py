@@ -1,15 +1,15 @@
 """Training: the epochs, one epoch, one step, and the means of its losses."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import math
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
 from torch.optim import Optimizer
+from torchvision.utils import make_grid
 
 from config import Config
 from datasets.augment import to_pixels
@@ -21,7 +21,7 @@ from processor.evaluate import do_inference, plain_settings, report, resolve_pro
 from processor.precision import FiniteStatistics, autocast
 from processor.setup import run_directory, start_session, start_state, training_criterion, training_data, training_model
 from processor.state import Session, TrainState
-from processor.watch import Progress, Watchers, in_words, tile
+from processor.watch import Progress, Watchers, in_words
 from solver import make_optimizer, set_frozen, set_lr
 from utils.errors import Stopped, UserError
 from utils.files import write_json
@@ -31,6 +31,7 @@ from utils.lookup import load
 ESTIMATED = 5  # steps after which the log says how long the run takes
 SAVE_SHARE = 0.05  # of the time, for checkpoints: where an epoch takes seconds, there is none after each
 Losses = dict[str, torch.Tensor]  # of one step, as scalars on the device
+Targets = Sequence[torch.Tensor]  # labels (B,) and, with a teacher, its features (B, D)
 Gradient = tuple[Losses, list[torch.Tensor], torch.Tensor]  # a batch's losses, features of each branch, and labels
 
 
@@ -45,7 +46,7 @@ def do_train(cfg: Config, command: str = "") -> TrainState:
         data = training_data(cfg, session)
         model = training_model(cfg, session, data)
         criterion = training_criterion(cfg, session, data, model)
-        return train(cfg, session, data, model, criterion, make_optimizer(cfg, model))
+        return train(cfg, session, data, model, criterion, make_optimizer(cfg, model, criterion))
 
 
 def train(
@@ -100,18 +101,18 @@ class Network:
             if state.cfg.loop.compile:
                 self.module = torch.compile(self.module)
 
-    def gradient(self, images: torch.Tensor, labels: torch.Tensor, place: int = 0, group: int = 1) -> Gradient:
+    def gradient(self, images: torch.Tensor, targets: Targets, place: int = 0, group: int = 1) -> Gradient:
         """Compute the gradient of one batch, as batch number `place` of the `group` of an optimizer step."""
         if self.use_graph and self.graph is None:
-            self.graph = load("processor.cuda_graph:capture")(self, images, labels)
+            self.graph = load("processor.cuda_graph:capture")(self, images, targets)
             self.use_graph = self.graph is not None
         if self.use_graph:
-            return self.graph(images, labels)
+            return self.graph(images, targets)
         if place == 0:
             self.state.optimizer.zero_grad(set_to_none=True)
-        return self.add_gradient(images, labels, place, group)
+        return self.add_gradient(images, targets, place, group)
 
-    def add_gradient(self, images: torch.Tensor, labels: torch.Tensor, place: int = 0, group: int = 1) -> Gradient:
+    def add_gradient(self, images: torch.Tensor, targets: Targets, place: int = 0, group: int = 1) -> Gradient:
         """Forward pass, losses and backward pass."""
         state, cfg, session = self.state, self.state.cfg, self.state.session
         if not cfg.loop.channels_last:
@@ -122,13 +123,13 @@ class Network:
             with autocast(session.device, session.precision):
                 logits, features = self.module(images)
             if cfg.loop.gather:
-                logits, features = ([session.ranks.gather_batch(x) for x in rows] for rows in (logits, features))
-                labels = session.ranks.gather_batch(labels)
-            loss, parts = state.criterion(logits, features, labels)
+                gather = session.ranks.gather_batch
+                logits, features, targets = ([gather(x) for x in rows] for rows in (logits, features, targets))
+            loss, parts = state.criterion(logits, features, *targets)
             state.scaler.scale(loss / group).backward()
-        accuracy = (logits[0].argmax(1) == labels).float().mean()
+        accuracy = (logits[0].argmax(1) == targets[0]).float().mean()
         values = {"loss": loss, **parts, "accuracy": accuracy, "finite": torch.isfinite(loss).float()}
-        return {name: value.detach() for name, value in values.items()}, [x.detach() for x in features], labels
+        return {name: value.detach() for name, value in values.items()}, [x.detach() for x in features], targets[0]
 
 
 def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, watchers: Watchers) -> None:
@@ -140,7 +141,7 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
     title = f"epoch {state.epoch + 1}/{cfg.solver.epochs}"
     progress = Progress(title, steps, cfg.data.batch_size, state.step, shown=session.ranks.first)
     with contextlib.closing(progress), session.signals.held(alone):
-        for images, labels in progress.waiting(loader.epoch(state.epoch, session.device, first_step=state.step)):
+        for images, *targets in progress.waiting(loader.epoch(state.epoch, session.device, first_step=state.step)):
             place = state.step % cfg.loop.accumulate  # in the group of batches of one optimizer step
             group = min(cfg.loop.accumulate, steps - state.step + place)  # its length
             if place == 0:
@@ -151,8 +152,9 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
                 lr = set_lr(cfg, state.optimizer, epochs_done, steps)
                 recent.append([])
             if state.epoch == state.step == 0:
-                watchers.picture("train_batch", tile(to_pixels(images[:32])), 0)
-            recent[-1].append(train_step(state, network, images, labels, place, group))
+                pixels = torch.from_numpy(to_pixels(images[:32])).movedim(3, 1)
+                watchers.picture("train_batch", make_grid(pixels, padding=0).movedim(0, 2).numpy(), 0)
+            recent[-1].append(train_step(state, network, images, targets, place, group))
             network.statistics.check()
             state.step += 1
             progress.step()
@@ -184,18 +186,24 @@ def time_left(state: TrainState, progress: Progress, step_seconds: float) -> tim
 
 
 def train_step(
-    state: TrainState, network: Network, images: torch.Tensor, labels: torch.Tensor, place: int = 0, group: int = 1
+    state: TrainState,
+    network: Network,
+    images: torch.Tensor,
+    targets: Sequence[torch.Tensor],
+    place: int = 0,
+    group: int = 1,
 ) -> Losses:
     """The gradient of one batch, and an optimizer step after the last batch of a group.
 
-    images (B, 3, H, W) and labels (B,): this process's share of the batch. With several batches per group the identity
-    loss is that of one large batch; metric losses mine, and batch norm computes statistics, within each. Returns
-    scalars on the device, so that nothing waits for it: the losses, `finite` (0 for a loss that is NaN or inf), and
-    after a step `moved` (0 if it was skipped because of NaN or inf).
+    images (B, 3, H, W) and targets, the labels (B,) and with a teacher its features (B, D): this process's share of
+    the batch. With several batches per group the identity loss is that of one large batch; metric losses mine, and
+    batch norm computes statistics, within each. Returns scalars on the device, so that nothing waits for it: the
+    losses, `finite` (0 for a loss that is NaN or inf), and after a step `moved` (0 if it was skipped because of NaN or
+    inf).
     """
     if place == 0:
         network.group = []
-    values, features, labels = network.gradient(images, labels, place, group)
+    values, features, labels = network.gradient(images, targets, place, group)
     network.group.append((features, labels))
     return values | optimizer_step(state, network) if place == group - 1 else values
 
@@ -207,6 +215,8 @@ def optimizer_step(state: TrainState, network: Network) -> Losses:
     `grad_norm`, the norm before it.
     """
     cfg, values = state.cfg, {}
+    for weight in state.criterion.learned:  # not part of the parallel model
+        state.session.ranks.all_reduce_mean(weight.grad)
     state.scaler.unscale_(state.optimizer)
     if cfg.solver.clip_grad > 0:
         values["grad_norm"] = torch.nn.utils.clip_grad_norm_(state.model.parameters(), cfg.solver.clip_grad)
@@ -334,7 +344,7 @@ def evaluate_epoch(state: TrainState, data: Loaders, watchers: Watchers) -> None
         log.info("before training:" if state.epoch == 0 else f"after epoch {state.epoch}:")
         values = report(inference, state.about["note"], data.dataset.camera_names)
     values = session.ranks.all_gather(values)[0]
-    best = values["scores"]["plain"]["mAP"] > state.best
+    best = values["scores"]["plain"]["mAP"] > state.best[0]
     if state.epoch == 0:
         state.history.append({"epoch": 0})
     state.history[-1] |= values
@@ -352,11 +362,10 @@ def write_result(state: TrainState) -> None:
         record["by_camera"] = last["by_camera"]
     write_json(state.directory / "results" / "train.json", record)
     state.write_history()  # a kill after the last checkpoint may have come before it
-    plain = {h["epoch"]: h["scores"]["plain"] for h in state.history if "scores" in h}
-    best = max(plain, key=lambda epoch: plain[epoch]["mAP"])
+    plain, before = last["scores"]["plain"], record["before"]
     log.info(
         "to report: plain, %s, epoch %d: mAP %.2f, Rank-1 %.2f%s (best.pth, epoch %d, was chosen on the test split)",
-        LAST, state.epoch, plain[state.epoch]["mAP"], plain[state.epoch]["rank1"],
-        f"; before training: {plain[0]['mAP']:.2f}, {plain[0]['rank1']:.2f}" if 0 in plain else "", best,
+        LAST, state.epoch, plain["mAP"], plain["rank1"],
+        f"; before training: {before['mAP']:.2f}, {before['rank1']:.2f}" if before else "", state.best[1],
     )  # fmt: skip
     log.info("files: %s; next: python test.py, python get_vis_result.py, python tools/report.py", state.directory)

@@ -1,7 +1,5 @@
 """Optimizers, their parameter groups, and freezing of the backbone."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -19,21 +17,21 @@ OPTIMIZERS = {
 }
 
 
-def make_optimizer(cfg: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of the settings over `parameter_groups`."""
+def make_optimizer(cfg: Config, *modules: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the settings over `parameter_groups` of the model and, if a loss has weights, of the losses."""
     options: dict[str, Any] = {"lr": cfg.solver.lr, "fused": cfg.loop.fused}
     if cfg.solver.optimizer == "sgd":
         options |= {"momentum": cfg.solver.momentum, "nesterov": cfg.solver.nesterov}
     else:
         options["betas"] = (cfg.solver.momentum, 0.999)
-    optimizer = OPTIMIZERS[cfg.solver.optimizer](parameter_groups(cfg, model), **options)
+    optimizer = OPTIMIZERS[cfg.solver.optimizer](parameter_groups(cfg, *modules), **options)
     if cfg.solver.optimizer == "sgd" and cfg.solver.momentum > 0:  # fused SGD fails without buffers of unfrozen weights
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
-def parameter_groups(cfg: Config, model: nn.Module) -> list[dict[str, Any]]:
+def parameter_groups(cfg: Config, *modules: nn.Module) -> list[dict[str, Any]]:
     """Every parameter that requires a gradient, in one group per pair of learning rate and weight decay.
 
     `lr_factor` of a group is its rate as a factor of the schedule's. The backbone is everything under
@@ -41,7 +39,7 @@ def parameter_groups(cfg: Config, model: nn.Module) -> list[dict[str, Any]]:
     `no_decay_norm_bias` is for parameters of one dimension (timm's rule: biases, normalisation weights, scales).
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in (pair for module in modules for pair in module.named_parameters()):
         if not parameter.requires_grad:
             continue
         factor = cfg.solver.backbone_lr_factor if name.startswith("backbone.") else 1.0
@@ -53,18 +51,6 @@ def parameter_groups(cfg: Config, model: nn.Module) -> list[dict[str, Any]]:
         {"params": parameters, "lr": cfg.solver.lr * factor, "lr_factor": factor, "weight_decay": decay}
         for (factor, decay), parameters in groups.items()
     ]
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load the moments from a checkpoint, but keep the present settings (weight decay, momentum).
-
-    Raises ValueError or KeyError when the state has other groups.
-    """
-    if len(optimizer.param_groups) != len(state["param_groups"]):
-        raise ValueError("the state has another number of parameter groups")
-    groups = zip(optimizer.param_groups, state["param_groups"], strict=True)
-    groups = [present | {"params": stored["params"]} for present, stored in groups]
-    optimizer.load_state_dict(state | {"param_groups": groups})
 
 
 def set_frozen(model: nn.Module, optimizer: torch.optim.Optimizer, frozen: bool) -> None:

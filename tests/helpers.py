@@ -116,7 +116,8 @@ def start_training(cfg: Config) -> tuple[TrainState, Network, Loaders]:
     with start_session(cfg) as session:
         data = training_data(cfg, session)
         model = training_model(cfg, session, data)
-        criterion, optimizer = training_criterion(cfg, session, data, model), make_optimizer(cfg, model)
+        criterion = training_criterion(cfg, session, data, model)
+        optimizer = make_optimizer(cfg, model, criterion)
         with run_directory(cfg, session.ranks) as directory:
             state = start_state(cfg, session, directory, data, model, criterion, optimizer)
             return state, Network(state), data

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_config, write_tree
@@ -90,6 +91,8 @@ def settings(base: Path, **changes: object) -> Config:
     """Settings for the tree at BASE/data: 3 steps an epoch, no test but after the last."""
     quick = {"workers": 1, "backbone": "shufflenet_v2_x0_5", "weights": str(base / "backbone.pth"), "lr": 1e-3}
     quick |= {"eval_first": False, "eval_every": 100, "log_every": 4}
+    if "teacher" in changes:
+        changes["teacher"] = str(base / changes["teacher"])
     return tiny_config(base, **quick | changes)
 
 
@@ -109,6 +112,7 @@ def base(tmp_path_factory) -> Path:
     with torch.no_grad():
         backbone(images)
     torch.save(backbone.state_dict(), base / "backbone.pth")
+    np.save(base / "teacher.npy", np.random.default_rng(0).normal(size=(30, 7)).astype("f4"))
     return base
 
 
@@ -128,6 +132,9 @@ CASES = {
     | {"pooling": "gem", "centroid_weight": 0.5, "cluster_weight": 0.1, "range_weight": 0.1, "sampler": "pk_cameras"},
     "identity_ungathered": {"gather": False, "triplet_weight": 0.0, "center_weight": 0.0, "sampler": "shuffle"}
     | {"epochs": 2},
+    "taught": {"teacher": "teacher.npy", "accumulate": 2},
+    "taught_alone_ungathered": {"teacher": "teacher.npy", "gather": False, "id_weight": 0.0, "triplet_weight": 0.0}
+    | {"center_weight": 0.0, "epochs": 1, "optimizer": "sgd"},
     "metric_ungathered": {"gather": False, "epochs": 1},
 }
 SAME = sorted(CASES.keys() - {"metric_ungathered"})

@@ -1,7 +1,5 @@
 """Rows of pictures: true shapes, and names in any script."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

@@ -9,8 +9,6 @@ With --checkpoint RUN, a trained model also lists the pictures that probably hav
 similar pictures have another one: as a table (CSV) and on a sheet of their own.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sys
@@ -28,8 +26,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from config.cli import parse_options
-from config.config import SECTION_OF, DataSettings, Folders, option
+from config.config import SETTINGS, DataSettings, Folders, option
+from config.options import parse_options
 from datasets.base import MOST_CAMERAS, ONE_IDENTITY, ReIDDataset, Sample
 from datasets.images import decode_bytes, read_bytes, read_whole
 from datasets.loaders import with_pixel_range
@@ -236,7 +234,7 @@ def spread(items: list, number: int) -> list:
 def main() -> None:
     options = parse_options(None, Options, __doc__, positional="dataset", ranges={"people": "[0, inf)"})
     setup_logging()
-    typed = {name: value for name, value in vars(options).items() if name in SECTION_OF}
+    typed = {name: value for name, value in vars(options).items() if name in SETTINGS}
     if not options.batch_size:
         del typed["batch_size"]
     typed["data_root"] = options.data_root or os.environ.get("REID_DATA") or "data"

@@ -4,38 +4,49 @@ The directory holds qf.npy and gf.npy (features of query and gallery, float32) a
 `tools/score_features.py DIRECTORY` scores them. Only one batch at a time is in memory. Several machines or GPUs can
 each extract a part (--part 1/4, --part 2/4, ...); the parts are joined when the directory is first read.
 
+With `--split train` it writes what `train.py --teacher FILE` distills from: the features of the training split, one row
+per image, and next to them a .json file that says of which images. CKPT may then also be the .xml file of a network in
+OpenVINO's format that takes BGR images of values 0 to 255, as those of its Open Model Zoo do.
+
 With a folder that is not a run (it holds no last.pth) as the first word, the features of its pictures are written:
 `python tools/extract_features.py FOLDER [--output feats]`; FOLDER --help lists its options.
 """
 
-from __future__ import annotations
-
 import contextlib
+import json
+import math
 import os
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
+from torch import nn
 
 from config import Config
-from config.cli import parse_options, typed_command
-from datasets.loaders import TestLoader
-from datasets.make import short_name, test_name
+from config.cli import TEST_SECTIONS, parse_settings, split_first, typed_command
+from config.options import parse_options
+from datasets.augment import to_pixels
+from datasets.base import fingerprint
+from datasets.loaders import TestLoader, with_pixel_range
+from datasets.make import make_dataset, short_name, test_name, train_names
 from model import ReIDModel
 from processor.checkpoint import LAST, find_checkpoint
-from processor.evaluate import feature_batches
-from processor.test import parse_test, prepare_test
+from processor.environment import pick_device
+from processor.evaluate import extract_features, feature_batches
+from processor.precision import configure_torch
+from processor.test import Stored, parse_test, prepare_test, tested_model
 from tools.gallery.index import read_index
 from tools.score_features import ABOUT, ARRAYS, part_name, remove_parts
 from tools.search import IndexCommand
 from utils.errors import UserError, run
-from utils.files import write_atomically, write_json, write_rows
+from utils.files import reading, write_atomically, write_json, write_rows
 from utils.logging import log, setup_logging
 
 FOLDER_HELP = """The features of any folder of pictures: `python tools/extract_features.py FOLDER [--output NAME]`.
@@ -49,8 +60,9 @@ the features of unchanged pictures are kept."""
 
 @dataclass
 class Options:
+    split: Literal["test", "train"] = "test"  # images: query and gallery, or the training split for --teacher
     part: str = "1/1"  # part of the images, and the number of parts: 2/4 is the second of four
-    output: str = ""  # directory for the files (empty: features_... in the run's directory)
+    output: str = ""  # directory for the files, or .npy file with --split train (empty: in the run's directory)
 
 
 def write_features(
@@ -81,7 +93,7 @@ def extract_folder(args: Sequence[str]) -> None:
     options = parse_options(args, IndexCommand, FOLDER_HELP, "folder")
     if not options.output:
         run = find_checkpoint(options.checkpoint, options.log_dir).parent
-        options.output = str(run / f"features_{Path(options.folder).resolve().name}")
+        options.output = str(run / f"features_{Path(options.folder).resolve().name}{'_flip' * options.flip}")
     file = Path(options.output)
     options.output = str(file.with_suffix("")) if file.suffix == ".npz" else options.output
     setup_logging()
@@ -89,13 +101,73 @@ def extract_folder(args: Sequence[str]) -> None:
     if file.suffix == ".npz":  # a copy in one file
         index = read_index(options.output)
         paths = np.array([path for path, *_ in index.files])
-        write_atomically(file, lambda part: np.savez(part.open("wb"), features=index.features, paths=paths))
+        arrays = {"features": index.features, "paths": paths, "flip": options.flip}
+        write_atomically(file, lambda part: np.savez(part.open("wb"), **arrays))
+
+
+class OpenVINOModel(nn.Module):
+    """A network of BGR images of values 0 to 255 in OpenVINO's format, as a model of normalised images."""
+
+    def __init__(self, path: str, precision: str):
+        super().__init__()
+        try:
+            import openvino
+        except ImportError as error:
+            raise UserError(f"{path} can be read only with openvino; pip install openvino") from error
+        with reading(path, "give the .xml file of an OpenVINO network, with its .bin file next to it"):
+            core = openvino.Core()
+            network = core.read_model(path)
+            _, _, self.height, self.width = network.input(0).shape
+            self.embedding_dim = math.prod(network.output(0).shape[1:])
+            network.reshape([-1, 3, self.height, self.width])
+            options = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+            options["INFERENCE_PRECISION_HINT"] = {"float32": "f32", "fp16": "f16"}.get(precision, precision)
+            self.network = core.compile_model(network, "CPU", options)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        bgr = to_pixels(images)[..., ::-1].transpose(0, 3, 1, 2)
+        return torch.from_numpy(self.network(np.ascontiguousarray(bgr, np.float32))[0]).flatten(1)
+
+
+def extract_teacher(cfg: Config, options: Options, stored: Stored | None, network: str = "") -> None:
+    """Write the features of the training split by the settings' model, or by a file of OpenVINO; unreadable images get
+    a row of NaN."""
+    if options.part != "1/1":
+        raise UserError(f"--part {options.part} is for --split test; leave it out")
+    setup_logging()
+    device = torch.device("cpu") if network else pick_device(cfg.run.device)
+    configure_torch(cfg, device, cfg.loop.test_precision)
+    if network:
+        model, name, directory = OpenVINOModel(network, cfg.loop.test_precision), Path(network).stem, cfg.run.log_dir
+        cfg = cfg.replace(height=model.height, width=model.width)
+    else:
+        model, _, path, name = tested_model(cfg, stored, device)
+        directory = path.parent
+    dataset = make_dataset(cfg)
+    loader = TestLoader(with_pixel_range(cfg, dataset), dataset.train, "train")
+    features = extract_features(cfg, model, loader, device, cfg.eval.flip)[cfg.eval.flip].cpu().numpy()
+    rows = np.full((len(dataset.train), features.shape[1]), np.nan, np.float32)
+    rows[loader.images.kept] = features
+    name_of_set = "+".join(map(short_name, train_names(cfg)))
+    file = Path(options.output or Path(directory) / f"teacher_{name_of_set}.npy")
+    write_rows(file, len(rows), [rows])
+    about = {"model": name, "images": fingerprint(dataset.train), "dataset": name_of_set, "flip": cfg.eval.flip}
+    write_json(file.with_suffix(".json"), about | {"command": typed_command()})
+    log.info("%d rows of %d values written to %s", *rows.shape, file)
 
 
 def main() -> None:
     if sys.argv[1:] and is_folder_of_pictures(sys.argv[1]):
         return extract_folder(sys.argv[1:])
+    word, args = split_first(None)
+    if word and word.endswith(".xml"):
+        cfg, options = parse_settings(args, Config(), os.environ, __doc__, Options, sections=TEST_SECTIONS)
+        if options.split != "train":
+            raise UserError(f"{word} can be a teacher only; give --split train")
+        return extract_teacher(cfg, options, None, word)
     cfg, options, stored = parse_test(None, os.environ, __doc__, Options)
+    if options.split == "train":
+        return extract_teacher(cfg, options, stored)
     match = re.fullmatch(r"(\d+)/(\d+)", options.part)
     part, parts = map(int, match.groups()) if match else (0, 0)
     if not 1 <= part <= parts:
@@ -105,6 +177,12 @@ def main() -> None:
     name = f"features_{test.what}_{dataset}" + ("_flip" if cfg.eval.flip else "")
     directory = Path(options.output or test.directory / name)
     fewest = min(len(loader.samples) for loader in (test.query, test.gallery))
+    about = {"checkpoint": str(stored[0]) if stored else None, "flip": cfg.eval.flip, "dataset": dataset}
+    if parts > 1 and (directory / ABOUT).is_file():
+        with reading(directory / ABOUT, "remove it"):
+            before = json.loads((directory / ABOUT).read_text())
+        if differ := [name for name in ("flip", "dataset") if before.get(name) != about[name]]:
+            raise UserError(f"{directory} holds features of another {' and '.join(differ)}; give another --output")
     if parts > fewest:
         raise UserError(f"--part {options.part}: {fewest} images cannot be cut into {parts} parts, at most {fewest}")
     for array, loader in (("qf", test.query), ("gf", test.gallery)):
@@ -115,10 +193,10 @@ def main() -> None:
     ids = (test.query.pids, test.gallery.pids, test.query.camids, test.gallery.camids)
     for array, values in zip(ARRAYS[2:], ids, strict=True):
         write_rows(directory / f"{array}.npy", len(values), [values])
-    about = {"checkpoint": str(stored[0]) if stored else None, "flip": cfg.eval.flip, "dataset": dataset}
-    about["camera_names"] = test.dataset.camera_names
-    write_json(directory / ABOUT, about | {"note": test.note, "command": typed_command()})
-    log.info("features written to %s", directory)
+    about |= {"camera_names": test.dataset.camera_names, "note": test.note, "command": typed_command()}
+    write_json(directory / ABOUT, about)
+    flipped = " (flip: each is the mean of an image and its mirror image; --no-flip for plain ones)"
+    log.info("features written to %s%s", directory, flipped * cfg.eval.flip)
 
 
 if __name__ == "__main__":
