@@ -1,7 +1,5 @@
 """check_dataset, visualize_augmentation, results_table and model_summary as people run them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
@@ -126,8 +124,8 @@ def test_results_become_tables_with_mean_and_deviation_over_seeds(root):
     assert "`b1`, seed 1: was 60.0" in results and "`b1`, seed 0: was 50.0" in results and "was 60.0" not in readme
     assert "| b2 | plain | 86.2 / 94.4 | not measured |" in results and "b2" not in readme
     assert fill(root, "--check").returncode == 0
-    (root / "README.md").write_text(readme.replace("55.00", "99.00"))
-    refused(fill(root, "--check"), "README.md", "results_table.py")
+    (root / "docs" / "results.md").write_text(results.replace("55.00", "99.00"))
+    refused(fill(root, "--check"), "results.md", "results_table.py")
 
 
 def test_results_of_a_cut_set_and_damaged_files_are_refused(root):
