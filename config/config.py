@@ -35,6 +35,7 @@ Jitter = tuple[float, float, float, float]
 @dataclass
 class RunSettings:
     preset: str = ""  # recipe that the settings started from: the first word of the command
+    preset_note: str = ""  # own pictures without a preset: what the settings were chosen for
     name: str = ""  # name of the run; its files go to LOG_DIR/NAME (empty: the preset's name)
     log_dir: str = "log"  # directory of all runs
     seed: int = 0  # random seed of weights, batches and augmentation; the same seed, settings and device repeat a run

@@ -127,6 +127,7 @@ def start_state(
         "note": scores_note(resolve_protocol(cfg, dataset), dataset.note), "train_note": dataset.train_note,
         "labels": data.labels, "images": fingerprint(dataset.train),
         "places": {"dataset": "+".join(map(place, train_names(cfg))), "test_dataset": test_place},
+        "names": {pid: name for pid, name in dataset.train_names.items() if pid in data.labels},
     }  # fmt: skip
     average = load("solver.average:make_average")(model) if cfg.solver.ema_decay > 0 else None
     scaler = Scaler(device, session.precision)
@@ -158,7 +159,8 @@ def log_run(state: TrainState, data: Loaders) -> None:
             [name for name in ("id", *METRIC_LOSSES, "center") if cfg.get(f"{name}_weight") > 0]
             + ["teacher"] * bool(data.train.teacher_dim)
         ),
-        cfg.solver.optimizer, cfg.solver.lr, cfg.solver.epochs, len(data.train), cfg.run.preset or "none",
+        cfg.solver.optimizer, cfg.solver.lr, cfg.solver.epochs, len(data.train),
+        cfg.run.preset or cfg.run.preset_note or "none",
     )  # fmt: skip
     if state.model.loaded:
         log.info(str(state.model.loaded))
