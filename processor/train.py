@@ -19,7 +19,15 @@ from model import ReIDModel
 from processor.checkpoint import LAST
 from processor.evaluate import do_inference, plain_settings, report, resolve_protocol, result_record
 from processor.precision import FiniteStatistics, autocast
-from processor.setup import run_directory, start_session, start_state, training_criterion, training_data, training_model
+from processor.setup import (
+    run_directory,
+    sized_data,
+    start_session,
+    start_state,
+    training_criterion,
+    training_data,
+    training_model,
+)
 from processor.state import Session, TrainState
 from processor.watch import Progress, Watchers, tile
 from solver import make_optimizer, set_frozen, set_lr
@@ -59,6 +67,7 @@ def train(
             if should_evaluate(cfg, state.epoch) and not evaluated:
                 evaluate_epoch(state, data, watchers)
             while state.epoch < cfg.solver.epochs:
+                data = sized_data(state, data, state.epoch)
                 train_one_epoch(state, network, data.train, watchers)
                 if should_evaluate(cfg, state.epoch):
                     evaluate_epoch(state, data, watchers)
@@ -287,7 +296,8 @@ def finish_epoch(state: TrainState, progress: Progress, lr: float, watchers: Wat
     state.history.append(entry)
     state.save()
     watchers.log_losses(entry)
-    left = timedelta(seconds=round((cfg.solver.epochs - state.epoch) * progress.images / speed))
+    pixels = [height * width for height, width in (cfg.size_at(e) for e in range(state.epoch - 1, cfg.solver.epochs))]
+    left = timedelta(seconds=round(sum(pixels[1:]) / pixels[0] * progress.images / speed))
     words = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
     place = f"{state.epoch:>{len(str(cfg.solver.epochs))}}/{cfg.solver.epochs}"
     log.info("epoch %s  %s  lr %.1e  %.0f img/s  data %.0f %%  left %s", place, words, lr, speed, 100 * waiting, left)
@@ -298,6 +308,7 @@ def evaluate_epoch(state: TrainState, data: Loaders, watchers: Watchers) -> None
     so far. Only after the last epoch all scores of the settings are computed, before it the plain ones."""
     session, last = state.session, state.epoch >= state.cfg.solver.epochs
     stop_if_requested(state)
+    data = sized_data(state, data, max(state.epoch - 1, 0))  # a resumed run may be at the start of the next size
     cfg = resolve_protocol(state.cfg if last else plain_settings(state.cfg), data.dataset)
     inference = do_inference(cfg, state.eval_model, data.query, data.gallery, session.device, session.ranks)
     values = None
