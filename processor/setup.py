@@ -91,8 +91,8 @@ def check_sizes(cfg: Config, model: ReIDModel) -> None:
             model.eval()(torch.zeros(1, 3, height, width))
         except (RuntimeError, ValueError, AssertionError) as error:
             raise UserError(
-                f"--backbone {cfg.model.backbone} does not take images of {height}x{width} ({error}); leave "
-                "--start-sizes out, or choose other sizes"
+                f"--backbone {cfg.model.backbone} does not take images of {height}x{width} "
+                f"({str(error).partition(chr(10))[0]}); leave --start-sizes out, or choose other sizes"
             ) from error
     model.train()
 
