@@ -179,7 +179,7 @@ class SolverSettings:
 
 @dataclass
 class LoopSettings:
-    precision: TrainPrecision = "auto"  # training precision (auto: bf16 on GPUs, fp16 on old ones)
+    precision: TrainPrecision = "auto"  # training precision (auto: bf16 on GPUs, fp16 on old ones; CPUs: measured)
     test_precision: Precision = "float32"  # test precision
     tf32: bool = True  # allow TF32 convolutions on GPUs (distances always use float32)
     channels_last: bool = True  # memory format NHWC: faster convolutions

@@ -229,6 +229,7 @@ def result_record(state: dict[str, Any], cfg: Config, scores: dict, note: str, c
         "command": state["command"],
         "test_command": command,
         **state["environment"],
+        "precision": state.get("precision", ""),
         "seed": cfg.run.seed,
         "epochs": state["epoch"],
         "train_seconds": round(state["seconds"], 1),

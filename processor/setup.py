@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from loss import Criterion, make_criterion
 from model import ReIDModel, find_backbone, make_model
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import resolve_protocol, scores_note
-from processor.precision import Scaler, configure_torch, resolve_precision
+from processor.precision import Scaler, configure_torch, faster_precision, resolve_precision
 from processor.ranks import ALONE, Ranks, init_distributed
 from processor.signals import StopSignals
 from processor.state import Session, TrainState, has_checkpoint, seed_all
@@ -166,14 +167,20 @@ def start_state(
         "environment": describe_environment(device, ranks.size),
         "labels": data.labels,
     }
+    resumed = cfg.run.resume and has_checkpoint(directory)
+    if session.precision == "auto":
+        precision = None if resumed else faster_precision(cfg, model)
+        session = replace(session, precision=ranks.all_gather(precision)[0] or "auto")
+    about["precision"] = session.precision
     average = load("solver.average:make_average")(model) if cfg.solver.ema_decay > 0 else None
     scaler = Scaler(device, session.precision)
     state = TrainState(cfg, session, directory, about, model, criterion, optimizer, scaler, average)
     log_run(state, data)
     seed_all(cfg.run.seed + ranks.rank)  # random numbers of training, such as dropout, differ between processes
     with ranks.sync_errors(first_alone=True):  # the first one may rename damaged checkpoints
-        if cfg.run.resume and has_checkpoint(directory):
+        if resumed:
             load("processor.resume:restore")(state)
+    log.info("training in %s", state.session.precision)
     progress = (state.epoch, state.step, len(state.history))
     ranks.check_same({"the checkpoint to resume (--log-dir must be one that all machines share)": progress})
     if ranks.first:
