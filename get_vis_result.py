@@ -4,8 +4,6 @@ One PNG per query (query | rank 1 ... rank 10) and an overview of up to ten quer
 wrong ones a red frame; images of the same person by the same camera are left out, as in the scores.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

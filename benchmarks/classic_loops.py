@@ -4,8 +4,6 @@ float32, channels first, images one by one through Pillow and torchvision, in wo
 but without their needless costs: tensors are changed in place, a rectangle is erased at once.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -3,8 +3,6 @@
 What is faster than these is faster than those. Full matrices, and a full sort of each row.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -8,8 +8,6 @@ from the files. `train` and `extract`:
 `classic` is the usual loop; `ours` is train.py or test.py as it is on the device; the others are ours with one change.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import time
@@ -85,7 +83,7 @@ class Data(Task):
             if contender == "classic":
                 batches = (images for images, _ in classic_loops.batches(pictures, rows, 0))
             elif contender in ("cache", "jpeg"):
-                batches = (images for _, images in loader.images.batches(rows))
+                batches = (images for _, images in loader.images.batches(rows, CPU))
             else:
                 batches = (images for images, _ in loader.epoch(0, CPU))
             return sum(map(len, batches))

@@ -4,8 +4,6 @@ Each contender runs in a process of its own, so that its peak memory is its own,
 OMP_NUM_THREADS is the number of threads; `data` always uses one. docs/benchmarks.md explains the contenders.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os
@@ -18,7 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.task import Task
-from config.cli import parse_command, split_first, typed_command
+from config.cli import split_first, typed_command
+from config.options import parse_command
 from utils.errors import UserError, run
 from utils.files import write_json
 from utils.lookup import load

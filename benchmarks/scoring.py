@@ -5,8 +5,6 @@ NumPy; `published` is re-ranking with the copies of its authors' code. `search`:
 `exact` is ours, `flat`, `ivf` and `hnsw` are FAISS with the settings of `tools/search.py`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path

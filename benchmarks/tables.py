@@ -1,7 +1,5 @@
 """Write the tables of docs/benchmarks.md from results/benchmark_*.json: `python benchmarks/tables.py [--check]`."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys
@@ -10,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config.cli import parse_options
+from config.options import parse_options
 from tools.results_table import ROOT, update
 from utils.errors import run
 from utils.files import reading

@@ -1,7 +1,5 @@
 """What all tasks have: options, and the measurement of time and peak memory."""
 
-from __future__ import annotations
-
 import os
 import resource
 import sys

@@ -1,4 +1,2 @@
 from config.config import Config
 from config.presets import PRESETS, load_preset
-
-__all__ = ["PRESETS", "Config", "load_preset"]

@@ -1,50 +1,34 @@
-"""Command lines: dataclasses of settings become options, and `--help` prints them section by section.
+"""Command lines of programs that train or test: all settings of `Config`, and the options of their own dataclass.
 
-A program has the options of its own dataclass and, where it trains or tests, all settings of `Config`. The help of a
-setting is the comment at the end of its line.
+`config/help.py` prints what --help asks for; `config/options.py` is for programs without `Config`.
 """
 
-from __future__ import annotations
-
 import argparse
-import inspect
-import os
+import contextlib
 import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import Field, fields
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
-from config.config import SECTION_OF, SECTIONS, Config, check_range, option
+from config.config import SECTIONS, SETTINGS, Config, check_range, option
 from config.presets import describe_presets, load_preset
 from utils.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 TEST_SECTIONS = ("run", "data", "eval")  # those that programs for trained models show
+TRAIN_USAGE = """usage: python train.py [PRESET] [--setting value ...]     (PRESET: demo if not given; list: --presets)
+
+Train a person or vehicle re-identification model and test it.
+
+example: python train.py tiny_b1 --data-root data --epochs 60
+"""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One option: its name, type, default (MISSING: required) and help."""
-
-    name: str
-    type: Any
-    default: Any
-    help: str
-
-
-def settings_of(kind: type) -> dict[str, Setting]:
-    """The options of a dataclass, by name, those of the classes it inherits from included."""
-    lines = "".join(inspect.getsource(base) for base in kind.__mro__[:-1])
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.+)$", lines, re.MULTILINE))
-    hints = get_type_hints(kind)
-    return {f.name: Setting(f.name, hints[f.name], f.default, comments.get(f.name, "")) for f in fields(kind)}
-
-
-def all_settings() -> dict[str, Setting]:
-    """The settings of `Config`, by name."""
-    return {name: s for kind in SECTIONS.values() for name, s in settings_of(kind).items()}
+def settings_of(kind: type | None) -> dict[str, Field]:
+    """The fields of a dataclass by name."""
+    return {f.name: f for f in fields(kind)} if kind else {}
 
 
 def parse_train(args: Sequence[str] | None, environ: Mapping[str, str]) -> Config:
@@ -56,24 +40,13 @@ def parse_train(args: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     if "--presets" in args:
         show("\n".join(f"{name:<28}{about}" for name, about in describe_presets()))
     cfg = load_preset(preset or "demo")
-    about = (
-        "usage: python train.py [PRESET] [--setting value ...]     (PRESET: demo if not given; list: --presets)\n\n"
-        "Train a person or vehicle re-identification model and test it.\n\n"
-        "example: python train.py tiny_b1 --data-root data --epochs 60\n"
-    )
-    return parse_settings(args, cfg, environ, about)[0]
+    return parse_settings(args, cfg, environ, TRAIN_USAGE)[0]
 
 
 def parse_settings(
-    args: Sequence[str],
-    default: Config,
-    environ: Mapping[str, str],
-    about: str,
-    own: type[T] | None = None,
-    ranges: Mapping[str, str] | None = None,
-    sections: Iterable[str] = tuple(SECTIONS),
-    check: bool = True,
-) -> tuple[Config, T | None]:
+    args: Sequence[str], default: Config, environ: Mapping[str, str], about: str, own: type[T] | None = None,
+    ranges: Mapping[str, str] = {}, sections: Iterable[str] = tuple(SECTIONS), check: bool = True,
+) -> tuple[Config, T | None]:  # fmt: skip
     """`--setting value ...` on top of `default` to checked settings and the program's own options.
 
     about: the text above the help. own: dataclass of the program's own options; ranges: intervals of these, such as
@@ -85,62 +58,18 @@ def parse_settings(
         from config.help import help_text
 
         show(help_text(asked, default, about, own, sections))
-    known = all_settings() | (settings_of(own) if own else {})
-    values = parse_values(args, known)
-    mine = {name: values.pop(name) for name in list(values) if name not in SECTION_OF}
+    values = parse_values(args, SETTINGS | settings_of(own))
+    mine = {name: values.pop(name) for name in list(values) if name not in SETTINGS}
     cfg, options = default.replace(**values), own(**mine) if own else None
+    cfg.typed = frozenset(values)
     if check:
         cfg.check()
-        for name, interval in (ranges or {}).items():
+        for name, interval in ranges.items():
             check_range(name, getattr(options, name), interval)
     return cfg, options
 
 
-def parse_options(
-    args: Sequence[str] | None, kind: type[T], about: str, positional: str = "", ranges: Mapping[str, str] | None = None
-) -> T:
-    """A command line to an object of the dataclass `kind`, for programs without `Config`.
-
-    positional: the field that takes the words before the first option; if it is a tuple, any number of them.
-    Raises UserError, or SystemExit after --help.
-    """
-    args, known = list(sys.argv[1:] if args is None else args), settings_of(kind)
-    if asked_help(args):
-        from config.help import option_lines
-
-        show("\n".join([about.strip(), "", *option_lines(known)]))
-    values = parse_values(args, known, positional)
-    for name, setting in known.items():
-        if setting.default is MISSING and name not in values:
-            raise UserError(f"{name} is missing; see --help")
-    options = kind(**values)
-    for name, interval in (ranges or {}).items():
-        check_range(name, getattr(options, name), interval)
-    return options
-
-
-def parse_command(
-    args: Sequence[str] | None, kinds: Mapping[str, type], about: str, positional: Mapping[str, str]
-) -> Any:
-    """The same for programs whose first word chooses one of several dataclasses, each with a docstring.
-
-    positional: for each word the field that takes the words after it, if any.
-    """
-    word, rest = split_first(args)
-    if word is None:
-        commands = "\n".join(
-            f"  {name:<12}{(kind.__doc__ or '').strip().splitlines()[0]}" for name, kind in kinds.items()
-        )
-        show(
-            f"{about.strip()}\n\ncommands (COMMAND --help lists the options of one):\n{commands}",
-            code=0 if asked_help(rest) else 2,
-        )
-    if word not in kinds:
-        raise UserError(f"there is no command {word}; {did_you_mean(word, kinds) or 'choose ' + ', '.join(kinds)}")
-    return parse_options(rest, kinds[word], inspect.cleandoc(kinds[word].__doc__ or ""), positional.get(word, ""))
-
-
-def parse_values(args: Sequence[str], known: Mapping[str, Setting], positional: str = "") -> dict[str, Any]:
+def parse_values(args: Sequence[str], known: Mapping[str, Field], positional: str = "") -> dict[str, Any]:
     """The values that a command line gives, by name. Raises UserError for unknown options and wrong values."""
     parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for setting in known.values():
@@ -190,19 +119,15 @@ def asked_help(args: Sequence[str]) -> str:
 
 def show(text: str, code: int = 0) -> NoReturn:
     """Print a text and end the program."""
-    try:
+    with contextlib.suppress(BrokenPipeError):  # the reader, such as `head`, has ended
         print(text, flush=True)
-    except BrokenPipeError:  # the reader, such as `head`, has ended; Python would complain again when it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(code)
 
 
 def split_first(args: Sequence[str] | None) -> tuple[str | None, list[str]]:
     """Take the leading word that is no option (a preset, a checkpoint, a command) off the command line."""
     args = list(sys.argv[1:] if args is None else args)
-    if args and not args[0].startswith("-"):
-        return args[0], args[1:]
-    return None, args
+    return (args[0], args[1:]) if args and not args[0].startswith("-") else (None, args)
 
 
 def typed_command() -> str:

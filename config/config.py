@@ -4,15 +4,12 @@ Each setting is one line: its name, type, default, and what it means; `--help` p
 all sections, so they are flat on the command line (`--triplet-weight 0.5`), in presets and in checkpoints.
 """
 
-from __future__ import annotations
-
 import copy
-import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 from utils.errors import UserError
 
@@ -184,6 +181,7 @@ class LoopSettings:
     tf32: bool = True  # allow TF32 convolutions on GPUs (distances always use float32)
     channels_last: bool = True  # memory format NHWC: faster convolutions
     compile: bool = False  # compile the model with torch.compile for training
+    cuda_graph: bool = True  # one GPU, accumulate 1: run forward and backward pass as one CUDA graph
     fused: bool = True  # use fused optimizers
     deterministic: bool = False  # GPUs: use deterministic kernels only (a CPU is always deterministic)
     accumulate: int = 1  # batches per optimizer step; metric losses mine within each batch
@@ -215,21 +213,16 @@ class EvalSettings:
     expansion_alpha: float = 3.0  # query expansion: exponent of the cosine that weights a neighbor
     protocol: Protocol = "auto"  # test protocol (auto: the dataset's own)
     trials: int = 10  # single_shot, vehicle_id: number of random galleries
-    roc: bool = False  # also give the true positive rate at false positive rates of 1e-4, 1e-3 and 1e-2
+    roc: bool = False  # also give the true positive rate at false positive rates of 1e-4, 1e-3 and 1e-2 (by cosine)
     by_camera: bool = False  # also give the scores for each pair of query and gallery cameras
 
 
 SECTIONS: dict[str, type] = {
-    "run": RunSettings,
-    "data": DataSettings,
-    "augment": AugmentSettings,
-    "model": ModelSettings,
-    "loss": LossSettings,
-    "solver": SolverSettings,
-    "loop": LoopSettings,
-    "eval": EvalSettings,
-}
+    "run": RunSettings, "data": DataSettings, "augment": AugmentSettings, "model": ModelSettings,
+    "loss": LossSettings, "solver": SolverSettings, "loop": LoopSettings, "eval": EvalSettings,
+}  # fmt: skip
 SECTION_OF = {f.name: section for section, kind in SECTIONS.items() for f in fields(kind)}
+SETTINGS = {f.name: f for kind in SECTIONS.values() for f in fields(kind)}
 
 # Ranges of all numbers; what is not named may be any finite number.
 RANGES = {
@@ -252,12 +245,8 @@ RANGES = {
     "[0, 65536]": "embedding_dim",
 }
 RANGE_OF = {name: interval for interval, names in RANGES.items() for name in names.split()}
-# All losses with a weight, except those that need no pairs of images.
-METRIC_LOSSES = tuple(
-    f.name.removesuffix("_weight")
-    for f in fields(LossSettings)
-    if f.name.endswith("_weight") and f.name not in ("id_weight", "center_weight", "teacher_weight")
-)
+# those that need pairs of images, each with a setting NAME_weight
+METRIC_LOSSES = ("triplet", "contrastive", "circle", "cosface", "multi_similarity", "centroid", "range", "cluster")
 BOTTLENECKS = (
     "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2",
 )  # fmt: skip
@@ -274,6 +263,7 @@ class Config:
     solver: SolverSettings
     loop: LoopSettings
     eval: EvalSettings
+    typed: frozenset[str] = frozenset()  # names of the settings that a command line gave
 
     def __init__(self, **settings: Any):
         for section, kind in SECTIONS.items():
@@ -291,7 +281,7 @@ class Config:
             raise TypeError(f"there is no setting {name}")
         setattr(getattr(self, SECTION_OF[name]), name, value)
 
-    def replace(self, **changes: Any) -> Config:
+    def replace(self, **changes: Any) -> "Config":
         """A copy with some settings changed."""
         other = copy.deepcopy(self)
         for name, value in changes.items():
@@ -327,13 +317,13 @@ class Config:
         return {name: self.get(name) for name in SECTION_OF}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+    def from_dict(cls, values: Mapping[str, Any]) -> "Config":
         """The inverse of `to_dict`. Unknown settings are ignored, missing ones get their default.
 
         Raises UserError for a value of the wrong type.
         """
-        known = {name: value for name, value in values.items() if name in SECTION_OF}
-        return cls(**{name: check_type(name, value, type_of(name)) for name, value in known.items()})
+        known = {name: value for name, value in values.items() if name in SETTINGS}
+        return cls(**{name: check_type(name, value, SETTINGS[name].type) for name, value in known.items()})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and self.to_dict() == other.to_dict()
@@ -342,13 +332,13 @@ class Config:
         default = Config().to_dict()
         return f"Config({', '.join(f'{k}={v!r}' for k, v in self.to_dict().items() if v != default[k])})"
 
-    def check(self) -> Config:
+    def check(self) -> "Config":
         """Raises UserError for values and combinations that cannot work; returns self."""
-        for name, interval in RANGE_OF.items():
-            check_range(name, self.get(name), interval)
         for name, value in self.to_dict().items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{option(name)} must be a finite number, not {value}")
+            if name in RANGE_OF:
+                check_range(name, value, RANGE_OF[name])
         for problem in self._bad_combinations():
             raise UserError(problem)
         return self
@@ -356,7 +346,7 @@ class Config:
     def _bad_combinations(self) -> Iterator[str]:
         data, model, loss, solver = self.data, self.model, self.loss, self.solver
         if not data.dataset:
-            yield "--dataset is empty; give a name, such as --dataset market1501"
+            yield "--dataset is empty; give a name, such as market1501"
         if "/" in self.run.name or self.run.name in (".", ".."):
             yield f"--name {self.run.name} must be a plain name, not a path; choose the place with --log-dir"
         if not all(0 <= value <= most for value, most in zip(self.augment.jitter, (1, 1, 1, 0.5), strict=True)):
@@ -367,28 +357,18 @@ class Config:
         if self.augment.pad > max(data.height, data.width):
             yield f"--pad {self.augment.pad} is more than the size of the image; 10 is usual for 256 x 128"
 
-        pk = data.sampler in ("pk", "pk_cameras")
-        if pk and data.batch_size % data.images_per_id:
-            below = max(data.batch_size // data.images_per_id, 1) * data.images_per_id
-            yield (
-                f"--batch-size {data.batch_size} is not a multiple of --images-per-id {data.images_per_id} "
-                f"(P identities x K images); try --batch-size {below}"
-            )
-        if pk and data.batch_size < 2 * data.images_per_id:
-            yield (
-                f"--batch-size {data.batch_size} holds only one identity of {data.images_per_id} images; "
-                f"PK sampling needs two or more, try --batch-size {4 * data.images_per_id}"
-            )
+        pk, batch, k = data.sampler in ("pk", "pk_cameras"), data.batch_size, data.images_per_id
+        if pk and batch % k:
+            fit = batch // k * k or k
+            yield f"--batch-size {batch} is not a multiple of --images-per-id {k}; try --batch-size {fit}"
+        if pk and batch < 2 * k:
+            yield f"--batch-size {batch} holds one identity of {k} images; PK needs two, try --batch-size {4 * k}"
         metric = [name for name in METRIC_LOSSES if self.get(f"{name}_weight") > 0]
-        for name in metric:
-            off = f"switch the loss off with {option(name)}-weight 0"
-            if not pk:
-                yield (
-                    f"the {name} loss needs several images per identity in a batch, which --sampler {data.sampler} "
-                    f"does not guarantee; use --sampler pk, or {off}"
-                )
-            if data.images_per_id < 2:
-                yield f"the {name} loss needs positives, and --images-per-id 1 gives none; use 2 or more, or {off}"
+        for name in metric if not pk or k < 2 else ():
+            yield (
+                f"the {name} loss needs several images per identity, which --sampler {data.sampler} with "
+                f"--images-per-id {k} does not give; use --sampler pk and 2 or more, or {option(name)}-weight 0"
+            )
         if not metric and loss.id_weight == loss.center_weight == 0 and not (loss.teacher and loss.teacher_weight):
             yield "all loss weights are 0, so nothing would be learned; set --id-weight or --triplet-weight above 0"
 
@@ -415,14 +395,6 @@ class Config:
             yield f"--width-multiplier is for mobilenet_v2; leave it out with {model.backbone}"
         if model.width_multiplier != 1 and model.weights == "imagenet":
             yield "--weights imagenet exists for --width-multiplier 1 only; give --weights none, or a file"
-        for name in undefined_for_protocol(self):
-            yield f"{option(name)} is not defined for --protocol {self.eval.protocol}; leave one of them out"
-
-
-def undefined_for_protocol(cfg: Config) -> list[str]:
-    """The settings that are on and that the test protocol does not define."""
-    names = ("rerank", "query_expansion", "augmentation_k", "roc", "by_camera")
-    return [name for name in names if cfg.get(name)] if cfg.eval.protocol in ("single_shot", "vehicle_id") else []
 
 
 def option(name: str) -> str:
@@ -433,20 +405,11 @@ def option(name: str) -> str:
 def check_range(name: str, value: float, interval: str) -> None:
     """Raises UserError where the value lies outside an interval such as "[0, 1)"."""
     low, high = map(float, interval[1:-1].split(","))
-    inside = (low <= value if interval[0] == "[" else low < value) and (
-        value <= high if interval[-1] == "]" else value < high
-    )
-    if inside:
-        return
+    inside = low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
     first = f"at least {low:g}" if interval[0] == "[" else f"above {low:g}"
     last = "" if high == math.inf else f" and {'at most' if interval[-1] == ']' else 'below'} {high:g}"
-    raise UserError(f"{option(name)} must be {first}{last}, not {value}")
-
-
-@functools.cache
-def type_of(name: str) -> Any:
-    """The type of a setting, as its class declares it."""
-    return get_type_hints(SECTIONS[SECTION_OF[name]])[name]
+    if not inside:
+        raise UserError(f"{option(name)} must be {first}{last}, not {value}")
 
 
 def check_type(name: str, value: Any, kind: Any) -> Any:
@@ -454,23 +417,15 @@ def check_type(name: str, value: Any, kind: Any) -> Any:
 
     Raises UserError where it is of another type.
     """
-    inner = get_args(kind)
+    inner, words = get_args(kind), {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
     if get_origin(kind) is Literal:
+        words[kind] = f"one of {', '.join(map(str, inner))}"
         if any(value == choice and type(value) is type(choice) for choice in inner):
             return value
     elif get_origin(kind) is tuple:
+        words[kind] = "a list of numbers"
         if isinstance(value, (list, tuple)) and (inner[-1] is Ellipsis or len(value) == len(inner)):
             return tuple(check_type(name, element, inner[0]) for element in value)
     elif type(value) is kind or (kind is float and type(value) is int):
         return value
-    raise UserError(f"the setting {name} is {value!r:.100}, but it must be {describe_type(kind)}")
-
-
-def describe_type(kind: Any) -> str:
-    """The type in words, for messages."""
-    inner = get_args(kind)
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(map(str, inner))}"
-    if get_origin(kind) is tuple:
-        return f"a list, each {describe_type(inner[0])}"
-    return {int: "a whole number", float: "a number", str: "text", bool: "True or False"}[kind]
+    raise UserError(f"the setting {name} is {value!r:.100}, but it must be {words[kind]}")

@@ -1,12 +1,11 @@
-"""The text of --help."""
+"""The text of --help. The help of a setting is the comment at the end of its line."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import MISSING, fields
 from typing import Literal, get_args, get_origin
 
-from config.cli import Setting, settings_of
 from config.config import SECTIONS, Config, option
 from utils.errors import UserError
 
@@ -18,32 +17,34 @@ EVERYDAY = (
 
 def help_text(asked: str, default: Config, about: str, own: type | None, sections: Iterable[str]) -> str:
     """The text of --help: the program's own options, everyday settings and names of sections; or whole sections."""
-    known = {name: settings_of(kind) for name, kind in SECTIONS.items()}
-    chosen = [name for name in known if asked == "all" or name.startswith(asked) or asked.startswith(name)]
+    chosen = [name for name in SECTIONS if asked == "all" or name.startswith(asked) or asked.startswith(name)]
     if asked != "short" and not chosen:
-        raise UserError(f"there is no section {asked}; choose {', '.join(known)} or all")
+        raise UserError(f"there is no section {asked}; choose {', '.join(SECTIONS)} or all")
     preset = f" (defaults: preset {default.run.preset})" if default.run.preset else ""
     lines = [about.strip()] if asked in ("short", "all") else []
     if own and asked in ("short", "all"):
-        lines += ["\noptions", *option_lines(settings_of(own))]
+        lines += ["\noptions", *option_lines(own)]
     if asked == "short":
-        shown = {name: s for section in sections for name, s in known[section].items() if name != "preset"}
-        everyday = shown if own and len(shown) < 60 else {name: shown[name] for name in EVERYDAY if name in shown}
-        lines += [f"\neveryday settings{preset}", *option_lines(everyday, default)]
+        few = own and sum(len(fields(SECTIONS[section])) for section in sections) <= 60
+        lines += [f"\neveryday settings{preset}"]
+        everyday = {line.split()[0]: line for s in sections for line in option_lines(SECTIONS[s], default)}
+        lines += everyday.values() if few else [everyday[name] for name in map(option, EVERYDAY) if name in everyday]
         lines += ["\nsections (--help NAME prints one, --help all prints everything)"]
-        lines += ["  " + ", ".join(f"{name} ({len(some)})" for name, some in known.items())]
+        lines += ["  " + ", ".join(f"{name} ({len(fields(kind))})" for name, kind in SECTIONS.items())]
     for section in chosen:
-        lines += [f"\n{section}{preset}", *option_lines(known[section], default)]
+        lines += [f"\n{section}{preset}", *option_lines(SECTIONS[section], default)]
     return "\n".join(lines)
 
 
-def option_lines(settings: Mapping[str, Setting], cfg: Config | None = None) -> Iterable[str]:
-    """One line per option: name, default (its value in `cfg`, if given), meaning, choices."""
-    for s in settings.values():
-        value = cfg.get(s.name) if cfg else s.default
+def option_lines(kind: type, cfg: Config | None = None) -> Iterable[str]:
+    """One line per field of a dataclass: option, default (its value in `cfg`, if given), meaning, choices."""
+    lines = "".join(inspect.getsource(base) for base in kind.__mro__[:-1])
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.+)$", lines, re.MULTILINE))
+    for f in fields(kind):
+        value = cfg.get(f.name) if cfg else f.default
         if isinstance(value, tuple):
             value = " ".join(map(str, value))
         shown = "required" if value is MISSING else "''" if value == "" else value
-        choices = f" {{{', '.join(map(str, get_args(s.type)))}}}" if get_origin(s.type) is Literal else ""
-        if s.name != "preset":
-            yield f"  {option(s.name):<24} {shown!s:<14} {s.help}{choices}"
+        choices = f" {{{', '.join(map(str, get_args(f.type)))}}}" if get_origin(f.type) is Literal else ""
+        if f.name != "preset":
+            yield f"  {option(f.name):<24} {shown!s:<14} {comments.get(f.name, '')}{choices}"

@@ -9,13 +9,3 @@ from datasets.base import ReIDDataset, Sample
 from datasets.loaders import Loaders, make_loaders
 from datasets.make import DATASETS, make_dataset
 from datasets.sampler import PKSampler
-
-__all__ = [
-    "DATASETS",
-    "Loaders",
-    "PKSampler",
-    "ReIDDataset",
-    "Sample",
-    "make_dataset",
-    "make_loaders",
-]

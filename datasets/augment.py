@@ -4,8 +4,6 @@ All transforms take images (B, H, W, 3) uint8 on any device and return new ones 
 otherwise; pixels from outside the image are black.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -35,7 +33,7 @@ STEPS = (
 )
 
 
-def augment(images: torch.Tensor, cfg: Config, draws: Draws) -> torch.Tensor:
+def augment(images: torch.Tensor, cfg: Config, draws: "Draws") -> torch.Tensor:
     """(B, H, W, 3) uint8 RGB to (B, 3, H, W) float32, augmented as the settings say and normalised."""
     aug = cfg.augment
     for function, *settings in STEPS:
@@ -59,10 +57,15 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
     batch, height, width, _ = images.shape
     # Values for a whole row: loops over its pixels are fast, loops over three channels are not.
     mean, std = (torch.tensor(x).repeat(width) * 255 for x in (MEAN, STD))
-    scale, shift = (x.to(images.device, non_blocking=True) for x in (1 / std, -mean / std))
+    scale, shift = (to_device(x, images.device) for x in (1 / std, -mean / std))
     floats = images.reshape(batch, height, width * 3).float()
     torch.addcmul(shift, floats, scale, out=floats)
     return floats.view(batch, height, width, 3).permute(0, 3, 1, 2)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor on the device. A GPU copies it from page-locked memory, so that the CPU does not wait for it."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def to_pixels(images: torch.Tensor) -> np.ndarray:
@@ -114,10 +117,10 @@ def on_chosen(images: torch.Tensor, chosen: torch.Tensor, change: Callable, *num
     index = chosen.nonzero()[:, 0]
     if not len(index):
         return images
-    changed = change(images.index_select(0, index.to(images.device, non_blocking=True)), *(n[index] for n in numbers))
+    changed = change(images.index_select(0, to_device(index, images.device)), *(n[index] for n in numbers))
     order = torch.arange(len(images))
     order[index] = torch.arange(len(images), len(images) + len(index))
-    return torch.cat([images, changed]).index_select(0, order.to(images.device, non_blocking=True))
+    return torch.cat([images, changed]).index_select(0, to_device(order, images.device))
 
 
 def random_flip(images: torch.Tensor, probability: float, draws: Draws) -> torch.Tensor:
@@ -138,7 +141,7 @@ def windows(images: torch.Tensor, top: torch.Tensor, left: torch.Tensor, height:
     starts = (rows * wide + left[:, None]) * channels
     # A row of a window is contiguous: of the views of that length that begin at each value, copy those.
     runs = images.reshape(-1).unfold(0, width * channels, 1)
-    found = runs.index_select(0, starts.flatten().to(images.device, non_blocking=True))
+    found = runs.index_select(0, to_device(starts.flatten(), images.device))
     return found.view(batch, height, width, channels)
 
 
@@ -172,10 +175,10 @@ def paint_(images: torch.Tensor, boxes: torch.Tensor, colours: Callable) -> torc
     y, x = torch.arange(height), torch.arange(width)
     numbers = ((y >= top) & (y < top + tall)).flatten().nonzero()[:, 0]
     inside = ((x >= left) & (x < left + wide))[numbers // height, :, None].expand(-1, -1, 3).contiguous()
-    index = numbers.to(images.device, non_blocking=True)
+    index = to_device(numbers, images.device)
     rows = images.view(batch * height, width, 3)
     old = rows.index_select(0, index)
-    rows.index_copy_(0, index, torch.where(inside.to(images.device, non_blocking=True), colours(old, numbers), old))
+    rows.index_copy_(0, index, torch.where(to_device(inside, images.device), colours(old, numbers), old))
     return images
 
 
@@ -190,4 +193,4 @@ def erase_(images: torch.Tensor, probability: float, fill: str, draws: Draws) ->
     if fill != "random":
         return paint_(images, boxes, lambda old, numbers: torch.zeros_like(old))
     noise = draws.bytes(height, width, 3).view(-1, width, 3)
-    return paint_(images, boxes, lambda old, numbers: noise[numbers].to(old.device, non_blocking=True))
+    return paint_(images, boxes, lambda old, numbers: to_device(noise[numbers], old.device))

@@ -1,13 +1,11 @@
 """Augmentations that few recipes use, imported when chosen; like those of `datasets.augment` in all respects."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as vision
 from torchvision.transforms.v2 import AutoAugment
 
-from datasets.augment import Draws, on_chosen, paint_, random_boxes, windows
+from datasets.augment import Draws, on_chosen, paint_, random_boxes, to_device, windows
 
 # Brightness is 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601) in the 16-bit fractions of Pillow's convert("L"). Such sums
 # of bytes are exact in float32, so gray is the same to the last bit on every device.
@@ -75,7 +73,7 @@ def affine(images: torch.Tensor, angle: torch.Tensor, scale: torch.Tensor, shear
     inverse = torch.stack([cos - sin * tan, sin + cos * tan, -sin, cos]).view(2, 2, batch) / scale
     # grid_sample's unit is half the width for x and half the height for y.
     inverse = inverse * torch.tensor([[1.0, height / width], [width / height, 1.0]])[..., None]
-    theta = F.pad(inverse.permute(2, 0, 1), (0, 1)).to(images.device, non_blocking=True)
+    theta = to_device(F.pad(inverse.permute(2, 0, 1), (0, 1)), images.device)
     grid = F.affine_grid(theta, [batch, 3, height, width], align_corners=False)
     floats = images.permute(0, 3, 1, 2).contiguous().float()
     moved = F.grid_sample(floats, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -117,7 +115,7 @@ def colour_jitter(
 def jitter(images: torch.Tensor, *factors: torch.Tensor) -> torch.Tensor:
     """Each image with its own factors of brightness, contrast and saturation and its shift of the hue, all (B,);
     rounded once, at the end."""
-    numbers = torch.stack(factors).to(images.device, non_blocking=True)
+    numbers = to_device(torch.stack(factors), images.device)
     brightness, contrast, saturation, hue = numbers[..., None, None]
     planes = images.movedim(-1, 0).contiguous() * (brightness / 255)
     planes = planes.clamp_(0, 1)

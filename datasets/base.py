@@ -1,10 +1,7 @@
 """What a dataset is: lists of images with identity and camera."""
 
-from __future__ import annotations
-
 import hashlib
 import os
-from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -49,9 +46,9 @@ class ReIDDataset:
         rows = []
         for split in ("train", *["heldout"] * bool(self.heldout), "query", "gallery"):
             samples = getattr(self, split)
-            cameras = f"{len({s.camid for s in samples}):>3} cameras" if self.cameras else "cameras unknown"
-            ids = len({s.pid for s in samples} - {0})
-            rows.append(f"{split:<8}{len(samples):>7} images {ids:>5} identities {cameras}")
+            ids, cameras = len({s.pid for s in samples} - {0}), len({s.camid for s in samples})
+            where = f"{cameras:>3} cameras" if self.cameras else "cameras unknown"
+            rows.append(f"{split:<8}{len(samples):>7} images {ids:>5} identities {where}")
         return "\n".join(rows)
 
     def name_of(self, pid: int) -> str:
@@ -70,8 +67,7 @@ def join_notes(*notes: str) -> str:
 
 def full_note(*notes: str) -> str:
     """All caveats of a score as one string; empty if there are none."""
-    note = join_notes(*notes)
-    return join_notes(note, "not comparable with published scores") if note else ""
+    return join_notes(*notes, "not comparable with published scores" if any(notes) else "")
 
 
 def fingerprint(samples: list[Sample]) -> str:
@@ -93,53 +89,20 @@ def label_map(train: list[Sample]) -> dict[int, int]:
     return {pid: label for label, pid in enumerate(identities(train))}
 
 
-def keep_ids(samples: list[Sample], pids: Collection[int]) -> list[Sample]:
-    """The images of these identities."""
-    pids = set(pids)
-    return [s for s in samples if s.pid in pids]
-
-
-def select_train(dataset: ReIDDataset, holdout_ids: int, train_ids: int) -> ReIDDataset:
-    """Move the last `holdout_ids` training identities to `heldout`, and keep the first `train_ids` (0: all) others.
-
-    Raises UserError when fewer than two identities would remain.
-    """
-    pids = identities(dataset.train)
-    if not pids:
+def check_train(dataset: ReIDDataset) -> ReIDDataset:
+    """The dataset. Raises UserError when it has fewer than two identities to train on."""
+    if not dataset.train:
         raise UserError(f"{dataset.name} has no training images; train on another --dataset and give --test-dataset")
-    most = max(len(pids) - 2, 0)
-    if not 0 <= holdout_ids <= most:
-        raise UserError(
-            f"{dataset.name}: --holdout-ids {holdout_ids} of {len(pids)} training identities is not possible; two or "
-            f"more must remain, so hold out at most {most}"
-        )
-    rest, heldout, note = pids[: len(pids) - holdout_ids], pids[len(pids) - holdout_ids :], dataset.train_note
-    if heldout:
-        note = join_notes(note, f"trained without the last {len(heldout)} of {len(pids)} identities")
-    kept = rest[: train_ids or None]
-    if len(kept) < len(rest):
-        note = join_notes(note, f"trained on the first {len(kept)} of {len(rest)} identities")
-    if len(kept) < 2:
-        fix = "raise --train-ids" if len(rest) > 1 else "add more"
-        raise UserError(f"{dataset.name}: fewer than two identities to train on; {fix}")
-    train, held = keep_ids(dataset.train, kept), keep_ids(dataset.train, heldout)
-    return replace(dataset, train=train, heldout=held, train_note=note)
+    if len(identities(dataset.train)) < 2:
+        raise UserError(f"{dataset.name}: fewer than two identities to train on; raise --train-ids, or add more")
+    return dataset
 
 
-def select_test(dataset: ReIDDataset, test_ids: int) -> ReIDDataset:
-    """Keep the first `test_ids` (0: all) test identities; a cut also drops the distractors.
-
-    Raises UserError when no query or no gallery image remains.
-    """
-    pids = identities(dataset.query)
-    if not pids:
+def check_test(dataset: ReIDDataset) -> ReIDDataset:
+    """The dataset, with a note where every score would be perfect. Raises UserError without query or gallery images."""
+    if not dataset.query:
         raise UserError(f"{dataset.name} has no test split; name another dataset with --test-dataset")
-    if 0 < test_ids < len(pids):
-        query, gallery = (keep_ids(samples, pids[:test_ids]) for samples in (dataset.query, dataset.gallery))
-        note = f"tested on the first {test_ids} of {len(pids)} identities, no distractors"
-        dataset = replace(dataset, query=query, gallery=gallery, test_note=join_notes(dataset.test_note, note))
     if not dataset.gallery:
         raise UserError(f"{dataset.name}: the test split has no gallery image; raise --test-ids")
-    if len(identities(dataset.gallery)) == 1:
-        dataset = replace(dataset, test_note=join_notes(dataset.test_note, ONE_IDENTITY))
-    return dataset
+    alone = len(identities(dataset.gallery)) == 1
+    return replace(dataset, test_note=join_notes(dataset.test_note, ONE_IDENTITY)) if alone else dataset

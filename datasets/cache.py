@@ -4,8 +4,6 @@ The operating system keeps a mapped file in memory while there is room, and proc
 (--disk-gb 0, no room, no permission) is kept in memory if it fits there, and otherwise decoded again at every use.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -13,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from itertools import chain, pairwise
 from pathlib import Path
 
 import cv2
@@ -59,6 +58,11 @@ class Images:
     def __len__(self) -> int:
         return len(self.kept)
 
+    @property
+    def note(self) -> str:
+        """How many images cannot be read; empty if all can."""
+        return f"{len(self.bad)} unreadable {self.name} images left out" if self.bad else ""
+
     def read(self, indices: Sequence[int] | np.ndarray, pin: bool = False) -> torch.Tensor:
         """(B, height, width, 3) uint8 RGB of the images at `indices`; pin: in page-locked memory, for a GPU."""
         rows = self.kept[list(indices)]  # raises IndexError for what is not an index
@@ -71,18 +75,14 @@ class Images:
         return batch
 
     def batches(
-        self, index_batches: Iterable[np.ndarray], pin: bool = False
+        self, index_batches: Iterable[np.ndarray], device: torch.device
     ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """(indices, images) per batch of indices; the next one is read while the current one is used."""
+        """(indices, images on `device`) per batch of indices; the next one is read while the current one is used."""
+        pin = device.type == "cuda"  # a GPU copies from page-locked memory while the CPU prepares the next batch
         with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
-            current = None
-            for indices in index_batches:
-                following = (indices, thread.submit(self.read, indices, pin))
-                if current:
-                    yield current[0], current[1].result()
-                current = following
-            if current:
-                yield current[0], current[1].result()
+            submitted = ((indices, thread.submit(self.read, indices, pin)) for indices in index_batches)
+            for (indices, images), _next in pairwise(chain(submitted, [None])):
+                yield indices, images.result().to(device, non_blocking=True)
 
     def _decode(self, path: str) -> np.ndarray:
         return read_image(path, self.height, self.width, self.cfg.data.pixel_range)
@@ -122,13 +122,12 @@ class Images:
     def _without_file(self) -> dict[int, str]:
         """Decode all images, into memory if they fit there; returns the bad ones."""
         bad: dict[int, str] = {}
-        fits = self.bytes <= self.cfg.data.cache_gb * 1e9
-        pictures = np.empty((len(self.paths), self.height, self.width, 3), np.uint8) if fits else None
+        if self.bytes <= self.cfg.data.cache_gb * 1e9:
+            self.pictures = np.empty((len(self.paths), self.height, self.width, 3), np.uint8)
         with closing(self._decode_all(bad)) as blocks:
             for number, block in enumerate(blocks):
-                if fits:
-                    pictures[number * BLOCK : number * BLOCK + len(block)] = block
-        self.pictures = pictures
+                if self.pictures is not None:
+                    self.pictures[number * BLOCK : number * BLOCK + len(block)] = block
         return bad
 
     def _decode_all(self, bad: dict[int, str]) -> Iterator[np.ndarray]:
@@ -158,9 +157,8 @@ class Images:
 
     def _digest(self) -> str:
         """Of all that the images depend on: the files (path, size, time of change), the input size, the decoder."""
-        digest = hashlib.sha256(f"1 {cv2.__version__} {self.height} {self.width}\n".encode())
-        if any(self.cfg.data.pixel_range):
-            digest.update(f"{self.cfg.data.pixel_range}\n".encode())
+        pixel_range = f"{self.cfg.data.pixel_range}\n" if any(self.cfg.data.pixel_range) else ""
+        digest = hashlib.sha256(f"1 {cv2.__version__} {self.height} {self.width}\n{pixel_range}".encode())
         for path in self.paths:
             try:
                 status = os.stat(path)

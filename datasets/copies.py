@@ -1,7 +1,5 @@
 """Gallery images that are a query's own file, which must never count as its match, and files on both sides."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections import defaultdict

@@ -5,8 +5,6 @@ The raw release is one MATLAB file with all images (HDF5, from MATLAB 7.3), and 
 (MATLAB 5). The packages that read them are optional, so they are imported when they are needed.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Images of more than 8 bits per value: one range of values for a whole set, and their conversion to uint8."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -2,8 +2,6 @@
 vitro, ICCV 2017) and Occluded-Duke, another split of it (Miao et al., Pose-Guided Feature Alignment for Occluded Person
 Re-Identification, ICCV 2019). Both are for comparison with old scores only: the authors withdrew the images in 2019."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Find the pictures in a folder and below it, without identities or cameras."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

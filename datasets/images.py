@@ -1,8 +1,5 @@
 """Read one image file as a uint8 array, or raise an error that names it."""
 
-from __future__ import annotations
-
-import io
 import os
 import stat
 from pathlib import Path
@@ -28,17 +25,21 @@ def read_image(path: str | Path, height: int, width: int, pixel_range: Range = U
     pixel_range: of files with more than 8 bits per value (unknown: that of the image itself, as for showing it). Raises
     UserError, naming the path, when the file is missing, unreadable, not an image, truncated or huge.
     """
-    image = decode(path, pixel_range)
-    if image.shape[:2] != (height, width):
-        shrinks = image.shape[0] > height or image.shape[1] > width
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return image
+    return resize(decode(path, pixel_range), height, width)
 
 
 def decode(path: str | Path, pixel_range: Range = UNKNOWN) -> np.ndarray:
-    """Like `read_image`, at the image's own size (H, W, 3)."""
+    """The same at the image's own size (H, W, 3)."""
     image = decode_bytes(path, read_bytes(path))
     return image if image.dtype == np.uint8 else load("datasets.depth:to_8_bits")(image, pixel_range)
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """An image (H, W, 3) as (height, width, 3)."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = image.shape[0] > height or image.shape[1] > width
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def read_bytes(path: str | Path) -> np.ndarray:
@@ -60,7 +61,7 @@ def decode_bytes(path: str | Path, data: np.ndarray) -> np.ndarray:
     if not data[:8].tobytes().startswith(SIGNATURES):
         raise UserError(f"{path} is not a JPEG, PNG, BMP, WebP or TIFF image ({len(data)} bytes); remove it")
     if "OPENCV_IO_MAX_IMAGE_PIXELS" not in os.environ:  # the caller has imported cv2 before us, so without a limit
-        check_size(path, data)
+        load("datasets.image_size:check_size")(path, data)
     try:
         # None if truncated (checked with OpenCV 4.11, 4.14 and 5.0)
         image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH)
@@ -69,16 +70,3 @@ def decode_bytes(path: str | Path, data: np.ndarray) -> np.ndarray:
     if image is None:
         raise UserError(f"{path} cannot be decoded: it is truncated, damaged or too large; restore or remove it")
     return image
-
-
-def check_size(path: str | Path, data: np.ndarray) -> None:
-    """Raises UserError for an image whose header has more than 2^26 pixels, or cannot be read by Pillow."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data)) as header:
-            pixels = header.width * header.height
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read ({error}); remove it, or import PlainReID before cv2") from error
-    if pixels > 2**26:
-        raise UserError(f"{path} cannot be decoded: its {pixels} pixels are too many; restore or remove it")

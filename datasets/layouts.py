@@ -1,7 +1,5 @@
 """What the datasets share: folders under several names, labels in file names, list files, and published counts."""
 
-from __future__ import annotations
-
 import os
 import re
 import warnings
@@ -26,13 +24,12 @@ def find_base(title: str, root: str | Path, names: Sequence[str], needed: str) -
 
     Raises UserError when there is none.
     """
-    root = Path(root)
     for name in names:
-        if (root / name / needed).exists():
-            return root / name
+        if (Path(root) / name / needed).exists():
+            return Path(root) / name
     raise UserError(
-        f"{title} is not under {root.absolute()}: none of {', '.join(names)} is a folder with {needed} in it; unpack "
-        "it there, or set --data-root or REID_DATA (docs/datasets.md shows the folders of each dataset)"
+        f"{title} is not under {Path(root).absolute()}: none of {', '.join(names)} is a folder with {needed} in it; "
+        "unpack it there, or set --data-root or REID_DATA (docs/datasets.md shows the folders of each dataset)"
     )
 
 
@@ -59,15 +56,12 @@ def check_counts(title: str, dataset: ReIDDataset, published: Mapping[str, tuple
 
 def read_layout(name: str, base: Path) -> ReIDDataset:
     """A dataset in Market-1501's folders and file names. Raises UserError where a folder is missing or empty."""
-    folders = {split: base / folder for split, folder in MARKET_FOLDERS.items()}
-    lowest = {"train": 1, "query": 1, "gallery": 0}
-    splits = {split: drop_below(lowest[split], read_folder(path), path) for split, path in folders.items()}
-    return ReIDDataset(name, **splits)
-
-
-def read_folder(folder: Path) -> list[Sample]:
-    """The images of one folder named as in Market-1501."""
-    return [Sample(path, int(m[1]), int(m[2])) for path, m in match_images(folder, MARKET_NAME, MARKET_EXAMPLE)]
+    dataset = ReIDDataset(name)
+    for split, folder in MARKET_FOLDERS.items():
+        found = match_images(base / folder, MARKET_NAME, MARKET_EXAMPLE)
+        samples = [Sample(path, int(match[1]), int(match[2])) for path, match in found]
+        setattr(dataset, split, drop_below(0 if split == "gallery" else 1, samples, base / folder))
+    return dataset
 
 
 def drop_below(lowest: int, samples: list[Sample], where: object) -> list[Sample]:
@@ -88,10 +82,9 @@ def match_images(folder: Path, pattern: str, example: str) -> list[tuple[str, re
     found = [(str(path), match) for path in list_images(folder) if (match := re.match(pattern, path.name))]
     if not found:
         raise UserError(f"{folder} holds no image named like {example}; is it the right folder?")
-    kept = {path for path, _ in found}
-    walk = ((base, name) for base, _, names in os.walk(folder) for name in names if name[0] != ".")
-    pictures = (os.path.join(base, name) for base, name in walk if os.path.splitext(name)[1].lower() in PICTURES)
-    others = sorted(path for path in pictures if path not in kept)
+    files = (os.path.join(base, name) for base, _, names in os.walk(folder) for name in names if name[0] != ".")
+    pictures = {path for path in files if os.path.splitext(path)[1].lower() in PICTURES}
+    others = sorted(pictures.difference(path for path, _ in found))
     if others:
         warnings.warn(
             f"{folder}: {len(others)} images are left out, as they are not named like {example} or lie in a further "

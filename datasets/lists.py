@@ -1,7 +1,5 @@
 """Text files that list the images of a dataset, one per line."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

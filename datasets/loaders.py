@@ -1,7 +1,5 @@
 """Samples to batches on the device: a training loader that augments, and a test loader that does not."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -11,7 +9,7 @@ import numpy as np
 import torch
 
 from config import Config
-from datasets.augment import Draws, augment, normalise
+from datasets.augment import Draws, augment, normalise, to_device
 from datasets.base import ReIDDataset, Sample, join_notes, label_map
 from datasets.cache import Images, summary
 from datasets.make import all_published, make_dataset
@@ -47,10 +45,10 @@ class TrainLoader:
         """From step `first_step` on: images (B, 3, H, W) float32, labels (B,) int64 and, with a teacher, its features
         (B, D) float32, all on `device`."""
         batches = list(self.sampler.epoch(epoch))[first_step:]
-        for step, (indices, images) in enumerate(_to_device(self.images, batches, device), first_step):
+        for step, (indices, images) in enumerate(self.images.batches(batches, device), first_step):
             share = {"first": self.rank * len(images), "total": self.cfg.data.batch_size}
             draws = Draws(self.cfg.run.seed, epoch, step, batch=len(images), **share)
-            targets = (x[indices].to(device, non_blocking=True) for x in (self.labels, self.teacher) if x is not None)
+            targets = (to_device(x[indices], device) for x in (self.labels, self.teacher) if x is not None)
             yield augment(images, self.cfg, draws), *targets
 
     @property
@@ -80,7 +78,7 @@ class TestLoader:
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
 
-    def part(self, index: int, count: int) -> TestLoader:
+    def part(self, index: int, count: int) -> "TestLoader":
         """The index-th (from 0) of `count` consecutive parts of about equal length."""
         first, end = (len(self.samples) * i // count for i in (index, index + 1))
         part = copy.copy(self)
@@ -98,7 +96,7 @@ class TestLoader:
     def batches(self, device: torch.device) -> Iterator[torch.Tensor]:
         """Images (B, 3, H, W) float32 on `device`."""
         rows = (self.rows[i : i + self.batch_size] for i in range(0, len(self.rows), self.batch_size))
-        for _, images in _to_device(self.images, rows, device):
+        for _, images in self.images.batches(rows, device):
             yield normalise(images)
 
 
@@ -136,7 +134,7 @@ def make_loaders(cfg: Config, rank: int = 0, world_size: int = 1) -> Loaders:
     train, (dataset, query, gallery) = _call_all(
         lambda: TrainLoader(cfg, dataset.train, rank, world_size), lambda: make_test_loaders(cfg, dataset)
     )
-    note = left_out(dataset.train_note, train.images)
+    note = join_notes(dataset.train_note, train.images.note)
     if cfg.loss.teacher and cfg.loss.teacher_weight > 0:
         rows, name = load("datasets.teacher:read_teacher")(cfg.loss.teacher, dataset.train, train.images.kept)
         train.teacher, note = torch.from_numpy(rows), join_notes(note, f"distilled from {name}")
@@ -145,8 +143,7 @@ def make_loaders(cfg: Config, rank: int = 0, world_size: int = 1) -> Loaders:
 
 
 def with_pixel_range(cfg: Config, dataset: ReIDDataset) -> Config:
-    """The settings with the range of values in images of more than 8 bits, as stored or found; published sets have
-    none."""
+    """The settings with the range of values in images of more than 8 bits, as stored or found."""
     known = any(cfg.data.pixel_range) or all_published(cfg)
     return cfg if known else load("datasets.depth:with_pixel_range")(cfg, dataset)
 
@@ -157,7 +154,7 @@ def make_test_loaders(cfg: Config, dataset: ReIDDataset) -> tuple[ReIDDataset, T
         lambda: TestLoader(cfg, dataset.query, "query", dataset=dataset),
         lambda: TestLoader(cfg, dataset.gallery, "gallery", dataset=dataset),
     )
-    note = left_out(left_out(dataset.test_note, query.images), gallery.images)
+    note = join_notes(dataset.test_note, query.images.note, gallery.images.note)
     return replace(dataset, query=query.samples, gallery=gallery.samples, test_note=note), query, gallery
 
 
@@ -170,17 +167,6 @@ def readable(cfg: Config, samples: list[Sample], name: str, size: Size = None) -
     if not len(images):
         raise UserError(f"the {name} split has no image that can be read")
     return [samples[i] for i in images.kept], images
-
-
-def left_out(note: str, images: Images) -> str:
-    """The note, and how many of these images cannot be read."""
-    return join_notes(note, f"{len(images.bad)} unreadable {images.name} images left out" if images.bad else "")
-
-
-def _to_device(images: Images, index_batches: Any, device: torch.device) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """(indices, images on `device`) per batch. A GPU copies from page-locked memory while the CPU prepares the next."""
-    for indices, batch in images.batches(index_batches, pin=device.type == "cuda"):
-        yield indices, batch.to(device, non_blocking=True)
 
 
 def _call_all(*makes: Callable[[], Any]) -> list[Any]:

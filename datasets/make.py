@@ -1,13 +1,11 @@
 """Dataset by name. To add one, write a file with one function and add a line here."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path
 
 from config import Config
-from datasets.base import ReIDDataset, join_notes, select_test, select_train
+from datasets.base import ReIDDataset, check_test, check_train, join_notes
 from utils.errors import UserError, did_you_mean
 from utils.lookup import load
 
@@ -57,7 +55,9 @@ def make_dataset(cfg: Config) -> ReIDDataset:
     sets = [find_dataset(name, whole) for name in train_names(cfg)]
     train = sets[0] if len(sets) == 1 else load("datasets.several:join")(sets)
     test = test_side(cfg, find_dataset(test_name(cfg), cfg) if cfg.data.test_dataset else train)
-    train = select_train(train, cfg.data.holdout_ids, cfg.data.train_ids)
+    if cfg.data.holdout_ids or cfg.data.train_ids:
+        train = load("datasets.subsets:select_train")(train, cfg.data.holdout_ids, cfg.data.train_ids)
+    check_train(train)
     name = f"{train.name}, tested on {test.name}" if cfg.data.test_dataset else train.name
     note = test.test_note
     if not all_published(cfg):
@@ -75,7 +75,9 @@ def make_test_set(cfg: Config) -> ReIDDataset:
 
 def test_side(cfg: Config, dataset: ReIDDataset) -> ReIDDataset:
     """The dataset with its test side cut to `test_ids`, and of own pictures without copies of queries."""
-    dataset = select_test(dataset, cfg.data.test_ids)
+    if cfg.data.test_ids:
+        dataset = load("datasets.subsets:select_test")(dataset, cfg.data.test_ids)
+    dataset = check_test(dataset)
     return dataset if test_name(cfg) in DATASETS else load("datasets.copies:ignore_own_pictures")(dataset)
 
 

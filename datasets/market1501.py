@@ -1,7 +1,5 @@
 """Market-1501 (Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from datasets.base import ReIDDataset

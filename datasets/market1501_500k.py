@@ -1,7 +1,5 @@
 """Market-1501 with the 500,000 distractors of the same paper (section 5.3) in the gallery."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

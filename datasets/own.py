@@ -1,7 +1,5 @@
 """Read your own pictures: Market-1501's layout, one folder per identity with or without a split, or a CSV file."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io
@@ -15,9 +13,9 @@ from typing import NamedTuple
 
 from config import Config
 from datasets.base import ONE_CAMERA, PID_OFFSET, ReIDDataset, Sample, join_notes
-from datasets.heldout import heldout_split
 from datasets.layouts import JUNK, MARKET_FOLDERS, PICTURES, drop_below, read_layout
 from datasets.make import place, test_name, train_names, trains_on_all
+from datasets.subsets import heldout_split
 from utils.errors import UserError
 from utils.files import reading
 from utils.logging import log

@@ -1,8 +1,6 @@
 """Partial-iLIDS (He et al., Deep Spatial Feature Reconstruction for Partial Person Re-identification, CVPR 2018): 119
 people at an airport, the visible part of each in one image and the whole person in another. For tests only."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from datasets.base import ReIDDataset, Sample

@@ -1,8 +1,6 @@
 """RandPerson (Wang et al., Surpassing Real-World Source Training Data: Random 3D Characters for Generalizable Person
 Re-Identification, ACM MM 2020): 8,000 rendered people under 19 cameras. For training only."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from datasets.base import ReIDDataset, Sample

@@ -1,7 +1,5 @@
 """Which images make a batch. Every epoch's batches follow from (seed, epoch) alone, on every rank alike."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -27,15 +25,9 @@ class PKSampler:
     """
 
     def __init__(
-        self,
-        pids: Sequence[int],
-        batch_size: int,
-        images_per_id: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        camids: Sequence[int] | None = None,
-    ):
+        self, pids: Sequence[int], batch_size: int, images_per_id: int,
+        seed: int = 0, rank: int = 0, world_size: int = 1, camids: Sequence[int] | None = None,
+    ):  # fmt: skip
         self.camids = None if camids is None else np.asarray(camids)
         self.k = images_per_id
         self.p, rest = divmod(batch_size, images_per_id)
@@ -58,25 +50,17 @@ class PKSampler:
                 f"training set has {identities}; try --batch-size {best * images_per_id}"
             )
         self.batches = self._count_batches(self.p)
-        if 2 * self.batches * batch_size < len(pids):
-            shown = self.batches * batch_size
+        if 2 * (shown := self.batches * batch_size) < len(pids):
             self.batches = max(int(self.groups.sum()) // self.p, 1)
             needed, most = self.p * self.batches, range(1, self.batches + 1)
             least = next(n for n in most if np.minimum(np.maximum(self.groups, n), self.batches).sum() >= needed)
             self.groups = np.maximum(self.groups, least)
-            warnings.warn(
-                f"identities with few images return in {least} groups of {self.k} per epoch, which would otherwise "
-                f"show {shown} of {len(pids)} training images ({shown / len(pids):.0%}); a smaller --batch-size needs "
-                "fewer such repeats",
-                stacklevel=2,
-            )
-        shown = self.batches * batch_size
-        if 2 * shown < len(pids):
-            warnings.warn(
-                f"an epoch shows {shown} of {len(pids)} training images ({shown / len(pids):.0%}); a smaller "
-                "--batch-size or --images-per-id shows more",
-                stacklevel=2,
-            )
+            _warn_shown(
+                f"identities with few images return in {least} groups of {self.k} per epoch, which would else show",
+                shown, len(pids), "a smaller --batch-size needs fewer such repeats",
+            )  # fmt: skip
+        if 2 * (shown := self.batches * batch_size) < len(pids):
+            _warn_shown("an epoch shows", shown, len(pids), "a smaller --batch-size or --images-per-id shows more")
 
     def _count_batches(self, p: int) -> int:
         """Batches of P identities that use every group at most once. An identity fits once into a batch, so B batches
@@ -131,6 +115,10 @@ class PKSampler:
         must = left >= batches_left
         keys[must] = 1.0 + rng.random(must.sum())
         return np.argsort(-keys, kind="stable")[: self.p]
+
+
+def _warn_shown(what: str, shown: int, images: int, fix: str) -> None:
+    warnings.warn(f"{what} {shown} of {images} training images ({shown / images:.0%}); {fix}", stacklevel=3)
 
 
 def make_sampler(cfg: Config, samples: Sequence[Sample], rank: int = 0, world_size: int = 1) -> Any:

@@ -1,7 +1,5 @@
 """Training on several datasets at once."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

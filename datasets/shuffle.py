@@ -1,7 +1,5 @@
 """Samplers that do not pick by identity: all images in random order, or equally many images of every identity."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

@@ -1,8 +1,6 @@
 """PKU VehicleID, 26,328 vehicles (Liu et al., Deep Relative Distance Learning: Tell the Difference Between Similar
 Vehicles, CVPR 2016)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from datasets.base import ReIDDataset, Sample

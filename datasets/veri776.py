@@ -2,8 +2,6 @@
 ICME 2016; the split of Liu et al., A Deep Learning-Based Approach to Progressive Vehicle Re-identification, ECCV 2016).
 """
 
-from __future__ import annotations
-
 import re
 import warnings
 from pathlib import Path

@@ -1,8 +1,6 @@
 """VERI-Wild, 40,671 vehicles under 174 cameras (Lou et al., VERI-Wild: A Large Dataset and a New Method for Vehicle
 Re-Identification in the Wild, CVPR 2019)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from datasets.base import ReIDDataset, Sample

@@ -1,3 +1,1 @@
 from loss.criterion import Criterion, make_criterion
-
-__all__ = ["Criterion", "make_criterion"]

@@ -1,7 +1,5 @@
 """Center loss (Wen et al., A Discriminative Feature Learning Approach for Deep Face Recognition, ECCV 2016)."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -1,7 +1,5 @@
 """Centroid triplet loss (Wieczorek et al., On the Unreasonable Effectiveness of Centroids in Image Retrieval, 2021)."""
 
-from __future__ import annotations
-
 import torch
 
 from loss.matrices import euclidean_distances, means

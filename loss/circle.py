@@ -1,7 +1,5 @@
 """Circle loss on pairs (Sun et al., Circle Loss: A Unified Perspective of Pair Similarity Optimization, CVPR 2020)."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn.functional import softplus
 

@@ -1,7 +1,5 @@
 """Cluster loss (Alex et al., Cluster Loss for Person Re-Identification, 2018)."""
 
-from __future__ import annotations
-
 import torch
 
 from loss.matrices import euclidean_distances, first_images, means

@@ -1,7 +1,5 @@
 """Contrastive loss (Hadsell et al., Dimensionality Reduction by Learning an Invariant Mapping, CVPR 2006)."""
 
-from __future__ import annotations
-
 import torch
 
 from loss.matrices import euclidean_distances

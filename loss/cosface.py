@@ -1,7 +1,5 @@
 """CosFace on pairs: its additive cosine margin (Wang et al., CVPR 2018) between images, as fast-reid has it."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn.functional import softplus
 

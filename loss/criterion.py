@@ -1,7 +1,5 @@
 """The weighted sum of the losses, and its parts by name for the log."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Focal loss (Lin et al., Focal Loss for Dense Object Detection, ICCV 2017) over a softmax."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn.functional import log_softmax, nll_loss
 

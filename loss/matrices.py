@@ -1,8 +1,6 @@
 """Distances and similarities of all pairs of a batch, and means and sums over masks, for losses other than the hard
 triplet's. Matrix products are in float64, which neither autocast nor TF32 affects."""
 
-from __future__ import annotations
-
 import torch
 
 from loss.pairs import MASKED

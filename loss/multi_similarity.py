@@ -1,7 +1,5 @@
 """Multi-similarity loss (Wang et al., Multi-Similarity Loss with General Pair Weighting, CVPR 2019)."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn.functional import softplus
 

@@ -3,8 +3,6 @@
 Nothing here waits for a GPU: what is left out is masked, not selected with a boolean index.
 """
 
-from __future__ import annotations
-
 import torch
 
 MASKED = -1e9  # for -inf in a softmax or logsumexp, where a row of nothing but -inf would give NaN

@@ -1,7 +1,5 @@
 """Range loss (Zhang et al., Range Loss for Deep Face Recognition with Long-Tailed Training Data, ICCV 2017)."""
 
-from __future__ import annotations
-
 import torch
 
 from loss.matrices import euclidean_distances, first_images, means

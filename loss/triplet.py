@@ -1,7 +1,5 @@
 """The batch hard triplet loss, with harder example mining."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn.functional import softplus
 

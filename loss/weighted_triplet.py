@@ -1,7 +1,5 @@
 """The weighted regularisation triplet of AGW."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn.functional import softplus
 

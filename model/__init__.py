@@ -1,4 +1,2 @@
 from model.backbones import BACKBONES, find_backbone
 from model.reid import BRANCHES, ReIDModel, build_model, make_model
-
-__all__ = ["BACKBONES", "BRANCHES", "ReIDModel", "build_model", "find_backbone", "make_model"]

@@ -4,8 +4,6 @@
 nonlocal, fpb) start as the identity.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

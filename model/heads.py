@@ -5,8 +5,6 @@ by the margin, for training; it is `head.add_margin(head(features), labels)`, so
 the product once.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -25,8 +23,7 @@ HEADS = {  # --head: a class, and the settings that follow the width of the feat
 }
 
 
-def make_head(cfg: Config, width: int, num_classes: int) -> LinearHead:
-    """The head of the settings, from features (B, width)."""
+def make_head(cfg: Config, width: int, num_classes: int) -> "LinearHead":
     spec, *settings = HEADS[cfg.model.head]
     return load(spec)(width, num_classes, *(cfg.get(name) for name in settings))
 

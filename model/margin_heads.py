@@ -1,7 +1,5 @@
 """Heads on cosines, most of them with a margin; like `model.heads.LinearHead` in all respects."""
 
-from __future__ import annotations
-
 import math
 
 import torch

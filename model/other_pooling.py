@@ -1,7 +1,5 @@
 """Global pooling other than the mean; like `model.pooling.Average` in all respects."""
 
-from __future__ import annotations
-
 import math
 
 import torch

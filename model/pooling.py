@@ -1,7 +1,5 @@
 """Global pooling: modules from maps (B, C, H, W) of any float type to features (B, C) in float32 (float64 stays)."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 
@@ -17,7 +15,6 @@ POOLING = {  # --pooling: a function without arguments
 
 
 def make_pooling(name: str) -> nn.Module:
-    """The pooling of that name."""
     return load(POOLING[name])()
 
 

@@ -1,8 +1,6 @@
 """Structure of all models: a backbone and one or more branches, each of them pooled feature → reduction → neck →
 classifier (Luo et al., Bag of Tricks, CVPR workshops 2019). `OneBranch` is the plain model, `branches/` has others."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -13,9 +11,7 @@ from config import Config
 from model.backbones import find_backbone
 from model.heads import make_head
 from model.pooling import make_pooling
-from model.weights import LoadReport, load_backbone
 from utils.errors import UserError
-from utils.logging import log
 from utils.lookup import load
 from utils.precision import at_least_float32
 
@@ -29,44 +25,39 @@ BRANCHES = {
 }
 
 
-def build_model(cfg: Config, num_classes: int) -> ReIDModel:
+def build_model(cfg: Config, num_classes: int) -> "ReIDModel":
     """The model of the settings with random weights. Raises UserError for settings that do not go together."""
     return load(BRANCHES[cfg.model.branches])(cfg, num_classes)
 
 
-def make_model(cfg: Config, num_classes: int) -> ReIDModel:
+def make_model(cfg: Config, num_classes: int) -> "ReIDModel":
     """The model of the settings with its start weights. Raises UserError when they cannot be loaded or do not fit."""
     model = build_model(cfg, num_classes)
-    first, *others = model.branches
-    head = {"fc": model.branches} if others else {"pool": model.pool, "fc": first.fc, "neck": first.neck}
-    model.loaded = load_backbone(model.backbone, cfg.model.weights, head, cfg.model.allow_missing)
-    if model.loaded and "caffe" in cfg.model.weights and not cfg.model.stride_in_1x1:
-        log.warning("Caffe weights usually need --stride-in-1x1: without it they load, but the features are worse")
+    if cfg.model.weights != "none":
+        model.loaded = load("model.weights:load_initial_weights")(cfg, model)
     return model
 
 
 class Branch(nn.Module):
     """The layers after a pooling: `fc` reduces the feature (B, C) to (B, width), then come neck and classifier.
 
-    Metric losses see the reduced feature before the neck unless `metric` is False; the identity loss sees the
-    classifier's logits unless `identity` is False.
+    The identity loss sees the classifier's logits; metric losses see the reduced feature before the neck, unless
+    `metric` is False.
     """
 
-    def __init__(
-        self, cfg: Config, width: int, num_classes: int, fc: nn.Module | None = None, metric=True, identity=True
-    ):
+    def __init__(self, cfg: Config, width: int, num_classes: int, fc: nn.Module | None = None, metric: bool = True):
         super().__init__()
         self.width, self.metric = width, metric
         self.fc = fc or nn.Identity()
         self.neck = bnneck(width) if cfg.model.neck == "bnneck" else nn.Identity()
-        self.classifier = make_head(cfg, width, num_classes) if identity else None
+        self.classifier = make_head(cfg, width, num_classes)
 
 
 class ReIDModel(nn.Module):
     """Normalised images (B, 3, H, W) to logits and features (training) or embeddings (evaluation).
 
-    Training: (logits, features), two lists: logits (B, C) of every branch with a classifier, features (B, D) before
-    the neck of every branch that metric losses see. Evaluation: the embeddings (B, D) of all branches, concatenated;
+    Training: (logits, features), two lists: logits (B, C) of every branch, features (B, D) before the neck of every
+    branch that metric losses see. Evaluation: the embeddings (B, D) of all branches, concatenated;
     each is L2-normalised so that all weigh the same, except where there is only one.
     """
 
@@ -75,19 +66,19 @@ class ReIDModel(nn.Module):
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__()
         self.num_classes = num_classes
-        self.loaded: LoadReport | None = None  # what the initial weights filled
+        self.loaded = None  # model.weights.LoadReport: what the initial weights filled
         self.test_after_neck = cfg.model.test_feature == "after"
         self.backbone = make_backbone(cfg)
 
     def pooled(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
-        """The pooled feature (B, C) of each branch, in order. Every kind of model has its own."""
+        """The pooled feature (B, C) of each branch, in order."""
         raise NotImplementedError
 
     def forward(self, images: torch.Tensor):
         features = [b.fc(x) for b, x in zip(self.branches, self.pooled(images), strict=True)]
         after = [b.neck(x) for b, x in zip(self.branches, features, strict=True)]
         if self.training:
-            logits = [b.classifier(x) for b, x in zip(self.branches, after, strict=True) if b.classifier is not None]
+            logits = [b.classifier(x) for b, x in zip(self.branches, after, strict=True)]
             return logits, [x for b, x in zip(self.branches, features, strict=True) if b.metric]
         embeddings = after if self.test_after_neck else features
         if len(embeddings) == 1:
@@ -97,17 +88,16 @@ class ReIDModel(nn.Module):
     @property
     def heads(self) -> list[nn.Module]:
         """The classifiers, in the order of the logits."""
-        return [branch.classifier for branch in self.branches if branch.classifier is not None]
+        return [b.classifier for b in self.branches]
 
     @property
     def feature_dims(self) -> list[int]:
         """Widths of the features that metric losses see."""
-        return [branch.width for branch in self.branches if branch.metric]
+        return [b.width for b in self.branches if b.metric]
 
     @property
     def embedding_dim(self) -> int:
-        """Width of the embedding."""
-        return sum(branch.width for branch in self.branches)
+        return sum(b.width for b in self.branches)
 
 
 class OneBranch(ReIDModel):
@@ -116,10 +106,10 @@ class OneBranch(ReIDModel):
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__(cfg, num_classes)
         self.pool = make_pooling(cfg.model.pooling)
-        width = cfg.model.embedding_dim or self.backbone.out_channels
-        fc = embedding(self.backbone.out_channels, width) if cfg.model.embedding_dim else None
-        if fc and cfg.model.embedding == "linear":
-            fc = fc[0]
+        width, fc = self.backbone.out_channels, None
+        if cfg.model.embedding_dim:
+            width, fc = cfg.model.embedding_dim, embedding(width, cfg.model.embedding_dim)
+            fc = fc[0] if cfg.model.embedding == "linear" else fc
         self.branches = nn.ModuleList([Branch(cfg, width, num_classes, fc)])
 
     def pooled(self, images: torch.Tensor) -> Sequence[torch.Tensor]:

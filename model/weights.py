@@ -1,18 +1,23 @@
 """Initial weights of a model: finding them in a file of any project, and a report of what was loaded."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
+from config import Config
 from utils.errors import UserError
 from utils.files import load_plain
+from utils.logging import log
 
+# torchreid's checkpoints hold Rank-1 as a NumPy scalar, which torch does not load by itself; NumPy 2 moved its module
+SCALAR = np.float32(0).__reduce__()[0]
+NUMPY_SCALARS = [(SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+NUMPY_SCALARS += [np.dtype, type(np.dtype("float32")), type(np.dtype("float64"))]
 # what the scores of a model are without these layers
 ABSENT = {"fc": "the embedding layer is random", "neck": "scores are of the feature before the neck"}
 
@@ -36,17 +41,25 @@ class LoadReport:
         return text
 
 
+def load_initial_weights(cfg: Config, model: nn.Module) -> LoadReport:
+    """Load the weights of the settings into a model: its backbone, and the layers after it if the file has them."""
+    first, *others = model.branches
+    head = {"fc": model.branches} if others else {"pool": model.pool, "fc": first.fc, "neck": first.neck}
+    report = load_backbone(model.backbone, cfg.model.weights, head, cfg.model.allow_missing)
+    if "caffe" in cfg.model.weights and not cfg.model.stride_in_1x1:
+        log.warning("Caffe weights usually need --stride-in-1x1: without it they load, but the features are worse")
+    return report
+
+
 def load_backbone(
-    backbone: nn.Module, source: str, head: Mapping[str, nn.Module] | None = None, allow_missing: bool = False
-) -> LoadReport | None:
-    """Load `source` (imagenet, none, or a file; see `locate`) into `backbone`. Returns a report, None for `none`.
+    backbone: nn.Module, source: str, head: Mapping[str, nn.Module] = {}, allow_missing: bool = False
+) -> LoadReport:
+    """Load `source` (imagenet, or a file; see `locate`) into `backbone`.
 
     head: layers after the backbone (pool, fc, neck), each loaded where exactly one place in the file fits. Raises
     UserError when `source` cannot be read or downloaded, when nothing in it fits, and, without `allow_missing`, when it
     leaves a part of the backbone random.
     """
-    if source == "none":
-        return None
     state = download(backbone) if source == "imagenet" else read_state(source)
     (prefix, fits), *copies = locate(state, backbone) or [("", {})]
     if not fits:
@@ -65,7 +78,7 @@ def load_backbone(
     alike = [len(os.path.commonprefix([prefix, other])) for other, _ in copies]  # noqa: RUF071
     others = tuple(other[: other.index(".", start) + 1] for start, (other, _) in zip(alike, copies, strict=True))
     rest = {name: tensor for name, tensor in state.items() if not name.startswith(others)}
-    for part, module in (head or {}).items():
+    for part, module in head.items():
         rest = {name: tensor for name, tensor in rest.items() if name not in load[-1][1].values()}
         needed = {name for name in weights_of(module) if not name.endswith("bias")}  # without one it stays 0
         options = [place for place in locate(rest, module) if needed and needed <= place[1].keys()]
@@ -123,7 +136,7 @@ def shorten(names: list[str]) -> str:
 
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     """All tensors in a file's dicts by their path. Raises UserError; never runs code from the file."""
-    found, todo, seen = {}, [("", load_plain(path))], set()
+    found, todo, seen = {}, [("", load_plain(path, NUMPY_SCALARS))], set()
     while todo:
         path, value = todo.pop()
         if isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu":

@@ -1,17 +1,13 @@
 from utils.lookup import load
 
 # Imported on first use: training needs no FeatureExtractor, and a program that only loads a model needs no training.
-_EXPORTS = {
-    "FeatureExtractor": "processor.extractor",
-    "do_inference": "processor.evaluate",
-    "do_test": "processor.test",
-    "do_train": "processor.train",
-    "extract_features": "processor.evaluate",
-    "load_model": "processor.checkpoint",
-}
+EXPORTS = {
+    "FeatureExtractor": "extractor", "load_model": "checkpoint", "do_train": "train", "do_test": "test",
+    "do_inference": "evaluate", "extract_features": "evaluate",
+}  # fmt: skip
 
 
 def __getattr__(name: str):
-    if name not in _EXPORTS:
+    if name not in EXPORTS:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    return load(f"{_EXPORTS[name]}:{name}")
+    return load(f"processor.{EXPORTS[name]}:{name}")

@@ -1,7 +1,5 @@
 """Checkpoint files: one dict of tensors and plain values, written atomically and read without running code."""
 
-from __future__ import annotations
-
 import os
 import re
 import struct
@@ -41,7 +39,13 @@ def save_checkpoint(path: str | Path, state: dict[str, Any], keep: int = 1) -> N
         for number in range(count, 1, -1):  # a kill in here leaves a gap in the numbers, at which the renaming ends
             os.replace(older(path, number - 1), older(path, number))
         if count:
-            copy_or_move(path, older(path, 1))
+            link = path.with_name(f".{path.name}.link.tmp")
+            link.unlink(missing_ok=True)  # of a killed program
+            try:
+                os.link(path, link)  # so that there always is a file `path`
+            except OSError:  # a file system without hard links
+                link = path
+            os.replace(link, older(path, 1))
 
     try:
         write_atomically(path, write, keep_older)
@@ -55,17 +59,6 @@ def save_checkpoint(path: str | Path, state: dict[str, Any], keep: int = 1) -> N
             raise
         fix = "the checkpoints before it are unchanged: fix the cause, then continue with --resume"
         raise UserError(f"{path} could not be written ({cause.strerror}); {fix}") from error
-
-
-def copy_or_move(path: Path, other: Path) -> None:
-    """Give a file a second name, as a hard link; where the file system has none, rename it."""
-    link = path.with_name(f".{path.name}.link.tmp")
-    link.unlink(missing_ok=True)  # of a killed program
-    try:
-        os.link(path, link)
-    except OSError:
-        link = path
-    os.replace(link, other)
 
 
 def older(path: Path, number: int) -> Path:
@@ -94,9 +87,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def read_dict(path: str | Path, keys: Iterable[str]) -> dict[str, Any]:
     """The dict of a checkpoint that has these keys. Raises UserError for any other file."""
     if not Path(path).is_file():
-        raise UserError(
-            f"{path} is a directory, not a checkpoint" if Path(path).exists() else f"there is no checkpoint {path}"
-        )
+        raise UserError(f"there is no checkpoint {path}" + " but a directory" * Path(path).exists())
     check_undamaged(path)
     state = load_plain(path)
     if not isinstance(state, dict) or not all(isinstance(state.get(name), dict) for name in MODEL):
@@ -130,10 +121,8 @@ def stored_config(state: dict[str, Any], path: str | Path) -> Config:
     """
     try:
         cfg = Config.from_dict(state["config"]).check()
-        places = state.get("places", {})
-        return cfg.replace(
-            **{name: path for name, path in places.items() if os.path.isabs(path) and Path(path).exists()}
-        )
+        places = state.get("places", {}).items()
+        return cfg.replace(**{name: path for name, path in places if os.path.isabs(path) and Path(path).exists()})
     except UserError as error:
         raise UserError(f"the settings stored in {path} cannot be used: {error}") from error
 
@@ -164,21 +153,12 @@ def load_weights(model: ReIDModel, state: dict[str, Any], path: str | Path, cfg:
         ) from error
 
 
-def newest_run(log_dir: str | Path) -> Path:
-    """The latest checkpoint under `log_dir`. Raises UserError if there is none."""
-    found = [path for run in Path(log_dir).glob("*") for path in kept_checkpoints(run / LAST)[:1]]
-    if not found:
-        raise UserError(f"there is no run in {Path(log_dir).absolute()} yet; train one with python train.py")
-    return max(found, key=lambda path: path.stat().st_mtime)
-
-
 def find_checkpoint(name: str | None, log_dir: str | Path) -> Path:
     """A checkpoint by its file, its run's directory, its run's name, or None for the latest. Raises UserError."""
-    if not name:
-        return newest_run(log_dir)
-    for path in (Path(name), Path(log_dir) / name):
-        if path.is_file():
-            return path
-        for newest in kept_checkpoints(path / LAST):
-            return newest
-    raise UserError(f"{name} is neither a checkpoint nor a run with a {LAST}; leave it out for the latest run")
+    places = [Path(name), Path(log_dir) / name] if name else Path(log_dir).glob("*")
+    found = [file for place in places for file in ([place] if place.is_file() else kept_checkpoints(place / LAST)[:1])]
+    if found:
+        return found[0] if name else max(found, key=lambda path: path.stat().st_mtime)
+    if name:
+        raise UserError(f"{name} is neither a checkpoint nor a run with a {LAST}; leave it out for the latest run")
+    raise UserError(f"there is no run in {Path(log_dir).absolute()} yet; train one with python train.py")

@@ -5,8 +5,6 @@ and for batch norm that is not synchronised. `batch_size` is that of all process
 with their number; the learning rate is usually raised in proportion to the batch size (Goyal et al. 2017).
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os
@@ -205,15 +203,11 @@ class DistributedRanks(Ranks):
     def parallel(self, model: nn.Module, criterion: nn.Module, device: torch.device) -> nn.Module:
         """The model with its gradients averaged over the processes."""
         logits = criterion.cfg.loss.id_weight > 0
-        features = bool(criterion.metric or criterion.centers or criterion.teacher)
-        all_used = logits and (features or len(model.heads) == len(model.branches))
-        options = {"device_ids": [device] if device.type == "cuda" else None, "find_unused_parameters": not all_used}
+        options = {"device_ids": [device] if device.type == "cuda" else None, "find_unused_parameters": not logits}
         options["broadcast_buffers"] = False  # batch norm's statistics are broadcast after each step
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.15 renames that option
-            return nn.parallel.DistributedDataParallel(
-                model if all_used else UsedOutputs(model, logits, features), **options
-            )
+            return nn.parallel.DistributedDataParallel(model if logits else DetachedLogits(model), **options)
 
     def sync_batch_norm(self, cfg: Config, model: nn.Module, device: torch.device) -> nn.Module:
         """The model with batch norm over the images of all processes, if the settings ask for it; not on CPUs."""
@@ -244,17 +238,14 @@ class _GatherBatch(torch.autograd.Function):
         return gradient[start : start + ctx.length] * ctx.ranks.size, None
 
 
-class UsedOutputs(nn.Module):
-    """A model whose outputs that no loss uses are detached: DistributedDataParallel follows the outputs to find the
-    weights whose gradients it must wait for, and those behind unused outputs get none."""
+class DetachedLogits(nn.Module):
+    """A model whose logits, which no loss uses, are detached: DistributedDataParallel follows the outputs to find the
+    weights whose gradients it must wait for, and those of the classifiers get none."""
 
-    def __init__(self, model: nn.Module, logits: bool, features: bool):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.logits, self.features = model, logits, features
+        self.model = model
 
     def forward(self, images: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         logits, features = self.model(images)
-        return (
-            [x if self.logits else x.detach() for x in logits],
-            [x if self.features else x.detach() for x in features],
-        )
+        return [x.detach() for x in logits], features

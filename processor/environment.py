@@ -1,7 +1,5 @@
 """Where a run happened: device, versions, commit. Every result is stored with it."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess
@@ -31,8 +29,8 @@ def pick_device(name: str) -> torch.device:
 
 def commit() -> str:
     """The commit of this checkout, with `-dirty` where tracked files differ from it; `unknown` without git."""
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        words = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
         return subprocess.check_output(words, cwd=ROOT, stderr=subprocess.DEVNULL, text=True).strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
@@ -45,13 +43,11 @@ def describe_environment(device: torch.device, processes: int = 1) -> dict[str, 
     else:
         hardware = f"{_processor()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
     return {
-        "hardware": f"{processes} x {hardware}" if processes > 1 else hardware,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),  # a str subclass, which weights_only would refuse to read
-        "torchvision": str(torchvision.__version__),
-        "numpy": str(np.__version__),
+        "hardware": f"{processes} x {hardware}" if processes > 1 else hardware, "python": platform.python_version(),
+        # str: torch's is a subclass, which weights_only would refuse to read
+        "torch": str(torch.__version__), "torchvision": str(torchvision.__version__), "numpy": str(np.__version__),
         "commit": commit(),
-    }
+    }  # fmt: skip
 
 
 def _processor() -> str:

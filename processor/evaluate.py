@@ -1,8 +1,5 @@
 """Evaluation: images to features, features to scores, scores to tables and to the record of a result."""
 
-from __future__ import annotations
-
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +10,6 @@ import torch
 from tqdm import tqdm
 
 from config import Config
-from config.config import undefined_for_protocol
 from datasets.base import ONE_CAMERA, ReIDDataset
 from datasets.loaders import TestLoader
 from model import ReIDModel
@@ -27,6 +23,8 @@ from utils.metrics import NO_MATCH, Scores, evaluate
 
 RANDOM_GALLERIES = ("single_shot", "vehicle_id")  # protocols without one ranked list per query
 FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
+FEW_QUERIES = 200  # with fewer, the interval of Rank-1 is given
+Z = 1.96  # standard deviations of a 95 % interval
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # features of queries (Q, D) and gallery (G, D)
 
@@ -46,7 +44,7 @@ def feature_batches(
     hidden = None if shown else True  # None: without a terminal
     bar = tqdm(total=len(loader.samples), desc=loader.images.name, unit="img", leave=False, disable=hidden)
     try:
-        with contextlib.closing(bar):
+        with bar:
             for images in loader.batches(device):
                 with torch.no_grad(), autocast(device, cfg.loop.test_precision):
                     if not cfg.loop.channels_last:
@@ -127,6 +125,8 @@ def score_features(cfg: Config, pairs: dict[str, Pair], ids: tuple) -> Inference
 def scoring_function(cfg: Config) -> Callable[..., Scores]:
     """The protocol as a function of features and ids."""
     options = {"metric": cfg.eval.metric, "max_rank": cfg.eval.max_rank}
+    if cfg.eval.roc and cfg.eval.metric != "cosine":
+        return partial(load("processor.optional_scores:evaluate_with_cosine_roc"), **options)
     if cfg.eval.protocol not in RANDOM_GALLERIES:
         return partial(evaluate, **options, roc=cfg.eval.roc)
     options |= {"trials": cfg.eval.trials, "seed": cfg.run.seed}
@@ -145,14 +145,16 @@ def resolve_protocol(cfg: Config, dataset: ReIDDataset, ranked_lists: bool = Fal
     """The settings with the protocol `auto` replaced by that of the dataset's authors.
 
     ranked_lists: for programs that show one ranked list per query: there `auto` is `standard`. Raises UserError if the
-    protocol does not fit that or other settings, or if there are too many cameras for a table.
+    protocol does not fit that or typed settings, or if there are too many cameras for a table.
     """
     if ranked_lists and cfg.eval.protocol in RANDOM_GALLERIES:
         raise UserError(f"--protocol {cfg.eval.protocol} has random galleries and no single ranked list; leave it out")
     if cfg.eval.protocol == "auto":
         cfg = cfg.replace(protocol="standard" if ranked_lists else dataset.protocol)
-    if cfg.eval.by_camera or undefined_for_protocol(cfg):
-        load("processor.optional_scores:refuse_undefined")(cfg, dataset)
+    if cfg.eval.protocol in RANDOM_GALLERIES:
+        cfg = load("processor.optional_scores:drop_undefined")(cfg)
+    if cfg.eval.by_camera:
+        load("processor.optional_scores:check_cameras")(dataset)
     return cfg
 
 
@@ -184,17 +186,16 @@ def report(inference: Inference, note: str, camera_names: Mapping[int, str] = {}
 
 def score_values(scores: dict[str, Scores]) -> dict[str, dict[str, float]]:
     """Plain values in percent, for JSON and for `score_table`."""
-    return {name: _values(s) for name, s in scores.items()}
-
-
-def _values(s: Scores) -> dict[str, float]:
-    values = {"mAP": s.mAP, "mINP": s.mINP} | {f"rank{k}": s.rank(k) for k in (1, 5, 10, 20) if k <= len(s.cmc)}
-    if s.roc:
-        values |= {f"tpr@{fpr:.0e}": s.roc.tpr(fpr) for fpr in FALSE_POSITIVE_RATES}
-    if hasattr(s, "mAP_std"):  # of several random galleries
-        values |= {"mAP_std": s.mAP_std, "rank1_std": float(s.cmc_std[0])}
-    finite = {name: round(100 * value, 4) for name, value in values.items() if math.isfinite(value)}
-    return {**finite, "valid_queries": s.num_valid_queries}
+    table = {}
+    for name, s in scores.items():
+        row = {"mAP": s.mAP, "mINP": s.mINP} | {f"rank{k}": s.rank(k) for k in (1, 5, 10, 20) if k <= len(s.cmc)}
+        if s.roc:
+            row |= {f"tpr@{fpr:.0e}": s.roc.tpr(fpr) for fpr in FALSE_POSITIVE_RATES}
+        if hasattr(s, "mAP_std"):  # of several random galleries
+            row |= {"mAP_std": s.mAP_std, "rank1_std": float(s.cmc_std[0])}
+        table[name] = {key: round(100 * value, 4) for key, value in row.items() if math.isfinite(value)}
+        table[name]["valid_queries"] = s.num_valid_queries
+    return table
 
 
 COLUMNS = {"mAP": "mAP", "mINP": "mINP", "Rank-1": "rank1", "Rank-5": "rank5", "Rank-10": "rank10"}
@@ -211,7 +212,24 @@ def score_table(values: dict[str, dict[str, float]], note: str = "") -> str:
     for name, row in values.items():
         cells = "".join(f"{row[key]:>8.2f}" if key in row else f"{'-':>8}" for key in columns.values())
         lines.append(f"{name:<{width}}{cells}{row['valid_queries']:>9}")
+    lines += [interval] if (interval := rank1_interval(values)) else []
     return "\n".join(lines + ([f"note: {note}"] if note else []))
+
+
+def rank1_interval(values: dict[str, dict[str, float]]) -> str:
+    """How uncertain Rank-1 of the first scores is, if there are few queries; else ""."""
+    name, row = next(iter(values.items()))
+    number, share = row["valid_queries"], row["rank1"] / 100
+    if number >= FEW_QUERIES:
+        return ""
+    squared = Z**2 / number
+    middle = (share + squared / 2) / (1 + squared)  # of Wilson's interval
+    half = (share * (1 - share) * squared + squared**2 / 4) ** 0.5 / (1 + squared)
+    low, high = 100 * max(middle - half, 0), 100 * min(middle + half, 1)
+    return (
+        f"{number} {'query' if number == 1 else 'queries'}: {name} Rank-1 {100 * share:.0f} ± {100 * half:.0f} "
+        f"(95 % Wilson interval {low:.0f} to {high:.0f})"
+    )
 
 
 def result_record(state: dict[str, Any], cfg: Config, scores: dict, note: str, command: str = "") -> dict[str, Any]:
@@ -223,19 +241,11 @@ def result_record(state: dict[str, Any], cfg: Config, scores: dict, note: str, c
     speeds = sorted(h["images_per_second"] for h in state["history"] if "images_per_second" in h)
     first = state["history"][0] if state["history"] else {}
     return {
-        "preset": cfg.run.preset,
-        "dataset": cfg.data.dataset,
-        "test_dataset": cfg.data.test_dataset,
-        "command": state["command"],
-        "test_command": command,
-        **state["environment"],
+        "preset": cfg.run.preset, "dataset": cfg.data.dataset, "test_dataset": cfg.data.test_dataset,
+        "command": state["command"], "test_command": command, **state["environment"], "seed": cfg.run.seed,
         "precision": state.get("precision", ""),
-        "seed": cfg.run.seed,
-        "epochs": state["epoch"],
-        "train_seconds": round(state["seconds"], 1),
-        "images_per_second": speeds[len(speeds) // 2] if speeds else None,
-        "note": note,
+        "epochs": state["epoch"], "train_seconds": round(state["seconds"], 1),
+        "images_per_second": speeds[len(speeds) // 2] if speeds else None, "note": note,
         "before": first["scores"]["plain"] if first.get("epoch") == 0 and "scores" in first else None,
-        "scores": scores,
-        "settings": cfg.to_dict(),
-    }
+        "scores": scores, "settings": cfg.to_dict(),
+    }  # fmt: skip

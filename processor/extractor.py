@@ -1,7 +1,5 @@
 """Features of any pictures by a trained model: files, folders, arrays, PIL images."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -11,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -21,7 +18,7 @@ from tqdm import tqdm
 from config import Config
 from datasets.augment import normalise
 from datasets.folder import list_pictures
-from datasets.images import read_image
+from datasets.images import read_image, resize
 from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model, stored_config
 from processor.environment import pick_device
 from utils.errors import UserError
@@ -134,8 +131,7 @@ class FeatureExtractor:
                 return read_image(picture, height, width, self.cfg.data.pixel_range)
             except UserError as error:
                 return error
-        shrinks = picture.shape[0] > height or picture.shape[1] > width  # as in read_image
-        return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        return resize(picture, height, width)
 
     def _features(self, pictures: np.ndarray) -> torch.Tensor:
         """(B, height, width, 3) uint8 to (B, D)."""

@@ -1,22 +1,22 @@
 """Scores that are off by default: pooled queries, expansion, random galleries, re-ranking, and those by camera."""
 
-from __future__ import annotations
-
+import warnings
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 
 from config import Config
-from config.config import option, undefined_for_protocol
+from config.config import option
 from datasets.base import MOST_CAMERAS, ReIDDataset
 from processor.evaluate import Inference, Pair
 from utils.errors import UserError
 from utils.expansion import augment_gallery, expand_queries
-from utils.metrics import Scores, evaluate_distance
+from utils.metrics import Scores, evaluate, evaluate_distance
 from utils.protocols import TrialScores, evaluate_by_camera, evaluate_single_shot, evaluate_vehicle_id, pool_queries
 from utils.rerank import k_reciprocal
 
+WITH_RANKED_LISTS = ("rerank", "query_expansion", "augmentation_k", "roc", "by_camera")  # that random galleries lack
 single_shot = evaluate_single_shot  # functions with the names of the protocols
 
 
@@ -48,8 +48,14 @@ def add_scores(cfg: Config, inference: Inference, score: Callable[..., Scores], 
     if settings.rerank:
         parameters = (settings.k1, settings.k2, settings.lambda_value)
         inference.reranked = k_reciprocal(query, gallery, *parameters, metric=settings.metric)
-        common = {"max_rank": settings.max_rank, "roc": settings.roc}
-        inference.scores[f"{prefix}rerank"] = evaluate_distance(inference.reranked, *ids, **common)
+        inference.scores[f"{prefix}rerank"] = evaluate_distance(inference.reranked, *ids, max_rank=settings.max_rank)
+
+
+def evaluate_with_cosine_roc(*features_and_ids, metric: str, max_rank: int) -> Scores:
+    """The scores by another distance, with the error rates of thresholds on the cosine."""
+    scores = evaluate(*features_and_ids, metric=metric, max_rank=max_rank)
+    scores.roc = evaluate(*features_and_ids, max_rank=max_rank, roc=True).roc
+    return scores
 
 
 def vehicle_id(query: torch.Tensor, gallery: torch.Tensor, *ids: np.ndarray, **options) -> TrialScores:
@@ -59,14 +65,20 @@ def vehicle_id(query: torch.Tensor, gallery: torch.Tensor, *ids: np.ndarray, **o
     return evaluate_vehicle_id(torch.cat([query, gallery])[known], pids[known], **options)
 
 
-def refuse_undefined(cfg: Config, dataset: ReIDDataset) -> None:
-    """Raises UserError for settings that the protocol does not define, and for too many or unknown cameras."""
-    for name in undefined_for_protocol(cfg):
-        fix = option(f"no_{name}") if cfg.get(name) is True else f"{option(name)} 0"
-        raise UserError(
-            f"{dataset.name} is evaluated by the protocol {cfg.eval.protocol}, for which {option(name)} is not "
-            f"defined; add {fix}, or --protocol standard"
-        )
+def drop_undefined(cfg: Config) -> Config:
+    """The settings without those that a protocol of random galleries does not define; a warning names each. Raises
+    UserError for one that was typed."""
+    for name in filter(cfg.get, WITH_RANKED_LISTS):
+        problem = f"{option(name)} is not defined for --protocol {cfg.eval.protocol}"
+        if name in cfg.typed:
+            raise UserError(f"{problem}; leave it out, or add --protocol standard")
+        warnings.warn(f"{problem}, so it is left out", stacklevel=1)
+        cfg = cfg.replace(**{name: Config().get(name)})
+    return cfg
+
+
+def check_cameras(dataset: ReIDDataset) -> None:
+    """Raises UserError for cameras that are unknown, or too many for a table."""
     cameras = max(len({s.camid for s in samples}) for samples in (dataset.query, dataset.gallery))
     if not dataset.cameras:
         raise UserError(f"--by-camera needs cameras, and those of {dataset.name} are unknown; leave it out")

@@ -1,7 +1,5 @@
 """Numerical precision of a run, and torch's switches for it."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import ctypes
@@ -18,6 +16,7 @@ from model import ReIDModel
 from utils.logging import log
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+TOO_LARGE = 1e18  # a gradient whose square is inf would stay in Adam's moments
 
 
 def resolve_precision(cfg: Config, device: torch.device) -> str:
@@ -68,9 +67,6 @@ def step_seconds(cfg: Config, model: ReIDModel, images: int, precision: str) -> 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """Convolutions and matrix products in that precision; what needs float32 stays in it."""
     return contextlib.nullcontext() if precision == "float32" else torch.autocast(device.type, DTYPES[precision])
-
-
-TOO_LARGE = 1e18  # a gradient whose square is inf would stay in Adam's moments
 
 
 class Scaler(torch.amp.GradScaler):

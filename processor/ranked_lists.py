@@ -1,7 +1,5 @@
 """Ranked lists: which queries, and their nearest gallery images, as rows of pictures."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

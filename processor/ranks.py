@@ -1,7 +1,5 @@
 """The processes of a run: one, or with torchrun the several of processor/distributed.py."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterable, Mapping

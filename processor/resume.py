@@ -1,7 +1,5 @@
 """Resuming: the last checkpoint of a run back into its state."""
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -16,7 +14,6 @@ import torch
 from config.config import option
 from processor.checkpoint import LAST, MODEL, kept_checkpoints, load_weights, read_dict, stored_config
 from processor.state import PROGRESS, TrainState
-from solver import restore_optimizer
 from utils.errors import UserError
 from utils.logging import log
 
@@ -95,6 +92,18 @@ def restore_weights(state: TrainState, path: Path, stored: dict[str, Any]) -> No
         raise UserError(
             f"{path} has other losses or another optimizer than these settings; leave them as they were"
         ) from error
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load the moments from a checkpoint, but keep the present settings (weight decay, momentum).
+
+    Raises ValueError or KeyError when the state has other groups.
+    """
+    if len(optimizer.param_groups) != len(state["param_groups"]):
+        raise ValueError("the state has another number of parameter groups")
+    groups = zip(optimizer.param_groups, state["param_groups"], strict=True)
+    groups = [present | {"params": stored["params"]} for present, stored in groups]
+    optimizer.load_state_dict(state | {"param_groups": groups})
 
 
 def log_changes(state: TrainState, stored: dict[str, Any]) -> None:

@@ -1,7 +1,5 @@
 """Everything that training needs before its first step; whatever can fail fails here, before anything is written."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterator
@@ -143,30 +141,20 @@ def choose_directory(cfg: Config, locks: contextlib.ExitStack) -> Path:
 
 
 def start_state(
-    cfg: Config,
-    session: Session,
-    directory: Path,
-    data: Loaders,
-    model: ReIDModel,
-    criterion: Criterion,
-    optimizer: Optimizer,
-) -> TrainState:
+    cfg: Config, session: Session, directory: Path, data: Loaders,
+    model: ReIDModel, criterion: Criterion, optimizer: Optimizer,
+) -> TrainState:  # fmt: skip
     """The state before the first step, or that of the last checkpoint with `resume`. From here on train.log is kept."""
     ranks, device, dataset = session.ranks, session.device, data.dataset
     cfg = cfg.replace(pixel_range=data.train.cfg.data.pixel_range)  # found in the images: tests must use the same
     setup_logging(directory / "train.log" if ranks.first else None, quiet=not ranks.first)
+    test_place = place(cfg.data.test_dataset) if cfg.data.test_dataset else ""
     about = {
-        "command": session.command,
-        "note": scores_note(resolve_protocol(cfg, dataset), dataset.note),
-        "train_note": dataset.train_note,
-        "images": fingerprint(dataset.train),
-        "places": {
-            "dataset": "+".join(map(place, train_names(cfg))),
-            "test_dataset": place(cfg.data.test_dataset) if cfg.data.test_dataset else "",
-        },
-        "environment": describe_environment(device, ranks.size),
-        "labels": data.labels,
-    }
+        "command": session.command, "environment": describe_environment(device, ranks.size),
+        "note": scores_note(resolve_protocol(cfg, dataset), dataset.note), "train_note": dataset.train_note,
+        "labels": data.labels, "images": fingerprint(dataset.train),
+        "places": {"dataset": "+".join(map(place, train_names(cfg))), "test_dataset": test_place},
+    }  # fmt: skip
     resumed = cfg.run.resume and has_checkpoint(directory)
     if session.precision == "auto":
         precision = None if resumed else faster_precision(cfg, model)

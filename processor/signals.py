@@ -1,7 +1,5 @@
 """Signals that stop a run after its state has been saved."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 from collections.abc import Iterator
@@ -21,7 +19,7 @@ class StopSignals:
         self.hold = False
         self.requested = 0
 
-    def __enter__(self) -> StopSignals:
+    def __enter__(self) -> "StopSignals":
         kept = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
         self.before = {n: signal.signal(n, self._handle) for n in SIGNALS if not (kept and n == signal.SIGHUP)}
         return self

@@ -1,9 +1,8 @@
 """The state of a training run, and what a checkpoint holds of it."""
 
-from __future__ import annotations
-
 import json
 import random
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +54,9 @@ class TrainState:
     bad: int = 0  # consecutive steps with NaN or inf, up to the last one
     seconds: float = 0.0  # of training, in all sessions, without evaluation
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry per finished epoch
+    saved: tuple[int, int] | None = None  # epoch and step of the last checkpoint written here
+    saved_at: float = 0.0  # when that was, and how many seconds it took
+    save_seconds: float = 0.0
 
     @property
     def eval_model(self) -> ReIDModel:
@@ -62,9 +64,9 @@ class TrainState:
         return self.model if self.average is None else self.average
 
     @property
-    def best(self) -> float:
-        """Highest plain mAP so far."""
-        return max((h["scores"]["plain"]["mAP"] for h in self.history if "scores" in h), default=-1.0)
+    def best(self) -> tuple[float, int]:
+        """As `best_score`."""
+        return best_score(self.history)
 
     def summary(self) -> dict[str, Any]:
         """The plain values of a checkpoint."""
@@ -86,7 +88,8 @@ class TrainState:
     def save(self, best: bool = False) -> None:
         """Write last.pth (and best.pth), keep older ones, and write metrics.jsonl. All processes must call it together;
         the first one writes."""
-        state = self.state_dict()
+        start = time.perf_counter()
+        state, self.saved = self.state_dict(), (self.epoch, self.step)
         if not self.session.ranks.first:
             return
         if not self.directory.exists():
@@ -97,11 +100,19 @@ class TrainState:
             return  # the weights may be diverging: keep the last good checkpoint until a step is finite again
         save_checkpoint(self.directory / LAST, state, self.cfg.loop.keep)
         self.write_history()
+        self.saved_at = time.perf_counter()
+        self.save_seconds = self.saved_at - start
 
     def write_history(self) -> None:
         """metrics.jsonl: one line per epoch."""
         lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
         write_atomically(self.directory / "metrics.jsonl", lambda temporary: temporary.write_text(lines))
+
+
+def best_score(history: list[dict[str, Any]]) -> tuple[float, int]:
+    """The highest plain mAP so far, and its epoch; -1 if there was no evaluation."""
+    scores = [(h["scores"]["plain"]["mAP"], h["epoch"]) for h in history if "scores" in h]
+    return max(scores, key=lambda pair: pair[0], default=(-1.0, 0))
 
 
 def has_checkpoint(directory: Path) -> bool:

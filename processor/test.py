@@ -1,7 +1,5 @@
 """Testing a stored model: from a command line to features and scores."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,6 @@ import torch
 
 from config import Config
 from config.cli import TEST_SECTIONS, parse_settings, split_first
-from config.config import option, undefined_for_protocol
 from datasets.base import ReIDDataset, fingerprint, full_note, join_notes
 from datasets.loaders import TestLoader, make_test_loaders, with_pixel_range
 from datasets.make import make_test_set, short_name, test_name
@@ -49,13 +46,9 @@ class TestJob:
 
 
 def parse_test(
-    args: Sequence[str] | None,
-    environ: Mapping[str, str],
-    about: str,
-    own: type[T] | None = None,
-    ranges: Mapping[str, str] | None = None,
-    sections: Sequence[str] = TEST_SECTIONS,
-) -> tuple[Config, T | None, Stored | None]:
+    args: Sequence[str] | None, environ: Mapping[str, str], about: str, own: type[T] | None = None,
+    ranges: Mapping[str, str] = {},
+) -> tuple[Config, T | None, Stored | None]:  # fmt: skip
     """`[CKPT] [--setting value ...]` to settings, which start from the checkpoint's, the program's own options (see
     `config.cli.parse_settings`), and the checkpoint.
 
@@ -64,7 +57,7 @@ def parse_test(
     """
     name, args = split_first(args)
     # First for --help and --log-dir, which need no checkpoint.
-    given, options = parse_settings(args, Config(), environ, about, own, ranges, sections, check=False)
+    given, options = parse_settings(args, Config(), environ, about, own, ranges, TEST_SECTIONS, check=False)
     weights_given = any(a.split("=")[0] == "--weights" for a in args)
     if weights_given and name:
         raise UserError(f"{name} has weights of its own; give either a checkpoint or --weights")
@@ -75,38 +68,32 @@ def parse_test(
     # places come from the command line and the environment alone, not from a file that may be of someone else
     places = {name: given.get(name) for name in ("log_dir", "data_root", "cache_dir")}
     default = stored_config(state, checkpoint).replace(**places)
-    for setting in undefined_for_protocol(default.replace(protocol=given.eval.protocol)):  # typed ones are refused
-        setup_logging()
-        log.info("%s of the run is not defined for --protocol %s: left out", option(setting), given.eval.protocol)
-        default.set(setting, Config().get(setting))
-    cfg, options = parse_settings(args, default, environ, about, own, ranges, sections)
+    cfg, options = parse_settings(args, default, environ, about, own, ranges, TEST_SECTIONS)
     return cfg, options, (checkpoint, state)
 
 
-def prepare_test(cfg: Config, stored: Stored | None, ranks: Ranks = ALONE, ranked_lists: bool = False) -> TestJob:
+def prepare_test(
+    cfg: Config, stored: Stored | None, ranks: Ranks = ALONE, ranked_lists: bool = False,
+    dataset: ReIDDataset | None = None,
+) -> TestJob:  # fmt: skip
     """The model of a checkpoint (or, without one, of the backbone weights of the settings) and the test split.
 
-    ranked_lists: as in `resolve_protocol`. Raises UserError, also if several processes have different ones.
+    ranked_lists: as in `resolve_protocol`. dataset: instead of the settings' test set. Raises UserError, also if
+    several processes have different ones.
     """
     setup_logging(quiet=not ranks.first)
     ranks.check_same_settings(cfg)
     with ranks.sync_errors(first_alone=True):
-        job = _load(cfg, stored, ranked_lists)
-    model = tuple(job.state[name] for name in ("epoch", "seconds"))
-    images = tuple(fingerprint(loader.samples) for loader in (job.query, job.gallery))
-    ranks.check_same({"the checkpoint": model, "the test images": images})
-    return job
-
-
-def _load(cfg: Config, stored: Stored | None, ranked_lists: bool) -> TestJob:
-    device = pick_device(cfg.run.device)
-    configure_torch(cfg, device, cfg.loop.test_precision)
-    dataset = make_test_set(cfg)
-    cfg = with_pixel_range(resolve_protocol(cfg, dataset, ranked_lists), dataset)
-    if stored and dataset.drawn:
-        load("datasets.own:refuse_another_split")(cfg, stored_config(stored[1], stored[0]), dataset)
-    model, state, path, name = tested_model(cfg, stored, device)
-    dataset, query, gallery = make_test_loaders(cfg, dataset)
+        device = pick_device(cfg.run.device)
+        configure_torch(cfg, device, cfg.loop.test_precision)
+        dataset = dataset or make_test_set(cfg)
+        cfg = with_pixel_range(resolve_protocol(cfg, dataset, ranked_lists), dataset)
+        if stored and dataset.drawn:
+            load("datasets.own:refuse_another_split")(cfg, stored_config(stored[1], stored[0]), dataset)
+        model, state, path, name = tested_model(cfg, stored, device)
+        dataset, query, gallery = make_test_loaders(cfg, dataset)
+    images = (fingerprint(query.samples), fingerprint(gallery.samples))
+    ranks.check_same({"the checkpoint": (state["epoch"], state["seconds"]), "the test images": images})
     log.info("%s on %s: %d queries in %d images", name, dataset.name, len(dataset.query), len(dataset.gallery))
     note = full_note(state.get("train_note", ""), dataset.test_note)
     note = join_notes(note, model.loaded.note if model.loaded else "")

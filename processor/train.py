@@ -1,15 +1,15 @@
 """Training: the epochs, one epoch, one step, and the means of its losses."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import math
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
 from torch.optim import Optimizer
+from torchvision.utils import make_grid
 
 from config import Config
 from datasets.augment import to_pixels
@@ -29,14 +29,17 @@ from processor.setup import (
     training_model,
 )
 from processor.state import Session, TrainState
-from processor.watch import Progress, Watchers, tile
+from processor.watch import Progress, Watchers
 from solver import make_optimizer, set_frozen, set_lr
 from utils.errors import Stopped, UserError
 from utils.files import write_json
 from utils.logging import log
 from utils.lookup import load
 
+SAVE_SHARE = 0.05  # of the time, for checkpoints: where an epoch takes seconds, there is none after each
 Losses = dict[str, torch.Tensor]  # of one step, as scalars on the device
+Targets = Sequence[torch.Tensor]  # labels (B,) and, with a teacher, its features (B, D)
+Gradient = tuple[Losses, list[torch.Tensor], torch.Tensor]  # a batch's losses, features of each branch, and labels
 
 
 def do_train(cfg: Config, command: str = "") -> TrainState:
@@ -84,22 +87,57 @@ def should_evaluate(cfg: Config, epoch: int) -> bool:
 
 
 class Network:
-    """The model as training calls it: parallel and compiled, its backbone frozen or not."""
+    """The model as training calls it: parallel and compiled, its backbone frozen or not, its steps a CUDA graph."""
 
     def __init__(self, state: TrainState):
         self.state, self.frozen, self.module = state, None, state.model
         self.statistics = FiniteStatistics(state.model)
         self.group: list[tuple[list[torch.Tensor], torch.Tensor]] = []  # features and labels since the last step
+        cfg, session = state.cfg, state.session
+        self.use_graph = (
+            cfg.loop.cuda_graph and session.device.type == "cuda" and session.ranks.size == cfg.loop.accumulate == 1
+        )
+        self.graph = None
 
     def train(self, frozen: bool) -> None:
         """Put the model into training mode, but not a frozen backbone."""
         state = self.state
         set_frozen(state.model, state.optimizer, frozen)
         if frozen != self.frozen:  # DistributedDataParallel must know which weights get a gradient
-            self.frozen = frozen
+            self.frozen, self.graph = frozen, None
             self.module = state.session.ranks.parallel(state.model, state.criterion, state.session.device)
             if state.cfg.loop.compile:
                 self.module = torch.compile(self.module)
+
+    def gradient(self, images: torch.Tensor, targets: Targets, place: int = 0, group: int = 1) -> Gradient:
+        """Compute the gradient of one batch, as batch number `place` of the `group` of an optimizer step."""
+        if self.use_graph and self.graph is None:
+            self.graph = load("processor.cuda_graph:capture")(self, images, targets)
+            self.use_graph = self.graph is not None
+        if self.use_graph:
+            return self.graph(images, targets)
+        if place == 0:
+            self.state.optimizer.zero_grad(set_to_none=True)
+        return self.add_gradient(images, targets, place, group)
+
+    def add_gradient(self, images: torch.Tensor, targets: Targets, place: int = 0, group: int = 1) -> Gradient:
+        """Forward pass, losses and backward pass."""
+        state, cfg, session = self.state, self.state.cfg, self.state.session
+        if not cfg.loop.channels_last:
+            images = images.contiguous()
+        # processes exchange the gradients of a group only once
+        once = place == group - 1 or session.ranks.size == 1
+        with contextlib.nullcontext() if once else self.module.no_sync():
+            with autocast(session.device, session.precision):
+                logits, features = self.module(images)
+            if cfg.loop.gather:
+                gather = session.ranks.gather_batch
+                logits, features, targets = ([gather(x) for x in rows] for rows in (logits, features, targets))
+            loss, parts = state.criterion(logits, features, *targets)
+            state.scaler.scale(loss / group).backward()
+        accuracy = (logits[0].argmax(1) == targets[0]).float().mean()
+        values = {"loss": loss, **parts, "accuracy": accuracy, "finite": torch.isfinite(loss).float()}
+        return {name: value.detach() for name, value in values.items()}, [x.detach() for x in features], targets[0]
 
 
 def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, watchers: Watchers) -> None:
@@ -122,7 +160,8 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
                 lr = set_lr(cfg, state.optimizer, epochs_done, steps)
                 recent.append([])
             if state.epoch == state.step == 0:
-                watchers.picture("train_batch", tile(to_pixels(images[:32])), 0)
+                pixels = torch.from_numpy(to_pixels(images[:32])).movedim(3, 1)
+                watchers.picture("train_batch", make_grid(pixels, padding=0).movedim(0, 2).numpy(), 0)
             recent[-1].append(train_step(state, network, images, targets, place, group))
             network.statistics.check()
             state.step += 1
@@ -159,28 +198,11 @@ def train_step(
     losses, `finite` (0 for a loss that is NaN or inf), and after a step `moved` (0 if it was skipped because of NaN or
     inf).
     """
-    cfg, session, ranks = state.cfg, state.session, state.session.ranks
-    last = place == group - 1
     if place == 0:
-        state.optimizer.zero_grad(set_to_none=True)
         network.group = []
-    if not cfg.loop.channels_last:
-        images = images.contiguous()
-    # processes exchange the gradients of a group only once
-    no_sync = contextlib.nullcontext if last or ranks.size == 1 else network.module.no_sync
-    with no_sync():
-        with autocast(session.device, session.precision):
-            logits, features = network.module(images)
-        if cfg.loop.gather:
-            logits, features, targets = ([ranks.gather_batch(x) for x in xs] for xs in (logits, features, targets))
-        loss, parts = state.criterion(logits, features, *targets)
-        state.scaler.scale(loss / group).backward()
-    network.group.append(([x.detach() for x in features], targets[0]))
-    if last:
-        parts |= optimizer_step(state, network)
-    accuracy = (logits[0].argmax(1) == targets[0]).float().mean()
-    values = {"loss": loss, **parts, "accuracy": accuracy, "finite": torch.isfinite(loss).float()}
-    return {name: value.detach() for name, value in values.items()}
+    values, features, labels = network.gradient(images, targets, place, group)
+    network.group.append((features, labels))
+    return values | optimizer_step(state, network) if place == group - 1 else values
 
 
 def optimizer_step(state: TrainState, network: Network) -> Losses:
@@ -271,9 +293,11 @@ def save_within_epoch(state: TrainState, progress: Progress) -> None:
 
 
 def stop_if_requested(state: TrainState) -> None:
-    """Stop after a signal to any of the processes, between epochs, where the state has been saved."""
-    numbers = state.session.ranks.all_gather(state.session.signals.requested)
-    stop(state, f"stopped after epoch {state.epoch}", max(numbers))
+    """Stop after a signal to any of the processes, between epochs."""
+    number = max(state.session.ranks.all_gather(state.session.signals.requested))
+    if number and state.saved not in (None, (state.epoch, state.step)):
+        state.save()
+    stop(state, f"stopped after epoch {state.epoch}", number)
 
 
 def stop(state: TrainState, message: str, number: int) -> None:
@@ -294,7 +318,9 @@ def finish_epoch(state: TrainState, progress: Progress, lr: float, watchers: Wat
     if state.session.device.type == "cuda":
         entry["memory_gb"] = round(torch.cuda.max_memory_allocated(state.session.device) / 2**30, 2)
     state.history.append(entry)
-    state.save()
+    late = state.save_seconds < SAVE_SHARE * (time.perf_counter() - state.saved_at)
+    if state.session.ranks.all_gather(late or state.epoch == cfg.solver.epochs)[0]:
+        state.save()
     watchers.log_losses(entry)
     pixels = [height * width for height, width in (cfg.size_at(e) for e in range(state.epoch - 1, cfg.solver.epochs))]
     left = timedelta(seconds=round(sum(pixels[1:]) / pixels[0] * progress.images / speed))
@@ -316,7 +342,7 @@ def evaluate_epoch(state: TrainState, data: Loaders, watchers: Watchers) -> None
         log.info("before training:" if state.epoch == 0 else f"after epoch {state.epoch}:")
         values = report(inference, state.about["note"], data.dataset.camera_names)
     values = session.ranks.all_gather(values)[0]
-    best = values["scores"]["plain"]["mAP"] > state.best
+    best = values["scores"]["plain"]["mAP"] > state.best[0]
     if state.epoch == 0:
         state.history.append({"epoch": 0})
     state.history[-1] |= values
@@ -334,11 +360,10 @@ def write_result(state: TrainState) -> None:
         record["by_camera"] = last["by_camera"]
     write_json(state.directory / "results" / "train.json", record)
     state.write_history()  # a kill after the last checkpoint may have come before it
-    plain = {h["epoch"]: h["scores"]["plain"] for h in state.history if "scores" in h}
-    best = max(plain, key=lambda epoch: plain[epoch]["mAP"])
+    plain, before = last["scores"]["plain"], record["before"]
     log.info(
         "to report: plain, %s, epoch %d: mAP %.2f, Rank-1 %.2f%s (best.pth, epoch %d, was chosen on the test split)",
-        LAST, state.epoch, plain[state.epoch]["mAP"], plain[state.epoch]["rank1"],
-        f"; before training: {plain[0]['mAP']:.2f}, {plain[0]['rank1']:.2f}" if 0 in plain else "", best,
+        LAST, state.epoch, plain["mAP"], plain["rank1"],
+        f"; before training: {before['mAP']:.2f}, {before['rank1']:.2f}" if before else "", state.best[1],
     )  # fmt: skip
     log.info("files: %s; next: python test.py, python get_vis_result.py, python tools/report.py", state.directory)

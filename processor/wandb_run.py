@@ -1,7 +1,5 @@
 """Weights & Biases, with --wandb PROJECT."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What shows the progress of a run: TensorBoard, Weights & Biases, curves, ranked lists, and the progress bar."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -86,14 +84,6 @@ class Watchers:
             reason = error.strerror or error
             log.warning("warning: TensorBoard's events cannot be written (%s); continuing without them", reason)
             self.board = None
-
-
-def tile(pictures: np.ndarray, columns: int = 8) -> np.ndarray:
-    """Pictures (B, H, W, 3) side by side, `columns` per row, the last row filled up with black."""
-    black = np.zeros((-len(pictures) % columns, *pictures.shape[1:]), pictures.dtype)
-    sheet = np.concatenate([pictures, black])
-    rows = [np.concatenate(list(sheet[i : i + columns]), axis=1) for i in range(0, len(sheet), columns)]
-    return np.concatenate(rows)
 
 
 class Progress:

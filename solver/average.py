@@ -1,7 +1,5 @@
 """Exponential moving average of the weights (Polyak & Juditsky 1992; Tarvainen & Valpola, Mean Teacher, 2017)."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

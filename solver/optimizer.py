@@ -1,7 +1,5 @@
 """Optimizers, their parameter groups, and freezing of the backbone."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -53,18 +51,6 @@ def parameter_groups(cfg: Config, *modules: nn.Module) -> list[dict[str, Any]]:
         {"params": parameters, "lr": cfg.solver.lr * factor, "lr_factor": factor, "weight_decay": decay}
         for (factor, decay), parameters in groups.items()
     ]
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load the moments from a checkpoint, but keep the present settings (weight decay, momentum).
-
-    Raises ValueError or KeyError when the state has other groups.
-    """
-    if len(optimizer.param_groups) != len(state["param_groups"]):
-        raise ValueError("the state has another number of parameter groups")
-    groups = zip(optimizer.param_groups, state["param_groups"], strict=True)
-    groups = [present | {"params": stored["params"]} for present, stored in groups]
-    optimizer.load_state_dict(state | {"param_groups": groups})
 
 
 def set_frozen(model: nn.Module, optimizer: torch.optim.Optimizer, frozen: bool) -> None:

@@ -1,7 +1,5 @@
 """Learning rate as a pure function of the progress of training, so that a checkpoint need not store it."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
 

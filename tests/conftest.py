@@ -13,8 +13,10 @@ import cv2
 import numpy as np
 import pytest
 
+import processor.train
 from config import Config
 
+processor.train.SAVE_SHARE = 1e9  # a checkpoint after each epoch, however fast
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored, by children too
 
 

@@ -270,8 +270,8 @@ make_criterion(Config(), 3, model.feature_dims, [head.add_margin for head in mod
 print(*sorted(name for name in sys.modules if name.split(".")[0] in ("model", "loss")))
 """
     modules = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True).split()
-    backbones = ["model.backbones", "model.backbones.stages", "model.backbones.torchvision_nets"]
-    rest = ["model", *backbones, "model.heads", "model.pooling", "model.reid", "model.weights"]
+    backbones = ["model.backbones", "model.backbones.resnet", "model.backbones.stages"]
+    rest = ["model", *backbones, "model.heads", "model.pooling", "model.reid"]
     assert modules == ["loss", "loss.center", "loss.criterion", "loss.pairs", "loss.triplet", *rest]
 
 

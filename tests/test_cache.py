@@ -24,6 +24,7 @@ from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 HEIGHT, WIDTH, COUNT = 24, 16, 7
+CPU = torch.device("cpu")
 SIZE = HEIGHT * WIDTH * 3  # bytes of an image
 FILE_GB = (COUNT * SIZE + 128) / 1e9  # size of the cache file of all
 MODES = {"file": {}, "memory": {"disk_gb": 0}, "decode again": {"disk_gb": 0, "cache_gb": 0}}
@@ -107,13 +108,13 @@ def test_images_by_index_and_in_batches_are_those_of_their_files(cfg, files, mon
             images.read(indices)
     images.read(range(7)).zero_()  # a batch may be written to
     wanted = [np.array(x) for x in ([3, 1], [0], [6, 5, 4], [2, 2])]
-    found = list(images.batches(iter(wanted)))
+    found = list(images.batches(iter(wanted), CPU))
     for (indices, batch), expected in zip(found, wanted, strict=True):
         assert np.array_equal(indices, expected)
         assert np.array_equal(batch.numpy(), decoded([files[i] for i in expected]))
-    assert list(images.batches(iter([]))) == []
+    assert list(images.batches(iter([]), CPU)) == []
     for _ in range(2):  # left early and begun again
-        batches = images.batches(np.array([i]) for i in range(7))
+        batches = images.batches((np.array([i]) for i in range(7)), CPU)
         assert [next(batches)[0].tolist() for _ in range(2)] == [[0], [1]]
         batches.close()
     empty = Images(cfg, [], "train")
@@ -142,7 +143,7 @@ def test_a_file_that_goes_bad_later_is_an_error_that_names_it(cfg, files):
     images = Images(cfg.replace(**MODES["decode again"]), files, "train")
     Path(files[3]).write_bytes(b"no image")
     with pytest.raises(UserError, match=r"3\.bmp"):
-        list(images.batches([np.array([0, 1]), np.array([2, 3]), np.array([4])]))
+        list(images.batches([np.array([0, 1]), np.array([2, 3]), np.array([4])], CPU))
 
 
 # ---- where they are kept

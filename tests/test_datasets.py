@@ -10,9 +10,9 @@ import torch
 from conftest import write_tree
 
 from datasets import DATASETS, ReIDDataset, Sample, make_dataset, make_loaders
-from datasets.base import PID_OFFSET, label_map, select_test, select_train
-from datasets.heldout import heldout_split, last_identities
+from datasets.base import PID_OFFSET, check_test, check_train, label_map
 from datasets.make import make_test_set
+from datasets.subsets import heldout_split, last_identities
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -70,11 +70,11 @@ def test_too_few_identities_on_a_side_are_refused(tiny):
         make_dataset(tiny.replace(train_ids=1))
     people = [Sample("a", 1, 1), Sample("b", 2, 1)]
     with pytest.raises(UserError, match=r"no test split.*--test-dataset"):
-        select_test(ReIDDataset("synthetic", train=people), 0)
+        check_test(ReIDDataset("synthetic", train=people))
     with pytest.raises(UserError, match="no training images"):
-        select_train(ReIDDataset("partial", query=people, gallery=people), 0, 0)
+        check_train(ReIDDataset("partial", query=people, gallery=people))
     with pytest.raises(UserError, match="fewer than two identities"):
-        select_train(ReIDDataset("one", train=people[:1]), 0, 0)
+        check_train(ReIDDataset("one", train=people[:1]))
 
 
 def test_the_heldout_split_has_one_query_per_identity_and_camera_with_a_match():

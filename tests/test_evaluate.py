@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from config.cli import parse_train
 from datasets import ReIDDataset, Sample, make_loaders
 from model import make_model
 from processor import do_inference, extract_features
@@ -54,25 +55,31 @@ def test_every_protocol_that_is_asked_for_is_resolve_protocol_its_parts_say(part
     ]
 
 
-def test_the_protocol_of_the_dataset_is_used_and_what_it_does_not_define_is_refused(tiny):
+def test_the_protocol_of_the_dataset_is_used(tiny):
     vehicles = ReIDDataset("vehicles", query=[Sample("a", 1, 1)], gallery=[Sample("b", 1, 2)], protocol="vehicle_id")
     plain = tiny.replace(rerank=False, flip=False)
     assert resolve_protocol(plain, vehicles).eval.protocol == "vehicle_id" and plain.eval.protocol == "auto"
     assert resolve_protocol(plain, vehicles, ranked_lists=True).eval.protocol == "standard"
     assert resolve_protocol(plain.replace(protocol="standard", rerank=True), vehicles).eval.protocol == "standard"
-    for changes, words in (({"rerank": True}, "--no-rerank"), ({"query_expansion": 3}, "--query-expansion 0")):
-        with pytest.raises(UserError, match=f"vehicles .*vehicle_id.*{words}"):
-            resolve_protocol(plain.replace(**changes), vehicles)
     with pytest.raises(UserError, match="--protocol single_shot"):
         resolve_protocol(plain.replace(protocol="single_shot"), vehicles, ranked_lists=True)
 
 
-def test_settings_of_a_run_that_the_protocol_does_not_define_are_left_out_but_typed_ones_are_refused(tiny, monkeypatch):
+@pytest.mark.filterwarnings("ignore:.*not defined")
+def test_settings_that_the_protocol_does_not_define_are_left_out_but_typed_ones_are_refused(tiny, monkeypatch):
+    vehicles = ReIDDataset("vehicles", query=[Sample("a", 1, 1)], gallery=[Sample("b", 1, 2)], protocol="vehicle_id")
     state = {"config": tiny.replace(rerank=True, query_expansion=3, flip=True).to_dict()}
     monkeypatch.setattr("processor.test.find_checkpoint", lambda name, log_dir: Path(name))
     monkeypatch.setattr("processor.test.read_checkpoint", lambda path: state)
-    cfg, _, _ = parse_test(["run", "--protocol", "single_shot"], {}, "")
-    assert cfg.eval.flip and not cfg.eval.rerank and cfg.eval.query_expansion == 0
-    assert parse_test(["run"], {}, "")[0].eval.rerank
-    with pytest.raises(UserError, match="--rerank"):
-        parse_test(["run", "--protocol", "single_shot", "--rerank"], {}, "")
+    for typed in ([], ["--protocol", "single_shot"]):
+        run = parse_test(["run", *typed], {}, "")[0]
+        preset = parse_train(["demo", *typed], {}).replace(query_expansion=3)
+        for cfg in (run, preset):
+            assert cfg.eval.flip and cfg.eval.rerank
+            with pytest.warns(UserWarning) as warned:
+                found = resolve_protocol(cfg, vehicles).eval
+            assert found.flip and not found.rerank and found.query_expansion == 0
+            assert [str(w.message).split()[0] for w in warned] == ["--rerank", "--query-expansion"]
+        for option in ("--rerank", "--query-expansion=3", "--roc", "--by-camera"):
+            with pytest.raises(UserError, match=option.split("=")[0]):
+                resolve_protocol(parse_test(["run", *typed, option], {}, "")[0], vehicles)

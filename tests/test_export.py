@@ -213,6 +213,17 @@ def test_torch_export_is_saved_opened_again_and_scored_in_half_precision(trained
     assert module(pictures).shape == (1, 512) and module(pictures).dtype == torch.float32
 
 
+@pytest.mark.slow
+def test_without_the_dataset_a_file_is_checked_on_random_pictures(trained, tmp_path):
+    nowhere = ("--data-root", tmp_path, "--log-dir", trained.run.log_dir, "--dataset", "market1501")
+    shown = program("tools/export_onnx.py", *nowhere, "--output", tmp_path / "it.onnx")
+    assert shown.returncode == 0, shown.stderr
+    record = json.loads((tmp_path / "it.onnx.json").read_text())
+    assert "random pictures" in shown.stdout and record["check"]["crops"] == 8
+    assert record["check"]["lowest_cosine"] >= 0.9999
+    refused(program("tools/export_onnx.py", *nowhere, "--half"), tmp_path, "market1501")
+
+
 def test_a_file_with_other_embeddings_is_not_kept_and_bad_input_is_refused(trained, tmp_path, monkeypatch):
     other = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 16, 512))
     other = onnx_bytes(to_onnx(other, torch.zeros(2, 3, 32, 16), 1, "other"), {})

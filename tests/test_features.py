@@ -15,7 +15,7 @@ from datasets.loaders import TestLoader, make_test_loaders
 from datasets.make import make_dataset
 from model import make_model
 from processor import extract_features
-from processor.evaluate import score_features, score_values
+from processor.evaluate import rank1_interval, score_features, score_values
 from tools.extract_features import write_features
 from tools.score_features import ARRAYS, join_parts, part_name, read_features
 from utils.expansion import augment_gallery, expand_queries
@@ -101,6 +101,23 @@ def test_the_scores_are_those_of_the_single_functions(stored):
     assert result.scores["qe"].mAP == evaluate(expand_queries(pooled, g, 2), g, *ids).mAP
 
 
+def test_error_rates_are_those_of_cosine_whatever_the_metric(stored):
+    expected = evaluate(stored.query, stored.gallery, *stored.ids, roc=True)
+    for metric in ("cosine", "euclidean"):
+        found = by_settings(stored, metric=metric, roc=True).scores["plain"]
+        assert found.roc.tpr(1e-2) == expected.roc.tpr(1e-2)
+        assert (found.mAP == expected.mAP) == (metric == "cosine")
+
+
+def test_few_queries_give_the_interval_of_rank_1():
+    # Wilson's intervals of Brown, Cai and DasGupta's formula, by hand: 9 of 11, all of 4, none of 1, 200 queries
+    cases = {(11, 900 / 11): (52, 95), (4, 100.0): (51, 100), (1, 0.0): (0, 79), (199, 50.0): (43, 57)}
+    for (number, share), (low, high) in cases.items():
+        line = rank1_interval({"plain": {"valid_queries": number, "rank1": share}, "flip": {}})
+        assert f"{number} quer" in line and line.endswith(f"{low} to {high})") and f"{share:.0f} ± " in line
+    assert rank1_interval({"plain": {"valid_queries": 200, "rank1": 50.0}}) == ""
+
+
 # ---- the programs
 
 
@@ -110,15 +127,19 @@ def test_extract_in_parts_then_score_gives_what_test_py_gives(tiny, tmp_path):
     for part in ("2/3", "1/3", "3/3"):
         shown = program(EXTRACT, path, "--part", part, "--output", out, "--flip", "--test-ids", "3")
         assert shown.returncode == 0, shown.stderr
-    shown = program(SCORE, out, "--rerank", "--output", tmp_path / "scores.json")
+    assert "(flip" in shown.stdout
+    refused(program(EXTRACT, path, "--part", "1/3", "--output", out), out, "flip")
+    shown = program(SCORE, out, "--rerank", "--roc", "--output", tmp_path / "scores.json")
     assert shown.returncode == 0, shown.stderr
     scores = json.loads((tmp_path / "scores.json").read_text())
     tested = program("test.py", path, "--flip", "--rerank", "--test-ids", "3")
     assert tested.returncode == 0, tested.stderr
     file = path.parent / "results" / "test_last_demo_cosine_3ids_flip_rerank.json"
     expected = json.loads(file.read_text())["scores"]
-    assert scores["scores"]["plain"]["mAP"] == pytest.approx(expected["flip"]["mAP"], abs=1e-3)
-    assert scores["scores"]["rerank"]["mAP"] == pytest.approx(expected["flip+rerank"]["mAP"], abs=1e-3)
+    assert list(scores["scores"]) == ["flip", "flip+rerank"] and "9 queries: flip Rank-1" in shown.stdout
+    for name, row in scores["scores"].items():
+        assert row["mAP"] == pytest.approx(expected[name]["mAP"], abs=1e-3)
+        assert ("tpr@1e-02" in row) == (name == "flip")  # a re-ranked distance is no threshold for a pair
     assert "not comparable" in scores["note"] and "not comparable" in shown.stdout  # the note of the cut set
     for part in (["--part", "1/2"], []):  # features written whole replace earlier parts
         assert program(EXTRACT, path, "--output", tmp_path / "whole", *part).returncode == 0

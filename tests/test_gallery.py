@@ -22,11 +22,13 @@ from processor import FeatureExtractor
 from processor.checkpoint import save_checkpoint
 from tools.gallery import answer, engines
 from tools.gallery import index as indexes
-from tools.gallery.answer import STEPS, count_pairs, find_thresholds
+from tools.gallery.answer import find_thresholds
 from tools.gallery.engines import ENGINES, build_engine, nearest, read_engine, remove_from_engine, search_engine
 from tools.gallery.index import add, changing, make_index, read_index, remove
 from tools.search import find
+from utils import roc
 from utils.errors import Stopped, UserError
+from utils.roc import STEPS, count_pairs
 
 KINDS = ("exact", *ENGINES)
 
@@ -133,7 +135,7 @@ def test_thresholds_are_those_of_all_pairs_one_by_one(monkeypatch):
     pairs = (unit(40, 6), unit(90, 6, seed=1), *ids)
     same, others = pairs_by_hand(*pairs)
     for block in (1, 500, 1 << 22):
-        monkeypatch.setattr(answer, "BLOCK", block)
+        monkeypatch.setattr(roc, "BLOCK", block)
         counter = count_pairs(*pairs)
         assert counter.number.tolist() == [len(same), len(others)]
         for value, tpr, fpr in find_thresholds(counter).values():
@@ -151,7 +153,7 @@ def test_thresholds_are_those_of_all_pairs_one_by_one(monkeypatch):
         ((one[:1], one, one, one), "query_pids"),
     ):
         with pytest.raises(ValueError, match=words):
-            count_pairs(unit(2, 4), unit(2, 4), *wrong)
+            find_thresholds(count_pairs(unit(2, 4), unit(2, 4), *wrong))
 
 
 # ---- the index, with features from the bytes of the files
@@ -508,6 +510,17 @@ def test_without_arguments_the_runs_gallery_is_indexed_and_its_first_query_asked
     assert len(listed(shown.stdout)) == 10 and "0007_c1s1_000090_00.jpg: 10 of 25 pictures" in shown.stdout
     assert drawings[0][0] == Path("log/demo/answer_0007_c1s1_000090_00.png")
     assert len(read_index("log/demo/gallery")) == 25  # junk is no part of it
+    shutil.copytree("log/demo/gallery", "log/other/features")
+    os.utime("log/demo/gallery/index.json", (1e9, 1e9))
+    shutil.copytree("log/demo", "log/newer")  # a run that is newer than any index
+    shutil.rmtree("log/newer/gallery")
+    asked = program("tools/search.py", "ask")
+    assert "index log/other/features, " in asked.stdout and "log/demo/gallery" in asked.stdout
+    assert "0007_c1s1_000090_00.jpg: 10 of 25 pictures" in asked.stdout
+    shutil.rmtree("log/other")
+    refused(program("tools/search.py", "ask", "--checkpoint", "newer"), "log/newer/gallery")
+    shutil.rmtree("log/newer")
+    refused(program("tools/search.py", "ask", "--log-dir", "nowhere"), "nowhere")
     (base / "data").rename(base / "elsewhere")
     monkeypatch.setenv("REID_DATA", "elsewhere")
     assert "pictures in log/demo/gallery: 25, of which computed now: 25" in program("tools/search.py").stdout
@@ -568,11 +581,15 @@ def test_a_threshold_is_found_stored_and_used(base):
     assert f"{len(same):,} pairs of one person" in shown and f"{len(others):,} pairs of different people" in shown
     stored = read_index(base / "g").about["threshold"]
     assert stored["rule"] == "FPR 0.001" and stored["dataset"] == "demo"
+    refused_share = (same < stored["value"]).mean()
+    assert stored["refused"] == pytest.approx(refused_share, abs=2 / len(same))
+    for line in (shown, done(base, "ask", asked)):
+        assert f"(FPR 0.001 on demo, refuses {stored['refused']:.0%} of same-person pairs)" in line
     assert (others >= stored["value"] + 1e-6).mean() <= 1e-3 < (others >= stored["value"] - 2 / STEPS).mean()
     marks = re.findall(r"^ *\d+ +(\S+)  (yes|no) ", done(base, "ask", asked), re.MULTILINE)
     assert len(marks) == 3 and all((float(s) >= stored["value"]) == (m == "yes") for s, m in marks)
     assert done(base, "ask", asked, "--threshold", "-1").count(" yes ") == 3
-    assert "(equal error rate) is stored" in done(base, "threshold", "--store", "eer")
+    assert "(equal error rate on " in done(base, "threshold", "--store", "eer")
     assert read_index(base / "g").about["threshold"]["rule"] == "equal error rate"
     # of a folder with one folder per identity, all is used
     people, alone = base / "people", base / "alone" / "test" / "anna"

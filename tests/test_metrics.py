@@ -105,7 +105,7 @@ FEW_OR_MANY = {  # elements of a tile, bytes of a block, bytes of a chunk
 @contextmanager
 def parts_of(tile: int = 1 << 20, block: int = 64 << 20, chunk: int = 8 << 20):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "_tile_elements", lambda device: tile)
+        patch.setattr(metrics, "TILE_CPU", tile)
         patch.setattr(metrics, "BLOCK_BYTES", block)
         patch.setattr(distances, "CHUNK_BYTES", chunk)
         yield

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import program, refused, save_model
+from torch.nn.functional import normalize
 
 from config import Config
 from datasets.base import ReIDDataset
@@ -30,6 +31,7 @@ from tools.report.page import (
     thumbnails,
 )  # fmt: skip
 from utils.metrics import evaluate, evaluate_distance
+from utils.roc import count_pairs
 
 HOSTILE = '<img src=x onerror=alert(1)> & "O\'Neil" {{data}}'  # a name of a folder
 HISTORY = [
@@ -60,15 +62,14 @@ def slow_list(distance: np.ndarray, query: int, ids: tuple) -> list[tuple[float,
     return sorted(found, key=lambda f: f[:2])
 
 
-def test_lists_and_pairs_are_those_of_a_plain_sort():
+def test_lists_are_those_of_a_plain_sort():
     for reranked in (False, True):
         inference, cfg, ids = made_test(reranked)
         distance = inference.distance(cfg, torch.arange(17)).numpy()
         slow = [slow_list(distance, query, ids) for query in range(17)]
         scores = evaluate_distance(torch.from_numpy(distance), *ids)
         for top in (5, 1000):
-            lists, counter = rank_gallery(cfg, inference, ids, top)
-            for ranked, expected, ap in zip(lists, slow, scores.ap, strict=True):
+            for ranked, expected, ap in zip(rank_gallery(cfg, inference, ids, top), slow, scores.ap, strict=True):
                 assert ranked.nearest.tolist() == [g for _, g, _ in expected[:top]]
                 assert ranked.distance.tolist() == [d for d, _, _ in expected[:top]]
                 assert ranked.hits.tolist() == [rank for rank, found in enumerate(expected, 1) if found[2]]
@@ -78,17 +79,27 @@ def test_lists_and_pairs_are_those_of_a_plain_sort():
                 precision = np.arange(1, len(ranked.hits) + 1) / ranked.hits
                 assert np.isnan(ap) == (len(precision) == 0)
                 assert np.isnan(ap) or ap == pytest.approx(precision.mean())
-        pairs = pair_values(counter)
-        every = [found for expected in slow for found in expected]
-        kinds = [np.array([d for d, _, right in every if right == kind]) for kind in (True, False)]
+
+
+def test_the_pairs_of_the_page_are_counted_by_their_cosines():
+    inference, _, ids = made_test(True)
+    noise = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    for spread in (1.0, 0.01, 0.0):  # of the gallery around one direction; with 0 all pairs have few cosines
+        query, gallery = (normalize(x) for x in (inference.query + 5, spread * noise + 5))
+        distance = -(query.double() @ gallery.double().T).numpy()
+        every = [found for i in range(17) for found in slow_list(distance, i, ids)]
+        kinds = [np.array([-d for d, _, right in every if right == kind]) for kind in (True, False)]
+        pairs = pair_values(count_pairs(query, gallery, *ids))
         assert [pairs["positives"], pairs["negatives"]] == [len(k) for k in kinds]
-        thresholds = np.linspace(distance.min(), distance.max(), BARS * STEPS + 1, dtype="f4")
+        edges, near = pairs["edges"], 2e-7  # rounding in float32
+        assert len(pairs["roc"]["threshold"]) <= BARS * STEPS + 1 and 2 <= len(edges) <= BARS + 1
         for key, bars, kind in zip(("tpr", "fpr"), pairs["bars"], kinds, strict=True):
-            assert pairs["roc"][key] == pytest.approx([(kind <= t).mean() for t in thresholds])
-            edges = thresholds[::STEPS]
-            counts = [((kind > a) & (kind <= b)).mean() for a, b in pairwise(edges)]
-            counts[0] += (kind == edges[0]).mean()
-            assert bars == pytest.approx(counts) and sum(bars) == pytest.approx(1)
+            for rate, threshold in zip(pairs["roc"][key], pairs["roc"]["threshold"], strict=True):
+                assert (kind >= threshold + near).mean() - 1e-9 <= rate <= (kind >= threshold - near).mean() + 1e-9
+            assert len(bars) == len(edges) - 1 and sum(bars) == pytest.approx(1)
+            for share, (low, high) in zip(bars, pairwise(edges), strict=True):
+                most = ((kind >= low - near) & (kind <= high + near)).mean()
+                assert ((kind >= low + near) & (kind < high - near)).mean() - 1e-9 <= share <= most + 1e-9
 
 
 def test_the_camera_table_is_the_scores_of_each_pair_of_cameras():

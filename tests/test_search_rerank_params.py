@@ -13,9 +13,9 @@ import torch
 from helpers import program, refused, save_features, save_model
 
 import utils.rerank
-from datasets.heldout import heldout_split
 from datasets.loaders import TestLoader
 from datasets.make import make_dataset
+from datasets.subsets import heldout_split
 from processor import extract_features
 from processor.checkpoint import rebuild_model, save_checkpoint
 from utils.metrics import evaluate_distance

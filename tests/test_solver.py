@@ -13,7 +13,8 @@ from torch import nn
 from config import Config
 from model import ReIDModel
 from processor import do_train
-from solver import lr_factor, make_optimizer, restore_optimizer, set_frozen
+from processor.resume import restore_optimizer
+from solver import lr_factor, make_optimizer, set_frozen
 from solver.average import make_average, update_average
 from solver.optimizer import parameter_groups
 from utils.errors import UserError

@@ -6,8 +6,6 @@ identities in both training and test, queries without a match, and what train.py
 sheet of some identities. The exit code is 1 where there is something to fix.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sys
@@ -24,9 +22,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from config.cli import parse_options
 from config.config import DataSettings, Folders
-from datasets.base import MOST_CAMERAS, ONE_IDENTITY, ReIDDataset, select_train
+from config.options import parse_options
+from datasets.base import MOST_CAMERAS, ONE_IDENTITY, ReIDDataset, check_train
 from datasets.images import decode_bytes, read_bytes, read_image
 from datasets.loaders import with_pixel_range
 from datasets.make import DATASETS, find_dataset, short_name, test_side
@@ -135,7 +133,7 @@ def try_to_train(cfg: Config, dataset: ReIDDataset) -> list[str]:
     try:
         if ONE_IDENTITY in test_side(cfg, dataset).test_note:
             warnings.warn(ONE_IDENTITY, stacklevel=2)
-        make_sampler(cfg, select_train(dataset, 0, 0).train)
+        make_sampler(cfg, check_train(dataset).train)
     except UserError as error:
         return [str(error)]
     return []

@@ -4,8 +4,6 @@ Draws loss, accuracy, learning rate, mAP, Rank-1 and training speed over the epo
 which a run that is still training has too.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence
@@ -15,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config.cli import parse_options
+from config.options import parse_options
 from utils.errors import UserError, did_you_mean, run
 from utils.files import reading
 from utils.logging import log, setup_logging

@@ -6,8 +6,6 @@ as in a test: `--test-dataset path/to/pictures` (with `--test-share 1` all of th
 Writes a PNG, and a CSV of the coordinates next to it.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 import sys

@@ -5,12 +5,11 @@ The file takes a batch of any size and gives embeddings (B, D) float32, as the m
     images float32 (B, 3, H, W), normalised, RGB                  without --preprocessing
     images uint8 (B, any height, any width, 3), RGB               with it: resized, as in our tests, and normalised
 
-It is opened again and must give PyTorch's embeddings of test images, or it is not kept. With --half and --int8, file
-and model are scored on the test split. The results also go to FILE.json. `--format export` writes torch.export's .pt2
-instead of ONNX. All of it runs on the CPU. docs/use.md shows how to run a file without PyTorch.
+It is opened again and must give PyTorch's embeddings of test images, or it is not kept; if the dataset is not on this
+machine, of random pictures. With --half and --int8, file and model are scored on the test split. The results also go
+to FILE.json. `--format export` writes torch.export's .pt2 instead of ONNX. All of it runs on the CPU. docs/use.md shows
+how to run a file without PyTorch.
 """
-
-from __future__ import annotations
 
 import io
 import json
@@ -18,11 +17,13 @@ import math
 import os
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
 from torch import nn
@@ -33,23 +34,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import Config
 from config.cli import typed_command
 from datasets.augment import MEAN, STD, normalise, to_pixels
+from datasets.base import ReIDDataset, Sample
 from datasets.images import decode, read_image
 from datasets.loaders import TestLoader
-from datasets.make import make_dataset
+from datasets.make import make_dataset, make_test_set
 from processor.environment import describe_environment
 from processor.evaluate import do_inference, plain_settings, score_table, score_values, scores_note
-from processor.test import TestJob, parse_test, prepare_test
+from processor.test import Stored, TestJob, parse_test, prepare_test
 from tools.export import graph
 from utils.errors import UserError, run
 from utils.files import write_atomically, write_json
 from utils.latency import time_calls
-from utils.logging import log
+from utils.logging import log, setup_logging
 
 Runner = Callable[[torch.Tensor], torch.Tensor]  # a file that was opened: images to embeddings (B, D)
 
 SUFFIX = {"onnx": ".onnx", "export": ".pt2"}
 LEAST_COSINE = 0.9999  # between an embedding of a float32 file and PyTorch's
 CROPS = 64  # of the test split, on which a file is compared
+RANDOM = 8  # pictures instead, if there is no test split
 CALIBRATION_CROPS = 128  # of the training split
 LATENCY_BATCHES = (1, 16)
 RUNS = 7  # that are timed
@@ -143,6 +146,23 @@ def spread(samples: list, count: int) -> list:
     return [samples[i] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)]
 
 
+def test_images(cfg: Config, directory: str, needed: bool) -> ReIDDataset:
+    """The test split, or random pictures in `directory` if it cannot be read and is not needed for scores."""
+    try:
+        return make_test_set(cfg)
+    except UserError as error:
+        if needed:
+            raise
+        log.warning("warning: %s; without it, the file is checked on %d random pictures", error, RANDOM)
+    rng, samples = np.random.default_rng(0), []
+    for number in range(RANDOM):
+        coarse = rng.integers(0, 256, (6, 3, 3), dtype=np.uint8)
+        path = Path(directory, f"{number}.png")
+        cv2.imwrite(str(path), cv2.resize(coarse, (40 + 9 * number, 100 + 9 * number), interpolation=cv2.INTER_CUBIC))
+        samples.append(Sample(str(path), 1, number))
+    return ReIDDataset("random pictures", query=samples[:1], gallery=samples[1:])
+
+
 def calibration_crops(cfg: Config) -> torch.Tensor:
     """(N, 3, height, width) of the training split, normalised. Raises UserError without one."""
     dataset = make_dataset(cfg)
@@ -182,8 +202,8 @@ def check_like(found: dict[str, float], precision: str) -> None:
         raise UserError(f"the file is not kept, because it gives embeddings that are not finite; {fix}")
     if precision == "float32" and cosine < LEAST_COSINE:
         raise UserError(
-            f"the file is not kept, because the lowest cosine of its embeddings to PyTorch's, of {found['crops']} test "
-            f"images, is {cosine:.6f}, below {LEAST_COSINE}; try another --format"
+            f"the file is not kept, because the lowest cosine of its embeddings to PyTorch's, of {found['crops']} "
+            f"pictures, is {cosine:.6f}, below {LEAST_COSINE}; try another --format"
         )
 
 
@@ -220,7 +240,7 @@ def log_results(record: dict) -> None:
     about, check = record["metadata"], record["check"]
     log.info(
         "%s: %s, %.1f MB (PyTorch's weights in float32: %.1f MB)\n  takes %s\n  gives (batch, %s) float32%s\n"
-        "lowest cosine to PyTorch's embeddings, of %d test images: %.6f",
+        "lowest cosine to PyTorch's embeddings, of %d pictures: %.6f",
         record["file"], about["precision"], record["bytes"] / 1e6, record["pytorch_bytes"] / 1e6, about["input"],
         about["embedding_dim"], ", of length 1" if about["normalised"] == "true" else "", *check.values(),
     )  # fmt: skip
@@ -235,7 +255,15 @@ def log_results(record: dict) -> None:
 def main() -> None:
     cfg, options, stored = parse_test(None, os.environ, __doc__, Options)
     check_options(options)
-    test = prepare_test(cfg.replace(device="cpu"), stored)
+    setup_logging()
+    with tempfile.TemporaryDirectory() as directory:
+        dataset = test_images(cfg, directory, needed=options.half or options.int8)
+        write_file(prepare_test(cfg.replace(device="cpu"), stored, dataset=dataset), options, stored)
+
+
+def write_file(test: TestJob, options: Options, stored: Stored | None) -> None:
+    """Make, check and measure the file, and write it with its JSON."""
+    cfg = test.cfg
     name = str(stored[0]) if stored else f"{cfg.model.backbone} with weights {cfg.model.weights}"
     extras = [word for word in ("preprocessing", "normalise", "half", "int8") if getattr(options, word)]
     path = Path(options.output or test.directory / ("_".join([test.what, *extras]) + SUFFIX[options.format]))

@@ -12,9 +12,8 @@ With a folder that is not a run (it holds no last.pth) as the first word, the fe
 `python tools/extract_features.py FOLDER [--output feats]`; FOLDER --help lists its options.
 """
 
-from __future__ import annotations
-
 import contextlib
+import json
 import math
 import os
 import re
@@ -31,7 +30,8 @@ import torch
 from torch import nn
 
 from config import Config
-from config.cli import TEST_SECTIONS, parse_options, parse_settings, split_first, typed_command
+from config.cli import TEST_SECTIONS, parse_settings, split_first, typed_command
+from config.options import parse_options
 from datasets.augment import to_pixels
 from datasets.base import fingerprint
 from datasets.loaders import TestLoader, with_pixel_range
@@ -93,7 +93,7 @@ def extract_folder(args: Sequence[str]) -> None:
     options = parse_options(args, IndexCommand, FOLDER_HELP, "folder")
     if not options.output:
         run = find_checkpoint(options.checkpoint, options.log_dir).parent
-        options.output = str(run / f"features_{Path(options.folder).resolve().name}")
+        options.output = str(run / f"features_{Path(options.folder).resolve().name}{'_flip' * options.flip}")
     file = Path(options.output)
     options.output = str(file.with_suffix("")) if file.suffix == ".npz" else options.output
     setup_logging()
@@ -101,7 +101,8 @@ def extract_folder(args: Sequence[str]) -> None:
     if file.suffix == ".npz":  # a copy in one file
         index = read_index(options.output)
         paths = np.array([path for path, *_ in index.files])
-        write_atomically(file, lambda part: np.savez(part.open("wb"), features=index.features, paths=paths))
+        arrays = {"features": index.features, "paths": paths, "flip": options.flip}
+        write_atomically(file, lambda part: np.savez(part.open("wb"), **arrays))
 
 
 class OpenVINOModel(nn.Module):
@@ -176,6 +177,12 @@ def main() -> None:
     name = f"features_{test.what}_{dataset}" + ("_flip" if cfg.eval.flip else "")
     directory = Path(options.output or test.directory / name)
     fewest = min(len(loader.samples) for loader in (test.query, test.gallery))
+    about = {"checkpoint": str(stored[0]) if stored else None, "flip": cfg.eval.flip, "dataset": dataset}
+    if parts > 1 and (directory / ABOUT).is_file():
+        with reading(directory / ABOUT, "remove it"):
+            before = json.loads((directory / ABOUT).read_text())
+        if differ := [name for name in ("flip", "dataset") if before.get(name) != about[name]]:
+            raise UserError(f"{directory} holds features of another {' and '.join(differ)}; give another --output")
     if parts > fewest:
         raise UserError(f"--part {options.part}: {fewest} images cannot be cut into {parts} parts, at most {fewest}")
     for array, loader in (("qf", test.query), ("gf", test.gallery)):
@@ -186,10 +193,10 @@ def main() -> None:
     ids = (test.query.pids, test.gallery.pids, test.query.camids, test.gallery.camids)
     for array, values in zip(ARRAYS[2:], ids, strict=True):
         write_rows(directory / f"{array}.npy", len(values), [values])
-    about = {"checkpoint": str(stored[0]) if stored else None, "flip": cfg.eval.flip, "dataset": dataset}
-    about["camera_names"] = test.dataset.camera_names
-    write_json(directory / ABOUT, about | {"note": test.note, "command": typed_command()})
-    log.info("features written to %s", directory)
+    about |= {"camera_names": test.dataset.camera_names, "note": test.note, "command": typed_command()}
+    write_json(directory / ABOUT, about)
+    flipped = " (flip: each is the mean of an image and its mirror image; --no-flip for plain ones)"
+    log.info("features written to %s%s", directory, flipped * cfg.eval.flip)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 Images are normalised, (B, 3, H, W); models are in evaluation mode. Maps are float32, one per branch.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 
@@ -54,14 +52,13 @@ def class_maps(
     model: ReIDModel, images: torch.Tensor, labels: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What makes images look like the training identities of class labels (B,), by default those with the highest
-    scores: (B, n, h, w), one map per branch with a classifier; and the logits (B, C), the mean over these branches.
+    scores: (B, n, h, w), one map per branch; and the logits (B, C), the mean over the branches.
 
     A position's value is its part of the branch's logit, see `contributions`.
     """
     with record_maps(model) as maps:
         pairs = zip(model.branches, model.pooled(images), strict=True)
-        logits = [b.classifier(b.neck(b.fc(x))) for b, x in pairs if b.classifier is not None]
-        logits = [at_least_float32(x) for x in logits]
+        logits = [at_least_float32(b.classifier(b.neck(b.fc(x)))) for b, x in pairs]
         mean = torch.stack(logits).mean(0).detach()
         labels = mean.argmax(1) if labels is None else labels.to(mean.device)
         return contributions(maps, [x.gather(1, labels[:, None])[:, 0] for x in logits]), mean

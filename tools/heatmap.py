@@ -7,8 +7,6 @@ and its best wrong match, or an own picture with the first one. The file of an i
 model has several. A map shows which positions of the last layer count; each has seen much of the image around it.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence
@@ -25,12 +23,11 @@ from config import Config
 from datasets.augment import normalise
 from datasets.folder import list_pictures
 from datasets.images import read_image
-from model import ReIDModel, make_model
-from processor.checkpoint import rebuild_model
+from model import ReIDModel
 from processor.environment import pick_device
 from processor.evaluate import do_inference
 from processor.ranked_lists import choose_queries
-from processor.test import Stored, TestJob, parse_test, prepare_test
+from processor.test import Stored, TestJob, parse_test, prepare_test, tested_model
 from tools.gradcam import activation_maps, class_maps, overlay, similarity_maps
 from utils.errors import run
 from utils.logging import log, setup_logging
@@ -122,11 +119,8 @@ def picture_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[
     setup_logging()
     paths = [str(path) for place in options.pictures for path in list_pictures(place)]
     device = pick_device(cfg.run.device)
-    checkpoint, state = stored or (Path(cfg.run.log_dir, "weights", "none"), {})
-    model = rebuild_model(state, checkpoint, cfg) if stored else make_model(cfg, num_classes=2)
-    if not stored:
-        log.info(str(model.loaded or f"{cfg.model.backbone} with random weights"))
-    source = Source(cfg, model.to(device).eval(), device, state.get("labels", {}), checkpoint.parent)
+    model, state, checkpoint, _ = tested_model(cfg, stored, device)
+    source = Source(cfg, model, device, state.get("labels", {}), checkpoint.parent)
     jobs = []
     for place, path in enumerate(paths, 1):
         others = [Picture(paths[0], "", OTHER) if place > 1 else None] if len(paths) > 1 else []
@@ -165,8 +159,7 @@ def make_columns(source: Source, job: Job) -> list[Column]:
         maps, logits = class_maps(model, images[:1])
         share, label = logits[0].softmax(0).max(0)
         pid = next(pid for pid, number in source.labels.items() if number == label)
-        classified = [number for number, branch in enumerate(model.branches) if branch.classifier is not None]
-        columns.append(overlays(0, maps[0], classified, [f"training pid {pid}\nby {100 * share:.0f} %"]))
+        columns.append(overlays(0, maps[0], range(rows), [f"training pid {pid}\nby {100 * share:.0f} %"]))
     number = 0
     for other in job.others:
         columns.append([None] * rows)  # space

@@ -7,8 +7,6 @@ outputs of convolutions (Radosavovic et al., Designing Network Design Spaces, CV
 Latency is the median of `--runs` runs on `--device`, random weights, float32.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import statistics

@@ -5,8 +5,6 @@ camera, and every query's ranked list, to be filtered, sorted and opened. Galler
 its own camera are left out, as the protocol does.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from dataclasses import dataclass

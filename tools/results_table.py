@@ -1,12 +1,11 @@
 """Write the tables of results: `python tools/results_table.py [--check]`.
 
-README.md lists what was measured, docs/results.md all published rows too. Both come from results/published.json and
-results/*.json: copies of RUN/results/train.json or test_*.json, named EXPERIMENT.json, with other seeds
-EXPERIMENT-s1.json, ..., on another test set EXPERIMENT-veri776.json, and with an optional "remark". Several seeds are
-shown as mean ± standard deviation. results/benchmark_*.json belong to benchmarks/tables.py.
+README.md lists a few rows, docs/results.md all, with published ones that are not measured yet. Both come from
+results/published.json and results/*.json, never from a user's own runs (`tools/compare.py` compares these). These files
+are copies of RUN/results/train.json or test_*.json, named EXPERIMENT.json, with other seeds EXPERIMENT-s1.json, ..., on
+another test set EXPERIMENT-veri776.json, and with an optional "remark". Several seeds are shown as mean ± standard
+deviation. results/benchmark_*.json belong to benchmarks/tables.py.
 """
-
-from __future__ import annotations
 
 import json
 import re
@@ -17,13 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config.cli import parse_options
+from config.options import parse_options
 from utils.errors import UserError, run
 from utils.files import reading, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results: written by tools/results_table.py -->", "<!-- end of results -->"
 USUAL = ("market1501", "demo")  # test sets that a row does not name
+README_ROWS = [(name, row) for name in ("demo", "tiny_b1_mobilenet_v2_128x64") for row in ("plain", "flip+rerank")]
 HEAD = "| experiment | protocol | published mAP / R1 | measured mAP / R1 | mINP | seeds | hardware | training |"
 
 
@@ -63,7 +63,7 @@ def labelled(experiment: str, dataset: str) -> str:
 def table(experiments: dict[str, list[dict]], published: list[dict], all_rows: bool) -> str:
     """The table in Markdown: published rows in their order, then experiments without one; then the remarks.
 
-    all_rows: also the published rows that are not measured yet, and remarks below the table.
+    all_rows: not README_ROWS only; also published rows that are not measured yet, and remarks below the table.
     """
     rows = [(labelled(p["experiment"], p.get("dataset", USUAL[0])), p["protocol"], p) for p in published]
     known = {(e, p) for e, p, _ in rows}
@@ -72,7 +72,7 @@ def table(experiments: dict[str, list[dict]], published: list[dict], all_rows: b
     lines = [HEAD, re.sub(r"[^|]+", "---", HEAD)]
     for experiment, protocol, reference in sorted(rows, key=lambda row: order.index(row[0])):
         scored = [r for r in experiments.get(experiment, []) if protocol in r["scores"]]
-        if scored or all_rows:
+        if all_rows or (scored and (experiment, protocol) in README_ROWS):
             lines.append(_row(experiment, protocol, reference, scored))
     remarks = [(e, r["seed"], r["remark"]) for e, runs in experiments.items() for r in runs if r.get("remark")]
     remarks = remarks if all_rows else []

@@ -5,8 +5,6 @@ gp and cameras qc, gc, in FILE.npz or as DIRECTORY/qf.npy and so on. The latter 
 than the memory. All settings of test.py that concern scores are available.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -23,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import Config
 from config.cli import parse_settings, split_first, typed_command
 from processor.environment import pick_device
-from processor.evaluate import report, score_features, scores_note
+from processor.evaluate import RANDOM_GALLERIES, report, score_features, scores_note
+from processor.optional_scores import drop_undefined
 from utils.errors import UserError, run
 from utils.files import check_unpacked_size, reading, write_json, write_rows
 from utils.logging import log, setup_logging
@@ -46,6 +45,7 @@ class StoredFeatures(NamedTuple):
     ids: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     note: str = ""  # caveat that belongs to all scores of them
     camera_names: dict[int, str] = {}  # noqa: RUF012
+    name: str = "plain"  # of their scores; "flip": each is the mean of an image's and its mirror image's features
 
 
 def read_features(path: str | Path) -> StoredFeatures:
@@ -53,12 +53,12 @@ def read_features(path: str | Path) -> StoredFeatures:
 
     Parts such as gf.2of3.npy are joined first. Raises UserError if something is missing or does not fit.
     """
-    path, note, names = Path(path), "", {}
+    path, note, names, kind = Path(path), "", {}, "plain"
     with reading(path, WANTED):
         if path.is_dir():
             if (path / ABOUT).is_file():
                 about = json.loads((path / ABOUT).read_text())
-                note = str(about["note"])
+                note, kind = str(about["note"]), "flip" if about.get("flip") else "plain"
                 names = {int(camid): str(name) for camid, name in about.get("camera_names", {}).items()}
             for name in ARRAYS[:2]:
                 join_parts(path, name)
@@ -78,7 +78,7 @@ def read_features(path: str | Path) -> StoredFeatures:
     if not kept.all():
         log.info("%s: %d gallery images of pid -1 left out (junk)", path, (~kept).sum())
         gf, gp, gc = gf[kept], gp[kept], gc[kept]
-    return StoredFeatures(torch.from_numpy(qf), torch.from_numpy(gf), (qp, gp, qc, gc), note, names)
+    return StoredFeatures(torch.from_numpy(qf), torch.from_numpy(gf), (qp, gp, qc, gc), note, names, kind)
 
 
 def part_name(name: str, part: int, parts: int) -> str:
@@ -118,7 +118,8 @@ def main() -> None:
     if not name:
         raise UserError("name the features to score: an .npz, or a directory written by tools/extract_features.py")
     setup_logging()
-    query, gallery, ids, note, cameras = read_features(name)
+    cfg = drop_undefined(cfg) if cfg.eval.protocol in RANDOM_GALLERIES else cfg
+    query, gallery, ids, note, cameras, kind = read_features(name)
     log.info("%s: %d queries in %d images", name, len(query), len(gallery))
     device = pick_device(cfg.run.device)
     # two matrices of distances, and the features in float32
@@ -126,7 +127,7 @@ def main() -> None:
     if device.type != "cpu" and needed > torch.cuda.mem_get_info(device)[0]:
         log.info("too large for %s, scored on the CPU", device)
         device = torch.device("cpu")
-    inference = score_features(cfg, {"plain": (query.to(device), gallery.to(device))}, ids)
+    inference = score_features(cfg, {kind: (query.to(device), gallery.to(device))}, ids)
     note = scores_note(cfg, note)
     record = {"features": name, "command": typed_command(), "note": note, **report(inference, note, cameras)}
     if options.output:

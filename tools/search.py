@@ -5,8 +5,6 @@ pictures most similar to one. `threshold` finds, on pictures of known people, th
 probably show the same person. Without a command, the gallery of the latest run is indexed and its first query asked.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import sys
@@ -21,17 +19,18 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from config.cli import parse_command
 from config.config import Folders
+from config.options import parse_command
 from datasets.base import ReIDDataset
 from datasets.make import make_test_set, place, train_names
 from datasets.own import refuse_another_split
 from processor import FeatureExtractor
 from processor.checkpoint import find_checkpoint
-from tools.gallery.answer import MAX_HITS, Hit, count_pairs, draw_answer, find_thresholds, hit_table, threshold_table
+from tools.gallery.answer import MAX_HITS, Hit, draw_answer, find_thresholds, hit_table, threshold_table
 from tools.gallery.index import Index, add, changing, extractor_of, make_index, place_of, read_index, remove
 from utils.errors import UserError, run
 from utils.logging import log, setup_logging
+from utils.roc import count_pairs
 
 
 @dataclass
@@ -40,8 +39,15 @@ class RunOptions:
     log_dir: str = "log"  # directory of all runs
 
     def folder(self, name: str) -> Path:
-        """The index of that name, or gallery in the run's directory."""
-        return Path(name) if name else find_checkpoint(self.checkpoint, self.log_dir).parent / "gallery"
+        """The index of that name; else the one of the run that --checkpoint names; else the latest of all runs."""
+        if name or self.checkpoint:
+            return Path(name or find_checkpoint(self.checkpoint, self.log_dir).parent / "gallery")
+        found = sorted(Path(self.log_dir).glob("*/*/index.json"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise UserError(f"there is no index in {self.log_dir}; make one: python tools/search.py index FOLDER")
+        *others, latest = (str(path.parent) for path in found)
+        log.info("index %s%s", latest, f", the latest; --index takes the others: {', '.join(others)}" if others else "")
+        return Path(latest)
 
 
 @dataclass
@@ -82,7 +88,7 @@ class AddCommand(Options):
     """Add pictures, or all pictures of folders, to an index; those that changed since replace the old ones."""
 
     places: tuple[str, ...] = ()  # pictures or folders
-    index: str = ""  # folder of the index (empty: gallery in the run's directory)
+    index: str = ""  # folder of the index (empty: the latest one)
 
     def run(self) -> None:
         with changing(self.folder(self.index)) as index:
@@ -95,7 +101,7 @@ class RemoveCommand(RunOptions):
     """Remove pictures from an index. The pictures themselves stay where they are."""
 
     names: tuple[str, ...] = ()  # pictures or folders, as in the index or on the disk
-    index: str = ""  # folder of the index (empty: gallery in the run's directory)
+    index: str = ""  # folder of the index (empty: the latest one)
 
     def run(self) -> None:
         with changing(self.folder(self.index)) as index:
@@ -110,7 +116,7 @@ class AskCommand(Options):
     """
 
     pictures: tuple[str, ...] = ()  # pictures of one person (none: the first query of the test split)
-    index: str = ""  # folder of the index (empty: gallery in the run's directory)
+    index: str = ""  # folder of the index (empty: the latest one)
     top: int = 10  # number of most similar pictures shown
     threshold: float = math.nan  # similarity from which on it is the same person (nan: the one stored in the index)
     exact: bool = False  # search exactly, whatever engine the index has
@@ -145,7 +151,7 @@ class ThresholdCommand(Options):
 
     dataset: str = ""  # a name, or a folder with one folder per identity (empty: the model's own dataset)
     folders: Folders = "auto"  # own pictures: what folders in folders are, the outer one first
-    index: str = ""  # folder of the index (empty: gallery in the run's directory)
+    index: str = ""  # folder of the index (empty: the latest one)
     store: Literal["fpr", "eer"] = "fpr"  # the threshold that the index keeps
 
     def run(self) -> None:
@@ -157,13 +163,15 @@ class ThresholdCommand(Options):
             ids = ([getattr(s, name) for s in side] for name in ("pid", "camid") for side in sides)
             try:
                 counter = count_pairs(*features, *ids)
+                found = find_thresholds(counter)
             except ValueError as error:
                 raise UserError(f"{split.name}: {error}, so no threshold can be found; use another set") from error
             log.info("%s\n%s", split.name, threshold_table(counter))
-            rule, (value, _, _) = list(find_thresholds(counter).items())[self.store == "fpr"]
-            index.about["threshold"] = {"value": value, "rule": rule, "dataset": split.name}
+            rule, (value, tpr, _) = list(found.items())[self.store == "fpr"]
+            stored = {"value": value, "rule": rule, "dataset": split.name, "refused": 1 - tpr}
+            index.about["threshold"] = stored
             index.save()
-        log.info("%.3f (%s) is stored in %s", value, rule, index.directory)
+        log.info("%.3f (%s) is stored in %s", value, in_words(stored), index.directory)
 
 
 KINDS = (IndexCommand, AddCommand, RemoveCommand, AskCommand, ThresholdCommand)
@@ -196,11 +204,17 @@ def find(index: Index, query: torch.Tensor, top: int, threshold: float, exact: b
         title += "; the index is not complete, run python tools/search.py index again"
     stored, source = index.about.get("threshold"), "as given"
     if math.isnan(threshold) and stored:
-        threshold, source = stored["value"], f"{stored['rule']} on {stored['dataset']}"
+        threshold, source = stored["value"], in_words(stored)
     known, root = not math.isnan(threshold), index.about["root"]
     unknown = "python tools/search.py threshold finds from where on it is the same person"
     title += f"; same person from {threshold:.3f} on ({source})" if known else f"; {unknown}"
     return [Hit(place_of(root, path), path, s, s >= threshold if known else None) for path, s in found], title
+
+
+def in_words(threshold: dict[str, Any]) -> str:
+    """What a stored threshold was found by, and what it costs (indexes of older versions do not know it)."""
+    costs = f", refuses {threshold['refused']:.0%} of same-person pairs" if "refused" in threshold else ""
+    return f"{threshold['rule']} on {threshold['dataset']}{costs}"
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -7,8 +7,6 @@ seeds and compares them. Each step resumes where it was stopped. No test image i
 More: docs/light_models.md.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys

@@ -5,8 +5,6 @@ splits are people that it has seen (train), the test split itself (test), and st
 without CKPT: qf gf qp gp qc gc). Everything printed or written says which one it was.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import shlex
@@ -27,14 +25,14 @@ from config import Config
 from config.cli import parse_settings, split_first, typed_command
 from config.config import check_range, option
 from datasets.base import full_note
-from datasets.heldout import heldout_split, last_identities
-from datasets.loaders import TestLoader, left_out
+from datasets.loaders import TestLoader
 from datasets.make import make_dataset, make_test_set
 from datasets.own import refuse_another_split
-from processor.checkpoint import rebuild_model, stored_config
+from datasets.subsets import heldout_split, last_identities
+from processor.checkpoint import stored_config
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import extract_features, score_table, score_values
-from processor.test import Stored, parse_test
+from processor.test import Stored, parse_test, tested_model
 from tools.score_features import read_features
 from utils.errors import Stopped, UserError, run
 from utils.files import write_json
@@ -115,14 +113,13 @@ def from_checkpoint(cfg: Config, options: Options, stored: Stored, device: torch
         if options.distractors:
             others = [s._replace(pid=0) for s in dataset.train if s.pid not in pids]
             gallery, label = gallery + others, f"{label}, among {len(others)} distractors"
-    model = rebuild_model(state, checkpoint, cfg).to(device).eval()
-    if cfg.loop.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    model = tested_model(cfg, stored, device)[0]
     query, gallery = TestLoader(cfg, query, "query"), TestLoader(cfg, gallery, "gallery")
     features = [extract_features(cfg, model, x, device, cfg.eval.flip)[cfg.eval.flip] for x in (query, gallery)]
     ids = [query.pids, gallery.pids, query.camids, gallery.camids]
-    note = left_out(left_out(dataset.test_note if split == "test" else "", query.images), gallery.images)
-    return SearchData(features, ids, split, label, full_note(state.get("train_note", ""), note), checkpoint.parent)
+    test_note = dataset.test_note if split == "test" else ""
+    note = full_note(state.get("train_note", ""), test_note, query.images.note, gallery.images.note)
+    return SearchData(features, ids, split, label, note, checkpoint.parent)
 
 
 def from_file(cfg: Config, path: str, device: torch.device) -> SearchData:

@@ -4,8 +4,6 @@ One row per image: the original, each transform alone and always applied, and la
 are those of the preset and of the command line, as for train.py.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import textwrap

@@ -1,7 +1,5 @@
 """Distances between query and gallery features, exact to float32 and equal for equal features."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 
@@ -35,8 +33,7 @@ class Pair:
         self.metric = metric
         self.copies, self.originals = equal_rows(self.gallery, gallery_norm)
         if metric == "cosine":
-            self.query, self.query_scale = unit_factors(self.query, query_norm)
-            self.gallery, self.gallery_scale = unit_factors(self.gallery, gallery_norm)
+            self.query_scale, self.gallery_scale = unit_factors(query_norm), unit_factors(gallery_norm)
         else:
             self.query_square, self.gallery_square = query_norm.square().float(), gallery_norm.square().float()
 
@@ -47,11 +44,10 @@ class Pair:
             query = query * self.query_scale[start:stop, None]
         if out is None:
             out = torch.empty(len(query), len(self.gallery), dtype=torch.float32, device=query.device)
+        chunks = [self.gallery] if whole and self.gallery.is_contiguous() else _chunks(self.gallery, 4)
         with exact_products(query.device):
-            first = 0
-            for rows in [self.gallery] if whole and self.gallery.is_contiguous() else _chunks(self.gallery, 4):
-                torch.mm(query, rows.float().contiguous().T, out=out[:, first : first + len(rows)])
-                first += len(rows)
+            for rows, columns in zip(chunks, out.split([len(rows) for rows in chunks], dim=1), strict=True):
+                torch.mm(query, rows.float().contiguous().T, out=columns)
         # A matrix product may add up its last columns in another order; all that follows rounds once per operation.
         out[:, self.copies] = out[:, self.originals]
         if self.metric == "cosine":
@@ -59,33 +55,35 @@ class Pair:
         return out.mul_(-2).add_(self.query_square[start:stop, None]).add_(self.gallery_square).clamp_(min=0).sqrt_()
 
 
-def check_pair(
-    query: torch.Tensor, gallery: torch.Tensor, metric: str
-) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+def check_pair(query: torch.Tensor, gallery: torch.Tensor, metric: str) -> tuple:
     """Query (Q, D) and gallery (G, D) without a gradient, and the float64 norms of their rows. Raises ValueError."""
     if metric not in METRICS:
         raise ValueError(f"metric {metric!r} is none of {', '.join(METRICS)}")
     query, gallery = query.detach(), gallery.detach()
-    norms = check_features(query=query, gallery=gallery)
-    for name, norm in zip(("query", "gallery"), norms, strict=True):
-        # Cosine divides by the norm first; float64 rows above 1e154 have none.
-        large = norm > (LARGEST if metric == "euclidean" else torch.finfo(torch.float64).max)
-        if bool(large.any()):
-            raise ValueError(f"{int(large.sum())} of {len(norm)} {name} features are too large to square")
-    if metric == "euclidean" and 0 < max((float(norm.max()) for norm in norms if len(norm)), default=0) < 1 / LARGEST:
-        raise ValueError("all features are too small to square; scale them, or use metric='cosine'")
-    return query, gallery, norms
+    return query, gallery, check_features(query=query, gallery=gallery)
 
 
 def check_features(**features: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Norms (N,) float64 of the rows of each of the features (N, D).
 
-    Raises ValueError, with their names, if they differ in D, are not floating-point numbers, or hold NaN or infinity.
+    Raises ValueError, with their names, if they differ in D, are not floating-point numbers, or hold NaN, infinity or
+    values too large to square in float32.
     """
     if any(rows.ndim != 2 for rows in features.values()) or len({rows.shape[1] for rows in features.values()}) > 1:
         shapes = " and ".join(f"{name} {tuple(rows.shape)}" for name, rows in features.items())
         raise ValueError(f"features must be (N, D), all of the same D, not {shapes}")
-    return tuple(row_norms(rows, name) for name, rows in features.items())
+    norms = []
+    for name, rows in features.items():
+        if not rows.is_floating_point():
+            raise ValueError(f"{name} features must be floating-point numbers, not {rows.dtype}")
+        chunks = _chunks(rows.detach(), 8)
+        norms.append(torch.cat([torch.linalg.vector_norm(chunk, dim=1, dtype=torch.float64) for chunk in chunks]))
+        if not torch.isfinite(norms[-1]).all():
+            bad = sum(int((~torch.isfinite(chunk)).any(1).sum()) for chunk in chunks)
+            raise ValueError(f"{bad} of {len(rows)} {name} features hold NaN or infinity; the model has diverged")
+        if large := int((norms[-1] > LARGEST).sum()):
+            raise ValueError(f"{large} of {len(rows)} {name} features are too large to square")
+    return tuple(norms)
 
 
 @contextlib.contextmanager
@@ -108,20 +106,6 @@ def _chunks(features: torch.Tensor, itemsize: int) -> tuple[torch.Tensor, ...]:
     return features.split(max(1, CHUNK_BYTES // (itemsize * max(features.shape[1], 1))))
 
 
-def row_norms(features: torch.Tensor, name: str) -> torch.Tensor:
-    """(N,) float64 norms of rows. Raises ValueError with the number of rows that hold NaN or infinity."""
-    if not features.is_floating_point():
-        raise ValueError(f"{name} features must be floating-point numbers, not {features.dtype}")
-    norms, bad = [], 0
-    for rows in _chunks(features.detach(), 8):
-        norms.append(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64))
-        if not torch.isfinite(norms[-1]).all():
-            bad += int((~torch.isfinite(rows)).any(1).sum())
-    if bad:
-        raise ValueError(f"{bad} of {len(features)} {name} features hold NaN or infinity; the model has diverged")
-    return torch.cat(norms)
-
-
 def equal_rows(features: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices of the rows (N, D) that equal an earlier row, and of the first such row. norm: (N,) their norms."""
     ordered, order = norm.sort()
@@ -133,12 +117,6 @@ def equal_rows(features: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor
     return rows[first < rows], first[first < rows]
 
 
-def unit_factors(features: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features and the float32 factors (N,) that turn them into unit rows; a zero row stays zero.
-
-    The features are copied, as unit rows with factors 1, only if their products would leave the range of float32.
-    """
-    inverse = torch.where(norm > 0, 1 / norm, 0)
-    if bool(((norm < LARGEST) & (norm > 1 / LARGEST) | (norm == 0)).all()):
-        return features, inverse.float()
-    return (features * inverse[:, None]).float(), torch.ones_like(norm, dtype=torch.float32)
+def unit_factors(norm: torch.Tensor) -> torch.Tensor:
+    """Norms of rows (N,) to the float32 factors that turn them into unit rows; a zero row stays zero."""
+    return torch.where(norm > 0, 1 / norm, 0).float()

@@ -35,29 +35,29 @@ def run(main: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names that the terminal's encoding lacks
-    message, code = None, 0
+    message, code = "", 0
     try:
         main()
     except UserError as error:
-        message, code = f"error: {error}", 2
+        message, code = f"error: {error}\n", 2
     except BrokenPipeError:
         code = 128 + 13  # SIGPIPE
-    except OSError as error:
-        # Disk full, no permission, directory gone: the system's message already names the file.
+    except OSError as error:  # disk full, no permission, directory gone
         if error.filename is None and error.strerror is None:
             raise
-        message, code = f"error: {error.strerror}: {error.filename}", 2
+        message, code = f"error: {error.strerror}: {error.filename}\n", 2
     except Stopped as stop:
-        message, code = stop, stop.exit_code
+        message, code = f"{stop}\n", stop.exit_code
     except KeyboardInterrupt:
-        message, code = "stopped", 130
+        message, code = "stopped\n", 130
+    except SystemExit as end:  # after --help
+        code = end.code
     with contextlib.suppress(OSError, ValueError):
-        if message is not None:
-            print(message, file=sys.stderr)
+        sys.stderr.write(message)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError):  # what is left would be an error of Python at its end
+        except (OSError, ValueError):  # Python would flush again at its end, and complain
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if code:

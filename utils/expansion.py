@@ -3,8 +3,6 @@
 No labels are used: the neighbours may be images that the evaluation ignores for a query.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 

@@ -1,7 +1,5 @@
 """Files: reading them with one error message, writing them atomically, and locking directories."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import json
@@ -9,7 +7,7 @@ import os
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,6 @@ from filelock import FileLock, Timeout
 
 from utils.errors import UserError
 from utils.logging import log
-
-# torchreid's checkpoints hold Rank-1 as a NumPy scalar, which torch does not load by itself; NumPy 2 moved its module
-_SCALAR = np.float32(0).__reduce__()[0]
-NUMPY_SCALARS = [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-NUMPY_SCALARS += [np.dtype, type(np.dtype("float32")), type(np.dtype("float64"))]
 
 # What the readers of JSON, CSV, NumPy, zip, pickle and torch files raise for files that are missing or damaged.
 UNREADABLE = (
@@ -41,12 +34,14 @@ def reading(path: str | Path, fix: str = "") -> Iterator[None]:
         raise UserError(f"{path} cannot be read ({reason.splitlines()[0]})" + (f"; {fix}" if fix else "")) from error
 
 
-def load_plain(path: str | Path) -> Any:
-    """torch.load of tensors and plain values only. Raises UserError for any other file, and for a compressed one, which
-    torch does not write."""
+def load_plain(path: str | Path, allowed: Sequence[Any] = ()) -> Any:
+    """torch.load of tensors and plain values only, and of what `torch.serialization.safe_globals` is to allow.
+
+    Raises UserError for any other file, and for a compressed one, which torch does not write.
+    """
     import torch
 
-    with reading(path, "give an undamaged file of torch.save"), torch.serialization.safe_globals(NUMPY_SCALARS):
+    with reading(path, "give an undamaged file of torch.save"), torch.serialization.safe_globals(list(allowed)):
         check_unpacked_size(path)
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -67,21 +62,21 @@ def check_unpacked_size(path: str | Path, most: float = 1) -> None:
 
 
 @contextlib.contextmanager
-def lock_directory(
-    directory: str | Path, *, wait: bool = False, name: str = ".lock", leftovers: str = ".*.tmp"
-) -> Iterator[bool]:
+def lock_directory(directory: str | Path, *, wait: bool = False, leftovers: str = ".*.tmp") -> Iterator[bool]:
     """One program at a time uses a directory, which is made if need be: yields False if another one does.
 
-    wait: wait for the other program instead. name: file of the lock. leftovers: glob of unfinished files of killed
-    programs, which are removed. Without effect on file systems without locks. Raises OSError if it cannot be written.
+    wait: wait for the other program instead. leftovers: glob of unfinished files of killed programs, which are removed.
+    Without effect on file systems without locks. Raises OSError if it cannot be written.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    lock, locked = FileLock(directory / name), True
+    probe = directory / f".probe.{os.getpid()}.tmp"
+    probe.touch()  # in a directory that cannot be written to, the lock would seem to be held
+    probe.unlink(missing_ok=True)
+    lock, locked = FileLock(directory / ".lock"), True
     try:
         lock.acquire(timeout=0.5 if wait else 0)
     except Timeout:
-        _check_writable(directory)  # a lock file that cannot be opened looks like a held lock
         locked = wait
         if wait:
             log.info("another program uses %s; waiting for it", directory)
@@ -89,19 +84,11 @@ def lock_directory(
     except NotImplementedError:  # a file system without locks
         pass
     try:
-        if locked:
-            _check_writable(directory)
-            for unfinished in directory.glob(leftovers):
-                unfinished.unlink(missing_ok=True)
+        for unfinished in directory.glob(leftovers) if locked else ():
+            unfinished.unlink(missing_ok=True)
         yield locked
     finally:
         lock.release()
-
-
-def _check_writable(directory: Path) -> None:
-    probe = directory / f".probe.{os.getpid()}.tmp"
-    probe.touch()
-    probe.unlink()
 
 
 def write_atomically(
@@ -127,17 +114,12 @@ def write_atomically(
     finally:
         with contextlib.suppress(OSError):  # the directory may be gone; the first error is the one to report
             temporary.unlink(missing_ok=True)
-    flush_names(path.parent)
-
-
-def flush_names(directory: Path) -> None:
-    """Write a directory's changed file names to the disk, so that they survive a power cut."""
-    with contextlib.suppress(OSError):  # some file systems always do, and refuse
-        handle = os.open(directory, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # the new name too survives a power cut, where the file system can do that
+        folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            os.fsync(folder)
         finally:
-            os.close(handle)
+            os.close(folder)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -153,18 +135,18 @@ def write_rows(path: str | Path, length: int, parts: Iterable[np.ndarray]) -> No
     """
 
     def write(temporary: Path) -> None:
+        rows, kind = 0, None
         with open(temporary, "wb") as file:
-            rows, kind = 0, None
             for part in parts:
                 if kind is None:
                     kind = part.dtype, part.shape[1:]
-                    header = {"descr": np.lib.format.dtype_to_descr(part.dtype), "fortran_order": False}
+                    header = np.lib.format.header_data_from_array_1_0(part) | {"fortran_order": False}
                     np.lib.format.write_array_header_1_0(file, header | {"shape": (length, *part.shape[1:])})
                 if (part.dtype, part.shape[1:]) != kind:
                     raise ValueError(f"rows of {part.dtype} {part.shape[1:]} cannot be added to a file of {kind}")
                 file.write(np.ascontiguousarray(part).data)
                 rows += len(part)
-            if rows != length:
-                raise ValueError(f"{rows} rows for a file of {length}")
+        if rows != length:
+            raise ValueError(f"{rows} rows for a file of {length}")
 
     write_atomically(path, write)

@@ -1,7 +1,5 @@
 """Running time of functions."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from typing import Any

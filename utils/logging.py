@@ -1,7 +1,5 @@
 """One logger for the whole program: to the screen through tqdm, and to the run's `train.log`."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import sys

@@ -6,10 +6,9 @@ the first k, INP the number of matches divided by the rank of the last one (Ye e
 the queries that have a match. Equal distances rank by gallery order, as in a stable sort.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from utils.lookup import load
 from utils.ragged import padded_places, ranges
 
 BLOCK_BYTES = 64 << 20  # of distances computed by one matrix product, whatever the size of the gallery
+TILE_CPU, TILE_GPU = 1 << 20, 1 << 24  # distances at a time: what stays in a core's cache, or keeps a GPU busy
 NO_MATCH = "no query has a match in the gallery under another camera, so there is nothing to score"
 
 
@@ -70,15 +70,11 @@ def evaluate_distance(
     if distance.ndim != 2:
         raise ValueError(f"distance must be (Q, G), not {tuple(distance.shape)}")
     rows = _rows_per_block(*distance.shape)
-    missing = sum(int(part.isnan().sum()) for part in distance.split(rows)) if len(distance) else 0
-    if missing:
+    if missing := sum(int(part.isnan().sum()) for part in distance.split(rows)):
         raise ValueError(f"{missing} of {distance.numel()} distances are NaN")
     truth = Truth((query_pids, gallery_pids, query_camids, gallery_camids), *distance.shape, distance.device)
-
-    def block(start: int, stop: int) -> Tensor:
-        return distance[start:stop].clone(memory_format=torch.contiguous_format)
-
-    return _score(block, truth, rows, max_rank, roc)
+    copy = partial(torch.clone, memory_format=torch.contiguous_format)
+    return _score(lambda start, stop: copy(distance[start:stop]), truth, rows, max_rank, roc)
 
 
 def ranked_order(
@@ -118,8 +114,7 @@ class Truth:
 
 def _rows_per_block(queries: int, images: int) -> int:
     """Queries per block: about equal blocks of multiples of 64, as other and small matrix products are slower."""
-    most = max(1, BLOCK_BYTES // (4 * max(images, 1)))
-    blocks = max(1, -(-queries // most))
+    blocks = max(1, -(-queries * 4 * images // BLOCK_BYTES))
     rows = max(1, -(-queries // blocks))
     return rows if rows < 64 else min(-(-rows // 64) * 64, queries)
 
@@ -165,7 +160,8 @@ def _ranks(distance: Tensor, row: Tensor, column: Tensor) -> tuple[np.ndarray, n
     value = value.sort(1).values
     real = torch.arange(width, device=row.device) < number[:, None]
     ranks = torch.empty(value.shape, dtype=torch.int64, device=distance.device)
-    step = max(1, _tile_elements(distance.device) // max(distance.shape[1], 1))
+    size = TILE_CPU if distance.device.type == "cpu" else TILE_GPU
+    step = max(1, size // max(distance.shape[1], 1))
     for start in range(0, len(distance) if width else 0, step):
         part = slice(start, start + step)
         tile, matches = distance[part], value[part]
@@ -179,8 +175,3 @@ def _ranks(distance: Tensor, row: Tensor, column: Tensor) -> tuple[np.ndarray, n
             order = distance[tied].argsort(stable=True)  # rare with real features
             ranks[tied, : number[tied]] = 1 + torch.isin(order, column[row == tied]).nonzero()[:, 0]
     return ranks.masked_fill_(~real, distance.shape[1] + 1).cpu().numpy(), number.cpu().numpy()
-
-
-def _tile_elements(device: torch.device) -> int:
-    """Distances at a time: what stays in a core's cache, or keeps a GPU busy."""
-    return 1 << 20 if device.type == "cpu" else 1 << 24

@@ -1,7 +1,5 @@
 """Pictures of rows of images: ranked lists, answers of a search, heat maps."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +35,7 @@ def remove_rows(directory: Path) -> None:
 
 
 def draw_rows(
-    path: str | Path,
-    rows: Sequence[tuple[str, Sequence[Tile | None]]],
-    columns: Sequence[str | None],
-    bar: str = "",
+    path: str | Path, rows: Sequence[tuple[str, Sequence[Tile | None]]], columns: Sequence[str | None], bar: str = ""
 ) -> np.ndarray:
     """Write a PNG of rows of framed images of one shape: rows are (title, tiles), columns the titles at the top.
 

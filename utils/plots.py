@@ -1,7 +1,5 @@
 """Curves of training runs. matplotlib is imported only when something is drawn."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,13 +28,11 @@ def plot_curves(runs: Mapping[str, Sequence[dict[str, Any]]], path: str | Path) 
     runs: entries as in metrics.jsonl or a run's `history`, by the name of the run. A single run also shows the parts of
     its loss and the scores of other protocols than the plain one.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     below = 0.65 + 0.22 * -(-len(runs) // 3)  # inches, for the legend
     height = 6 + below
     figure = Figure(figsize=(12, height), dpi=110)
-    FigureCanvasAgg(figure)
     last = max(1, *(entry["epoch"] for entries in runs.values() for entry in entries))
     for axis, (title, key) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
         lines = [line(entries, key) for entries in runs.values()]
@@ -98,9 +94,6 @@ def loss_parts(entries: Sequence[dict[str, Any]]) -> list[str]:
 
 def line(entries: Sequence[dict[str, Any]], key: str, protocol: str = "plain") -> tuple[list[int], list[float]]:
     """Epochs and values of a key, where it is finite."""
-    points = []
-    for entry in entries:
-        value = entry.get("scores", {}).get(protocol, {}).get(key) if key in SCORES else entry.get(key)
-        if isinstance(value, (int, float)) and math.isfinite(value):
-            points.append((entry["epoch"], value))
-    return [epoch for epoch, _ in points], [value for _, value in points]
+    values = {e["epoch"]: (e.get("scores", {}).get(protocol, {}) if key in SCORES else e).get(key) for e in entries}
+    finite = {epoch: v for epoch, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+    return list(finite), list(finite.values())

@@ -1,7 +1,5 @@
 """Half precision where it is safe, float32 where it is not."""
 
-from __future__ import annotations
-
 import torch
 
 

@@ -4,8 +4,6 @@ Ids, metric, max_rank and errors are as for `evaluate`, and ties rank by gallery
 each query has one match, at rank r: AP and INP are both 1/r. A seed gives the same galleries on every device.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product

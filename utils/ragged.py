@@ -1,7 +1,5 @@
 """Runs of unequal lengths stored end to end in one tensor."""
 
-from __future__ import annotations
-
 import torch
 
 

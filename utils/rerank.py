@@ -6,8 +6,6 @@ encodings are sparse, and their overlaps are summed sparsely. In addition to the
 first holds the original distances, memory is some lists of neighbours and blocks of `BLOCK_BYTES`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -64,7 +62,7 @@ def k_reciprocal_grid(
 
 
 def _grid(
-    features: Features, k1s: list[int], k2s: list[int], lambda_values: list[float]
+    features: "Features", k1s: list[int], k2s: list[int], lambda_values: list[float]
 ) -> Iterator[tuple[int, int, float, Tensor]]:
     with torch.no_grad(), exact_products(features.device):
         found = search(features, int(max(max(k1s) + 1, max(k2s))))
@@ -99,7 +97,7 @@ class Features:
             raise ValueError("there is neither a query nor a gallery feature to re-rank")
         self.parts = [(query, None), (gallery, None)]  # rows, and the factors that turn them into unit rows
         if metric == "cosine":
-            self.parts = [unit_factors(*part) for part in zip((query, gallery), norms, strict=True)]
+            self.parts = [(query, unit_factors(norms[0])), (gallery, unit_factors(norms[1]))]
         self.block_bytes = BLOCK_BYTES if self.device.type == "cpu" else GPU_BLOCK_BYTES
         # the largest n for which two tiles (n, n) of distances and two (n, D) of features fit: 8 n (n + D) bytes
         n = int((math.sqrt(self.width**2 + self.block_bytes / 2) - self.width) / 2)

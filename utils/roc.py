@@ -4,14 +4,17 @@ A pair is accepted if its distance is at most the threshold. `Roc` is exact, but
 counts all pairs at thresholds chosen beforehand, for whole curves, histograms and operating points.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from utils.distance import exact_products
+from utils.ids import Ids, check_ids
+
 PIECE = 1 << 20  # distances filtered at a time
+STEPS = 1 << 13  # thresholds between cosine 0 and 1; a power of two, so that they are exact
+BLOCK = 1 << 22  # pairs that are counted at a time
 
 
 @dataclass
@@ -122,6 +125,27 @@ class PairCounter:
     def quantile(self, kind: int, share: float) -> int:
         """Index of the first threshold that accepts at least this share of the pairs of a kind (0 or 1)."""
         return min(int(np.searchsorted(self.rates()[kind], share - 1e-12)), len(self.thresholds) - 1)
+
+
+def count_pairs(
+    query: torch.Tensor, gallery: torch.Tensor,
+    query_pids: Ids, gallery_pids: Ids, query_camids: Ids, gallery_camids: Ids,
+) -> PairCounter:  # fmt: skip
+    """Pairs of features (Q, D) and (G, D) float32 of length 1 by their negative cosine, in steps of 1 / STEPS.
+
+    Pairs of the same person under the same camera do not count, as in the standard protocol. Raises ValueError for ids
+    that do not fit.
+    """
+    of_query = check_ids(len(query), query_pids=query_pids, query_camids=query_camids)
+    of_gallery = check_ids(len(gallery), gallery_pids=gallery_pids, gallery_camids=gallery_camids)
+    pids, camids, other_pids, other_camids = (torch.from_numpy(x) for x in (*of_query, *of_gallery))
+    counter = PairCounter(torch.arange(-STEPS, STEPS + 1) / STEPS)
+    for rows in torch.arange(len(query)).split(max(1, BLOCK // max(len(gallery), 1))):
+        with exact_products(query.device):
+            distance = -(query[rows] @ gallery.T)
+        same = pids[rows, None] == other_pids
+        counter.add(distance[same & (camids[rows, None] != other_camids)], distance[~same])
+    return counter
 
 
 def _accepted(fpr: float, total: int) -> int:

@@ -14,8 +14,6 @@ it names another dataset), and how it knowingly differs from the source. Differe
   last three of its third; here there is one after each of these stages. The last two do not pad the first max pooling.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The demo set: rendered pedestrians in Market-1501's layout, made on first use. No download, no licence to accept."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from datasets.base import ReIDDataset

@@ -6,8 +6,6 @@ that run after the stages, by their number) and `imagenet` (pretrained weights w
 Parameter names are those of published files. A new backbone is one file, and one line in BACKBONES.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 
@@ -17,14 +15,15 @@ from config import Config
 from utils.errors import UserError, did_you_mean
 from utils.lookup import load
 
+RESNET = "model.backbones.resnet:resnet"
 TORCHVISION = "model.backbones.torchvision_nets:torchvision_net"
 IBN = "model.backbones.resnet_ibn:resnet_ibn"
 OSNET = "model.backbones.osnet:osnet"
 
 # --backbone: "module:function" of (Config)
 BACKBONES = {
-    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), TORCHVISION),
-    **dict.fromkeys(("resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"), TORCHVISION),
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), RESNET),
+    **dict.fromkeys(("resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"), RESNET),
     **dict.fromkeys(("resnet50_ibn_a", "resnet101_ibn_a", "resnet18_ibn_b", "resnet50_ibn_b"), IBN),
     **dict.fromkeys(("osnet_x1_0", "osnet_x0_75", "osnet_x0_5", "osnet_x0_25", "osnet_ibn_x1_0"), OSNET),
     **dict.fromkeys([f"osnet_ain_x{width}" for width in ("1_0", "0_75", "0_5", "0_25")], OSNET),

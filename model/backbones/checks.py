@@ -1,7 +1,5 @@
 """Initial weights of backbones that are not torchvision's, and settings that they refuse."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from config import Config

@@ -1,7 +1,5 @@
 """ConvNeXt (Liu et al., A ConvNet for the 2020s, CVPR 2022), torchvision's."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch.nn import functional as F

@@ -1,8 +1,6 @@
 """OSNet (Zhou et al., Omni-Scale Feature Learning for Person Re-Identification, ICCV 2019), with OSNet-IBN and
 OSNet-AIN (Zhou et al., Learning Generalisable Omni-Scale Representations, TPAMI 2021). Names are torchreid's."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """ResNet-IBN (Pan et al., Two at Once: Enhancing Learning and Generalization Capacities via IBN-Net, ECCV 2018).
 Instance norm removes an image's own colour and brightness. Parameter names are those of the authors' weights."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +11,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from config import Config
 from model.backbones.checks import refuse_tiny_images
+from model.backbones.resnet import cut_resnet
 from model.backbones.stages import Backbone
-from model.backbones.torchvision_nets import RESNET, set_stem
 
 # name: blocks per stage, kind, first digits of the SHA-256 of the authors' weights
 PUBLISHED = {
@@ -79,17 +77,16 @@ def resnet_ibn(cfg: Config) -> Backbone:
     """
     layers, kind, digits = PUBLISHED[cfg.model.backbone]
     block = BasicBlock if cfg.model.backbone.startswith("resnet18") else Bottleneck
-    net, channels = ResNet(block, layers), [width * block.expansion for width in (64, 128, 256, 512)]
+    net = ResNet(block, layers)
     if kind == "a":
         refuse_tiny_images(cfg)
         for unit in (*net.layer1, *net.layer2, *net.layer3):
             unit.bn1 = IBN(unit.bn1.num_features)
     else:
         net.bn1 = nn.InstanceNorm2d(net.bn1.num_features, affine=True)
-        for layer, width in zip((net.layer1, net.layer2), channels, strict=False):
-            layer[-1] = NormAfterSum(layer[-1], width)
-    set_stem(net, cfg)
-    backbone = Backbone(net, RESNET, channels, cfg.model.last_stride)
+        for layer, width in ((net.layer1, 64), (net.layer2, 128)):
+            layer[-1] = NormAfterSum(layer[-1], width * block.expansion)
+    backbone = cut_resnet(cfg, net)
     release = "https://github.com/XingangPan/IBN-Net/releases/download/v1.0"
     backbone.imagenet = ReleasedWeights(f"{release}/{cfg.model.backbone}-{digits}.pth")
     return backbone

@@ -4,8 +4,6 @@ Inverted residuals (Sandler et al., MobileNetV2, CVPR 2018) with optional squeez
 MobileNetV2 itself is one of these networks.
 """
 
-from __future__ import annotations
-
 import json
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, fields, replace

@@ -1,7 +1,5 @@
 """Base classes of the backbones: layers under their published names, run stage by stage."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 
@@ -42,9 +40,7 @@ class Backbone(Staged):
     removes the stride of the last stage (Sun et al., PCB, ECCV 2018).
     """
 
-    def __init__(
-        self, net: nn.Module, stages: Sequence[Sequence[str]], stage_channels: Sequence[int], last_stride: int
-    ):
+    def __init__(self, net: nn.Module, stages: list[list[str]], stage_channels: Sequence[int], last_stride: int):
         super().__init__(stages, stage_channels)
         for name in dict.fromkeys(layer.split(".")[0] for stage in stages for layer in stage):
             self.add_module(name, getattr(net, name))

@@ -1,7 +1,5 @@
 """Swin Transformer (Liu et al., ICCV 2021; V2: Liu et al., CVPR 2022), torchvision's."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch.nn import functional as F

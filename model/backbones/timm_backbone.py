@@ -1,7 +1,5 @@
 """Every network of the optional package timm (Wightman, PyTorch Image Models) that gives a map, as `timm/NAME`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

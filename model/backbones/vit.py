@@ -1,7 +1,5 @@
 """Vision Transformer (Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021), torchvision's."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Batch DropBlock network (Dai et al., Batch DropBlock Network for Person Re-identification and Beyond, ICCV 2019)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

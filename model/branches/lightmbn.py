@@ -1,8 +1,6 @@
 """LightMBN (Herzog et al., Lightweight Multi-Branch Network for Person Re-Identification, ICIP 2021), as in the
 authors' code (jixunbo/LightMBN: model/lmbn_n.py on OSNet, model/lmbn_r.py on ResNet50)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

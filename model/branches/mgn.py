@@ -1,8 +1,6 @@
 """Multiple granularity network (Wang et al., Learning Discriminative Features with Multiple Granularities for Person
 Re-Identification, ACM Multimedia 2018)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Parts of maps and of backbones that branches are made of."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

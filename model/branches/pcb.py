@@ -1,8 +1,6 @@
 """Part-based convolutional baseline (Sun et al., Beyond Part Models: Person Retrieval with Refined Part Pooling, ECCV
 2018), without the refinement of its parts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """A trained model as an ONNX graph or a torch.export program: whole, in half precision or on 8 bits."""
 
-from __future__ import annotations
-
 import copy
 import io
 import json

@@ -1,7 +1,5 @@
 """The answer of `tools/search.py ask`, and the similarity from which on two pictures count as of the same person."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Sequence
@@ -9,12 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from datasets.images import read_image
-from utils.distance import exact_products
 from utils.errors import UserError
-from utils.ids import Ids, check_ids
 from utils.pictures import QUERY, RIGHT, Tile, draw_rows
 from utils.roc import PairCounter
 
@@ -22,8 +17,6 @@ COLUMNS, MIN_COLUMNS = 10, 6  # tiles per row; the minimum leaves room for the t
 MAX_QUERIES, MAX_HITS = 5, 50  # drawn
 BELOW, GONE = "#b8b8b8", 235  # frame of hits below the threshold; gray level of pictures that cannot be read
 CAPTION = 17  # letters of a name under a tile
-STEPS = 1 << 13  # thresholds between 0 and 1; a power of two, so that they are exact
-BLOCK = 1 << 22  # pairs that are counted at a time
 FPR = 1e-3
 RELIABLE = 10_000  # pairs of different people, of which FPR accepts ten
 
@@ -75,32 +68,14 @@ def shorten(name: str) -> str:
 # ---- thresholds
 
 
-def count_pairs(
-    query: torch.Tensor, gallery: torch.Tensor,
-    query_pids: Ids, gallery_pids: Ids, query_camids: Ids, gallery_camids: Ids,
-) -> PairCounter:  # fmt: skip
-    """Pairs of features (Q, D) and (G, D) float32 of length 1 by their negative cosine, in steps of 1 / STEPS.
+def find_thresholds(counter: PairCounter) -> dict[str, tuple[float, float, float]]:
+    """By their rule, thresholds and the shares of pairs of one person (TPR) and of others (FPR) that they accept.
 
-    Pairs of the same person under the same camera do not count, as in the standard protocol. Raises ValueError for ids
-    that do not fit, and if there is no pair of one person or none of different people.
+    Raises ValueError if there is no pair of one person or none of different people.
     """
-    of_query = check_ids(len(query), query_pids=query_pids, query_camids=query_camids)
-    of_gallery = check_ids(len(gallery), gallery_pids=gallery_pids, gallery_camids=gallery_camids)
-    pids, camids, other_pids, other_camids = (torch.from_numpy(x) for x in (*of_query, *of_gallery))
-    counter = PairCounter(torch.arange(-STEPS, STEPS + 1) / STEPS)
-    for rows in torch.arange(len(query)).split(max(1, BLOCK // max(len(gallery), 1))):
-        with exact_products(query.device):
-            distance = -(query[rows] @ gallery.T)
-        same = pids[rows, None] == other_pids
-        counter.add(distance[same & (camids[rows, None] != other_camids)], distance[~same])
     if not counter.number.all():
         missing = "of different people" if counter.number[0] else "of one person under two cameras"
         raise ValueError(f"there are no two pictures {missing}")
-    return counter
-
-
-def find_thresholds(counter: PairCounter) -> dict[str, tuple[float, float, float]]:
-    """By their rule, thresholds and the shares of pairs of one person (TPR) and of others (FPR) that they accept."""
     tpr, fpr = counter.rates()
     found = {"equal error rate": counter.equal_error(), f"FPR {FPR:g}": counter.at_fpr(FPR)}
     return {rule: (-float(counter.thresholds[i]), tpr[i], fpr[i]) for rule, i in found.items()}

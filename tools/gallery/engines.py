@@ -5,8 +5,6 @@ ICCV 2003) searches only the clusters near the query, hnsw (Malkov and Yashunin,
 neighbours: both miss some rows.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

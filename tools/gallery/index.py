@@ -5,8 +5,6 @@ float32 with rows of length 1 in the order of the pictures, and for FAISS an eng
 features.npy, and index.json is written last: whatever stops a program, index.json fits the files that it names.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """Evolutionary search: score random networks of a space, then mutants and crosses of the better ones."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Sequence

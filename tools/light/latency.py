@@ -1,7 +1,5 @@
 """Latency of networks as the sum of the latencies of their blocks, each measured once."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import asdict

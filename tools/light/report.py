@@ -1,7 +1,5 @@
 """Results of the architecture search: tables, pictures, specifications; and checks of what the search relies on."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from datetime import date

@@ -1,7 +1,5 @@
 """Steps of the architecture search: options, the supernet with its limits, trainings that resume, scores."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

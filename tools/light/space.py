@@ -1,7 +1,5 @@
 """Search spaces: the networks among which the search chooses."""
 
-from __future__ import annotations
-
 import copy
 import math
 from dataclasses import asdict
@@ -90,7 +88,7 @@ class Space:
                 return spec
         return space.smallest()
 
-    def of_size(self, size: tuple[int, int]) -> Space:
+    def of_size(self, size: tuple[int, int]) -> "Space":
         """The part of the space for one image size."""
         part = copy.copy(self)
         part.choices = {**self.choices, "size": (size,)}

@@ -4,8 +4,6 @@ Training runs a random network at each step, the search then scores parts of it 
 ECCV 2020; Yu et al., BigNAS, ECCV 2020).
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -48,13 +48,14 @@ const COLUMNS = [["mAP", "mAP"], ["mINP", "mINP"], ["rank1", "Rank-1"], ["rank5"
   ["tpr@1e-04", "TPR at FPR 1e-4"], ["tpr@1e-03", "at 1e-3"], ["tpr@1e-02", "at 1e-2"]];
 
 function showScores() {
-  const { scores, shown } = data;
+  const { scores } = data;
   if (data.notes.length)
     byId("notes").append(element("p", { className: "note" }, element("strong", {}, "To be read with: "), `${data.notes.join("; ")}.`));
-  const last = scores[shown];
   for (const [key, name] of [["mAP", "mAP"], ["rank1", "Rank-1"], ["mINP", "mINP"]])
-    byId("headline").append(element("p", {}, element("b", {}, percent(last[key])), name));
-  byId("headline").append(element("p", { className: "hint" }, `in per cent, of “${shown}”`));
+    byId("headline").append(element("p", {}, element("b", {}, percent(scores.plain[key])), name));
+  const others = Object.entries(scores).filter(([name]) => name !== "plain")
+    .map(([name, row]) => `; “${name}”: mAP ${percent(row.mAP)}, Rank-1 ${percent(row.rank1)}`);
+  byId("headline").append(element("p", { className: "hint" }, `in per cent, of “plain”${others.join("")}`));
   const columns = COLUMNS.filter(([key]) => Object.values(scores).some((row) => key in row));
   const rows = Object.entries(scores).map(([name, row]) => [name, ...columns.map(([key]) => percent(row[key])), many(row.valid_queries)]);
   byId("score-table").append(table(["features", ...columns.map((c) => c[1]), "queries"], rows, "Scores in per cent"));
@@ -71,7 +72,8 @@ function protocolWords() {
     (data.images.camera ? "Gallery images of a query's identity under its own camera are ignored. " : "") +
     (counts.distractors ? `The ${plural(counts.distractors, "distractor")} (pid 0) can only be wrong. ` : "") +
     (without ? `${plural(without, "query has", "queries have")} no match and ${without === 1 ? "is" : "are"} left out of all scores. ` : "") +
-    `The plots of pairs, distances and AP, ${cameras ? "the table of cameras " : ""}and the ranked lists are of “${shown}”.`;
+    (data.interval ? `${data.interval}. ` : "") +
+    `The plots of pairs are of the cosines of “${data.pairs.features}”; the plot of AP, ${cameras ? "the table of cameras " : ""}and the ranked lists are of “${shown}”.`;
 }
 
 // ---- plots
@@ -82,7 +84,7 @@ function showPlots() {
   addPlot(place, { title: "CMC", series: curves, x: { label: "rank", log: true, ticks: [1, 2, 5, 10, 20, 50, 100, 200, 500] }, y: { label: "queries with a match, %", high: 100 },
     about: "Share of the queries with a match among the first so many images." });
   showRoc(place);
-  showDistances(place);
+  showCosines(place);
   showAp(place);
 }
 
@@ -96,20 +98,19 @@ function showRoc(place) {
   const points = roc.threshold.map((t, i) => [roc.fpr[i], 100 * roc.tpr[i], t]).filter((p) => p[0] > 0);
   const low = Math.max(1e-6, 10 ** Math.floor(Math.log10(1 / negatives)));
   const say = ([fpr, tpr, t]) =>
-    `Same identity if the distance is at most ${short(t)}: ${tpr.toFixed(2)} % of the matching pairs are accepted, ` +
+    `Same identity if the cosine is at least ${short(t)}: ${tpr.toFixed(2)} % of the matching pairs are accepted, ` +
     `and ${short(100 * fpr)} % of the others.`;
   addPlot(place, { title: "ROC of pairs", words: say, series: [{ name: "pairs", points }],
     x: { label: "other pairs accepted (FPR)", low, high: 1, log: true }, y: { label: "matches accepted (TPR), %", low: 0, high: 100 },
-    about: `Equal error rate ${(100 * equal.rate).toFixed(2)} % at distance ${short(equal.threshold)}.` });
+    about: `Equal error rate ${(100 * equal.rate).toFixed(2)} % at cosine ${short(equal.threshold)}.` });
 }
 
-function showDistances(place) {
+function showCosines(place) {
   const { edges, bars, positives, negatives } = data.pairs;
   const series = ["matching pairs", "other pairs"].map((name, kind) => ({
     name, bars: true, end: edges[edges.length - 1], points: bars[kind].map((share, i) => [edges[i], 100 * share]),
   }));
-  const kind = data.shown.includes("rerank") ? "re-ranked distance" : `${data.metric} distance`;
-  addPlot(place, { title: "Distances", series, x: { label: kind, low: edges[0], high: edges[edges.length - 1] },
+  addPlot(place, { title: "Cosines of pairs", series, x: { label: `cosine of two “${data.pairs.features}” features`, low: edges[0], high: edges[edges.length - 1] },
     y: { label: "pairs of the kind, %", low: 0 },
     about: `${plural(positives, "matching pair")}, ${plural(negatives, "other")}; each kind adds up to 100 %.` });
 }

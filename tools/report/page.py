@@ -1,7 +1,5 @@
 """The report's page: its values (ranked lists, distances of pairs, scores by camera, the training), and the file."""
 
-from __future__ import annotations
-
 import base64
 import html
 import json
@@ -17,26 +15,27 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from config import Config
 from datasets.augment import normalise
 from datasets.base import MOST_CAMERAS, ReIDDataset, Sample
 from datasets.images import read_image
-from processor.evaluate import Inference, score_values, scores_note
+from processor.evaluate import Inference, rank1_interval, score_values, scores_note
 from processor.ranked_lists import choose_queries
 from processor.test import TestJob
 from tools.gradcam import activation_maps, overlay, similarity_maps
 from utils.metrics import ranked_order
 from utils.plots import loss_parts
 from utils.protocols import evaluate_by_camera
-from utils.roc import PairCounter
+from utils.roc import PairCounter, count_pairs
 
 PAGE = Path(__file__).resolve().parent
 SCRIPTS = ("plots.js", "page.js", "lists.js", "query.js")
 QUALITY = 75  # of the JPEGs, 0 to 100
 NEAREST = 5  # right and wrong images that are kept per query, however far down its list they are
-BARS = 100  # of the histogram of distances
+BARS = 100  # of the histogram of cosines, at most
 STEPS = 20  # thresholds of the ROC per bar
 BLOCK_BYTES = 64 << 20  # distances held at a time
 
@@ -60,7 +59,8 @@ def report_values(
     """
     cfg, dataset, query, gallery = test.cfg, test.dataset, test.query, test.gallery
     ids = (query.pids, gallery.pids, query.camids, gallery.camids)
-    lists, counter = rank_gallery(cfg, inference, ids, top)
+    lists = rank_gallery(cfg, inference, ids, top)
+    pairs = count_pairs(*(F.normalize(x.cpu()) for x in (inference.query, inference.gallery)), *ids)
     *_, (last, scores) = inference.scores.items()
     pictures: dict[str, Sample] = {}  # by path, in the order of their numbers
     numbers: dict[str, int] = {}
@@ -92,10 +92,10 @@ def report_values(
             "distractors": int((gallery.pids == 0).sum()),
         },
         "shown": last,
-        "metric": cfg.eval.metric,
         "scores": score_values(inference.scores),
         "cmc": {name: 100 * s.cmc for name, s in inference.scores.items()},
-        "pairs": pair_values(counter),
+        "interval": rank1_interval(score_values(inference.scores)),
+        "pairs": pair_values(pairs) | {"features": last.removesuffix("rerank").rstrip("+") or "plain"},
         "cameras": camera_table(cfg, dataset, inference, ids),
         "history": training_curves(test.state["history"]),
         "losses": ["loss", *loss_parts(test.state["history"])],
@@ -119,41 +119,42 @@ def image_values(dataset: ReIDDataset, samples: Sequence[Sample]) -> dict[str, A
     }
 
 
-def rank_gallery(cfg: Config, inference: Inference, ids: tuple, top: int) -> tuple[list[Ranked], PairCounter]:
-    """Every query's list of `top` images by the distances of the last scores, and the counts of all pairs.
+def rank_gallery(cfg: Config, inference: Inference, ids: tuple, top: int) -> list[Ranked]:
+    """Every query's list of `top` images by the distances of the last scores.
 
     ids: as `evaluate` takes them, as arrays. Equal distances rank by gallery order.
     """
     query_pids, gallery_pids, query_camids, gallery_camids = ids
     blocks = torch.arange(len(query_pids)).split(max(1, BLOCK_BYTES // (4 * max(len(gallery_pids), 1))))
-    ends = torch.stack([torch.stack(inference.distance(cfg, rows).aminmax()).cpu() for rows in blocks])
-    low, high = ends[:, 0].min(), ends[:, 1].max()
-    counter = PairCounter(torch.from_numpy(np.linspace(float(low), float(high), BARS * STEPS + 1, dtype=np.float32)))
     lists = []
     for rows in tqdm(blocks, desc="ranked lists", unit="block", leave=False, disable=None, delay=2):
         for query, distance in zip(rows.tolist(), inference.distance(cfg, rows).cpu().numpy(), strict=True):
             order = ranked_order(distance, query_pids[query], query_camids[query], gallery_pids, gallery_camids)
             ordered, right = distance[order], gallery_pids[order] == query_pids[query]
-            counter.add(torch.from_numpy(ordered[right]), torch.from_numpy(ordered[~right]))
             hits, misses = np.flatnonzero(right), np.flatnonzero(~right)
             both = [[(int(i) + 1, int(order[i]), float(ordered[i])) for i in at[:NEAREST]] for at in (hits, misses)]
             lists.append(Ranked(order[:top], ordered[:top], hits + 1, *both))
-    return lists, counter
+    return lists
 
 
 def pair_values(counter: PairCounter) -> dict[str, Any]:
-    """Numbers of matching and other pairs; `edges` of the bars and the share of each kind per bar; the ROC and the
-    equal error rate, where there are pairs of both kinds."""
-    thresholds, rates = counter.thresholds.numpy(), counter.rates()
-    bars = np.diff(rates[:, ::STEPS], axis=1)
-    bars[:, 0] += rates[:, 0]  # pairs at the lowest distance
+    """Numbers of matching and other pairs; `edges` of the bars, ascending cosines, and the share of each kind per bar;
+    the ROC and the equal error rate, where there are pairs of both kinds."""
+    cosines, rates = -counter.thresholds.numpy(), counter.rates()
+    used = np.flatnonzero(counter.first.sum(0).numpy())
+    first, last = max(used[0] - 1, 0), min(used[-1], len(cosines) - 1)  # all pairs lie between these two thresholds
+    step = -(-(last - first) // (BARS * STEPS)) or 1
+    places = np.minimum(np.arange(first, last + step * STEPS, step), len(cosines) - 1)
+    places = places[: 1 + (len(places) - 1) // STEPS * STEPS]
+    bars = np.diff(rates[:, places[::STEPS]], axis=1)
+    bars[:, 0] += rates[:, first]  # pairs of cosine 1
     positives, negatives = counter.number.tolist()
-    values = {"positives": positives, "negatives": negatives, "edges": thresholds[::STEPS], "bars": bars, "roc": None}
+    values = {"positives": positives, "negatives": negatives, "roc": None}
+    values |= {"edges": cosines[places[::STEPS]][::-1], "bars": bars[:, ::-1]}
     if positives and negatives:
-        tpr, fpr = rates
+        values["roc"] = {"threshold": cosines[places], "tpr": rates[0, places], "fpr": rates[1, places]}
         i = counter.equal_error()
-        values["roc"] = {"threshold": thresholds, "tpr": tpr, "fpr": fpr}
-        values["equal_error"] = {"rate": float((1 - tpr[i] + fpr[i]) / 2), "threshold": float(thresholds[i])}
+        values["equal_error"] = {"rate": float((1 - rates[0, i] + rates[1, i]) / 2), "threshold": float(cosines[i])}
     return values
 
 

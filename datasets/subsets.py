@@ -1,0 +1,72 @@
+"""Some of the identities of a dataset: cuts of its sides, and a test split from training identities."""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from datasets.base import ReIDDataset, Sample, identities, join_notes
+from utils.errors import UserError
+
+
+def keep_ids(samples: list[Sample], pids: Collection[int]) -> list[Sample]:
+    """The images of these identities."""
+    pids = set(pids)
+    return [s for s in samples if s.pid in pids]
+
+
+def select_train(dataset: ReIDDataset, holdout_ids: int, train_ids: int) -> ReIDDataset:
+    """Move the last `holdout_ids` training identities to `heldout`, and keep the first `train_ids` (0: all) others.
+
+    Raises UserError when fewer than two identities would remain to be trained on.
+    """
+    pids, note = identities(dataset.train), dataset.train_note
+    rest = pids[: max(len(pids) - holdout_ids, 0)]
+    if holdout_ids and len(rest) < 2:
+        raise UserError(
+            f"{dataset.name}: --holdout-ids {holdout_ids} of {len(pids)} training identities is not possible; two or "
+            f"more must remain, so hold out at most {max(len(pids) - 2, 0)}"
+        )
+    if holdout_ids:
+        note = join_notes(note, f"trained without the last {holdout_ids} of {len(pids)} identities")
+    kept = rest[: train_ids or None]
+    if len(kept) < len(rest):
+        note = join_notes(note, f"trained on the first {len(kept)} of {len(rest)} identities")
+    train, heldout = keep_ids(dataset.train, kept), keep_ids(dataset.train, pids[len(rest) :])
+    return replace(dataset, train=train, heldout=heldout, train_note=note)
+
+
+def select_test(dataset: ReIDDataset, test_ids: int) -> ReIDDataset:
+    """Keep the first `test_ids` test identities; a cut also drops the distractors."""
+    pids = identities(dataset.query)
+    if test_ids >= len(pids):
+        return dataset
+    query, gallery = (keep_ids(samples, pids[:test_ids]) for samples in (dataset.query, dataset.gallery))
+    note = f"tested on the first {test_ids} of {len(pids)} identities, no distractors"
+    return replace(dataset, query=query, gallery=gallery, test_note=join_notes(dataset.test_note, note))
+
+
+def last_identities(samples: list[Sample], count: int) -> list[Sample]:
+    """The images of the `count` identities that `label_map` puts last; of all if there are no more."""
+    pids = identities(samples)
+    return keep_ids(samples, pids[max(len(pids) - count, 0) :])
+
+
+def heldout_split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Training images to query and gallery as in Market-1501: one query per identity and camera, the rest gallery.
+
+    The query is the first image by path. A camera's only image of an identity stays in the gallery, for the queries of
+    the other cameras, so that every query has a match. Identities seen by one camera only are distractors. Raises
+    UserError if there is no query.
+    """
+    samples = sorted(samples)
+    cameras: dict[int, set[int]] = {}
+    images: dict[tuple[int, int], list[Sample]] = {}
+    for s in samples:
+        cameras.setdefault(s.pid, set()).add(s.camid)
+        images.setdefault((s.pid, s.camid), []).append(s)
+    query = {group[0] for (pid, _), group in images.items() if len(group) > 1 and len(cameras[pid]) > 1}
+    if not query:
+        raise UserError(
+            f"none of {len(cameras)} training identities has two images under one camera and another under a second, "
+            "so they give no query; use more identities"
+        )
+    return [s for s in samples if s in query], [s for s in samples if s not in query]

@@ -1,0 +1,167 @@
+"""README and docs: every command line is accepted by its program's parser, and every code block runs, shortened."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_config, write_tree
+from helpers import ROOT, program, save_features
+
+import config.cli
+from config import Config
+from model import make_model
+from processor import do_train
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+NAMES = {"PRESET": "tiny_b1", "NAME": "demo", "TASK": "eval", "FOLDER": "path/to/pictures", "QUERY": "query.jpg"}
+NAMES |= {"PICTURE": "path/to/pictures/anna/c1s1.jpg"}
+NOT_RUN = {  # beginnings of commands
+    "git clone": "the repository's address, and a network",
+    "pip install": "a network; the packages are there",
+    "torchrun": "four GPUs; tests/test_distributed.py runs two processes on the CPU",
+    "export": "Slurm",
+    "srun": "Slurm",
+    "[ $? = 138 ]": "Slurm",
+    "python train.py --backbone own": "the files of its section; tests/test_own_parts.py runs it with them",
+}
+TINY = "--device cpu --height 32 --width 16 --pad 2 --batch-size 8 --images-per-id 2 --weights none --epochs 1 --steps"
+TINY += " --warmup-epochs 0 --workers 2 --no-rerank"
+SEARCH = f"{TINY} --width 32 --center-weight 0 --holdout-ids 3 --supernet-epochs 1 --candidates 4 --at-random 3"
+SHORT = {  # options that make a program short; of an option that comes twice, the last one counts
+    "train.py": TINY,
+    "tools/visualize_augmentation.py": "--batch-size 8 --images-per-id 2 --num 2",
+    "tools/check_dataset.py": "--batch-size 8",
+    "tools/search_backbone.py": f"{SEARCH} --max-flops 9M",
+    "--retrain": "--retrain 1 --references",
+    "--check-ranking": "--check-ranking 3",
+    "--check-latency": "--check-latency 3",
+    "--max-latency": "--max-latency 1000",
+}
+
+
+def split(line: str) -> list[str]:
+    """A line of a shell to words, without comments and [optional parts], its stand-ins replaced."""
+    words = shlex.split(re.sub(r"\[[^\]]*\]", "", line), comments=True)
+    return [NAMES.get(word, word) for word in words]
+
+
+def lines(code: str) -> Iterator[str]:
+    """The commands of a block."""
+    for line in code.replace("\\\n", " ").splitlines():
+        yield from filter(None, map(str.strip, re.sub(r"(^|\s)#.*", "", line).split(" && ")))
+
+
+def all_commands() -> Iterator[str]:
+    """Those of blocks and those within sentences."""
+    for page in PAGES:
+        text = page.read_text()
+        for language, code in BLOCK.findall(text):
+            yield from lines(code) if language == "sh" else ()
+        for code in re.findall(r"`((?:python|torchrun) [^`]+)`", BLOCK.sub("", text)):
+            yield from lines(" ".join(code.split()))
+
+
+def test_every_command_line_is_accepted(monkeypatch, tmp_path):
+    """Each program is started, and ended where its options have been read and checked."""
+    parsed = []
+
+    def then_end(parse):
+        return lambda *args, **options: (parse(*args, **options), parsed.append(args), sys.exit(0))
+
+    for name in ("parse_settings", "parse_options"):
+        before = getattr(config.cli, name)
+        for module in [m for m in sys.modules.values() if getattr(m, name, None) is before]:
+            monkeypatch.setattr(module, name, then_end(before))
+    monkeypatch.chdir(tmp_path)
+    commands = sorted({line for line in all_commands() if re.match("python|torchrun", line)})
+    assert len(commands) > 40
+    for command in commands:
+        words = split(command)
+        script = next((i for i, word in enumerate(words) if word.endswith(".py")), 0)
+        if "pytest" in words or words[script] == "mine.py" or "own" in words:
+            continue  # pytest's own options; programs and a setting of the reader's
+        parsed.clear()
+        shown = program(*words[script:])
+        shows = {"--help", "--presets"} & set(words)
+        assert shown.returncode == 0 and (parsed or shows), f"{command}: {shown.stderr}"
+
+
+# ---- run
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory) -> Path:
+    """A directory with small stand-ins for datasets, pictures, weights, and two runs."""
+    base = tmp_path_factory.mktemp("docs")
+    for name in ("demo", "Market-1501-v15.09.15", "cuhk03-np/detected"):
+        write_tree(base / "data" / name, train_ids=8)
+    pictures = sorted((base / "data" / "demo" / "bounding_box_train").glob("*.jpg"))
+    for person, name in enumerate(("anna", "ben", "cem", "dora", "eve", "fay", "gil", "hans")):
+        (base / "path/to/pictures" / name).mkdir(parents=True)
+        for picture in pictures[6 * person : 6 * person + 6]:
+            shutil.copy(picture, base / "path/to/pictures" / name / f"{picture.name[5:9]}{picture.name[9:16]}.jpg")
+        shutil.copy(pictures[6 * person], base / "path/to/pictures" / name / "c1s1.jpg")
+    for name in ("a.jpg", "b.png", "query.jpg"):
+        shutil.copy(pictures[0], base / name)
+    shutil.copytree(base / "path/to/pictures", base / "pictures")
+    for split, folder in {"train": "train", "val": "train", "query": "test", "gallery": "test"}.items():
+        rows = []
+        for label, camera in ((label, camera) for label in range(4) for camera in (1, 2)):
+            file = f"{label:04}/{label:04}_{split}_{camera:02}_x.jpg"
+            (base / "data/MSMT17_V1" / folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(pictures[6 * label + camera], base / "data/MSMT17_V1" / folder / file)
+            rows.append(f"{file} {label}")
+        (base / "data/MSMT17_V1" / f"list_{split}.txt").write_text("\n".join(rows))
+    save_features(base / "features.npz")
+    torch.save(make_model(Config(backbone="osnet_x0_25", weights="none"), 2).state_dict(), base / "FILE")
+    (base / "mine.py").write_text("import processor\nprocessor.FeatureExtractor('log/demo')('path/to/pictures')\n")
+    for name in ("RUN", "OTHER_RUN", "demo"):
+        do_train(tiny_config(base, name=name, epochs=1, steps=(), eval_every=1, flip=True, seed=len(name)))
+    return base
+
+
+def shorten(words: list[str]) -> list[str]:
+    return words + [word for name in words for word in shlex.split(SHORT.get(name, ""))]
+
+
+def run_line(line: str) -> None:
+    """One command, as printed but shorter."""
+    if any(line.startswith(beginning) for beginning in NOT_RUN):
+        return
+    words = split(line)
+    if "=" in words[0]:  # a variable of the environment: in a process of its own
+        variables = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+        done = subprocess.run([sys.executable, *words[2:]], env=variables, capture_output=True, text=True)
+        assert words[0].startswith("PYTHONPATH=") and done.returncode == 0, done.stderr
+        return
+    assert words[0] == "python", line
+    shown = program(*shorten(words[1:]))
+    expected = (0, 1) if words[1] == "tools/check_dataset.py" else (0,)  # 1: it found something in the stand-ins
+    assert shown.returncode in expected, f"{line}\n{shown.stdout}{shown.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_of_the_page_runs(page, ready, tmp_path, monkeypatch):
+    base = shutil.copytree(ready, tmp_path / "base")
+    monkeypatch.chdir(base)
+    monkeypatch.delenv("REID_DATA", raising=False)
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    for language, code in BLOCK.findall(page.read_text()):
+        if language == "sh":
+            for line in lines(code):
+                run_line(line)
+        elif not code.startswith("# "):  # parts of files: tests/test_own_parts.py
+            if "feats/index.json" in code:
+                run_line("python tools/extract_features.py FOLDER --output feats")
+            exec(compile(code, str(page), "exec"), {})

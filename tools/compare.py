@@ -1,0 +1,129 @@
+"""Compare runs: `python tools/compare.py [RUN ...] [--log-dir log]`, without RUN all runs there that are finished.
+
+RUN is a name or directory, or a JSON file of a run's results, such as log/demo/results/test_last_demo_cosine.json.
+Runs that differ in the seed only are one group: mean ± standard deviation. `best` is the highest plain mAP of a group's
+runs at an evaluation, with its epoch; it is chosen on the test split, so report the scores of the last epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from config import Config
+from config.options import parse_options
+from processor.resume import FREE_SETTINGS
+from processor.state import best_score
+from tools.curves import METRICS, read_history
+from tools.results_table import mean_and_std
+from utils.errors import UserError, run
+from utils.files import reading
+from utils.logging import log, setup_logging
+
+TRAINED = Path("results", "train.json")
+WIDEST = 40  # letters of a setting's value
+COLUMNS = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1"}
+
+
+@dataclass
+class Options:
+    runs: tuple[str, ...] = ()  # names or directories of runs, or JSON files of results (default: all finished runs)
+    log_dir: str = "log"  # directory of all runs
+
+
+def find_results(names: Sequence[str], log_dir: Path) -> dict[str, Path]:
+    """The JSON files of results by the names to show. Raises UserError for a run that has none."""
+    found = {}
+    for name in names or sorted(path.parents[1].name for path in log_dir.glob(f"*/{TRAINED}")):
+        places = [place if place.is_file() else place / TRAINED for place in (Path(name), log_dir / name)]
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            raise UserError(f"{name} has no {TRAINED}, which a run writes at its end, and is no JSON file of results")
+        found[name] = path
+    if not found:
+        raise UserError(f"there is no finished run in {log_dir.absolute()}; train one with python train.py")
+    return found
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result, with `best`: the highest plain mAP of the run and its epoch, as far as they are known."""
+    with reading(path, "give a file of RUN/results/"):
+        result = json.loads(path.read_text())
+        _ = result["seed"], result["note"], result["epochs"]
+        result["settings"] = Config.from_dict(result["settings"]).to_dict()  # those that older runs lack get defaults
+        _ = [row[key] for row in result["scores"].values() for key in COLUMNS]
+    known = (path.parents[1] / METRICS).is_file() if path.parent.name == "results" else False
+    return result | {"best": best_score(read_history(path.parents[1])[0]) if known else None}
+
+
+def shaping(result: dict[str, Any]) -> dict[str, str]:
+    """The settings that a score may depend on, without the seed, as text."""
+    ignored = FREE_SETTINGS | {"seed"}
+    return {name: str(value) for name, value in result["settings"].items() if name not in ignored}
+
+
+def group_results(results: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Results that differ in the seed only, under the name of the first and the number of the others."""
+    groups: dict[tuple, list[str]] = {}
+    for name, result in results.items():
+        groups.setdefault(tuple(shaping(result).values()), []).append(name)
+    for first, *others in groups.values():
+        if others:
+            log.info("%s +%d: also %s", first, len(others), ", ".join(others))
+    return {
+        f"{names[0]} +{len(names) - 1}" if names[1:] else names[0]: [results[name] for name in names]
+        for names in groups.values()
+    }
+
+
+def score_rows(groups: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+    """One row per group and protocol."""
+    rows = [["runs", "seeds", "protocol", *COLUMNS.values(), "queries", "last epoch", "best mAP (epoch)"]]
+    for name, results in groups.items():
+        for protocol in dict.fromkeys(p for result in results for p in result["scores"]):
+            some = [result for result in results if protocol in result["scores"]]
+            scores = [result["scores"][protocol] for result in some]
+            best = [f"{r['best'][0]:.2f} ({r['best'][1]})" for r in some if r["best"] and protocol == "plain"]
+            row = [name, " ".join(str(r["seed"]) for r in some), protocol]
+            row += [mean_and_std([s[key] for s in scores]) for key in COLUMNS]
+            row += [" ".join(dict.fromkeys(str(s.get("valid_queries", "")) for s in scores))]
+            rows.append([*row, " ".join(dict.fromkeys(str(r["epochs"]) for r in some)), ", ".join(best)])
+    return rows
+
+
+def setting_rows(groups: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+    """One row per setting that differs between groups."""
+    values = [shaping(results[0]) for results in groups.values()]
+    names = [name for name in values[0] if len({v[name] for v in values}) > 1]
+    cut = [[v[name] if len(v[name]) <= WIDEST else f"{v[name][:WIDEST]}…" for v in values] for name in names]
+    return [["setting", *groups], *([name, *row] for name, row in zip(names, cut, strict=True))]
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Text in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def main() -> None:
+    options = parse_options(None, Options, __doc__, positional="runs")
+    setup_logging()
+    found = find_results(options.runs, Path(options.log_dir))
+    results = {name: read_result(path) for name, path in found.items()}
+    groups = group_results(results)
+    log.info(table(score_rows(groups)))
+    if len(groups) > 1:
+        log.info("\nsettings that differ\n%s", table(setting_rows(groups)))
+    for name, result in results.items():
+        if result["note"]:
+            log.info("note on %s: %s", name, result["note"])
+
+
+if __name__ == "__main__":
+    run(main)
