@@ -4,6 +4,7 @@ import json
 import os
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ def restore(state: TrainState) -> None:
     path, stored = newest_valid(state.directory / LAST, (*MODEL, *TRAINING, *PROGRESS))
     restore_weights(state, path, stored)
     state.scaler.load_state_dict(stored["scaler"])
+    if state.session.precision == "auto":  # on a CPU: as before, also on another one; older checkpoints are of float32
+        state.about["precision"] = stored.get("precision", "float32")
+        state.session = replace(state.session, precision=state.about["precision"])
     if len(stored["rng"]) == ranks.size:
         set_random_state(stored["rng"][ranks.rank], device)
     else:

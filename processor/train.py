@@ -19,7 +19,15 @@ from model import ReIDModel
 from processor.checkpoint import LAST
 from processor.evaluate import do_inference, plain_settings, report, resolve_protocol, result_record
 from processor.precision import FiniteStatistics, autocast
-from processor.setup import run_directory, start_session, start_state, training_criterion, training_data, training_model
+from processor.setup import (
+    run_directory,
+    sized_data,
+    start_session,
+    start_state,
+    training_criterion,
+    training_data,
+    training_model,
+)
 from processor.state import Session, TrainState
 from processor.watch import Progress, Watchers, in_words
 from solver import make_optimizer, set_frozen, set_lr
@@ -63,6 +71,7 @@ def train(
             if should_evaluate(cfg, state.epoch) and not evaluated:
                 evaluate_epoch(state, data, watchers)
             while state.epoch < cfg.solver.epochs:
+                data = sized_data(state, data, state.epoch)
                 train_one_epoch(state, network, data.train, watchers)
                 if should_evaluate(cfg, state.epoch):
                     evaluate_epoch(state, data, watchers)
@@ -89,7 +98,7 @@ class Network:
         self.use_graph = (
             cfg.loop.cuda_graph and session.device.type == "cuda" and session.ranks.size == cfg.loop.accumulate == 1
         )
-        self.graph = None
+        self.graph, self.shape = None, None  # of the images that it takes
 
     def train(self, frozen: bool) -> None:
         """Put the model into training mode, but not a frozen backbone."""
@@ -103,8 +112,8 @@ class Network:
 
     def gradient(self, images: torch.Tensor, targets: Targets, place: int = 0, group: int = 1) -> Gradient:
         """Compute the gradient of one batch, as batch number `place` of the `group` of an optimizer step."""
-        if self.use_graph and self.graph is None:
-            self.graph = load("processor.cuda_graph:capture")(self, images, targets)
+        if self.use_graph and (self.graph is None or images.shape != self.shape):
+            self.graph, self.shape = load("processor.cuda_graph:capture")(self, images, targets), images.shape
             self.use_graph = self.graph is not None
         if self.use_graph:
             return self.graph(images, targets)
@@ -178,10 +187,13 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
 
 
 def time_left(state: TrainState, progress: Progress, step_seconds: float) -> timedelta:
-    """Of the rest of the run: training at so many seconds per step, and tests that take as long as the latest one."""
-    epochs = state.cfg.solver.epochs
-    tests = sum(should_evaluate(state.cfg, epoch) for epoch in range(state.epoch + 1, epochs + 1))
-    steps = (epochs - state.epoch) * (progress.images // progress.batch) - state.step
+    """Of the rest of the run: training at so many seconds per step of the present size, more for larger images, and
+    tests that take as long as the latest one."""
+    cfg, epochs = state.cfg, state.cfg.solver.epochs
+    tests = sum(should_evaluate(cfg, epoch) for epoch in range(state.epoch + 1, epochs + 1))
+    present = math.prod(cfg.size_at(state.epoch if state.step else max(state.epoch - 1, 0)))
+    sizes = sum(math.prod(cfg.size_at(epoch)) / present for epoch in range(state.epoch, epochs))
+    steps = sizes * (progress.images // progress.batch) - state.step
     return timedelta(seconds=round(steps * step_seconds + tests * state.test_seconds))
 
 
@@ -336,6 +348,7 @@ def evaluate_epoch(state: TrainState, data: Loaders, watchers: Watchers) -> None
     so far. Only after the last epoch all scores of the settings are computed, before it the plain ones."""
     session, last = state.session, state.epoch >= state.cfg.solver.epochs
     stop_if_requested(state)
+    data = sized_data(state, data, max(state.epoch - 1, 0))  # a resumed run may be at the start of the next size
     cfg = resolve_protocol(state.cfg if last else plain_settings(state.cfg), data.dataset)
     started = time.perf_counter()
     inference = do_inference(cfg, state.eval_model, data.query, data.gallery, session.device, session.ranks)

@@ -1,7 +1,5 @@
 """Own pictures: Market-1501's layout, folders of identities, CSV files, and the split that is drawn."""
 
-from __future__ import annotations
-
 import os
 import random
 import unicodedata

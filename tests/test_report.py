@@ -1,7 +1,5 @@
 """The report: its numbers against slow references, its page as a file, and in a browser where there is one."""
 
-from __future__ import annotations
-
 import base64
 import json
 import shutil
