@@ -12,6 +12,7 @@ from config import Config
 from datasets.base import check_train, identities
 from datasets.images import measure_ratio
 from datasets.make import DATASETS, train_set
+from utils.errors import UserError
 
 RATIOS = (2, 4 / 3, 1, 3 / 4, 1 / 2)  # height : width of the input
 # Without a GPU: images of 128 x 64 pixels in all epochs, about an hour at 40 a second, the speed of one slow core
@@ -25,8 +26,11 @@ def choose_settings(typed: Mapping[str, Any]) -> dict[str, Any]:
     if cfg.data.dataset in DATASETS or not Path(cfg.data.dataset).exists():
         return {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they come when training reads the pictures
-        train = check_train(train_set(cfg)).train
+        warnings.simplefilter("ignore")  # like the error, it comes again when training reads the pictures
+        try:
+            train = check_train(train_set(cfg)).train
+        except UserError:
+            return {}
     people, ratio = len(identities(train)), measure_ratio([s.path for s in train])
     gpu = cfg.run.device != "cpu" and torch.cuda.is_available()
     side, shape = 256 if gpu else 128, min(RATIOS, key=lambda r: abs(math.log(r / ratio)))
