@@ -31,7 +31,7 @@ from processor.test import parse_test, prepare_test
 from utils.errors import UserError, run
 from utils.files import write_atomically, write_csv
 from utils.logging import log
-from utils.plots import plain
+from utils.plots import plain, shorten
 
 MARKERS = "osD^vP*X<>phd8H"  # filled ones, which differ in outline
 MOST_NAMED = 40  # identities in the legend
@@ -97,7 +97,7 @@ def draw_points(
     for pid, name in names.items():
         x, y = points[pids == pid].T
         axis.annotate(
-            shorten(name.removeprefix("pid "), 13), (np.median(x), np.quantile(y, 0.8)), (0, 6),
+            plain(shorten(name.removeprefix("pid "), 13)), (np.median(x), np.quantile(y, 0.8)), (0, 6),
             textcoords="offset points", fontsize=8, weight="bold", ha="center", color=[0.6 * c for c in colours[pid]],
             path_effects=[withStroke(linewidth=2, foreground="white")],
         )  # fmt: skip
@@ -115,22 +115,16 @@ def draw_points(
         figure.legend(handles=dots, title=title, loc=place, **style)
 
     few = len(names) <= MOST_NAMED
-    entries = [("o", colours[pid], shorten(name, 11)) for pid, name in names.items() if few]
+    entries = [("o", colours[pid], plain(shorten(name, 11))) for pid, name in names.items() if few]
     legend("outside right upper", "identity" if few else f"{len(names)} identities, one colour each", entries)
     unknown = "more cameras than markers:\nnot shown" if cameras else "cameras unknown"
     entries = [
-        (marker, "#555555", shorten(camera_names.get(camid, f"cam {camid}"), 11))
+        (marker, "#555555", plain(shorten(camera_names.get(camid, f"cam {camid}"), 11)))
         for camid, marker in markers.items()
         if known
     ]
     legend("outside right lower", "camera" if known else unknown, entries)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
-
-
-def shorten(name: str, most: int) -> str:
-    """Both ends of a name that is longer than `most` characters."""
-    half = most // 2
-    return plain(name if len(name) <= most else f"{name[: most - 1 - half]}…{name[-half:]}")
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ def plot_curves(runs: Mapping[str, Sequence[dict[str, Any]]], path: str | Path) 
         elif key != "loss":
             axis.set_ylim(bottom=0)
     figure.subplots_adjust(0.05, below / height, 0.985, 1 - 0.35 / height, wspace=0.17, hspace=0.3)
-    names = [plain(name if len(name) <= 40 else f"{name[:17]}…{name[-22:]}") for name in runs]
+    names = [plain(shorten(name, 40)) for name in runs]
     handles = figure.axes[0].get_lines()[: len(runs)]
     figure.legend(handles, names, loc="lower center", ncols=min(len(runs), 3), fontsize=9, frameon=False)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
@@ -91,6 +91,11 @@ def plain(words: str) -> str:
     """Text that matplotlib shows literally: $ starts no formula, a leading _ hides nothing from a legend, and what no
     installed font can draw, such as invalid UTF-8 in a file name, is escaped."""
     return " " * words.startswith("_") + "".join(map(drawable, words)).replace("$", r"\$")
+
+
+def shorten(name: str, most: int = 17) -> str:
+    """Both ends of a name that has more letters than `most`."""
+    return name if len(name) <= most else f"{name[: (most - 1) // 2]}…{name[-(most // 2) :]}"
 
 
 @functools.cache
