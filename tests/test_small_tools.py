@@ -121,8 +121,8 @@ def test_results_become_tables_with_mean_and_deviation_over_seeds(root):
     readme, results = ((root / name).read_text() for name in ("README.md", "docs/results.md"))
     for text in (readme, results):
         assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-        row = next(line for line in text.splitlines() if line.startswith("| b1 |"))
-        assert "55.00 ± 7.07" in row and "n = 2" in row and "85.8 / 94.1" in row and "1.0 min, 9 images/s" in row
+    row = next(line for line in results.splitlines() if line.startswith("| b1 |"))
+    assert "55.00 ± 7.07" in row and "n = 2" in row and "85.8 / 94.1" in row and "1.0 min, 9 images/s" in row
     assert "`b1`, seed 1: was 60.0" in results and "`b1`, seed 0: was 50.0" in results and "was 60.0" not in readme
     assert "| b2 | plain | 86.2 / 94.4 | not measured |" in results and "b2" not in readme
     assert fill(root, "--check").returncode == 0

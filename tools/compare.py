@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from config.cli import parse_options
+from config.options import parse_options
 from processor.resume import FREE_SETTINGS
 from processor.state import best_score
 from tools.curves import METRICS, read_history
