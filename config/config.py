@@ -6,6 +6,7 @@ all sections, so they are flat on the command line (`--triplet-weight 0.5`), in 
 
 import copy
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin
@@ -35,6 +36,7 @@ Jitter = tuple[float, float, float, float]
 @dataclass
 class RunSettings:
     preset: str = ""  # recipe that the settings started from: the first word of the command
+    preset_note: str = ""  # own pictures without a preset: what the settings were chosen for
     name: str = ""  # name of the run; its files go to LOG_DIR/NAME (empty: the preset's name)
     log_dir: str = "log"  # directory of all runs
     seed: int = 0  # random seed of weights, batches and augmentation; the same seed, settings and device repeat a run
@@ -56,6 +58,7 @@ class DataSettings:
     test_ids: int = 0  # test on the first n identities only, without distractors (0: all)
     height: int = 256  # input height in pixels
     width: int = 128  # input width in pixels
+    start_sizes: tuple[str, ...] = ()  # smaller images at first: height, width and epochs, such as 128x64:16 192x96:6
     pixel_range: tuple[float, float] = (0.0, 0.0)  # values that are black and white in 16-bit images (0 0: automatic)
     disk_gb: float = 40.0  # size limit in GB of the disk cache of decoded images (0: no disk cache)
     cache_dir: str = ""  # directory of the disk cache (empty: DATA_ROOT/.cache)
@@ -174,7 +177,7 @@ class SolverSettings:
 
 @dataclass
 class LoopSettings:
-    precision: TrainPrecision = "auto"  # training precision (auto: bf16 on GPUs, fp16 on old ones)
+    precision: TrainPrecision = "auto"  # training precision (auto: bf16 on GPUs, fp16 on old ones; CPUs: measured)
     test_precision: Precision = "float32"  # test precision
     tf32: bool = True  # allow TF32 convolutions on GPUs (distances always use float32)
     channels_last: bool = True  # memory format NHWC: faster convolutions
@@ -286,6 +289,30 @@ class Config:
             other.set(name, value)
         return other
 
+    def stages(self) -> list[tuple[int, int, int]]:
+        """Height, width and last epoch of each size that the images of training have. Raises UserError."""
+        found, end = [], 0
+        for word in self.data.start_sizes:
+            match = re.fullmatch(r"(\d+)x(\d+):(\d+)", word)
+            height, width, epochs = map(int, match.groups()) if match else (0, 0, 0)
+            end += epochs
+            if not 16 <= min(height, width) <= max(height, width) <= 8192 or not 0 < epochs <= end < self.solver.epochs:
+                raise UserError(
+                    f"--start-sizes {word} must be a size and its epochs, such as 128x64:16, and all their epochs "
+                    f"fewer than --epochs {self.solver.epochs}: the last ones are at --height x --width"
+                )
+            found.append((height, width, end))
+        return [*found, (self.data.height, self.data.width, self.solver.epochs)]
+
+    def size_at(self, epoch: int) -> tuple[int, int]:
+        """Height and width of the images of training in this epoch, counted from 0."""
+        return next((h, w) for h, w, end in self.stages() if epoch < end or end == self.solver.epochs)
+
+    def at_epoch(self, epoch: int) -> "Config":
+        """The settings with the size of the images in this epoch, and padding in proportion to it."""
+        height, width = self.size_at(epoch)
+        return self.replace(height=height, width=width, pad=round(self.augment.pad * height / self.data.height))
+
     def to_dict(self) -> dict[str, Any]:
         """All settings by their flat names: plain values, as a checkpoint and JSON hold them."""
         return {name: self.get(name) for name in SECTION_OF}
@@ -327,6 +354,7 @@ class Config:
             yield f"--jitter is brightness, contrast, saturation (0 to 1) and hue (0 to 0.5), not {self.augment.jitter}"
         if any(data.pixel_range) and data.pixel_range[0] >= data.pixel_range[1]:
             yield f"--pixel-range must be black and white, the lower first, or 0 0, not {data.pixel_range}"
+        self.stages()
         if self.augment.pad > max(data.height, data.width):
             yield f"--pad {self.augment.pad} is more than the size of the image; 10 is usual for 256 x 128"
 

@@ -1,7 +1,9 @@
 """Read one image file as a uint8 array, or raise an error that names it."""
 
+import contextlib
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -14,6 +16,7 @@ cv2.setNumThreads(0)  # we decode one image per thread; OpenCV's own threads wou
 
 # First bytes of JPEG, PNG, BMP, WebP and TIFF. OpenCV also reads formats that are never used for photos, some unsafely.
 SIGNATURES = (b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"BM", b"RIFF", b"II*\0", b"MM\0*")
+MEASURED = 64  # images whose shapes are measured
 MAX_BYTES = 2**29
 Range = tuple[float, float]  # pixel values that become black and white
 UNKNOWN: Range = (0.0, 0.0)
@@ -28,10 +31,27 @@ def read_image(path: str | Path, height: int, width: int, pixel_range: Range = U
     return resize(decode(path, pixel_range), height, width)
 
 
+def read_whole(path: str | Path, longest: int, pixel_range: Range = UNKNOWN) -> np.ndarray:
+    """Like `read_image`, in its true shape, the longer side shrunk to at most `longest` pixels: for showing it."""
+    image = decode(path, pixel_range)
+    shrink = min(1.0, longest / max(image.shape[:2]))
+    size = [max(1, round(shrink * side)) for side in image.shape[1::-1]]
+    return image if shrink == 1 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
 def decode(path: str | Path, pixel_range: Range = UNKNOWN) -> np.ndarray:
     """The same at the image's own size (H, W, 3)."""
     image = decode_bytes(path, read_bytes(path))
     return image if image.dtype == np.uint8 else load("datasets.depth:to_8_bits")(image, pixel_range)
+
+
+def measure_ratio(paths: Sequence[str | Path]) -> float:
+    """Median height : width of some of the images, at even distances; 2 if none can be read."""
+    ratios = []
+    for path in paths[:: -(-len(paths) // MEASURED) or 1]:
+        with contextlib.suppress(UserError):  # reported where all images are read
+            ratios.append(np.divide(*decode(path).shape[:2]))
+    return float(np.median(ratios or [2.0]))
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -114,6 +114,15 @@ class Loaders:
         """Identity to class label."""
         return self.train.label_map
 
+    def resized(self, cfg: Config) -> "Loaders":
+        """The same images and batches in the size of these settings. Raises UserError if one is gone."""
+        train, query, gallery = loaders = [copy.copy(x) for x in (self.train, self.query, self.gallery)]
+        train.cfg = cfg
+        for loader in loaders:
+            paths = [s.path for s in loader.samples]
+            loader.images = Images(cfg.replace(on_bad_image="refuse"), paths, loader.images.name)
+        return replace(self, train=train, query=query, gallery=gallery)
+
 
 def make_loaders(cfg: Config, rank: int = 0, world_size: int = 1) -> Loaders:
     """All three loaders, and the dataset without the images that cannot be read.

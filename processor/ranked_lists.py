@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from config import Config
-from datasets.images import read_image
+from datasets.images import read_whole
 from datasets.loaders import TestLoader
 from processor.evaluate import Inference
 from utils.metrics import ranked_order
@@ -30,11 +30,11 @@ def ranked_row(
     pid, camid = query.pids[index], query.camids[index]
     order = ranked_order(distance, pid, camid, gallery.pids, gallery.camids)
     matches = int((gallery.pids[order] == pid).sum())
-    tiles = [Tile(read_image(query.samples[index].path, 256, 128), query.caption(index), QUERY)]
+    tiles = [Tile(read_whole(query.samples[index].path, 256), query.caption(index), QUERY)]
     for g in order[:top]:
         color = RIGHT if gallery.pids[g] == pid else WRONG
         caption = gallery.caption(g, f"{distance[g]:.3f}")
-        tiles.append(Tile(read_image(gallery.samples[g].path, 256, 128), caption, color))
+        tiles.append(Tile(read_whole(gallery.samples[g].path, 256), caption, color))
     return f"AP {100 * ap:.1f} %, {matches} {'match' if matches == 1 else 'matches'} in the gallery", tiles
 
 

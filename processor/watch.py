@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ class Watchers:
 
     def __init__(self, state: TrainState):
         self.board = self.wandb = None
+        self.estimated = not state.session.ranks.first  # the time that is left, once
         if not state.session.ranks.first:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -86,6 +88,21 @@ class Watchers:
             self.board = None
 
 
+def in_words(time: timedelta) -> str:
+    """Rounded: 40 seconds, 35 minutes, 2.5 hours."""
+    seconds = time.total_seconds()
+    if seconds < 6000:
+        return f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"
+
+
+def _finished() -> float:
+    """The time when the device has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Progress:
     """The progress bar of an epoch, and the share of its time that is spent waiting for data."""
 
@@ -105,6 +122,8 @@ class Progress:
 
     def step(self) -> None:
         self.steps += 1
+        if self.steps == 1:  # it also waits for the first images, and may choose kernels or compile
+            self.first_step = _finished()
         self.bar.update(self.batch)
 
     def lap(self) -> float:
@@ -121,6 +140,11 @@ class Progress:
     def speed(self) -> float:
         """Images per second."""
         return self.steps * self.batch / (time.perf_counter() - self.started)
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds per step, without the first one."""
+        return (_finished() - self.first_step) / (self.steps - 1)
 
     @property
     def data_share(self) -> float:

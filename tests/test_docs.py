@@ -1,7 +1,5 @@
 """README and docs: every command line is accepted by its program's parser, and every code block runs, shortened."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
@@ -17,6 +15,7 @@ from conftest import tiny_config, write_tree
 from helpers import ROOT, program, save_features
 
 import config.cli
+import config.options
 from config import Config
 from model import make_model
 from processor import do_train
@@ -78,8 +77,8 @@ def test_every_command_line_is_accepted(monkeypatch, tmp_path):
     def then_end(parse):
         return lambda *args, **options: (parse(*args, **options), parsed.append(args), sys.exit(0))
 
-    for name in ("parse_settings", "parse_options"):
-        before = getattr(config.cli, name)
+    for before in (config.cli.parse_settings, config.options.parse_options):
+        name = before.__name__
         for module in [m for m in sys.modules.values() if getattr(m, name, None) is before]:
             monkeypatch.setattr(module, name, then_end(before))
     monkeypatch.chdir(tmp_path)

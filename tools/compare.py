@@ -5,8 +5,6 @@ Runs that differ in the seed only are one group: mean ± standard deviation. `be
 runs at an evaluation, with its epoch; it is chosen on the test split, so report the scores of the last epoch.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

@@ -6,7 +6,6 @@ as in a test: `--test-dataset path/to/pictures` (with `--test-share 1` all of th
 Writes a PNG, and a CSV of the coordinates next to it.
 """
 
-import csv
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from datasets.make import short_name, test_name
 from processor.evaluate import extract_features
 from processor.test import parse_test, prepare_test
 from utils.errors import UserError, run
-from utils.files import write_atomically
+from utils.files import write_atomically, write_csv
 from utils.logging import log
 from utils.plots import plain
 
@@ -155,15 +154,11 @@ def main() -> None:
         path, points, [s for _, s in samples], names, test.dataset.cameras, title, shares, test.dataset.camera_names
     )
     rows = [
-        (f"{x:.5f}", f"{y:.5f}", s.pid, s.camid, split, s.path)
+        (f"{x:.5f}", f"{y:.5f}", s.pid, s.camid, split, s.path, names[s.pid], test.dataset.camera_of(s.camid))
         for (x, y), (split, s) in zip(points, samples, strict=True)
     ]
-
-    def write_table(temporary: Path) -> None:
-        with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # names may be bytes
-            csv.writer(file).writerows([("x", "y", "pid", "camid", "split", "path"), *rows])
-
-    write_atomically(path.with_suffix(".csv"), write_table)
+    columns = ("x", "y", "pid", "camid", "split", "path", "name", "camera")
+    write_csv(path.with_suffix(".csv"), [columns, *rows])
     log.info("%d images of %d identities: %s and %s", len(points), len(pids), path, path.with_suffix(".csv").name)
 
 

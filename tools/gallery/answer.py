@@ -1,14 +1,13 @@
 """The answer of `tools/search.py ask`, and the similarity from which on two pictures count as of the same person."""
 
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from datasets.images import read_image
+from datasets.images import read_whole
 from utils.errors import UserError
 from utils.pictures import QUERY, RIGHT, Tile, draw_rows
 from utils.roc import PairCounter
@@ -40,21 +39,19 @@ def hit_table(hits: Sequence[Hit]) -> str:
 
 def draw_answer(output: Path, queries: Sequence[str], hits: Sequence[Hit], title: str) -> None:
     """A PNG of the query pictures, and below them the hits, with green frames from the threshold on."""
-    asked = [Tile(read_image(q, 256, 128), shorten(Path(q).name), QUERY) for q in queries[:MAX_QUERIES]]
+    asked = [Tile(read_whole(q, 256), shorten(Path(q).name), QUERY) for q in queries[:MAX_QUERIES]]
     tiles = [tile_of(rank, hit) for rank, hit in enumerate(hits[:MAX_HITS], 1)]
     rows = [(title, asked)] + [("", tiles[i : i + COLUMNS]) for i in range(0, len(tiles), COLUMNS)]
     width = max(MIN_COLUMNS, *(len(row) for _, row in rows))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # letters without a font become boxes
-        draw_rows(output, rows, [""] * width)
+    draw_rows(output, rows, [""] * width)
 
 
 def tile_of(rank: int, hit: Hit) -> Tile:
     words = f"{rank} · {hit.similarity:.3f}"
     try:
-        image = read_image(hit.path, 256, 128)
+        image = read_whole(hit.path, 256)
     except UserError:  # moved or removed since it was indexed
-        image, words = np.full((256, 128, 3), GONE, np.uint8), f"{words}, gone"
+        image, words = np.full((2, 1, 3), GONE, np.uint8), f"{words}, gone"
     colour = {True: RIGHT, False: BELOW, None: QUERY}[hit.same]
     return Tile(image, f"{words}\n{shorten(hit.name)}", colour)
 
