@@ -307,7 +307,7 @@ class Config:
         """Height and width of the images of training in this epoch, counted from 0."""
         return next((h, w) for h, w, end in self.stages() if epoch < end or end == self.solver.epochs)
 
-    def at_epoch(self, epoch: int) -> Config:
+    def at_epoch(self, epoch: int) -> "Config":
         """The settings with the size of the images in this epoch, and padding in proportion to it."""
         height, width = self.size_at(epoch)
         return self.replace(height=height, width=width, pad=round(self.augment.pad * height / self.data.height))

@@ -114,7 +114,7 @@ class Loaders:
         """Identity to class label."""
         return self.train.label_map
 
-    def resized(self, cfg: Config) -> Loaders:
+    def resized(self, cfg: Config) -> "Loaders":
         """The same images and batches in the size of these settings. Raises UserError if one is gone."""
         train, query, gallery = loaders = [copy.copy(x) for x in (self.train, self.query, self.gallery)]
         train.cfg = cfg
