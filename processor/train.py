@@ -97,7 +97,7 @@ class Network:
         self.use_graph = (
             cfg.loop.cuda_graph and session.device.type == "cuda" and session.ranks.size == cfg.loop.accumulate == 1
         )
-        self.graph = None
+        self.graph, self.shape = None, torch.Size()  # of one shape of images
 
     def train(self, frozen: bool) -> None:
         """Put the model into training mode, but not a frozen backbone."""
@@ -111,8 +111,8 @@ class Network:
 
     def gradient(self, images: torch.Tensor, targets: Targets, place: int = 0, group: int = 1) -> Gradient:
         """Compute the gradient of one batch, as batch number `place` of the `group` of an optimizer step."""
-        if self.use_graph and self.graph is None:
-            self.graph = load("processor.cuda_graph:capture")(self, images, targets)
+        if self.use_graph and (self.graph is None or self.shape != images.shape):
+            self.graph, self.shape = load("processor.cuda_graph:capture")(self, images, targets), images.shape
             self.use_graph = self.graph is not None
         if self.use_graph:
             return self.graph(images, targets)
