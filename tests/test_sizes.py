@@ -75,7 +75,7 @@ def test_three_sizes_with_scores_of_each_equal_runs_in_turn_and_one_resumed_in_e
 
 
 def test_a_step_is_recorded_again_for_images_of_another_size(tiny, monkeypatch):
-    state, network, data = start_training(tiny)
+    state, network, _ = start_training(tiny)
     recorded = []
     capture = lambda network, images, targets: recorded.append(images.shape) or network.add_gradient  # noqa: E731
     monkeypatch.setattr("processor.cuda_graph.capture", capture)
