@@ -184,7 +184,8 @@ def log_run(state: TrainState, data: Loaders) -> None:
     log.info("run %s, seed %d: %s", state.directory, cfg.run.seed, environment)
     log.info("command: %s", session.command or "(called from Python)")
     log.info("%s; %s", f"{ranks.size} processes" if ranks.size > 1 else "one process", session.numerics)
-    log.info("%s\n%s", data.dataset.name, data.dataset.describe())
+    log.info("%s", data.dataset.name)
+    log.info(data.dataset.describe())
     log.info(
         "model: %s, weights %s, input %s, embedding %d; losses: %s; %s, lr %g, %d epochs of %d batches; preset %s",
         cfg.model.backbone, cfg.model.weights,

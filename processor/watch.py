@@ -33,7 +33,10 @@ class Watchers:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self.board = SummaryWriter(str(state.directory / "tensorboard"), purge_step=state.epoch + 1)
+        try:
+            self.board = SummaryWriter(str(state.directory / "tensorboard"), purge_step=state.epoch + 1)
+        except UnicodeError as error:  # TensorBoard takes no path that is not UTF-8
+            log.warning("warning: no events for TensorBoard (%s)", error)
         if state.cfg.loop.wandb:
             self.wandb = load("processor.wandb_run:start_wandb")(state.cfg, state.directory)
         for entry in state.history[-1:]:

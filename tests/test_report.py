@@ -82,8 +82,13 @@ def test_lists_are_those_of_a_plain_sort():
 def test_the_pairs_of_the_page_are_counted_by_their_cosines():
     inference, _, ids = made_test(True)
     noise = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
-    for spread in (1.0, 0.01, 0.0):  # of the gallery around one direction; with 0 all pairs have few cosines
-        query, gallery = (normalize(x) for x in (inference.query + 5, spread * noise + 5))
+    for of_query, spread in (
+        (1, 1.0),
+        (1, 0.01),
+        (1, 0.0),
+        (0, 0.0),
+    ):  # around one direction; with 0 and 0 all are equal
+        query, gallery = (normalize(x) for x in (of_query * inference.query + 5, spread * noise + 5))
         distance = -(query.double() @ gallery.double().T).numpy()
         every = [found for i in range(17) for found in slow_list(distance, i, ids)]
         kinds = [np.array([-d for d, _, right in every if right == kind]) for kind in (True, False)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import arguments, contents, fails, program, refused
+from helpers import arguments, contents, fails, program, refused, start_training
 from test_resume import short, stop_at
 
 from config import Config
@@ -13,6 +13,7 @@ from model.reid import OneBranch
 from processor import do_train
 from processor.checkpoint import read_checkpoint
 from processor.state import TrainState
+from processor.train import train_step
 from utils.errors import UserError
 
 GROWING = {"height": 64, "width": 32, "pad": 5, "start_sizes": ("32x16:1", "48x24:2"), "epochs": 4, "eval_every": 1}
@@ -69,6 +70,18 @@ def test_three_sizes_with_scores_of_each_equal_runs_in_turn_and_one_resumed_in_e
             do_train(cfg.replace(name="broken", resume=done > 0))
     broken = do_train(cfg.replace(name="broken", resume=True))
     assert contents(broken.directory / "last.pth") == contents(grown.directory / "last.pth")
+
+
+def test_a_step_is_recorded_again_for_images_of_another_size(tiny, monkeypatch):
+    state, network, _ = start_training(tiny)
+    recorded = []
+    capture = lambda network, images, targets: recorded.append(images.shape) or network.add_gradient  # noqa: E731
+    monkeypatch.setattr("processor.cuda_graph.capture", capture)
+    network.train(frozen=False)
+    network.use_graph = True
+    for height in (32, 32, 48):
+        train_step(state, network, torch.randn(8, 3, height, 16), [torch.arange(8) // 2])
+    assert [shape[2] for shape in recorded] == [32, 48]
 
 
 def test_a_model_that_takes_one_size_only_is_refused(tiny, monkeypatch):

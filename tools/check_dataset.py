@@ -34,7 +34,7 @@ from datasets.loaders import with_pixel_range
 from datasets.make import DATASETS, find_dataset, make_dataset, short_name
 from datasets.own_recipe import choose_settings
 from datasets.sampler import make_sampler
-from utils.errors import UserError, run
+from utils.errors import UserError, printable, run
 from utils.files import write_csv
 from utils.logging import log, quiet, setup_logging
 from utils.lookup import load
@@ -258,7 +258,7 @@ def main() -> None:
     with ThreadPoolExecutor(options.workers) as pool:
         progress = tqdm(pool.map(inspect, paths), "check", len(paths), leave=False, disable=None)
         files = dict(zip(paths, progress, strict=True))
-    log.info("%s", "\n".join(describe_sizes(files)))
+    log.info("\n".join(describe_sizes(files)))
     sheet = Path(options.output or Path("log") / f"check_{short_name(options.dataset)}.png")
     draw_sheet(sheet, dataset, files, options.people)
     doubts = 0
@@ -275,7 +275,7 @@ def main() -> None:
         for case in cases if options.dataset in DATASETS else ():
             log.warning("warning: %s", case)
     for kind, cases in found.items():
-        log.info("PROBLEM: %d %s\n  %s", len(cases), kind, "\n  ".join(cases[:MAX_CASES]))
+        log.info("\n  ".join([f"PROBLEM: {len(cases)} {kind}", *map(printable, cases[:MAX_CASES])]))
     if found:
         sys.exit(1)
     log.info("nothing %sto fix", "else " * bool(doubts))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.images import read_whole
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.pictures import QUERY, RIGHT, Tile, draw_rows
 from utils.plots import shorten
 from utils.roc import PairCounter
@@ -33,7 +33,7 @@ def hit_table(hits: Sequence[Hit]) -> str:
     lines = ["rank  similarity  " + ("same person  " if known else "") + "picture"]
     for rank, hit in enumerate(hits, 1):
         word = f"{'yes' if hit.same else 'no':<11}  " if known else ""
-        lines.append(f"{rank:>4}  {hit.similarity:>10.3f}  {word}{hit.name}")
+        lines.append(f"{rank:>4}  {hit.similarity:>10.3f}  {word}{printable(hit.name)}")
     return "\n".join(lines)
 
 

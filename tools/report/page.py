@@ -145,7 +145,8 @@ def pair_values(counter: PairCounter) -> dict[str, Any]:
     cosines, rates = -counter.thresholds.numpy(), counter.rates()
     used = np.flatnonzero(counter.first.sum(0).numpy())
     first, last = max(used[0] - 1, 0), min(used[-1], len(cosines) - 1)  # all pairs lie between these two thresholds
-    step = -(-(last - first) // (BARS * STEPS)) or 1
+    last = max(last, first + 1)
+    step = -(-(last - first) // (BARS * STEPS))
     places = np.minimum(np.arange(first, last + step * STEPS, step), len(cosines) - 1)
     places = places[: 1 + (len(places) - 1) // STEPS * STEPS]
     bars = np.diff(rates[:, places[::STEPS]], axis=1)
