@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin
 
 from utils.errors import UserError
+from utils.lookup import load
 
 Sampler = Literal["pk", "pk_cameras", "weighted", "shuffle"]
 Folders = Literal["auto", "identity_camera", "camera_identity", "site_identity"]
@@ -35,6 +36,7 @@ Jitter = tuple[float, float, float, float]
 @dataclass
 class RunSettings:
     preset: str = ""  # recipe that the settings started from: the first word of the command
+    preset_note: str = ""  # own pictures without a preset: what the settings were chosen for
     name: str = ""  # name of the run; its files go to LOG_DIR/NAME (empty: the preset's name)
     log_dir: str = "log"  # directory of all runs
     seed: int = 0  # random seed of weights, batches and augmentation; the same seed, settings and device repeat a run
@@ -56,6 +58,7 @@ class DataSettings:
     test_ids: int = 0  # test on the first n identities only, without distractors (0: all)
     height: int = 256  # input height in pixels
     width: int = 128  # input width in pixels
+    start_sizes: tuple[str, ...] = ()  # smaller images at first: height, width and epochs, such as 128x64:16 192x96:6
     pixel_range: tuple[float, float] = (0.0, 0.0)  # values that are black and white in 16-bit images (0 0: automatic)
     disk_gb: float = 40.0  # size limit in GB of the disk cache of decoded images (0: no disk cache)
     cache_dir: str = ""  # directory of the disk cache (empty: DATA_ROOT/.cache)
@@ -174,7 +177,7 @@ class SolverSettings:
 
 @dataclass
 class LoopSettings:
-    precision: TrainPrecision = "auto"  # training precision (auto: bf16 on GPUs, fp16 on old ones)
+    precision: TrainPrecision = "auto"  # training precision (auto: bf16 on GPUs, fp16 on old ones; CPUs: measured)
     test_precision: Precision = "float32"  # test precision
     tf32: bool = True  # allow TF32 convolutions on GPUs (distances always use float32)
     channels_last: bool = True  # memory format NHWC: faster convolutions
@@ -286,6 +289,10 @@ class Config:
             other.set(name, value)
         return other
 
+    def at_epoch(self, epoch: int) -> "Config":
+        """The settings with the size of the images in this epoch of training, and padding in proportion to it."""
+        return load("config.sizes:at_epoch")(self, epoch) if self.data.start_sizes else self
+
     def to_dict(self) -> dict[str, Any]:
         """All settings by their flat names: plain values, as a checkpoint and JSON hold them."""
         return {name: self.get(name) for name in SECTION_OF}
@@ -327,6 +334,8 @@ class Config:
             yield f"--jitter is brightness, contrast, saturation (0 to 1) and hue (0 to 0.5), not {self.augment.jitter}"
         if any(data.pixel_range) and data.pixel_range[0] >= data.pixel_range[1]:
             yield f"--pixel-range must be black and white, the lower first, or 0 0, not {data.pixel_range}"
+        if self.data.start_sizes:
+            load("config.sizes:stages")(self)
         if self.augment.pad > max(data.height, data.width):
             yield f"--pad {self.augment.pad} is more than the size of the image; 10 is usual for 256 x 128"
 

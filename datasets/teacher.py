@@ -1,7 +1,5 @@
 """The features of a teacher, one row per training image, as `tools/extract_features.py --split train` writes them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

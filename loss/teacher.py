@@ -1,8 +1,6 @@
 """Distillation from the stored features of a teacher, with a regressor as in FitNets (Romero et al., FitNets: Hints for
 Thin Deep Nets, ICLR 2015); the cosine leaves out their length, which a search does not use."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -18,14 +18,8 @@ from utils.files import load_plain, reading, write_atomically
 
 LAST, BEST = "last.pth", "best.pth"
 MODEL = ("model", "config", "labels")  # dicts that every checkpoint holds
-ABOUT = {
-    "history": [],
-    "epoch": 0,
-    "seconds": 0.0,
-    "command": "",
-    "environment": {},
-    "train_note": "",
-}  # where it lacks
+# plain values that are used, with what stands for those that an older checkpoint lacks
+ABOUT = {"history": [], "epoch": 0, "seconds": 0.0, "command": "", "environment": {}, "train_note": ""}
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any], keep: int = 1) -> None:
@@ -178,10 +172,14 @@ def load_weights(model: ReIDModel, state: dict[str, Any], path: str | Path, cfg:
 
 def find_checkpoint(name: str | None, log_dir: str | Path) -> Path:
     """A checkpoint by its file, its run's directory, its run's name, or None for the latest. Raises UserError."""
-    places = [Path(name), Path(log_dir) / name] if name else Path(log_dir).glob("*")
-    found = [file for place in places for file in ([place] if place.is_file() else kept_checkpoints(place / LAST)[:1])]
-    if found:
-        return found[0] if name else max(found, key=lambda path: path.stat().st_mtime)
+    for path in (Path(name), Path(log_dir) / name) if name else ():
+        if path.is_file():
+            return path
+        for newest in kept_checkpoints(path / LAST):
+            return newest
     if name:
         raise UserError(f"{name} is neither a checkpoint nor a run with a {LAST}; leave it out for the latest run")
-    raise UserError(f"there is no run in {Path(log_dir).absolute()} yet; train one with python train.py")
+    found = [path for run in Path(log_dir).glob("*") for path in kept_checkpoints(run / LAST)[:1]]
+    if not found:
+        raise UserError(f"there is no run in {Path(log_dir).absolute()} yet; train one with python train.py")
+    return max(found, key=lambda path: path.stat().st_mtime)

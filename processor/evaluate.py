@@ -243,6 +243,7 @@ def result_record(state: dict[str, Any], cfg: Config, scores: dict, note: str, c
     return {
         "preset": cfg.run.preset, "dataset": cfg.data.dataset, "test_dataset": cfg.data.test_dataset,
         "command": state["command"], "test_command": command, **state["environment"], "seed": cfg.run.seed,
+        "precision": state.get("precision", ""),
         "epochs": state["epoch"], "train_seconds": round(state["seconds"], 1),
         "images_per_second": speeds[len(speeds) // 2] if speeds else None, "note": note,
         "before": first["scores"]["plain"] if first.get("epoch") == 0 and "scores" in first else None,

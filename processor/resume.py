@@ -4,6 +4,7 @@ import json
 import os
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from utils.logging import log
 
 TRAINING = ("criterion", "optimizers", "scaler", "rng")  # keys that a checkpoint needs to be resumed
 # Settings that may change when a run is resumed, without a warning.
-FREE_SETTINGS = {"resume", "device", "workers", "log_dir", "name", "log_every", "eval_first", "preset"}
+FREE_SETTINGS = {"resume", "device", "workers", "log_dir", "name", "log_every", "eval_first", "preset", "preset_note"}
 FREE_SETTINGS |= {"data_root", "cache_gb", "disk_gb", "cache_dir", "keep", "save_minutes", "bad_steps", "wandb"}
 # Settings that determine the batches of an epoch, together with the images.
 BATCH_SETTINGS = ("sampler", "batch_size", "images_per_id", "seed", "accumulate")
@@ -36,6 +37,9 @@ def restore(state: TrainState) -> None:
     path, stored = newest_valid(state.directory / LAST, (*MODEL, *TRAINING, *PROGRESS))
     restore_weights(state, path, stored)
     state.scaler.load_state_dict(stored["scaler"])
+    if state.session.precision == "auto":  # on a CPU: as before, also on another one; older checkpoints are of float32
+        state.about["precision"] = stored.get("precision", "float32")
+        state.session = replace(state.session, precision=state.about["precision"])
     if len(stored["rng"]) == ranks.size:
         set_random_state(stored["rng"][ranks.rank], device)
     else:

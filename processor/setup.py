@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from loss import Criterion, make_criterion
 from model import ReIDModel, find_backbone, make_model
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import resolve_protocol, scores_note
-from processor.precision import Scaler, configure_torch, resolve_precision
+from processor.precision import Scaler, configure_torch, faster_precision, resolve_precision
 from processor.ranks import ALONE, Ranks, init_distributed
 from processor.signals import StopSignals
 from processor.state import Session, TrainState, has_checkpoint, seed_all
@@ -51,7 +52,7 @@ def training_data(cfg: Config, session: Session) -> Loaders:
     ranks = session.ranks
     with ranks.sync_errors(first_alone=True):
         find_backbone(cfg.model.backbone)  # a wrong name is reported before the data is read
-        data = make_loaders(cfg, ranks.rank, ranks.size)
+        data = make_loaders(cfg.at_epoch(0), ranks.rank, ranks.size)
         resolve_protocol(cfg, data.dataset)
     tested = (fingerprint(data.dataset.query), fingerprint(data.dataset.gallery))
     ranks.check_same({"the training images": fingerprint(data.dataset.train), "the test images": tested})
@@ -63,6 +64,8 @@ def training_model(cfg: Config, session: Session, data: Loaders) -> ReIDModel:
     ranks, device = session.ranks, session.device
     with ranks.sync_errors(first_alone=True):  # the first one downloads weights
         model = make_model(cfg, len(data.labels))
+        if cfg.data.start_sizes:
+            load("processor.sizes:check_sizes")(cfg, model)
     model = ranks.sync_batch_norm(cfg, model, device)
     model = model.to(device, memory_format=torch.channels_last if cfg.loop.channels_last else torch.contiguous_format)
     ranks.broadcast(model.state_dict().values())
@@ -127,15 +130,22 @@ def start_state(
         "note": scores_note(resolve_protocol(cfg, dataset), dataset.note), "train_note": dataset.train_note,
         "labels": data.labels, "images": fingerprint(dataset.train),
         "places": {"dataset": "+".join(map(place, train_names(cfg))), "test_dataset": test_place},
+        "names": {pid: name for pid, name in dataset.train_names.items() if pid in data.labels},
     }  # fmt: skip
+    resumed = cfg.run.resume and has_checkpoint(directory)
+    if session.precision == "auto":
+        precision = None if resumed else faster_precision(cfg, model)
+        session = replace(session, precision=ranks.all_gather(precision)[0] or "auto")
+    about["precision"] = session.precision
     average = load("solver.average:make_average")(model) if cfg.solver.ema_decay > 0 else None
     scaler = Scaler(device, session.precision)
     state = TrainState(cfg, session, directory, about, model, criterion, optimizer, scaler, average)
     log_run(state, data)
     seed_all(cfg.run.seed + ranks.rank)  # random numbers of training, such as dropout, differ between processes
     with ranks.sync_errors(first_alone=True):  # the first one may rename damaged checkpoints
-        if cfg.run.resume and has_checkpoint(directory):
+        if resumed:
             load("processor.resume:restore")(state)
+    log.info("training in %s", state.session.precision)
     progress = (state.epoch, state.step, len(state.history))
     ranks.check_same({"the checkpoint to resume (--log-dir must be one that all machines share)": progress})
     if ranks.first:
@@ -153,13 +163,15 @@ def log_run(state: TrainState, data: Loaders) -> None:
     log.info("%s", data.dataset.name)
     log.info(data.dataset.describe())
     log.info(
-        "model: %s, weights %s, input %d x %d, embedding %d; losses: %s; %s, lr %g, %d epochs of %d batches; preset %s",
-        cfg.model.backbone, cfg.model.weights, cfg.data.height, cfg.data.width, state.model.embedding_dim,
+        "model: %s, weights %s, input %s, embedding %d; losses: %s; %s, lr %g, %d epochs of %d batches; preset %s",
+        cfg.model.backbone, cfg.model.weights,
+        " ".join((*cfg.data.start_sizes, f"{cfg.data.height} x {cfg.data.width}")), state.model.embedding_dim,
         " + ".join(
             [name for name in ("id", *METRIC_LOSSES, "center") if cfg.get(f"{name}_weight") > 0]
             + ["teacher"] * bool(data.train.teacher_dim)
         ),
-        cfg.solver.optimizer, cfg.solver.lr, cfg.solver.epochs, len(data.train), cfg.run.preset or "none",
+        cfg.solver.optimizer, cfg.solver.lr, cfg.solver.epochs, len(data.train),
+        cfg.run.preset or cfg.run.preset_note or "none",
     )  # fmt: skip
     if state.model.loaded:
         log.info(str(state.model.loaded))

@@ -27,6 +27,7 @@ class Watchers:
 
     def __init__(self, state: TrainState):
         self.board = self.wandb = None
+        self.estimated = not state.session.ranks.first  # the time that is left, once
         if not state.session.ranks.first:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -89,6 +90,13 @@ class Watchers:
             self.board = None
 
 
+def _finished() -> float:
+    """The time when the device has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Progress:
     """The progress bar of an epoch, and the share of its time that is spent waiting for data."""
 
@@ -108,6 +116,8 @@ class Progress:
 
     def step(self) -> None:
         self.steps += 1
+        if self.steps == 1:  # it also waits for the first images, and may choose kernels or compile
+            self.first_step = _finished()
         self.bar.update(self.batch)
 
     def lap(self) -> float:
@@ -124,6 +134,11 @@ class Progress:
     def speed(self) -> float:
         """Images per second."""
         return self.steps * self.batch / (time.perf_counter() - self.started)
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds per step, without the first one."""
+        return (_finished() - self.first_step) / (self.steps - 1)
 
     @property
     def data_share(self) -> float:

@@ -1,7 +1,5 @@
 """What each process of tests/test_distributed.py does."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import runpy

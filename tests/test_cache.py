@@ -1,7 +1,5 @@
 """The images of a split: the same from a file, from memory and decoded again; and no stale file is used."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,8 +1,6 @@
 """Several processes on one CPU, over gloo, against one process. A process costs seconds until torch is imported, so all
 but those that torchrun starts are forked from a server that has it already, with the variables that torchrun sets."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """README and docs: every command line is accepted by its program's parser, and every code block runs, shortened."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -83,8 +81,8 @@ def test_every_command_line_is_accepted(monkeypatch, tmp_path):
     def then_end(parse):
         return lambda *args, **options: (parse(*args, **options), parsed.append(args), sys.exit(0))
 
-    for name, place in (("parse_settings", config.cli), ("parse_options", config.options)):
-        before = getattr(place, name)
+    for before in (config.cli.parse_settings, config.options.parse_options):
+        name = before.__name__
         for module in [m for m in sys.modules.values() if getattr(m, name, None) is before]:
             monkeypatch.setattr(module, name, then_end(before))
     monkeypatch.chdir(tmp_path)

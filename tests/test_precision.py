@@ -1,7 +1,5 @@
 """Half precision beside float32: losses, gradients, features; the scaler; and torch's switches."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import shutil
@@ -16,6 +14,8 @@ from torch import nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 import loss.triplet
+import processor.precision
+import processor.setup
 from config import Config
 from config.config import METRIC_LOSSES
 from datasets.loaders import make_loaders
@@ -240,3 +240,40 @@ def test_a_compiled_model_trains_as_the_plain_one(tiny, monkeypatch):
         assert found["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-3)
     assert plain_network.module is plain.model and compiled_network.module is not compiled.model
     assert next(iter(compiled.model.state_dict())) == next(iter(plain.model.state_dict()))  # names as without
+
+
+# ---- precision auto on CPUs
+
+
+@pytest.mark.parametrize(("half", "height", "chosen"), [(0.5, 96, "bf16"), (0.95, 96, "float32"), (0.5, 64, "float32")])
+def test_auto_measures_a_step_and_leaves_the_model_alone(larger, monkeypatch, half, height, chosen):
+    cfg = larger.replace(height=height, width=height // 2)
+    torch.manual_seed(0)
+    model = make_model(cfg, 12)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    seconds, times = iter([0.01, 1.0, half]), []  # of a few images; of many in float32, in bf16
+    real = processor.precision.step_seconds
+
+    def measured(cfg, model, images, kind):
+        times.append(real(cfg, model, min(images, 2), kind))
+        return next(seconds)
+
+    monkeypatch.setattr(processor.precision, "step_seconds", measured)
+    assert processor.precision.faster_precision(cfg, model) == chosen and all(t > 0 for t in times)
+    assert len(times) == (3 if height == 96 else 0)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_resumed_run_keeps_the_precision_that_was_chosen(larger, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    cfg = larger.replace(precision="auto", name="chosen", width_multiplier=1.0)
+    for chosen, resume in (("bf16", False), ("float32", True)):
+        monkeypatch.setattr(processor.setup, "faster_precision", lambda *_, chosen=chosen: chosen)
+        state, _, _ = start_training(cfg.replace(resume=resume))
+        assert state.session.precision == state.about["precision"] == "bf16"
+        state.save()
+    assert start_training(cfg.replace(resume=True, precision="float32"))[0].session.precision == "float32"
+    older = torch.load(state.directory / "last.pth", weights_only=True)
+    del older["precision"]
+    torch.save(older, state.directory / "last.pth")
+    assert start_training(cfg.replace(resume=True))[0].session.precision == "float32"

@@ -1,7 +1,5 @@
 """What goes wrong around a run: diverging weights, a screen that is gone, checkpoints of others, read-only places."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -34,7 +34,10 @@ class Options:
 
 
 def read_results(directory: Path) -> dict[str, list[dict]]:
-    """Results by experiment, one per seed. Raises UserError for results of a cut test set."""
+    """Results by experiment, one per seed; those of a teacher say so, and stand apart from a recipe of that name.
+
+    Raises UserError for results of a cut test set.
+    """
     experiments: dict[str, list[dict]] = {}
     for path in sorted(directory.glob("*.json")):
         if path.name == "published.json" or path.name.startswith("benchmark_"):
@@ -43,10 +46,12 @@ def read_results(directory: Path) -> dict[str, list[dict]]:
             result = json.loads(path.read_text())
             note, _, _ = result["note"], result["seed"], result["scores"]
             tested_on = Path(result.get("test_dataset") or result["dataset"].split("+")[0]).name
-        if note:
+        taught = re.fullmatch("(distilled from [^;]+); not comparable with published scores", note)
+        if note and not taught:
             raise UserError(f"{path} does not belong in a table: {note}")
         name = result.get("experiment") or re.sub(r"-s\d+$", "", path.stem).removesuffix(f"-{tested_on}")
-        experiments.setdefault(labelled(name, tested_on), []).append(result)
+        name = labelled(name, tested_on) + (f", {taught[1]}" if taught else "")
+        experiments.setdefault(name, []).append(result)
     return experiments
 
 

@@ -124,7 +124,7 @@ def from_checkpoint(cfg: Config, options: Options, stored: Stored, device: torch
 
 def from_file(cfg: Config, path: str, device: torch.device) -> SearchData:
     """Stored features, whose split is unknown."""
-    query, gallery, ids, note, _ = read_features(path)
+    query, gallery, ids, note, *_ = read_features(path)
     directory = Path(cfg.run.log_dir) / f"features_{Path(path).stem}"
     label = f"features of {path}, split unknown"
     return SearchData([query.to(device), gallery.to(device)], list(ids), "features", label, note, directory)
