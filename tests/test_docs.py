@@ -28,6 +28,7 @@ NAMES |= {"PICTURE": "path/to/pictures/anna/c1s1.jpg"}
 NOT_RUN = {  # beginnings of commands
     "git clone": "the repository's address, and a network",
     "cd plainreid": "as that",
+    "python -m pytest": "the tests themselves",
     "pip install": "a network; the packages are there",
     "torchrun": "four GPUs; tests/test_distributed.py runs two processes on the CPU",
     "export": "Slurm",
