@@ -33,16 +33,16 @@ STARTED = time.time() - 1  # of this program; a second for file systems that rou
 
 
 class Images:
-    """The images at `paths` by index, resized to `size` (height, width), which defaults to that of the settings.
+    """The images at `paths` by index, resized to the size of the settings.
 
     Every file is decoded once at the start. Raises UserError that lists the bad ones; with --on-bad-image skip they are
     left out, `bad` maps their indices to the reasons, and `kept` are the indices into `paths` of the others, which all
     later indices count.
     """
 
-    def __init__(self, cfg: Config, paths: Sequence[str], name: str, size: tuple[int, int] | None = None):
+    def __init__(self, cfg: Config, paths: Sequence[str], name: str):
         self.cfg, self.name, self.paths = cfg, name, list(paths)
-        self.height, self.width = size or (cfg.data.height, cfg.data.width)
+        self.height, self.width = cfg.data.height, cfg.data.width
         self.bytes = len(self.paths) * self.height * self.width * 3
         self.directory = Path(cfg.data.cache_dir or Path(cfg.data.data_root) / ".cache")
         self.pool = ThreadPoolExecutor(cfg.data.workers, thread_name_prefix=f"read-{name}")

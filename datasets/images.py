@@ -1,9 +1,7 @@
 """Read one image file as a uint8 array, or raise an error that names it."""
 
-import contextlib
 import os
 import stat
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -16,7 +14,6 @@ cv2.setNumThreads(0)  # we decode one image per thread; OpenCV's own threads wou
 
 # First bytes of JPEG, PNG, BMP, WebP and TIFF. OpenCV also reads formats that are never used for photos, some unsafely.
 SIGNATURES = (b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"BM", b"RIFF", b"II*\0", b"MM\0*")
-MEASURED = 64  # images whose shapes are measured
 MAX_BYTES = 2**29
 Range = tuple[float, float]  # pixel values that become black and white
 UNKNOWN: Range = (0.0, 0.0)
@@ -43,15 +40,6 @@ def decode(path: str | Path, pixel_range: Range = UNKNOWN) -> np.ndarray:
     """The same at the image's own size (H, W, 3)."""
     image = decode_bytes(path, read_bytes(path))
     return image if image.dtype == np.uint8 else load("datasets.depth:to_8_bits")(image, pixel_range)
-
-
-def measure_ratio(paths: Sequence[str | Path]) -> float:
-    """Median height : width of some of the images, at even distances; 2 if none can be read."""
-    ratios = []
-    for path in paths[:: -(-len(paths) // MEASURED) or 1]:
-        with contextlib.suppress(UserError):  # reported where all images are read
-            ratios.append(np.divide(*decode(path).shape[:2]))
-    return float(np.median(ratios or [2.0]))
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

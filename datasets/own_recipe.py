@@ -10,7 +10,7 @@ import torch
 
 from config import Config
 from datasets.base import check_train, identities
-from datasets.images import measure_ratio
+from datasets.image_size import measure_ratio
 from datasets.make import DATASETS, train_set
 from utils.errors import UserError
 

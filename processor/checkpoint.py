@@ -18,14 +18,8 @@ from utils.files import load_plain, reading, write_atomically
 
 LAST, BEST = "last.pth", "best.pth"
 MODEL = ("model", "config", "labels")  # dicts that every checkpoint holds
-ABOUT = {
-    "history": [],
-    "epoch": 0,
-    "seconds": 0.0,
-    "command": "",
-    "environment": {},
-    "train_note": "",
-}  # where it lacks
+# plain values that are used, with what stands for those that an older checkpoint lacks
+ABOUT = {"history": [], "epoch": 0, "seconds": 0.0, "command": "", "environment": {}, "train_note": ""}
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any], keep: int = 1) -> None:

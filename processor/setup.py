@@ -59,41 +59,17 @@ def training_data(cfg: Config, session: Session) -> Loaders:
     return data
 
 
-def sized_data(state: TrainState, data: Loaders, epoch: int) -> Loaders:
-    """The loaders with images of the size of this epoch (from 0); other images are decoded now."""
-    cfg = state.cfg.at_epoch(epoch)
-    if (cfg.data.height, cfg.data.width) == (data.train.images.height, data.train.images.width):
-        return data
-    log.info("images of %d x %d from here on", cfg.data.height, cfg.data.width)
-    with state.session.ranks.sync_errors(first_alone=True):
-        return data.resized(cfg)
-
-
 def training_model(cfg: Config, session: Session, data: Loaders) -> ReIDModel:
     """The model with its initial weights on the device, the same in all processes."""
     ranks, device = session.ranks, session.device
     with ranks.sync_errors(first_alone=True):  # the first one downloads weights
         model = make_model(cfg, len(data.labels))
         if cfg.data.start_sizes:
-            check_sizes(cfg, model)
+            load("processor.sizes:check_sizes")(cfg, model)
     model = ranks.sync_batch_norm(cfg, model, device)
     model = model.to(device, memory_format=torch.channels_last if cfg.loop.channels_last else torch.contiguous_format)
     ranks.broadcast(model.state_dict().values())
     return model
-
-
-@torch.no_grad()
-def check_sizes(cfg: Config, model: ReIDModel) -> None:
-    """Raises UserError if the model, such as a transformer, does not take images of all sizes of the training."""
-    for height, width, _ in cfg.stages():
-        try:
-            model.eval()(torch.zeros(1, 3, height, width))
-        except (RuntimeError, ValueError, AssertionError) as error:
-            raise UserError(
-                f"--backbone {cfg.model.backbone} does not take images of {height}x{width} "
-                f"({str(error).partition(chr(10))[0]}); leave --start-sizes out, or choose other sizes"
-            ) from error
-    model.train()
 
 
 def training_criterion(cfg: Config, session: Session, data: Loaders, model: ReIDModel) -> Criterion:

@@ -19,17 +19,9 @@ from model import ReIDModel
 from processor.checkpoint import LAST
 from processor.evaluate import do_inference, plain_settings, report, resolve_protocol, result_record
 from processor.precision import FiniteStatistics, autocast
-from processor.setup import (
-    run_directory,
-    sized_data,
-    start_session,
-    start_state,
-    training_criterion,
-    training_data,
-    training_model,
-)
+from processor.setup import run_directory, start_session, start_state, training_criterion, training_data, training_model
 from processor.state import Session, TrainState
-from processor.watch import Progress, Watchers, in_words
+from processor.watch import Progress, Watchers
 from solver import make_optimizer, set_frozen, set_lr
 from utils.errors import Stopped, UserError
 from utils.files import write_json
@@ -78,6 +70,11 @@ def train(
         if ranks.first:
             write_result(state)
     return state
+
+
+def sized_data(state: TrainState, data: Loaders, epoch: int) -> Loaders:
+    """The loaders with images of the size of this epoch (from 0)."""
+    return load("processor.sizes:sized_data")(state, data, epoch) if state.cfg.data.start_sizes else data
 
 
 def should_evaluate(cfg: Config, epoch: int) -> bool:
@@ -169,7 +166,7 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
             progress.step()
             if progress.steps == ESTIMATED and not watchers.estimated:
                 watchers.estimated = True
-                log.info("about %s left", in_words(time_left(state, progress, progress.step_seconds)))
+                log.info("about %s left", time_left(state, progress, progress.step_seconds))
             if place < group - 1:
                 continue  # a checkpoint does not hold the gradients of an unfinished group
             session.ranks.broadcast(network.statistics.buffers)  # batch norm that is not synchronized differs
@@ -191,19 +188,16 @@ def time_left(state: TrainState, progress: Progress, step_seconds: float) -> tim
     tests that take as long as the latest one."""
     cfg, epochs = state.cfg, state.cfg.solver.epochs
     tests = sum(should_evaluate(cfg, epoch) for epoch in range(state.epoch + 1, epochs + 1))
-    present = math.prod(cfg.size_at(state.epoch if state.step else max(state.epoch - 1, 0)))
-    sizes = sum(math.prod(cfg.size_at(epoch)) / present for epoch in range(state.epoch, epochs))
-    steps = sizes * (progress.images // progress.batch) - state.step
+    left = epochs - state.epoch
+    if cfg.data.start_sizes:
+        present = state.epoch if state.step else max(state.epoch - 1, 0)
+        left = load("config.sizes:epochs_left")(cfg, state.epoch, present)
+    steps = left * (progress.images // progress.batch) - state.step
     return timedelta(seconds=round(steps * step_seconds + tests * state.test_seconds))
 
 
 def train_step(
-    state: TrainState,
-    network: Network,
-    images: torch.Tensor,
-    targets: Sequence[torch.Tensor],
-    place: int = 0,
-    group: int = 1,
+    state: TrainState, network: Network, images: torch.Tensor, targets: Targets, place: int = 0, group: int = 1
 ) -> Losses:
     """The gradient of one batch, and an optimizer step after the last batch of a group.
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -89,14 +88,6 @@ class Watchers:
             reason = error.strerror or error
             log.warning("warning: TensorBoard's events cannot be written (%s); continuing without them", reason)
             self.board = None
-
-
-def in_words(time: timedelta) -> str:
-    """Rounded: 40 seconds, 35 minutes, 2.5 hours."""
-    seconds = time.total_seconds()
-    if seconds < 6000:
-        return f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.1f} hours"
 
 
 def _finished() -> float:

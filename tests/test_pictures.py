@@ -5,10 +5,11 @@ import warnings
 import numpy as np
 from matplotlib import rc_context
 
-from datasets.images import measure_ratio
+from datasets.image_size import measure_ratio
 from tools.report.page import letterbox
+from utils.fonts import drawable, installed_glyphs
 from utils.pictures import RIGHT, Tile, draw_rows
-from utils.plots import drawable, installed_glyphs, plain
+from utils.plots import plain
 
 
 def shape_of(pixels: np.ndarray) -> float:

@@ -149,9 +149,9 @@ def test_a_batch_is_drawn_with_each_transform_alone_and_all_together(tiny, tmp_p
 # ---- tools/results_table.py
 
 
-ROW = {"experiment": "b1", "protocol": "plain", "source": "paper", "mAP": 85.8, "rank1": 94.1}
+ROW = {"experiment": "demo", "protocol": "plain", "source": "paper", "mAP": 85.8, "rank1": 94.1}
 RESULT = {
-    "dataset": "market1501", "test_dataset": None, "note": "", "seed": 0, "hardware": "a core", "train_seconds": 60.0,
+    "dataset": "demo", "test_dataset": None, "note": "", "seed": 0, "hardware": "a core", "train_seconds": 60.0,
     "images_per_second": 9.0, "scores": {"plain": {"mAP": 50.0, "rank1": 60.0, "mINP": 10.0}},
 }  # fmt: skip
 
@@ -179,21 +179,25 @@ def fill(root: Path, *more: object) -> subprocess.CompletedProcess:
 def test_results_become_tables_with_mean_and_deviation_over_seeds(root):
     for seed, mAP in enumerate((50.0, 60.0)):
         scores = {"plain": RESULT["scores"]["plain"] | {"mAP": mAP}}
-        write(root, f"b1-s{seed}" if seed else "b1", RESULT | {"seed": seed, "scores": scores, "remark": f"was {mAP}"})
+        write(
+            root, f"demo-s{seed}" if seed else "demo", RESULT | {"seed": seed, "scores": scores, "remark": f"was {mAP}"}
+        )
+    write(root, "other", RESULT)
     shown = fill(root)
     assert shown.returncode == 0, shown.stderr
     readme, results = ((root / name).read_text() for name in ("README.md", "docs/results.md"))
     for text in (readme, results):
         assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    row = next(line for line in results.splitlines() if line.startswith("| b1 |"))
+    row = next(line for line in results.splitlines() if line.startswith("| demo |"))
     assert "55.00 ± 7.07" in row and "n = 2" in row and "85.8 / 94.1" in row and "1.0 min, 9 images/s" in row
-    assert "`b1`, seed 1: was 60.0" in results and "`b1`, seed 0: was 50.0" in results and "was 60.0" not in readme
+    assert "`demo`, seed 1: was 60.0" in results and "`demo`, seed 0: was 50.0" in results and "was 60.0" not in readme
     assert "| b2 | plain | 86.2 / 94.4 | not measured |" in results and "b2" not in readme
+    assert "| other | plain |" in results and "other" not in readme
     note = "distilled from x.npy; not comparable with published scores"
-    write(root, "taught", RESULT | {"experiment": "b1", "note": note})
+    write(root, "taught", RESULT | {"experiment": "demo", "note": note})
     assert fill(root).returncode == 0 and fill(root, "--check").returncode == 0
-    assert "| b1, distilled from x.npy | plain | – |" in (root / "docs" / "results.md").read_text()
-    (root / "README.md").write_text(readme.replace("experiment", "other"))
+    assert "| demo, distilled from x.npy | plain | – |" in (root / "docs" / "results.md").read_text()
+    (root / "README.md").write_text(readme.replace("55.00", "99.00"))
     refused(fill(root, "--check"), "README.md", "results_table.py")
 
 

@@ -36,7 +36,7 @@ from datasets.own_recipe import choose_settings
 from datasets.sampler import make_sampler
 from utils.errors import UserError, printable, run
 from utils.files import write_csv
-from utils.logging import log, quiet, setup_logging
+from utils.logging import log, setup_logging
 from utils.lookup import load
 from utils.pictures import QUERY, RIGHT, WRONG, Tile, draw_rows
 
@@ -244,8 +244,9 @@ def main() -> None:
         dataset = find_dataset(options.dataset, cfg)
         chosen, note, refused = {}, dataset.note, []
         if options.dataset not in DATASETS:
-            with quiet():  # what is said of the pictures was said by find_dataset
-                chosen, note, refused = try_to_train(typed)
+            log.disabled = True  # what is said of the pictures was said by find_dataset
+            chosen, note, refused = try_to_train(typed)
+            log.disabled = False
     warned = list(dict.fromkeys(str(warning.message) for warning in caught))
     log.info("%s, scored by protocol %s\n%s", dataset.name, dataset.protocol, "\n".join(describe(dataset)))
     if note:

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config.cli import typed_command
-from datasets.images import measure_ratio
+from datasets.image_size import measure_ratio
 from datasets.make import short_name, test_name
 from processor.evaluate import do_inference, report, scores_note
 from processor.test import parse_test, prepare_test

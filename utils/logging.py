@@ -5,7 +5,6 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -32,16 +31,6 @@ class _TqdmHandler(logging.Handler):
         with contextlib.suppress(OSError, ValueError):  # a closed terminal or pipe, or a full disk: train.log goes on
             encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
             tqdm.write(self.format(record).encode(encoding, "backslashreplace").decode(encoding))
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Log nothing inside."""
-    log.disabled, before = True, log.disabled
-    try:
-        yield
-    finally:
-        log.disabled = before
 
 
 def setup_logging(file: str | Path | None = None, quiet: bool = False) -> logging.Logger:

@@ -1,11 +1,6 @@
 """Curves of training runs. matplotlib is imported only when something is drawn."""
 
-import contextlib
-import functools
-import logging
 import math
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +20,7 @@ SCORES = ("mAP", "rank1")
 # keys of an epoch's entry that are not parts of its loss
 NO_LOSS = {"epoch", "loss", "accuracy", "grad_norm", "lr", "images_per_second", "data_wait", "memory_gb"}
 NO_LOSS |= {"scores", "by_camera"}
+COMMON = {*map(chr, range(32, 127)), *"\n·…±"}  # that every font has
 COLOURS = ("#2b6cb0", "#d95f02", "#1a9641", "#7b3294", "#d7191c", "#8c6d31", "#e7298a", "#17becf", "#666666", "#000000")
 
 
@@ -90,44 +86,14 @@ def _draw_more(axis, entries: Sequence[dict[str, Any]], key: str) -> None:
 def plain(words: str) -> str:
     """Text that matplotlib shows literally: $ starts no formula, a leading _ hides nothing from a legend, and what no
     installed font can draw, such as invalid UTF-8 in a file name, is escaped."""
-    return " " * words.startswith("_") + "".join(map(drawable, words)).replace("$", r"\$")
+    if not set(words) <= COMMON:
+        words = "".join(map(load("utils.fonts:drawable"), words))
+    return " " * words.startswith("_") + words.replace("$", r"\$")
 
 
 def shorten(name: str, most: int = 17) -> str:
     """Both ends of a name that has more letters than `most`."""
     return name if len(name) <= most else f"{name[: (most - 1) // 2]}…{name[-(most // 2) :]}"
-
-
-@functools.cache
-def drawable(character: str) -> str:
-    """The character, for which another installed font is used if the default one lacks it; without any, its escape."""
-    if " " <= character <= "~" or character == "\n":
-        return character
-    family = installed_glyphs().get(ord(character))
-    if family is None:
-        warnings.warn("some characters of names are in no installed font, and are drawn as \\u0000", stacklevel=2)
-        return character.encode("unicode_escape").decode()
-    families = load("matplotlib:rcParams")["font.family"]
-    if family and family not in families:
-        families.append(family)
-    return character
-
-
-@functools.cache
-def installed_glyphs() -> dict[int, str]:
-    """Characters that can be drawn, with the family of an installed font that has them; "" for the default one."""
-    from matplotlib.font_manager import FontProperties, findfont, fontManager
-    from matplotlib.ft2font import FT2Font
-
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it reports weights that a font lacks
-    found = {}
-    for family in ["", *sorted({font.name for font in fontManager.ttflist})]:
-        # without TeX's fonts, the one of empty boxes and pictures in colours, which matplotlib cannot draw
-        if not re.match("cm|Last Resort|.*Color", family):
-            with contextlib.suppress(OSError, RuntimeError):  # damaged
-                for code in FT2Font(findfont(FontProperties(family or None))).get_charmap():
-                    found.setdefault(code, family)
-    return found
 
 
 def loss_parts(entries: Sequence[dict[str, Any]]) -> list[str]:
