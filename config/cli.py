@@ -15,10 +15,13 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 from config.config import SECTIONS, SETTINGS, Config, check_range, option
 from config.presets import describe_presets, load_preset
 from utils.errors import UserError, did_you_mean
+from utils.lookup import load
 
 T = TypeVar("T")
+OWN_PICTURES = "datasets.own_recipe:choose_settings"  # the default preset of a folder or .csv file
 TEST_SECTIONS = ("run", "data", "eval")  # those that programs for trained models show
-TRAIN_USAGE = """usage: python train.py [PRESET] [--setting value ...]     (PRESET: demo if not given; list: --presets)
+TRAIN_USAGE = """usage: python train.py [PRESET] [--setting value ...]     (PRESET: demo if not given; list: --presets;
+       own pictures without a PRESET: what fits them and the machine)
 
 Train a person or vehicle re-identification model and test it.
 
@@ -32,15 +35,24 @@ def settings_of(kind: type | None) -> dict[str, Field]:
 
 
 def parse_train(args: Sequence[str] | None, environ: Mapping[str, str]) -> Config:
-    """`[PRESET] [--setting value ...]` to checked settings; the default preset is `demo`.
+    """`[PRESET] [--setting value ...]` to checked settings.
 
     `environ` gives REID_DATA, the default of --data-root. Raises UserError, or SystemExit after --help or --presets.
     """
     preset, args = split_first(args)
     if "--presets" in args:
         show("\n".join(f"{name:<28}{about}" for name, about in describe_presets()))
-    cfg = load_preset(preset or "demo")
-    return parse_settings(args, cfg, environ, TRAIN_USAGE)[0]
+    return parse_settings(args, default_settings(preset, args), environ, TRAIN_USAGE)[0]
+
+
+def default_settings(preset: str | None, args: Sequence[str], own: type | None = None) -> Config:
+    """The settings of a preset; without one those that fit own pictures, where --dataset gives some, else `demo`."""
+    if not preset and not asked_help(args):
+        typed = parse_values(args, SETTINGS | settings_of(own))
+        typed = {name: value for name, value in typed.items() if name in SETTINGS}
+        if "dataset" in typed and (chosen := load(OWN_PICTURES)(typed)):
+            return Config(**chosen)
+    return load_preset(preset or "demo")
 
 
 def parse_settings(

@@ -6,12 +6,12 @@ all sections, so they are flat on the command line (`--triplet-weight 0.5`), in 
 
 import copy
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin
 
 from utils.errors import UserError
+from utils.lookup import load
 
 Sampler = Literal["pk", "pk_cameras", "weighted", "shuffle"]
 Folders = Literal["auto", "identity_camera", "camera_identity", "site_identity"]
@@ -36,6 +36,7 @@ Jitter = tuple[float, float, float, float]
 @dataclass
 class RunSettings:
     preset: str = ""  # recipe that the settings started from: the first word of the command
+    preset_note: str = ""  # own pictures without a preset: what the settings were chosen for
     name: str = ""  # name of the run; its files go to LOG_DIR/NAME (empty: the preset's name)
     log_dir: str = "log"  # directory of all runs
     seed: int = 0  # random seed of weights, batches and augmentation; the same seed, settings and device repeat a run
@@ -288,29 +289,9 @@ class Config:
             other.set(name, value)
         return other
 
-    def stages(self) -> list[tuple[int, int, int]]:
-        """Height, width and last epoch of each size that the images of training have. Raises UserError."""
-        found, end = [], 0
-        for word in self.data.start_sizes:
-            match = re.fullmatch(r"(\d+)x(\d+):(\d+)", word)
-            height, width, epochs = map(int, match.groups()) if match else (0, 0, 0)
-            end += epochs
-            if not 16 <= min(height, width) <= max(height, width) <= 8192 or not 0 < epochs <= end < self.solver.epochs:
-                raise UserError(
-                    f"--start-sizes {word} must be a size and its epochs, such as 128x64:16, and all their epochs "
-                    f"fewer than --epochs {self.solver.epochs}: the last ones are at --height x --width"
-                )
-            found.append((height, width, end))
-        return [*found, (self.data.height, self.data.width, self.solver.epochs)]
-
-    def size_at(self, epoch: int) -> tuple[int, int]:
-        """Height and width of the images of training in this epoch, counted from 0."""
-        return next((h, w) for h, w, end in self.stages() if epoch < end or end == self.solver.epochs)
-
     def at_epoch(self, epoch: int) -> "Config":
-        """The settings with the size of the images in this epoch, and padding in proportion to it."""
-        height, width = self.size_at(epoch)
-        return self.replace(height=height, width=width, pad=round(self.augment.pad * height / self.data.height))
+        """The settings with the size of the images in this epoch of training, and padding in proportion to it."""
+        return load("config.sizes:at_epoch")(self, epoch) if self.data.start_sizes else self
 
     def to_dict(self) -> dict[str, Any]:
         """All settings by their flat names: plain values, as a checkpoint and JSON hold them."""
@@ -353,7 +334,8 @@ class Config:
             yield f"--jitter is brightness, contrast, saturation (0 to 1) and hue (0 to 0.5), not {self.augment.jitter}"
         if any(data.pixel_range) and data.pixel_range[0] >= data.pixel_range[1]:
             yield f"--pixel-range must be black and white, the lower first, or 0 0, not {data.pixel_range}"
-        self.stages()
+        if self.data.start_sizes:
+            load("config.sizes:stages")(self)
         if self.augment.pad > max(data.height, data.width):
             yield f"--pad {self.augment.pad} is more than the size of the image; 10 is usual for 256 x 128"
 

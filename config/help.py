@@ -13,6 +13,7 @@ EVERYDAY = (
     "name", "log_dir", "dataset", "data_root", "backbone", "weights", "height", "width", "batch_size", "images_per_id",
     "epochs", "lr", "optimizer", "precision", "flip", "rerank", "seed", "device", "workers", "resume",
 )  # fmt: skip
+HIDDEN = ("preset", "preset_note")
 
 
 def help_text(asked: str, default: Config, about: str, own: type | None, sections: Iterable[str]) -> str:
@@ -46,5 +47,5 @@ def option_lines(kind: type, cfg: Config | None = None) -> Iterable[str]:
             value = " ".join(map(str, value))
         shown = "required" if value is MISSING else "''" if value == "" else value
         choices = f" {{{', '.join(map(str, get_args(f.type)))}}}" if get_origin(f.type) is Literal else ""
-        if f.name != "preset":
+        if not f.name.startswith("preset"):
             yield f"  {option(f.name):<24} {shown!s:<14} {comments.get(f.name, '')}{choices}"

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -32,20 +33,21 @@ STARTED = time.time() - 1  # of this program; a second for file systems that rou
 
 
 class Images:
-    """The images at `paths` by index, resized to `size` (height, width), which defaults to that of the settings.
+    """The images at `paths` by index, resized to the size of the settings.
 
     Every file is decoded once at the start. Raises UserError that lists the bad ones; with --on-bad-image skip they are
     left out, `bad` maps their indices to the reasons, and `kept` are the indices into `paths` of the others, which all
     later indices count.
     """
 
-    def __init__(self, cfg: Config, paths: Sequence[str], name: str, size: tuple[int, int] | None = None):
+    def __init__(self, cfg: Config, paths: Sequence[str], name: str):
         self.cfg, self.name, self.paths = cfg, name, list(paths)
-        self.height, self.width = size or (cfg.data.height, cfg.data.width)
+        self.height, self.width = cfg.data.height, cfg.data.width
         self.bytes = len(self.paths) * self.height * self.width * 3
         self.directory = Path(cfg.data.cache_dir or Path(cfg.data.data_root) / ".cache")
         self.pool = ThreadPoolExecutor(cfg.data.workers, thread_name_prefix=f"read-{name}")
         self.pictures: np.ndarray | None = None  # (N, height, width, 3) uint8 of all paths; None: decode at every use
+        self.unchecked = np.zeros(len(self.paths), bool)  # images in a file whose checksum is not compared yet
         bad = None
         try:
             bad = self._from_file() if self.paths and cfg.data.disk_gb > 0 else None
@@ -68,6 +70,7 @@ class Images:
         rows = self.kept[list(indices)]  # raises IndexError for what is not an index
         batch = torch.empty((len(rows), self.height, self.width, 3), dtype=torch.uint8, pin_memory=pin)
         if self.pictures is not None:
+            self._check(rows)
             np.take(self.pictures, rows, axis=0, out=batch.numpy(), mode="clip")  # clip: the mode without a copy
         else:
             for place, image in enumerate(self.pool.map(self._decode, (self.paths[row] for row in rows))):
@@ -84,6 +87,13 @@ class Images:
             for (indices, images), _next in pairwise(chain(submitted, [None])):
                 yield indices, images.result().to(device, non_blocking=True)
 
+    def _check(self, rows: np.ndarray) -> None:
+        """Raises UserError for pictures of the file that are not as they were written, when they are first read."""
+        for row in rows[self.unchecked[rows]]:
+            if zlib.crc32(self.pictures[row]) != self.sums[row]:
+                raise UserError(f"the cached image of {self.paths[row]} in {self.file} is damaged; remove that file")
+            self.unchecked[row] = False
+
     def _decode(self, path: str) -> np.ndarray:
         return read_image(path, self.height, self.width, self.cfg.data.pixel_range)
 
@@ -96,22 +106,28 @@ class Images:
                 bad = self._map(pictures, record)  # another program may have written it meanwhile
                 if bad is None and make_room(self.directory, self.bytes, self.cfg.data.disk_gb * 1e9):
                     bad = {}
+                    sums: list[int] = []
                     with closing(self._decode_all(bad)) as blocks:
-                        write_rows(pictures, len(self.paths), blocks)
-                    write_json(record, {"bad": list(bad.items())})  # last, as it makes the file valid
+                        write_rows(pictures, len(self.paths), checksummed(blocks, sums))
+                    write_json(record, {"bad": list(bad.items()), "crc": sums})  # last, as it makes the file valid
                     self._map(pictures, record)
         return bad
 
     def _map(self, pictures: Path, record: Path) -> dict[int, str] | None:
         """Map a valid file and return the bad images; None if there is none."""
         try:
-            bad = dict(json.loads(record.read_text())["bad"])
+            about = json.loads(record.read_text())
+            bad, sums = dict(about["bad"]), np.array(about["crc"], np.uint32)
             mapped = np.asarray(np.lib.format.open_memmap(pictures, mode="c"))
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            fits = mapped.shape == (len(sums), self.height, self.width, 3) and mapped.dtype == np.uint8
+        except PermissionError:
+            raise
+        except Exception:  # missing, or damaged: a header may raise anything
             return None
-        if mapped.shape != (len(self.paths), self.height, self.width, 3) or mapped.dtype != np.uint8:
+        if not fits or len(sums) != len(self.paths):
             return None
-        self.pictures = mapped
+        self.pictures, self.sums, self.file = mapped, sums, pictures
+        self.unchecked = np.ones(len(sums), bool)
         with suppress(OSError):  # a file of another user
             os.utime(record)  # the time of its last use
         if self.bytes <= self.cfg.data.cache_gb * 1e9 and hasattr(os, "posix_fadvise"):
@@ -158,7 +174,7 @@ class Images:
     def _digest(self) -> str:
         """Of all that the images depend on: the files (path, size, time of change), the input size, the decoder."""
         pixel_range = f"{self.cfg.data.pixel_range}\n" if any(self.cfg.data.pixel_range) else ""
-        digest = hashlib.sha256(f"1 {cv2.__version__} {self.height} {self.width}\n{pixel_range}".encode())
+        digest = hashlib.sha256(f"2 {cv2.__version__} {self.height} {self.width}\n{pixel_range}".encode())
         for path in self.paths:
             try:
                 status = os.stat(path)
@@ -168,6 +184,13 @@ class Images:
                 state = "missing"
             digest.update(f"{os.path.abspath(path)}\0{state}\n".encode(errors="surrogatepass"))
         return digest.hexdigest()[:16]
+
+
+def checksummed(blocks: Iterable[np.ndarray], sums: list[int]) -> Iterator[np.ndarray]:
+    """The blocks; `sums` gets the checksum of each image in them."""
+    for block in blocks:
+        sums += map(zlib.crc32, block)
+        yield block
 
 
 def summary(texts: dict[int, str]) -> str:

@@ -28,6 +28,14 @@ def read_image(path: str | Path, height: int, width: int, pixel_range: Range = U
     return resize(decode(path, pixel_range), height, width)
 
 
+def read_whole(path: str | Path, longest: int, pixel_range: Range = UNKNOWN) -> np.ndarray:
+    """Like `read_image`, in its true shape, the longer side shrunk to at most `longest` pixels: for showing it."""
+    image = decode(path, pixel_range)
+    shrink = min(1.0, longest / max(image.shape[:2]))
+    size = [max(1, round(shrink * side)) for side in image.shape[1::-1]]
+    return image if shrink == 1 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
 def decode(path: str | Path, pixel_range: Range = UNKNOWN) -> np.ndarray:
     """The same at the image's own size (H, W, 3)."""
     image = decode_bytes(path, read_bytes(path))

@@ -18,7 +18,6 @@ from utils.errors import UserError
 from utils.logging import log
 from utils.lookup import load
 
-Size = tuple[int, int] | None  # height and width of the images; None: those of the settings
 Batch = tuple[torch.Tensor, ...]
 
 
@@ -28,9 +27,9 @@ class TrainLoader:
     Process `rank` of `world_size` gets its share of every batch, augmented as a single process would augment it.
     """
 
-    def __init__(self, cfg: Config, samples: list[Sample], rank: int = 0, world_size: int = 1, size: Size = None):
+    def __init__(self, cfg: Config, samples: list[Sample], rank: int = 0, world_size: int = 1):
         self.cfg, self.rank = cfg, rank
-        self.samples, self.images = readable(cfg, samples, "train", size)
+        self.samples, self.images = readable(cfg, samples, "train")
         self.label_map = label_map(self.samples)
         if len(self.label_map) < 2:
             raise UserError("the readable training images show fewer than two identities; restore the others")
@@ -66,11 +65,9 @@ class TestLoader:
 
     __test__ = False  # its name makes pytest take it for a test case
 
-    def __init__(
-        self, cfg: Config, samples: list[Sample], name: str, size: Size = None, dataset: ReIDDataset | None = None
-    ):
+    def __init__(self, cfg: Config, samples: list[Sample], name: str, dataset: ReIDDataset | None = None):
         self.batch_size, self.dataset = cfg.data.test_batch_size, dataset or ReIDDataset(name)
-        self.samples, self.images = readable(cfg, samples, name, size)
+        self.samples, self.images = readable(cfg, samples, name)
         self.rows = np.arange(len(self.samples))
         self.pids = np.array([s.pid for s in self.samples])
         self.camids = np.array([s.camid for s in self.samples])
@@ -114,15 +111,6 @@ class Loaders:
         """Identity to class label."""
         return self.train.label_map
 
-    def resized(self, cfg: Config) -> "Loaders":
-        """The same images and batches in the size of these settings. Raises UserError if one is gone."""
-        train, query, gallery = loaders = [copy.copy(x) for x in (self.train, self.query, self.gallery)]
-        train.cfg = cfg
-        for loader in loaders:
-            paths = [s.path for s in loader.samples]
-            loader.images = Images(cfg.replace(on_bad_image="refuse"), paths, loader.images.name)
-        return replace(self, train=train, query=query, gallery=gallery)
-
 
 def make_loaders(cfg: Config, rank: int = 0, world_size: int = 1) -> Loaders:
     """All three loaders, and the dataset without the images that cannot be read.
@@ -158,9 +146,9 @@ def make_test_loaders(cfg: Config, dataset: ReIDDataset) -> tuple[ReIDDataset, T
     return replace(dataset, query=query.samples, gallery=gallery.samples, test_note=note), query, gallery
 
 
-def readable(cfg: Config, samples: list[Sample], name: str, size: Size = None) -> tuple[list[Sample], Images]:
+def readable(cfg: Config, samples: list[Sample], name: str) -> tuple[list[Sample], Images]:
     """The samples whose images can be read, and their images. Raises UserError where there are none."""
-    images = Images(cfg, [s.path for s in samples], name, size)
+    images = Images(cfg, [s.path for s in samples], name)
     if images.bad:
         left, total = len(images.bad), len(samples)
         log.warning("warning: %d of %d %s images left out: %s", left, total, name, summary(images.bad))

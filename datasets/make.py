@@ -51,12 +51,8 @@ def find_dataset(name: str, cfg: Config) -> ReIDDataset:
 def make_dataset(cfg: Config) -> ReIDDataset:
     """Both sides of the settings: what to train on, of one dataset or several, less `holdout_ids`, then cut to
     `train_ids`; and what to test on, cut to `test_ids`. Raises UserError when it is not found."""
-    whole = cfg.replace(test_share=0.0) if trains_on_all(cfg) else cfg
-    sets = [find_dataset(name, whole) for name in train_names(cfg)]
-    train = sets[0] if len(sets) == 1 else load("datasets.several:join")(sets)
+    train = train_set(cfg)
     test = test_side(cfg, find_dataset(test_name(cfg), cfg) if cfg.data.test_dataset else train)
-    if cfg.data.holdout_ids or cfg.data.train_ids:
-        train = load("datasets.subsets:select_train")(train, cfg.data.holdout_ids, cfg.data.train_ids)
     check_train(train)
     name = f"{train.name}, tested on {test.name}" if cfg.data.test_dataset else train.name
     note = test.test_note
@@ -64,8 +60,20 @@ def make_dataset(cfg: Config) -> ReIDDataset:
         shared = load("datasets.copies:count_shared")(train.train, test.query + test.gallery)
         note = join_notes(note, f"{shared} test images are also trained on" if shared else "")
     return replace(
-        test, name=name, train=train.train, heldout=train.heldout, train_note=train.train_note, test_note=note
-    )
+        test, name=name, train=train.train, heldout=train.heldout, train_note=train.train_note, test_note=note,
+        train_names=train.train_names or train.names,
+    )  # fmt: skip
+
+
+def train_set(cfg: Config) -> ReIDDataset:
+    """The dataset to train on, or several as one, with its training side as `holdout_ids` and `train_ids` cut it; own
+    pictures that are not tested on are all for training."""
+    whole = cfg.replace(test_share=0.0) if trains_on_all(cfg) else cfg
+    sets = [find_dataset(name, whole) for name in train_names(cfg)]
+    train = sets[0] if len(sets) == 1 else load("datasets.several:join")(sets)
+    if cfg.data.holdout_ids or cfg.data.train_ids:
+        train = load("datasets.subsets:select_train")(train, cfg.data.holdout_ids, cfg.data.train_ids)
+    return train
 
 
 def make_test_set(cfg: Config) -> ReIDDataset:

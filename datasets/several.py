@@ -9,7 +9,7 @@ from utils.errors import UserError
 
 def join(datasets: Sequence[ReIDDataset]) -> ReIDDataset:
     """One training set from several, with separate identities and cameras; the test side is that of the first."""
-    train = []
+    train, names = [], {}
     for number, dataset in enumerate(datasets):
         offset = number * PID_OFFSET
         if any(max(s.pid, s.camid) >= PID_OFFSET for s in dataset.train):
@@ -17,5 +17,6 @@ def join(datasets: Sequence[ReIDDataset]) -> ReIDDataset:
                 f"{dataset.name} has pids or cameras from {PID_OFFSET} up; renumber them to train on several sets"
             )
         train += [Sample(s.path, s.pid + offset, s.camid + offset) for s in dataset.train]
+        names |= {pid + offset: name for pid, name in dataset.names.items()}
     name, note = "+".join(d.name for d in datasets), join_notes(*(d.train_note for d in datasets))
-    return replace(datasets[0], name=name, train=train, train_note=note)
+    return replace(datasets[0], name=name, train=train, train_note=note, train_names=names)

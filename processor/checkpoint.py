@@ -14,10 +14,12 @@ import torch
 from config import Config
 from model import ReIDModel, build_model
 from utils.errors import UserError
-from utils.files import load_plain, write_atomically
+from utils.files import load_plain, reading, write_atomically
 
 LAST, BEST = "last.pth", "best.pth"
 MODEL = ("model", "config", "labels")  # dicts that every checkpoint holds
+# plain values that are used, with what stands for those that an older checkpoint lacks
+ABOUT = {"history": [], "epoch": 0, "seconds": 0.0, "command": "", "environment": {}, "train_note": ""}
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any], keep: int = 1) -> None:
@@ -94,10 +96,25 @@ def read_dict(path: str | Path, keys: Iterable[str]) -> dict[str, Any]:
         raise UserError(
             f"{path} is not a checkpoint of PlainReID (give a file of backbone weights with --weights and --backbone)"
         )
+    check_values(state, path)
     missing = [name for name in keys if name not in state]
     if missing:
         raise UserError(f"{path} holds a model but not its training state: {', '.join(missing)}")
     return state
+
+
+def check_values(state: dict[str, Any], path: str | Path) -> None:
+    """Raises UserError where what is used of a checkpoint, besides its weights and settings, is of another type."""
+    with reading(path, "give a checkpoint as train.py wrote it"):
+        for name, default in ABOUT.items():
+            kinds = (int, float) if isinstance(default, float) else type(default)
+            if not isinstance(state.get(name, default), kinds):
+                raise ValueError(f"its {name} is {state[name]!r:.100}")
+        for entry in state.get("history", []):
+            scores = entry.get("scores", {})
+            _ = 0.0 + entry["epoch"] + entry.get("images_per_second", 0)  # a TypeError, unless they are numbers
+            _ = [0.0 + row[key] for row in scores.values() for key in ("mAP", "mINP", "rank1")]
+            _ = scores["plain"] if scores else None
 
 
 def check_undamaged(path: str | Path) -> None:
@@ -155,10 +172,14 @@ def load_weights(model: ReIDModel, state: dict[str, Any], path: str | Path, cfg:
 
 def find_checkpoint(name: str | None, log_dir: str | Path) -> Path:
     """A checkpoint by its file, its run's directory, its run's name, or None for the latest. Raises UserError."""
-    places = [Path(name), Path(log_dir) / name] if name else Path(log_dir).glob("*")
-    found = [file for place in places for file in ([place] if place.is_file() else kept_checkpoints(place / LAST)[:1])]
-    if found:
-        return found[0] if name else max(found, key=lambda path: path.stat().st_mtime)
+    for path in (Path(name), Path(log_dir) / name) if name else ():
+        if path.is_file():
+            return path
+        for newest in kept_checkpoints(path / LAST):
+            return newest
     if name:
         raise UserError(f"{name} is neither a checkpoint nor a run with a {LAST}; leave it out for the latest run")
-    raise UserError(f"there is no run in {Path(log_dir).absolute()} yet; train one with python train.py")
+    found = [path for run in Path(log_dir).glob("*") for path in kept_checkpoints(run / LAST)[:1]]
+    if not found:
+        raise UserError(f"there is no run in {Path(log_dir).absolute()} yet; train one with python train.py")
+    return max(found, key=lambda path: path.stat().st_mtime)

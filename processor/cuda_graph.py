@@ -1,8 +1,6 @@
 """Forward pass, losses and backward pass as one CUDA graph: on a fast GPU, starting some thousand kernels from Python
 takes longer than they run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

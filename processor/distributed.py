@@ -8,13 +8,14 @@ with their number; the learning rate is usually raised in proportion to the batc
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +29,7 @@ from processor.ranks import Ranks
 from utils.errors import UserError
 
 TIMEOUT = timedelta(hours=2)  # others wait while one re-ranks a large gallery
+SAY_AFTER, END_AFTER = 60.0, 20.0  # seconds that a process waits for others, see `Waits`
 RENDEZVOUS = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # variables that torchrun sets, besides WORLD_SIZE
 # Settings that may differ between machines: paths and the resources there.
 LOCAL_SETTINGS = {"dataset", "test_dataset", "data_root", "weights", "log_dir", "cache_dir", "cache_gb", "disk_gb"}
@@ -46,44 +48,80 @@ def join_processes(cfg: Config, environ: Mapping[str, str]) -> Iterator[Ranks]:
         return
     size = int(environ["WORLD_SIZE"])
     backend = choose_backend(cfg, environ)
-    try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
-    except (ValueError, dist.DistError) as error:
-        place = ":".join(environ[name] for name in RENDEZVOUS[1:])
-        raise UserError(f"the {size} processes could not connect at {place}: {str(error).splitlines()[0]}") from error
-    end_with_torchrun()
+    place = ":".join(environ[name] for name in RENDEZVOUS[1:])
+    with Waits() as waits:
+        try:
+            with waits.on(f"all {size} processes to connect at {place}"):
+                dist.init_process_group(backend, timeout=TIMEOUT)
+        except (ValueError, dist.DistError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the {size} processes could not connect at {place}: {reason}") from error
+        yield from connected(DistributedRanks(dist.get_rank(), size, waits), backend)
+
+
+def connected(ranks: Ranks, backend: str) -> Iterator[Ranks]:
+    """Yields the ranks, and disconnects. Raises UserError if another process ends early."""
     done = False
     try:
-        yield DistributedRanks(dist.get_rank(), size)
+        yield ranks
         done = True
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise UserError("another process has ended, so this one cannot continue; see the other's message") from error
     finally:
-        signal.set_wakeup_fd(-1)
         if done or backend == "gloo":  # after an error NCCL would wait for the others, and torchrun for this one
             dist.destroy_process_group()
 
 
-def end_with_torchrun() -> None:
-    """Stop when torchrun is killed (on Linux), and after a second signal even while waiting for others.
+class Waits:
+    """What this process waits for. Inside the `with` block a thread says so after SAY_AFTER seconds, and ends a process
+    that waits: END_AFTER seconds after a signal (not SIGUSR1, which asks for a checkpoint), or 5 after a second one.
+    Python handles no signal while torch waits. On Linux the process also gets SIGTERM when torchrun ends."""
 
-    Python handles no signal while torch waits, so a thread ends the process 5 seconds after the second one.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    def __init__(self):
+        self.now: tuple[float, str] | None = None  # since when, and for what
 
-    def watch() -> None:
-        os.read(read, 1)
-        (number,) = os.read(read, 1)
-        time.sleep(5)
-        os._exit(128 + number)
+    @contextlib.contextmanager
+    def on(self, what: str) -> Iterator[None]:
+        """Inside the block this process waits for that."""
+        self.now = time.monotonic(), what
+        try:
+            yield
+        finally:
+            self.now = None
 
-    threading.Thread(target=watch, daemon=True).start()
+    def __enter__(self) -> "Waits":
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(1, int(signal.SIGTERM))  # PR_SET_PDEATHSIG
+        read, self.write = os.pipe()
+        os.set_blocking(self.write, False)
+        signal.set_wakeup_fd(self.write, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(read,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_error) -> None:
+        signal.set_wakeup_fd(-1)
+        os.close(self.write)
+
+    def _watch(self, read: int) -> None:
+        signals: list[tuple[float, int]] = []
+        said = None
+        while True:
+            if select.select([read], [], [], 0.5)[0]:
+                number = os.read(read, 1)
+                if not number:
+                    return os.close(read)
+                signals.append((time.monotonic(), number[0]))
+            wait, now = self.now, time.monotonic()
+            since, what = wait or (now, "")
+            if wait and now - since > SAY_AFTER and wait is not said:
+                said = wait
+                os.write(2, f"waiting for {what} since {now - since:.0f} s; is one of them stopped or slow?\n".encode())
+            early = [at for at, number in signals if number != signal.SIGUSR1]
+            if (signals[1:] and now - signals[1][0] > 5) or (early and now - max(since, early[0]) > END_AFTER and wait):
+                os.write(2, f"stopped while waiting for {what or 'the other processes'}\n".encode())
+                os._exit(128 + signals[-1][1])
 
 
 def choose_backend(cfg: Config, environ: Mapping[str, str]) -> str:
@@ -120,6 +158,7 @@ class DistributedRanks(Ranks):
 
     rank: int
     size: int
+    waits: Waits = field(default_factory=Waits)
 
     def command(self, command: str, environ: Mapping[str, str] = os.environ) -> str:
         """The command that repeats the run: `python ...` as typed becomes torchrun with as many processes."""
@@ -168,7 +207,8 @@ class DistributedRanks(Ranks):
     def all_gather(self, value: Any) -> list[Any]:
         """The values of all processes, in their order, in all of them; tensors in them must be on the CPU."""
         values = [None] * self.size
-        dist.all_gather_object(values, value)
+        with self.waits.on("values of the other processes"):
+            dist.all_gather_object(values, value)
         return values
 
     @torch.no_grad()
@@ -178,13 +218,15 @@ class DistributedRanks(Ranks):
         for dtype in dict.fromkeys(t.dtype for t in tensors):
             some = [t for t in tensors if t.dtype == dtype]
             row = torch.cat([t.reshape(-1) for t in some])  # one message instead of hundreds
-            dist.broadcast(row, 0)
+            with self.waits.on("tensors of the first process"):
+                dist.broadcast(row, 0)
             parts = row.split([t.numel() for t in some])
             torch._foreach_copy_(some, [part.view(t.shape) for part, t in zip(parts, some, strict=True)])
 
     def all_reduce_mean(self, values: torch.Tensor) -> torch.Tensor:
         """The mean of the processes' tensors of one shape, in all of them; `values` is overwritten."""
-        dist.all_reduce(values)
+        with self.waits.on("losses of the other processes"):
+            dist.all_reduce(values)
         return values.div_(self.size)
 
     def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
@@ -193,7 +235,8 @@ class DistributedRanks(Ranks):
         padded = rows.new_zeros(max(lengths), *rows.shape[1:])
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in lengths]
-        dist.all_gather(parts, padded)
+        with self.waits.on("features of the other processes"):
+            dist.all_gather(parts, padded)
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
     def gather_batch(self, rows: torch.Tensor) -> torch.Tensor:
@@ -229,7 +272,8 @@ class _GatherBatch(torch.autograd.Function):
     def forward(ctx, rows: torch.Tensor, ranks: DistributedRanks) -> torch.Tensor:
         ctx.ranks, ctx.length = ranks, len(rows)
         parts = [torch.empty_like(rows) for _ in range(ranks.size)]
-        dist.all_gather(parts, rows.contiguous())
+        with ranks.waits.on("the batches of the other processes"):
+            dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
     @staticmethod

@@ -16,7 +16,7 @@ from model import ReIDModel
 from processor.precision import autocast
 from processor.ranks import ALONE, Ranks
 from utils.distance import pairwise_distance
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.logging import log
 from utils.lookup import load
 from utils.metrics import NO_MATCH, Scores, evaluate
@@ -213,7 +213,7 @@ def score_table(values: dict[str, dict[str, float]], note: str = "") -> str:
         cells = "".join(f"{row[key]:>8.2f}" if key in row else f"{'-':>8}" for key in columns.values())
         lines.append(f"{name:<{width}}{cells}{row['valid_queries']:>9}")
     lines += [interval] if (interval := rank1_interval(values)) else []
-    return "\n".join(lines + ([f"note: {note}"] if note else []))
+    return "\n".join(lines + ([f"note: {printable(note)}"] if note else []))
 
 
 def rank1_interval(values: dict[str, dict[str, float]]) -> str:

@@ -10,7 +10,7 @@ from config import Config
 from config.config import option
 from datasets.base import MOST_CAMERAS, ReIDDataset
 from processor.evaluate import Inference, Pair
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.expansion import augment_gallery, expand_queries
 from utils.metrics import Scores, evaluate, evaluate_distance
 from utils.protocols import TrialScores, evaluate_by_camera, evaluate_single_shot, evaluate_vehicle_id, pool_queries
@@ -89,7 +89,7 @@ def check_cameras(dataset: ReIDDataset) -> None:
 def camera_table(by_camera: dict[tuple[int, int], Scores], names: Mapping[int, str] = {}) -> str:
     """mAP / Rank-1 in percent of one camera's queries (rows) in another's gallery (columns)."""
     rows, columns = (sorted({pair[i] for pair in by_camera}) for i in (0, 1))
-    name = {camera: str(names.get(camera, camera)) for camera in (*rows, *columns)}
+    name = {camera: printable(names.get(camera, camera)) for camera in (*rows, *columns)}
     first, width = (max(least, *(len(name[c]) + 1 for c in some)) for least, some in ((6, rows), (18, columns)))
     lines = ["rows: query camera, columns: gallery camera, mAP / Rank-1"]
     lines.append(" " * first + "".join(f"{name[camera]:>{width}}" for camera in columns))

@@ -14,6 +14,7 @@ from torch import nn
 from config import Config
 from model import ReIDModel
 from utils.logging import log
+from utils.lookup import load
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 TOO_LARGE = 1e18  # a gradient whose square is inf would stay in Adam's moments
@@ -39,7 +40,7 @@ def faster_precision(cfg: Config, model: ReIDModel) -> str:
     Also float32 where the last feature map is at most 4 x 2: there some of torch's bf16 convolutions give wrong
     results on CPUs with AMX. The model is not changed, but random numbers are drawn.
     """
-    height, width, _ = min(cfg.stages())
+    height, width, _ = min(load("config.sizes:stages")(cfg))
     model = copy.deepcopy(model).train()
     with torch.no_grad():
         maps = model.backbone(torch.zeros(2, 3, height, width)).shape[2:]

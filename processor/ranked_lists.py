@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from config import Config
-from datasets.images import read_image
+from datasets.images import read_whole
 from datasets.loaders import TestLoader
 from processor.evaluate import Inference
 from utils.metrics import ranked_order
@@ -23,28 +23,22 @@ def choose_queries(ap: np.ndarray, sort: str, num: int, seed: int) -> np.ndarray
     return order[:num] if sort == "worst" else np.flip(order)[:num].copy()
 
 
-def ranked_row(
-    query: TestLoader, gallery: TestLoader, index: int, distance: np.ndarray, ap: float, top: int
-) -> tuple[str, list[Tile]]:
-    """Title and tiles of one query: the query, then the nearest gallery images that count in the scores."""
-    pid, camid = query.pids[index], query.camids[index]
-    order = ranked_order(distance, pid, camid, gallery.pids, gallery.camids)
-    matches = int((gallery.pids[order] == pid).sum())
-    tiles = [Tile(read_image(query.samples[index].path, 256, 128), query.caption(index), QUERY)]
-    for g in order[:top]:
-        color = RIGHT if gallery.pids[g] == pid else WRONG
-        caption = gallery.caption(g, f"{distance[g]:.3f}")
-        tiles.append(Tile(read_image(gallery.samples[g].path, 256, 128), caption, color))
-    return f"AP {100 * ap:.1f} %, {matches} {'match' if matches == 1 else 'matches'} in the gallery", tiles
-
-
 def ranked_rows(
     cfg: Config, inference: Inference, query: TestLoader, gallery: TestLoader, chosen: np.ndarray, top: int
 ) -> tuple[list[tuple[str, list[Tile]]], list[str]]:
-    """Rows of the chosen queries, by the last of the scores, and the titles of their columns."""
-    ap = list(inference.scores.values())[-1].ap
-    distances = inference.distance(cfg, chosen).cpu().numpy()
-    rows = [ranked_row(query, gallery, i, d, ap[i], top) for i, d in zip(chosen, distances, strict=True)]
+    """Title and tiles of each chosen query, by the last of the scores, and the titles of the columns: the query, then
+    the nearest gallery images that count in the scores."""
+    ap, rows = list(inference.scores.values())[-1].ap, []
+    for index, distance in zip(chosen, inference.distance(cfg, chosen).cpu().numpy(), strict=True):
+        pid = query.pids[index]
+        order = ranked_order(distance, pid, query.camids[index], gallery.pids, gallery.camids)
+        tiles = [Tile(read_whole(query.samples[index].path, 256), query.caption(index), QUERY)]
+        for g in order[:top]:
+            caption, color = gallery.caption(g, f"{distance[g]:.3f}"), RIGHT if gallery.pids[g] == pid else WRONG
+            tiles.append(Tile(read_whole(gallery.samples[g].path, 256), caption, color))
+        matches = int((gallery.pids[order] == pid).sum())
+        words = "match" if matches == 1 else "matches"
+        rows.append((f"AP {100 * ap[index]:.1f} %, {matches} {words} in the gallery", tiles))
     return rows, ["query", *(f"rank {k}" for k in range(1, top + 1))]
 
 

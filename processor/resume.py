@@ -19,7 +19,7 @@ from utils.logging import log
 
 TRAINING = ("criterion", "optimizers", "scaler", "rng")  # keys that a checkpoint needs to be resumed
 # Settings that may change when a run is resumed, without a warning.
-FREE_SETTINGS = {"resume", "device", "workers", "log_dir", "name", "log_every", "eval_first", "preset"}
+FREE_SETTINGS = {"resume", "device", "workers", "log_dir", "name", "log_every", "eval_first", "preset", "preset_note"}
 FREE_SETTINGS |= {"data_root", "cache_gb", "disk_gb", "cache_dir", "keep", "save_minutes", "bad_steps", "wandb"}
 # Settings that determine the batches of an epoch, together with the images.
 BATCH_SETTINGS = ("sampler", "batch_size", "images_per_id", "seed", "accumulate")

@@ -59,41 +59,17 @@ def training_data(cfg: Config, session: Session) -> Loaders:
     return data
 
 
-def sized_data(state: TrainState, data: Loaders, epoch: int) -> Loaders:
-    """The loaders with images of the size of this epoch (from 0); other images are decoded now."""
-    cfg = state.cfg.at_epoch(epoch)
-    if (cfg.data.height, cfg.data.width) == (data.train.images.height, data.train.images.width):
-        return data
-    log.info("images of %d x %d from here on", cfg.data.height, cfg.data.width)
-    with state.session.ranks.sync_errors(first_alone=True):
-        return data.resized(cfg)
-
-
 def training_model(cfg: Config, session: Session, data: Loaders) -> ReIDModel:
     """The model with its initial weights on the device, the same in all processes."""
     ranks, device = session.ranks, session.device
     with ranks.sync_errors(first_alone=True):  # the first one downloads weights
         model = make_model(cfg, len(data.labels))
         if cfg.data.start_sizes:
-            check_sizes(cfg, model)
+            load("processor.sizes:check_sizes")(cfg, model)
     model = ranks.sync_batch_norm(cfg, model, device)
     model = model.to(device, memory_format=torch.channels_last if cfg.loop.channels_last else torch.contiguous_format)
     ranks.broadcast(model.state_dict().values())
     return model
-
-
-@torch.no_grad()
-def check_sizes(cfg: Config, model: ReIDModel) -> None:
-    """Raises UserError if the model, such as a transformer, does not take images of all sizes of the training."""
-    for height, width, _ in cfg.stages():
-        try:
-            model.eval()(torch.zeros(1, 3, height, width))
-        except (RuntimeError, ValueError, AssertionError) as error:
-            raise UserError(
-                f"--backbone {cfg.model.backbone} does not take images of {height}x{width} "
-                f"({str(error).partition(chr(10))[0]}); leave --start-sizes out, or choose other sizes"
-            ) from error
-    model.train()
 
 
 def training_criterion(cfg: Config, session: Session, data: Loaders, model: ReIDModel) -> Criterion:
@@ -154,6 +130,7 @@ def start_state(
         "note": scores_note(resolve_protocol(cfg, dataset), dataset.note), "train_note": dataset.train_note,
         "labels": data.labels, "images": fingerprint(dataset.train),
         "places": {"dataset": "+".join(map(place, train_names(cfg))), "test_dataset": test_place},
+        "names": {pid: name for pid, name in dataset.train_names.items() if pid in data.labels},
     }  # fmt: skip
     resumed = cfg.run.resume and has_checkpoint(directory)
     if session.precision == "auto":
@@ -183,7 +160,8 @@ def log_run(state: TrainState, data: Loaders) -> None:
     log.info("run %s, seed %d: %s", state.directory, cfg.run.seed, environment)
     log.info("command: %s", session.command or "(called from Python)")
     log.info("%s; %s", f"{ranks.size} processes" if ranks.size > 1 else "one process", session.numerics)
-    log.info("%s\n%s", data.dataset.name, data.dataset.describe())
+    log.info("%s", data.dataset.name)
+    log.info(data.dataset.describe())
     log.info(
         "model: %s, weights %s, input %s, embedding %d; losses: %s; %s, lr %g, %d epochs of %d batches; preset %s",
         cfg.model.backbone, cfg.model.weights,
@@ -192,7 +170,8 @@ def log_run(state: TrainState, data: Loaders) -> None:
             [name for name in ("id", *METRIC_LOSSES, "center") if cfg.get(f"{name}_weight") > 0]
             + ["teacher"] * bool(data.train.teacher_dim)
         ),
-        cfg.solver.optimizer, cfg.solver.lr, cfg.solver.epochs, len(data.train), cfg.run.preset or "none",
+        cfg.solver.optimizer, cfg.solver.lr, cfg.solver.epochs, len(data.train),
+        cfg.run.preset or cfg.run.preset_note or "none",
     )  # fmt: skip
     if state.model.loaded:
         log.info(str(state.model.loaded))

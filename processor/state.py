@@ -54,6 +54,7 @@ class TrainState:
     bad: int = 0  # consecutive steps with NaN or inf, up to the last one
     seconds: float = 0.0  # of training, in all sessions, without evaluation
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry per finished epoch
+    test_seconds: float = 0.0  # of the latest evaluation in this session
     saved: tuple[int, int] | None = None  # epoch and step of the last checkpoint written here
     saved_at: float = 0.0  # when that was, and how many seconds it took
     save_seconds: float = 0.0

@@ -13,7 +13,7 @@ from datasets.base import ReIDDataset, fingerprint, full_note, join_notes
 from datasets.loaders import TestLoader, make_test_loaders, with_pixel_range
 from datasets.make import make_test_set, short_name, test_name
 from model import ReIDModel, make_model
-from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model, stored_config
+from processor.checkpoint import ABOUT, find_checkpoint, read_checkpoint, rebuild_model, stored_config
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import Inference, do_inference, report, resolve_protocol, result_record, scores_note
 from processor.precision import configure_torch
@@ -95,7 +95,7 @@ def prepare_test(
     images = (fingerprint(query.samples), fingerprint(gallery.samples))
     ranks.check_same({"the checkpoint": (state["epoch"], state["seconds"]), "the test images": images})
     log.info("%s on %s: %d queries in %d images", name, dataset.name, len(dataset.query), len(dataset.gallery))
-    note = full_note(state.get("train_note", ""), dataset.test_note)
+    note = full_note(state["train_note"], dataset.test_note)
     note = join_notes(note, model.loaded.note if model.loaded else "")
     return TestJob(cfg, path.parent, path.stem, state, device, model, dataset, query, gallery, note)
 
@@ -106,7 +106,7 @@ def tested_model(
     """The model of a checkpoint (or, without one, of the backbone weights of the settings) on the device in evaluation
     mode; the checkpoint's dict, or what there is without one; a path for names of results; and the model in words."""
     if stored:
-        path, state = stored
+        path, state = stored[0], ABOUT | stored[1]
         model, name = rebuild_model(state, path, cfg), str(path)
     else:
         torch.manual_seed(cfg.run.seed)
@@ -116,7 +116,7 @@ def tested_model(
             model.test_after_neck &= "neck" in model.loaded.found
         name = f"{cfg.model.backbone} with weights {cfg.model.weights}"
         path = Path(cfg.run.log_dir) / f"weights_{cfg.model.backbone.replace('/', '_')}" / "weights"
-        state = {"history": [], "command": "", "epoch": 0, "seconds": 0, "environment": describe_environment(device)}
+        state = ABOUT | {"environment": describe_environment(device)}
     layout = torch.channels_last if cfg.loop.channels_last else torch.preserve_format
     return model.to(device, memory_format=layout).eval(), state, path, name
 

@@ -19,15 +19,7 @@ from model import ReIDModel
 from processor.checkpoint import LAST
 from processor.evaluate import do_inference, plain_settings, report, resolve_protocol, result_record
 from processor.precision import FiniteStatistics, autocast
-from processor.setup import (
-    run_directory,
-    sized_data,
-    start_session,
-    start_state,
-    training_criterion,
-    training_data,
-    training_model,
-)
+from processor.setup import run_directory, start_session, start_state, training_criterion, training_data, training_model
 from processor.state import Session, TrainState
 from processor.watch import Progress, Watchers
 from solver import make_optimizer, set_frozen, set_lr
@@ -36,6 +28,7 @@ from utils.files import write_json
 from utils.logging import log
 from utils.lookup import load
 
+ESTIMATED = 5  # steps after which the log says how long the run takes
 SAVE_SHARE = 0.05  # of the time, for checkpoints: where an epoch takes seconds, there is none after each
 Losses = dict[str, torch.Tensor]  # of one step, as scalars on the device
 Targets = Sequence[torch.Tensor]  # labels (B,) and, with a teacher, its features (B, D)
@@ -79,6 +72,11 @@ def train(
     return state
 
 
+def sized_data(state: TrainState, data: Loaders, epoch: int) -> Loaders:
+    """The loaders with images of the size of this epoch (from 0)."""
+    return load("processor.sizes:sized_data")(state, data, epoch) if state.cfg.data.start_sizes else data
+
+
 def should_evaluate(cfg: Config, epoch: int) -> bool:
     """Whether to evaluate after so many epochs."""
     if epoch == 0:
@@ -97,7 +95,7 @@ class Network:
         self.use_graph = (
             cfg.loop.cuda_graph and session.device.type == "cuda" and session.ranks.size == cfg.loop.accumulate == 1
         )
-        self.graph, self.shape = None, torch.Size()  # of one shape of images
+        self.graph, self.shape = None, None  # of the images that it takes
 
     def train(self, frozen: bool) -> None:
         """Put the model into training mode, but not a frozen backbone."""
@@ -111,7 +109,7 @@ class Network:
 
     def gradient(self, images: torch.Tensor, targets: Targets, place: int = 0, group: int = 1) -> Gradient:
         """Compute the gradient of one batch, as batch number `place` of the `group` of an optimizer step."""
-        if self.use_graph and (self.graph is None or self.shape != images.shape):
+        if self.use_graph and (self.graph is None or images.shape != self.shape):
             self.graph, self.shape = load("processor.cuda_graph:capture")(self, images, targets), images.shape
             self.use_graph = self.graph is not None
         if self.use_graph:
@@ -166,6 +164,9 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
             network.statistics.check()
             state.step += 1
             progress.step()
+            if progress.steps == ESTIMATED and not watchers.estimated:
+                watchers.estimated = True
+                log.info("about %s left", time_left(state, progress, progress.step_seconds))
             if place < group - 1:
                 continue  # a checkpoint does not hold the gradients of an unfinished group
             session.ranks.broadcast(network.statistics.buffers)  # batch norm that is not synchronized differs
@@ -182,13 +183,21 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
         finish_epoch(state, progress, lr, watchers)
 
 
+def time_left(state: TrainState, progress: Progress, step_seconds: float) -> timedelta:
+    """Of the rest of the run: training at so many seconds per step of the present size, more for larger images, and
+    tests that take as long as the latest one."""
+    cfg, epochs = state.cfg, state.cfg.solver.epochs
+    tests = sum(should_evaluate(cfg, epoch) for epoch in range(state.epoch + 1, epochs + 1))
+    left = epochs - state.epoch
+    if cfg.data.start_sizes:
+        present = state.epoch if state.step else max(state.epoch - 1, 0)
+        left = load("config.sizes:epochs_left")(cfg, state.epoch, present)
+    steps = left * (progress.images // progress.batch) - state.step
+    return timedelta(seconds=round(steps * step_seconds + tests * state.test_seconds))
+
+
 def train_step(
-    state: TrainState,
-    network: Network,
-    images: torch.Tensor,
-    targets: Sequence[torch.Tensor],
-    place: int = 0,
-    group: int = 1,
+    state: TrainState, network: Network, images: torch.Tensor, targets: Targets, place: int = 0, group: int = 1
 ) -> Losses:
     """The gradient of one batch, and an optimizer step after the last batch of a group.
 
@@ -322,8 +331,7 @@ def finish_epoch(state: TrainState, progress: Progress, lr: float, watchers: Wat
     if state.session.ranks.all_gather(late or state.epoch == cfg.solver.epochs)[0]:
         state.save()
     watchers.log_losses(entry)
-    pixels = [height * width for height, width in (cfg.size_at(e) for e in range(state.epoch - 1, cfg.solver.epochs))]
-    left = timedelta(seconds=round(sum(pixels[1:]) / pixels[0] * progress.images / speed))
+    left = time_left(state, progress, progress.batch / speed)
     words = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
     place = f"{state.epoch:>{len(str(cfg.solver.epochs))}}/{cfg.solver.epochs}"
     log.info("epoch %s  %s  lr %.1e  %.0f img/s  data %.0f %%  left %s", place, words, lr, speed, 100 * waiting, left)
@@ -336,8 +344,9 @@ def evaluate_epoch(state: TrainState, data: Loaders, watchers: Watchers) -> None
     stop_if_requested(state)
     data = sized_data(state, data, max(state.epoch - 1, 0))  # a resumed run may be at the start of the next size
     cfg = resolve_protocol(state.cfg if last else plain_settings(state.cfg), data.dataset)
+    started = time.perf_counter()
     inference = do_inference(cfg, state.eval_model, data.query, data.gallery, session.device, session.ranks)
-    values = None
+    state.test_seconds, values = time.perf_counter() - started, None
     if inference is not None:
         log.info("before training:" if state.epoch == 0 else f"after epoch {state.epoch}:")
         values = report(inference, state.about["note"], data.dataset.camera_names)

@@ -27,11 +27,15 @@ class Watchers:
 
     def __init__(self, state: TrainState):
         self.board = self.wandb = None
+        self.estimated = not state.session.ranks.first  # the time that is left, once
         if not state.session.ranks.first:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self.board = SummaryWriter(str(state.directory / "tensorboard"), purge_step=state.epoch + 1)
+        try:
+            self.board = SummaryWriter(str(state.directory / "tensorboard"), purge_step=state.epoch + 1)
+        except UnicodeError as error:  # TensorBoard takes no path that is not UTF-8
+            log.warning("warning: no events for TensorBoard (%s)", error)
         if state.cfg.loop.wandb:
             self.wandb = load("processor.wandb_run:start_wandb")(state.cfg, state.directory)
         for entry in state.history[-1:]:
@@ -86,6 +90,13 @@ class Watchers:
             self.board = None
 
 
+def _finished() -> float:
+    """The time when the device has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Progress:
     """The progress bar of an epoch, and the share of its time that is spent waiting for data."""
 
@@ -105,6 +116,8 @@ class Progress:
 
     def step(self) -> None:
         self.steps += 1
+        if self.steps == 1:  # it also waits for the first images, and may choose kernels or compile
+            self.first_step = _finished()
         self.bar.update(self.batch)
 
     def lap(self) -> float:
@@ -121,6 +134,11 @@ class Progress:
     def speed(self) -> float:
         """Images per second."""
         return self.steps * self.batch / (time.perf_counter() - self.started)
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds per step, without the first one."""
+        return (_finished() - self.first_step) / (self.steps - 1)
 
     @property
     def data_share(self) -> float:

@@ -1,7 +1,5 @@
 """Tiny Market-1501-like trees that tests write and train on in seconds."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

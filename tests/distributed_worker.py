@@ -1,11 +1,12 @@
 """What each process of tests/test_distributed.py does."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import runpy
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import processor.distributed
 import processor.setup
 import processor.train
 from config import Config
@@ -20,9 +22,10 @@ from datasets.loaders import make_test_loaders
 from datasets.make import make_test_set
 from model import ReIDModel
 from processor import do_train, load_model
-from processor.distributed import DistributedRanks
+from processor.distributed import DistributedRanks, Waits
 from processor.evaluate import extract_features
 from processor.ranks import ALONE, init_distributed
+from processor.signals import StopSignals
 from processor.state import TrainState
 from utils.errors import UserError, run
 from utils.files import write_json
@@ -144,6 +147,29 @@ def program(rank: int, *argv: str) -> None:
     """As `python argv...`."""
     sys.argv = list(argv)
     runpy.run_path(argv[0], run_name="__main__")
+
+
+def wait_for_a_sleeper(rank: int, number: int) -> None:
+    """The first process waits for the second, which sleeps, and gets the signal."""
+    processor.distributed.SAY_AFTER, processor.distributed.END_AFTER = 0.5, 1
+    with StopSignals() as signals, init_distributed(Config(device="cpu")) as ranks, signals.held():
+        ranks.all_gather(None)
+        if rank == 1:
+            time.sleep(5)
+        else:
+            threading.Timer(1, os.kill, (os.getpid(), number)).start()
+        ranks.all_gather(None)
+
+
+def leave_a_child(_rank: int, file: Path) -> None:
+    """Die without a word and leave a process that waits for others, as torchrun does when it is killed."""
+    child = os.fork()
+    if child == 0:
+        with Waits():
+            time.sleep(60)
+    file.write_text(str(child))
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def disturbed(rank: int, cfg: Config, whom: int, step: int, number: int) -> None:

@@ -1,7 +1,5 @@
 """What several test files need: programs run as people run them, and models and features for them to work on."""
 
-from __future__ import annotations
-
 import copy
 import io
 import os

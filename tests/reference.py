@@ -1,7 +1,5 @@
 """Slow, obvious references for the fast code: loops straight from the definitions, in float64."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

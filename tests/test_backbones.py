@@ -1,7 +1,5 @@
 """All backbones under one interface: torchvision's against torchvision, timm's against timm."""
 
-from __future__ import annotations
-
 import functools
 import subprocess
 import sys

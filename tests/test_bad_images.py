@@ -1,7 +1,5 @@
 """Damaged image files in the tree of a whole program: refused, or left out with a note."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

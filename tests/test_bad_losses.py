@@ -1,7 +1,5 @@
 """Steps whose loss or gradient is NaN or inf are skipped, left out of the means, and stop the run if too many."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

@@ -1,7 +1,5 @@
 """Benchmarks: the generated features, the classic baselines against the references, each task once, and the tables."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

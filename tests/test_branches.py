@@ -1,7 +1,5 @@
 """Models of one and of several branches: the interface, the papers' forwards written slowly, split backbones, parts."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from helpers import filled

@@ -1,7 +1,5 @@
 """The images of a split: the same from a file, from memory and decoded again; and no stale file is used."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -264,6 +262,23 @@ def test_what_is_damaged_is_made_again(cfg, files, reads, warned):
     next(Path(cfg.data.cache_dir).glob("query-*.json")).unlink()  # a build of other images that was killed
     Images(cfg.replace(height=12), files, "train")
     assert left(cfg) == ["train.json", "train.json", "train.npy", "train.npy"]
+
+
+def test_a_flipped_bit_gives_no_other_picture(cfg, files):
+    expected = decoded(files)
+    Images(cfg, files, "train")
+    file = stored(cfg, "npy")
+    whole, record = file.read_bytes(), stored(cfg, "json").read_bytes()
+    for place in (*range(0, 128, 5), *range(128, len(whole), len(whole) // 20)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        stored(cfg, "json").write_bytes(record)
+        try:
+            assert np.array_equal(pixels(Images(cfg, files, "train")), expected), place
+            assert place < 128
+        except UserError as error:
+            assert str(file) in str(error) and files[max(place - 128, 0) // SIZE] in str(error)
+    stored(cfg, "json").write_bytes(b"[" * 100_000)  # too deep for Python's parser
+    assert np.array_equal(pixels(Images(cfg, files, "train")), expected)
 
 
 # ---- where no file can be written

@@ -1,7 +1,5 @@
 """Odd input that users really have: it comes out right, or it is said what is wrong."""
 
-from __future__ import annotations
-
 import csv
 import shutil
 import warnings

@@ -1,7 +1,5 @@
 """Runs that are stopped by signals: at random moments and in the middle of a write they end as undisturbed ones do."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """tools/compare.py: groups over seeds, their means, and the settings that differ."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Curves of runs: what is read from metrics.jsonl, what is drawn of it, and the tool."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

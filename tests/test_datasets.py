@@ -1,7 +1,5 @@
 """Datasets by name, several at once, cuts and held-out identities, and the loaders of their images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

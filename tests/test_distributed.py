@@ -1,8 +1,6 @@
 """Several processes on one CPU, over gloo, against one process. A process costs seconds until torch is imported, so all
 but those that torchrun starts are forked from a server that has it already, with the variables that torchrun sets."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os
@@ -22,12 +20,14 @@ from distributed_worker import (
     enter,
     exact,
     extract,
+    leave_a_child,
     outcome,
     program,
     refusals,
     together,
     train_exactly,
     train_one_log,
+    wait_for_a_sleeper,
 )
 from helpers import ROOT, contents, save_model, start_training
 from torch import nn
@@ -301,6 +301,31 @@ def test_a_process_that_ends_early_ends_all_without_a_traceback(base, number):
     codes, said = launch(base / "ended", 2, disturbed, settings(base, name=f"ended{number}"), 1, 5, number)
     assert codes == [2, 2 if number == 0 else -number] and said[1] == "error: a file has gone\n" * (number == 0)
     assert "error: another process has ended" in said[0] and "Traceback" not in said[0]
+
+
+@pytest.mark.slow
+def test_an_error_in_either_process_is_always_its_own_sentence(base):
+    for attempt in range(8):
+        whom = attempt % 2
+        codes, said = launch(base / "ended", 2, disturbed, settings(base, name=f"again{attempt}"), whom, 2, 0)
+        assert codes == [2, 2] and said[whom].endswith("error: a file has gone\n")
+        assert "error: another process has ended" in said[1 - whom] and "terminate called" not in said[1 - whom]
+
+
+def test_a_process_that_waits_says_so_and_ends_on_a_signal(base):
+    codes, said = launch(base / "waits", 2, wait_for_a_sleeper, signal.SIGTERM)
+    assert codes == [128 + signal.SIGTERM, 2], said
+    first, last = said[0].splitlines()
+    assert first.startswith("waiting for values of the other processes") and "stopped while waiting" in last
+
+
+def test_a_process_ends_with_torchrun(base):
+    codes, _ = launch(base / "orphan", 1, leave_a_child, base / "child")
+    child, until = int((base / "child").read_text()), time.monotonic() + 10
+    while Path(f"/proc/{child}/stat").exists() and Path(f"/proc/{child}/stat").read_text().split()[2] != "Z":
+        assert time.monotonic() < until, "still there"
+        time.sleep(0.1)
+    assert codes == [-signal.SIGKILL]
 
 
 def test_processes_that_cannot_connect_are_refused(base, monkeypatch):

@@ -1,7 +1,6 @@
 """README and docs: every command line is accepted by its program's parser, and every code block runs, shortened."""
 
-from __future__ import annotations
-
+import json
 import os
 import re
 import shlex
@@ -17,6 +16,7 @@ from conftest import tiny_config, write_tree
 from helpers import ROOT, program, save_features
 
 import config.cli
+import config.options
 from config import Config
 from model import make_model
 from processor import do_train
@@ -27,11 +27,13 @@ NAMES = {"PRESET": "tiny_b1", "NAME": "demo", "TASK": "eval", "FOLDER": "path/to
 NAMES |= {"PICTURE": "path/to/pictures/anna/c1s1.jpg"}
 NOT_RUN = {  # beginnings of commands
     "git clone": "the repository's address, and a network",
+    "cd plainreid": "as that",
     "pip install": "a network; the packages are there",
     "torchrun": "four GPUs; tests/test_distributed.py runs two processes on the CPU",
     "export": "Slurm",
     "srun": "Slurm",
     "[ $? = 138 ]": "Slurm",
+    "scontrol": "Slurm",
     "python train.py --backbone own": "the files of its section; tests/test_own_parts.py runs it with them",
 }
 TINY = "--device cpu --height 32 --width 16 --pad 2 --batch-size 8 --images-per-id 2 --weights none --epochs 1 --steps"
@@ -39,6 +41,7 @@ TINY += " --warmup-epochs 0 --workers 2 --no-rerank"
 SEARCH = f"{TINY} --width 32 --center-weight 0 --holdout-ids 3 --supernet-epochs 1 --candidates 4 --at-random 3"
 SHORT = {  # options that make a program short; of an option that comes twice, the last one counts
     "train.py": TINY,
+    "tiny_b1": "--backbone mobilenet_v2",
     "tools/visualize_augmentation.py": "--batch-size 8 --images-per-id 2 --num 2",
     "tools/check_dataset.py": "--batch-size 8",
     "tools/search_backbone.py": f"{SEARCH} --max-flops 9M",
@@ -78,8 +81,8 @@ def test_every_command_line_is_accepted(monkeypatch, tmp_path):
     def then_end(parse):
         return lambda *args, **options: (parse(*args, **options), parsed.append(args), sys.exit(0))
 
-    for name in ("parse_settings", "parse_options"):
-        before = getattr(config.cli, name)
+    for before in (config.cli.parse_settings, config.options.parse_options):
+        name = before.__name__
         for module in [m for m in sys.modules.values() if getattr(m, name, None) is before]:
             monkeypatch.setattr(module, name, then_end(before))
     monkeypatch.chdir(tmp_path)
@@ -124,6 +127,8 @@ def ready(tmp_path_factory) -> Path:
         (base / "data/MSMT17_V1" / f"list_{split}.txt").write_text("\n".join(rows))
     save_features(base / "features.npz")
     torch.save(make_model(Config(backbone="osnet_x0_25", weights="none"), 2).state_dict(), base / "FILE")
+    searched = json.loads((ROOT / "results" / "demo_light_searched.json").read_text())["settings"]["backbone"]
+    (base / "winner.json").write_text(searched.removeprefix("searched:"))
     (base / "mine.py").write_text("import processor\nprocessor.FeatureExtractor('log/demo')('path/to/pictures')\n")
     for name in ("RUN", "OTHER_RUN", "demo"):
         do_train(tiny_config(base, name=name, epochs=1, steps=(), eval_every=1, flip=True, seed=len(name)))

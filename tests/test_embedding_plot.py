@@ -1,7 +1,5 @@
 """The embedding plot: coordinates, the choice of images, the CSV and the picture."""
 
-from __future__ import annotations
-
 import csv
 import sys
 

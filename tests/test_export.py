@@ -1,7 +1,5 @@
 """Exported files compared with the model that they are made from, and tools/export_onnx.py as people run it."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """FeatureExtractor on pictures of all kinds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Features in files: written a batch at a time, in parts, read back, and scored with every setting of the command."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

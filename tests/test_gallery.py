@@ -1,7 +1,5 @@
 """Gallery search: nearest neighbours, thresholds, the index on the disk, and its programs."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

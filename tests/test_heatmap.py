@@ -1,7 +1,5 @@
 """Heat maps: their sums and places, and the program that draws them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Image files of every kind to RGB arrays, and damaged ones to errors that name them."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """Architecture search: specifications, the space, the supernet, the evolution, scores, latency, and the program."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

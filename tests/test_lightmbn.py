@@ -1,7 +1,5 @@
 """LightMBN against its authors' code. What holds for all models is in test_branches.py."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 
 import pytest

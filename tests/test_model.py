@@ -1,7 +1,5 @@
 """The plain model and its initial weights; weights files of others are in test_weights.py."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The notebook runs from its first to its last cell, and its pictures are not empty."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,16 +1,18 @@
 """Own pictures: Market-1501's layout, folders of identities, CSV files, and the split that is drawn."""
 
-from __future__ import annotations
-
 import os
 import random
 import unicodedata
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import torch
 from conftest import write_tree
 
-from config import Config
+from config import Config, load_preset
+from config.cli import parse_train
 from datasets import make_dataset
 from datasets.base import ReIDDataset, Sample
 from datasets.own import NO_CAMERAS, own, to_numbers
@@ -243,3 +245,33 @@ def test_the_settings_reach_own_pictures(tmp_path):
     for share, words in ((0.0, "no test split"), (1.0, "no training images")):
         with pytest.raises(UserError, match=words):
             make_dataset(Config(dataset=mine, test_share=share))
+
+
+# ---- the default preset
+
+
+def test_without_a_preset_settings_fit_the_machine_and_the_shape_of_the_pictures(tmp_path, monkeypatch):
+    for shape, size in (((40, 20), (128, 64)), ((30, 21), (128, 96)), ((30, 32), (128, 128)), ((20, 45), (64, 128))):
+        base = tmp_path / f"{shape}"
+        for person in range(8):
+            (base / f"{person}").mkdir(parents=True)
+            for shot in range(4):
+                cv2.imwrite(str(base / f"{person}" / f"{shot}.png"), np.zeros((*shape, 3), np.uint8))
+        (base / "1" / "0.png").write_bytes(b"broken")  # reported where all images are read
+        args = ["--dataset", str(base), "--test-share", "0.3"]
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        cfg = parse_train(args, {"REID_DATA": "there"})
+        people = len({s.pid for s in make_dataset(cfg).train})
+        assert (cfg.data.height, cfg.data.width) == size and cfg.data.batch_size == 4 * (people // 2)
+        assert cfg.model.backbone == "mobilenet_v2" and cfg.data.data_root == "there" and cfg.run.preset == ""
+        assert "no GPU" in cfg.run.preset_note and cfg.solver.epochs == 60
+        typed = parse_train([*args, "--width", "32", "--backbone", "resnet18", "--epochs", "7", "--pad", "0"], {})
+        assert (typed.data.height, typed.data.width, typed.solver.epochs) == (size[0], 32, 7)
+        assert (typed.model.backbone, typed.augment.pad, typed.solver.warmup_epochs) == ("resnet18", 0, 0.7)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        full = parse_train(args, {})
+        assert (full.data.height, full.data.width) == (2 * size[0], 2 * size[1])
+        assert (full.model.backbone, full.solver.epochs) == ("resnet50", 120) and "no GPU" not in full.run.preset_note
+        assert parse_train([*args, "--device", "cpu"], {}).model.backbone == "mobilenet_v2"
+        assert parse_train(["tiny_b1", *args], {}) == load_preset("tiny_b1").replace(dataset=str(base), test_share=0.3)
+    assert parse_train(["--dataset", "market1501"], {}) == load_preset("demo").replace(dataset="market1501")

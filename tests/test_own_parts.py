@@ -1,7 +1,5 @@
 """What the README says of a loss and a backbone of one's own, word for word."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

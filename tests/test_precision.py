@@ -1,7 +1,5 @@
 """Half precision beside float32: losses, gradients, features; the scaler; and torch's switches."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Presets: facts of their sources that a typing error would break; each builds, and three take two training steps."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every public dataset on a tiny tree in its naming: which samples are listed, and what is refused or warned about."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """OSNet against torchreid (KaiyangZhou/deep-person-reid f8cd150), ResNet-IBN against XingangPan/IBN-Net d167338."""
 
-from __future__ import annotations
-
 import hashlib
 import urllib.error
 from pathlib import Path

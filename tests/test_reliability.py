@@ -1,7 +1,6 @@
 """What goes wrong around a run: diverging weights, a screen that is gone, checkpoints of others, read-only places."""
 
-from __future__ import annotations
-
+import json
 import os
 import shutil
 import signal
@@ -9,9 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from helpers import ROOT, fails, program, save_model
+from helpers import ROOT, arguments, fails, program, save_features, save_model
 
 import processor.train
 from processor import do_train
@@ -21,7 +21,8 @@ from processor.precision import Scaler
 from processor.setup import run_directory
 from processor.signals import StopSignals
 from processor.test import parse_test
-from utils.errors import Stopped, UserError
+from utils.errors import Stopped, UserError, run
+from utils.logging import log, setup_logging
 
 
 def test_diverged_weights_replace_no_good_checkpoint_and_the_message_names_it(tiny, monkeypatch):
@@ -82,6 +83,76 @@ def test_a_screen_that_takes_nothing_ends_no_program():
         pipe = ["bash", "-c", '"$0" -c "$1" | head -n 1; exit ${PIPESTATUS[0]}', sys.executable, script]
         ended = subprocess.run(pipe, capture_output=True, cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "latin-1"})
         assert (ended.returncode, ended.stderr) == (code, b"") and b"\\u4eba" in ended.stdout, ended
+
+
+def test_odd_values_in_a_checkpoint_are_one_sentence(tiny):
+    state = read_checkpoint(checkpoint := save_model(tiny))
+    odd = [("config", state["config"] | change) for change in ({"height": "32"}, {"height": 1e9}, {"steps": [[1]]})]
+    odd += [("history", value) for value in ([1, 2], 3, [{}], [{"epoch": 1, "scores": {"plain": {"mAP": "1"}}}])]
+    odd += [("epoch", "1"), ("seconds", None), ("environment", []), ("train_note", 5), ("labels", [1])]
+    for name, value in odd:
+        save_checkpoint(checkpoint, state | {name: value})
+        with pytest.raises(UserError, match=str(checkpoint)):
+            parse_test([str(checkpoint)], {}, "")
+    save_checkpoint(checkpoint, {name: state[name] for name in ("model", "config", "labels")})  # all that is needed
+    assert program("test.py", checkpoint).returncode == 0
+
+
+HOSTILE = "a\x1b[2J\nerror: b\x9b"  # a name or note that would clear the screen and forge a line
+
+
+def test_control_characters_in_arguments_of_the_log_and_in_errors_are_escaped(tmp_path, capsys):
+    def main() -> None:
+        setup_logging(tmp_path / "x.log")
+        log.info("%s and %s: %d\nsecond line", HOSTILE, Path(HOSTILE), 3)
+        log.warning(f"{HOSTILE}")
+        raise UserError(HOSTILE)
+
+    with pytest.raises(SystemExit):
+        run(main)
+    shown = capsys.readouterr()
+    name = r"a\x1b[2J\nerror: b\x9b"
+    expected = f"{name} and {name}: 3\nsecond line\na\\x1b[2J\nerror: b\\x9b\n"  # a message may have several lines
+    assert (shown.out, shown.err) == (expected, f"error: {name}\n")
+    assert name in (tmp_path / "x.log").read_text() and "\x1b" not in (tmp_path / "x.log").read_text()
+
+
+@pytest.mark.slow
+def test_control_characters_in_names_and_notes_are_shown_escaped(tiny, tmp_path):
+    hostile = HOSTILE
+    people = tmp_path / hostile
+    shutil.copytree(Path(tiny.data.data_root) / "demo", people)
+    save_features(tmp_path / "f.npz")
+    (tmp_path / "f").mkdir()
+    for name, rows in np.load(tmp_path / "f.npz").items():
+        np.save(tmp_path / "f" / f"{name}.npy", rows)
+    (tmp_path / "f" / "about.json").write_text(json.dumps({"note": hostile, "camera_names": {0: hostile}}))
+    words = arguments(tiny.replace(dataset=str(people), epochs=1, steps=()), "jitter")
+    shown = [
+        program("tools/check_dataset.py", people, "--output", tmp_path / "sheet.png", "--batch-size", 8),
+        program("tools/score_features.py", tmp_path / "f", "--by-camera"),
+        program("train.py", *words),
+        program("test.py", people / "nothing.pth"),
+    ]
+    texts = [ended.stdout + ended.stderr for ended in shown]
+    texts.append((Path(tiny.run.log_dir) / "demo" / "train.log").read_text())
+    for text in texts:
+        assert r"a\x1b[2J\nerror: b\x9b" in text and not {"\x1b", "\x9b"} & set(text)
+        assert not any(line.startswith("error: b") for line in text.splitlines())
+
+
+@pytest.mark.slow
+def test_names_that_are_no_utf8_are_trained_on_and_shown(tiny, tmp_path):
+    people = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    shutil.copytree(Path(tiny.data.data_root) / "demo", people)
+    changed = tiny.replace(dataset=people, log_dir=f"{people}/log", name="x", epochs=1, steps=())
+    trained = program("train.py", *arguments(changed, "jitter"))
+    assert trained.returncode == 0, trained.stderr
+    run = f"{people}/log/x"
+    for words in (("test.py", run), ("tools/report.py", run, "--heatmaps", 0), ("tools/search.py", "index", people)):
+        more = ("--log-dir", f"{people}/log") if words[0] == "tools/search.py" else ()
+        shown = program(*words, *more)
+        assert shown.returncode == 0, shown.stdout + shown.stderr
 
 
 def test_a_finite_gradient_whose_square_overflows_is_skipped():

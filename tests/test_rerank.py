@@ -95,6 +95,17 @@ def test_duplicates():
         assert found.isfinite().all() and float(found.min()) > -1e-5 and float(found.max()) < 1 + 1e-5
 
 
+def test_copies_rank_by_index_whatever_the_size_of_the_blocks():
+    for seed, metric in ((0, "euclidean"), (1, "euclidean"), (2, "cosine")):
+        rng = np.random.default_rng(seed)
+        features = clusters(90, 24, 8, seed)[rng.integers(0, 30, 90)]  # two thirds are copies, in random order
+        rows = torch.nn.functional.normalize(features.double()) if metric == "cosine" else features.double()
+        expected = reference.k_reciprocal(rows.numpy(), 30, 7, 3)
+        for block_bytes in (None, 1, 3000, 40_000):
+            found = reranked(features, 30, 7, 3, block_bytes=block_bytes, metric=metric)
+            np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
+
+
 def test_in_addition_to_the_result_only_lists_of_neighbours_and_blocks_are_allocated(monkeypatch):
     monkeypatch.setattr(rerank, "BLOCK_BYTES", 300_000)
     for dtype, metric in ((torch.float32, "euclidean"), (torch.float16, "cosine")):

@@ -1,7 +1,5 @@
 """Batches of P identities × K images: their rules, number, repeatability, and shares across ranks."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import reference

@@ -1,7 +1,5 @@
 """The search for re-ranking parameters: what it finds, on whom, and that every output says on whom."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from itertools import product

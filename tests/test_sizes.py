@@ -1,7 +1,5 @@
 """Runs whose images grow: equal to runs of one size that hand over their weights, and resumable anywhere."""
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 

@@ -1,10 +1,9 @@
 """check_dataset, visualize_augmentation, results_table and model_summary as people run them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
+import warnings
 from pathlib import Path
 
 import cv2
@@ -12,13 +11,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_tree
-from helpers import program, refused
+from helpers import program, refused, save_model
 
 from config import Config
+from config.cli import parse_train
 from datasets.augment_rare import TRANSFORMS
+from datasets.loaders import make_loaders
 from tools import results_table
+from tools.check_dataset import doubt_names
 from tools.model_summary import count
 from tools.visualize_augmentation import columns
+from utils.errors import UserError
 
 # ---- tools/check_dataset.py
 
@@ -67,6 +70,66 @@ def test_what_is_wrong_is_listed_and_the_exit_code_is_1(tmp_path):
     assert (tmp_path / "sheet.png").is_file()  # of all that can be drawn
 
 
+def test_what_training_refuses_or_warns_of_is_said_before(tmp_path):
+    def pictures(base: str, *names: str) -> Path:
+        for number, name in enumerate(names):
+            (tmp_path / base / name).parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / base / name), np.full((16, 8, 3), 10 + number, np.uint8))
+        return tmp_path / base
+
+    people = [f"p{i}/{k}.png" for i in range(8) for k in range(3)]
+    (pictures("broken", *people) / "p1" / "0.png").write_bytes(b"no picture")
+    cases = [
+        tmp_path / "broken", pictures("two", *people[:6]), pictures("camera", *(f"{p[:-4]}_c1.png" for p in people)),
+        pictures("stray", *people, "stray.png"), pictures("untested", *(f"train/{p}" for p in people)),
+        pictures("alone", *people[:3], *(f"q{i}/1.png" for i in range(9))), pictures("deep", *people, "p1/a/b/c.png"),
+    ]  # fmt: skip
+    for case in cases:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            said = []
+            try:
+                make_loaders(parse_train(["--dataset", str(case), "--disk-gb", "0"], {}))
+            except UserError as error:
+                said = str(error).splitlines()
+        said += [str(warning.message) for warning in caught]
+        shown = program("tools/check_dataset.py", case, "--output", tmp_path / "x.png")
+        assert said and shown.returncode in (1, 2), case
+        for words in said:
+            assert words.split(": ")[-1][:60] in shown.stdout + shown.stderr, (case, words)
+
+
+def test_the_nearest_other_name_and_by_how_much_it_is_nearer_are_those_of_a_plain_loop():
+    rng = np.random.default_rng(0)
+    for number, names, width in ((40, 7, 6), (12, 3, 2), (9, 9, 3), (30, 2, 1)):  # width 1: many ties
+        features = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(number, width)).astype(np.float32)))
+        pids = np.concatenate([np.arange(names), rng.integers(0, names, number - names)])
+        found, scores = doubt_names(features, pids)
+        for i in range(number):
+            mean = {}
+            for pid in set(pids.tolist()):
+                cosines = sorted(float(features[i] @ features[k]) for k in range(number) if pids[k] == pid and k != i)
+                mean[pid] = np.mean(cosines[-3:]) if cosines else np.nan
+            own = mean.pop(pids[i])
+            assert mean[found[i]] == pytest.approx(max(mean.values()), abs=1e-5)
+            assert scores[i] == pytest.approx(max(mean.values()) - own, abs=1e-5, nan_ok=True)
+
+
+def test_a_model_finds_the_picture_with_the_wrong_name(tiny, tmp_path):
+    model = save_model(tiny)
+    for person, colour in enumerate(((30, 30, 200), (30, 200, 30), (200, 30, 30), (190, 190, 190))):
+        for shot in range(4):
+            name = "p1" if (person, shot) == (0, 2) else f"p{person}"
+            (tmp_path / "mine" / name).mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng([person, shot]).integers(-9, 9, (32, 16, 3))
+            cv2.imwrite(str(tmp_path / "mine" / name / f"{person}{shot}.png"), np.add(colour, noise).astype(np.uint8))
+    shown = program("tools/check_dataset.py", tmp_path / "mine", "--checkpoint", model, "--output", tmp_path / "x.png")
+    assert shown.returncode == 0 and "nothing else to fix" in shown.stdout, shown.stdout + shown.stderr
+    first = (tmp_path / "x_names.csv").read_text().splitlines()[1].split(",")
+    assert first[0].endswith("p1/02.png") and first[1:3] == ["p1", "p0"] and float(first[3]) > 0.1
+    assert cv2.imread(str(tmp_path / "x_names.png")).std() > 20
+
+
 def test_a_batch_is_drawn_with_each_transform_alone_and_all_together(tiny, tmp_path):
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 32, 16, 3), dtype=np.uint8))
     found = columns(images, Config(pad=2), epoch=0)
@@ -85,9 +148,9 @@ def test_a_batch_is_drawn_with_each_transform_alone_and_all_together(tiny, tmp_p
 # ---- tools/results_table.py
 
 
-ROW = {"experiment": "b1", "protocol": "plain", "source": "paper", "mAP": 85.8, "rank1": 94.1}
+ROW = {"experiment": "demo", "protocol": "plain", "source": "paper", "mAP": 85.8, "rank1": 94.1}
 RESULT = {
-    "dataset": "market1501", "test_dataset": None, "note": "", "seed": 0, "hardware": "a core", "train_seconds": 60.0,
+    "dataset": "demo", "test_dataset": None, "note": "", "seed": 0, "hardware": "a core", "train_seconds": 60.0,
     "images_per_second": 9.0, "scores": {"plain": {"mAP": 50.0, "rank1": 60.0, "mINP": 10.0}},
 }  # fmt: skip
 
@@ -115,21 +178,25 @@ def fill(root: Path, *more: object) -> subprocess.CompletedProcess:
 def test_results_become_tables_with_mean_and_deviation_over_seeds(root):
     for seed, mAP in enumerate((50.0, 60.0)):
         scores = {"plain": RESULT["scores"]["plain"] | {"mAP": mAP}}
-        write(root, f"b1-s{seed}" if seed else "b1", RESULT | {"seed": seed, "scores": scores, "remark": f"was {mAP}"})
+        write(
+            root, f"demo-s{seed}" if seed else "demo", RESULT | {"seed": seed, "scores": scores, "remark": f"was {mAP}"}
+        )
+    write(root, "other", RESULT)
     shown = fill(root)
     assert shown.returncode == 0, shown.stderr
     readme, results = ((root / name).read_text() for name in ("README.md", "docs/results.md"))
     for text in (readme, results):
         assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    row = next(line for line in results.splitlines() if line.startswith("| b1 |"))
+    row = next(line for line in results.splitlines() if line.startswith("| demo |"))
     assert "55.00 ± 7.07" in row and "n = 2" in row and "85.8 / 94.1" in row and "1.0 min, 9 images/s" in row
-    assert "`b1`, seed 1: was 60.0" in results and "`b1`, seed 0: was 50.0" in results and "was 60.0" not in readme
+    assert "`demo`, seed 1: was 60.0" in results and "`demo`, seed 0: was 50.0" in results and "was 60.0" not in readme
     assert "| b2 | plain | 86.2 / 94.4 | not measured |" in results and "b2" not in readme
+    assert "| other | plain |" in results and "other" not in readme
     note = "distilled from x.npy; not comparable with published scores"
-    write(root, "taught", RESULT | {"experiment": "b1", "note": note})
+    write(root, "taught", RESULT | {"experiment": "demo", "note": note})
     assert fill(root).returncode == 0 and fill(root, "--check").returncode == 0
-    assert "| b1, distilled from x.npy | plain | – |" in (root / "docs" / "results.md").read_text()
-    (root / "README.md").write_text(readme.replace("experiment", "other"))
+    assert "| demo, distilled from x.npy | plain | – |" in (root / "docs" / "results.md").read_text()
+    (root / "README.md").write_text(readme.replace("55.00", "99.00"))
     refused(fill(root, "--check"), "README.md", "results_table.py")
 
 

@@ -1,7 +1,5 @@
 """Optimizers, parameter groups, freezing, clipping, the average of the weights, and the learning rate."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Distillation: the loss against a loop, features of teachers in files, and runs that learn from them."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

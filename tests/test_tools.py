@@ -1,7 +1,5 @@
 """The programs that people run, as they run them."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from pathlib import Path

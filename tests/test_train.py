@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -21,7 +19,8 @@ from processor.state import TrainState
 from utils.errors import Stopped, UserError
 
 
-def test_a_run_leaves_everything_in_its_directory(tiny):
+def test_a_run_leaves_everything_in_its_directory(tiny, monkeypatch):
+    monkeypatch.setattr(processor.train, "ESTIMATED", 3)  # of the four steps of an epoch
     run = do_train(tiny, command="python train.py")
     directory = Path(tiny.run.log_dir) / "demo"
     assert run.directory == directory
@@ -41,6 +40,8 @@ def test_a_run_leaves_everything_in_its_directory(tiny):
     best = max(e["scores"]["plain"]["mAP"] for e in entries if "scores" in e)
     stored = read_checkpoint(directory / "best.pth")
     assert max(h["scores"]["plain"]["mAP"] for h in stored["history"] if "scores" in h) == best
+    text = (directory / "train.log").read_text()
+    assert text.count(" left\n") == 1  # once
     # a finished run that is resumed trains no more
     before = contents(directory / "last.pth")
     again = do_train(tiny.replace(resume=True))

@@ -1,7 +1,5 @@
 """Weights files of any project: found by one rule, or refused, with a report and a note."""
 
-from __future__ import annotations
-
 import urllib.error
 import zipfile
 from pathlib import Path

@@ -4,6 +4,9 @@ DATASET is a name as for --dataset, or a folder or .csv file of your own picture
 of each split, images per identity and per camera, image sizes, and problems: files that cannot be decoded, equal files,
 identities in both training and test, queries without a match, and what train.py would refuse or warn about. Draws a
 sheet of some identities. The exit code is 1 where there is something to fix.
+
+With --checkpoint RUN, a trained model also lists the pictures that probably have the wrong name, because the most
+similar pictures have another one: as a table (CSV) and on a sheet of their own.
 """
 
 import hashlib
@@ -14,29 +17,36 @@ from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from config.config import DataSettings, Folders
+from config.config import SETTINGS, DataSettings, Folders, option
 from config.options import parse_options
-from datasets.base import MOST_CAMERAS, ONE_IDENTITY, ReIDDataset, check_train
-from datasets.images import decode_bytes, read_bytes, read_image
+from datasets.base import MOST_CAMERAS, ONE_IDENTITY, ReIDDataset, Sample
+from datasets.images import decode_bytes, read_bytes, read_whole
 from datasets.loaders import with_pixel_range
-from datasets.make import DATASETS, find_dataset, short_name, test_side
+from datasets.make import DATASETS, find_dataset, make_dataset, short_name
+from datasets.own_recipe import choose_settings
 from datasets.sampler import make_sampler
-from utils.errors import UserError, run
+from utils.errors import UserError, printable, run
+from utils.files import write_csv
 from utils.logging import log, setup_logging
-from utils.pictures import QUERY, RIGHT, Tile, draw_rows
+from utils.lookup import load
+from utils.pictures import QUERY, RIGHT, WRONG, Tile, draw_rows
 
 SIDES = {"train": "training", "query": "test", "gallery": "test"}  # of the splits
 COLOURS = {"train": "#2b6cb0", "query": QUERY, "gallery": RIGHT}  # of the frames on the sheet
 COLUMNS = 8  # images per identity on the sheet
 MAX_CASES = 10  # printed of each kind of problem
+NEAREST = 3  # pictures of a name whose mean similarity counts
+MARGIN = 0.1  # in cosine: a picture is listed if another name is more similar than its own by so much
+MOST_DRAWN = 20  # of the listed pictures
 
 
 @dataclass
@@ -47,8 +57,9 @@ class Options:
     split_seed: int = 0  # own pictures without a split, CUHK03's classic protocol: which random split
     camera_pattern: str = DataSettings.camera_pattern  # own pictures: regular expression of the camera in a file name
     folders: Folders = "auto"  # own pictures: what folders in folders are, the outer one first
-    batch_size: int = DataSettings.batch_size  # of train.py, which the training images must fill
+    batch_size: int = 0  # of train.py, which the training images must fill (0: what it chooses itself)
     images_per_id: int = DataSettings.images_per_id  # of train.py
+    checkpoint: str = ""  # run or checkpoint whose model looks for wrong names (empty: none does)
     people: int = 10  # identities on the sheet
     output: str = ""  # file of the sheet; empty: log/check_DATASET.png
     workers: int = 4  # threads that read and decode images
@@ -128,15 +139,72 @@ def find_problems(dataset: ReIDDataset, files: dict[str, File]) -> dict[str, lis
     return {kind: cases for kind, cases in found.items() if cases}
 
 
-def try_to_train(cfg: Config, dataset: ReIDDataset) -> list[str]:
-    """Why train.py would refuse this dataset, if it would; warns where it would."""
+def try_to_train(typed: dict[str, Any]) -> tuple[dict[str, Any], str, list[str]]:
+    """What train.py would choose, the note of its scores, and why it would refuse, if it would; warns where it
+    would."""
+    chosen = {}
     try:
-        if ONE_IDENTITY in test_side(cfg, dataset).test_note:
+        chosen = choose_settings(typed)
+        cfg = Config(**chosen | typed).check()
+        dataset = make_dataset(cfg)
+        if ONE_IDENTITY in dataset.test_note:
             warnings.warn(ONE_IDENTITY, stacklevel=2)
-        make_sampler(cfg, check_train(dataset).train)
+        make_sampler(cfg, dataset.train)
     except UserError as error:
-        return [str(error)]
-    return []
+        return chosen, "", [str(error)]
+    return chosen, dataset.note, []
+
+
+def doubt_names(features: torch.Tensor, pids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each picture the most similar other identity, and by how much it is more similar than its own: (N,) each.
+
+    features (N, D) of length 1. An identity's similarity is the mean cosine of its NEAREST most similar pictures, of
+    which the picture itself is none. NaN for an identity's only picture.
+    """
+    own, best, found = torch.full((len(pids),), torch.nan), torch.full((len(pids),), -torch.inf), pids.copy()
+    for pid in np.unique(pids):
+        mine = np.flatnonzero(pids == pid)
+        cosine = features @ features[mine].T
+        other = cosine.topk(min(NEAREST, len(mine))).values.mean(1)
+        other[mine] = -torch.inf
+        found[(other > best).numpy()] = pid
+        best = torch.maximum(best, other)
+        if len(mine) > 1:
+            own[mine] = cosine[mine].fill_diagonal_(-torch.inf).topk(min(NEAREST, len(mine) - 1)).values.mean(1)
+    return found, (best - own).numpy()
+
+
+def list_wrong_names(dataset: ReIDDataset, samples: list[Sample], checkpoint: str, workers: int, output: Path) -> int:
+    """Write a table and draw a sheet of the pictures whose names a model doubts, the most doubtful first; returns how
+    many there are."""
+    extractor = load("processor.extractor:FeatureExtractor")(checkpoint, workers=workers)
+    features, pids = extractor([s.path for s in samples]), np.array([s.pid for s in samples])
+    found, scores = doubt_names(features, pids)
+    listed = [i for i in np.argsort(-scores, kind="stable") if scores[i] >= MARGIN]
+    names = [(dataset.name_of(pids[i]), dataset.name_of(found[i])) for i in listed]
+    table = [(samples[i].path, *pair, f"{scores[i]:.3f}") for i, pair in zip(listed, names, strict=True)]
+    write_csv(output.with_suffix(".csv"), [("path", "name", "suggested", "score"), *table])
+    log.info("%d of %d pictures probably have the wrong name: %s", len(table), len(samples), output.with_suffix(".csv"))
+    for path, name, other, score in table[:MAX_CASES]:
+        log.info("  %s: %s, suggested %s, score %s", path, name, other, score)
+    rows = []
+    for i, (name, other) in list(zip(listed, names, strict=True))[:MOST_DRAWN]:
+        order = np.argsort(-(features @ features[i]).numpy(), kind="stable")
+        order = order[order != i]
+        tiles: list[Tile | None] = [tile(dataset, samples[i], QUERY)]
+        for pid, colour in ((pids[i], WRONG), (found[i], RIGHT)):
+            near = [tile(dataset, samples[k], colour) for k in order[pids[order] == pid][:NEAREST]]
+            tiles += [None, *near, *[None] * (NEAREST - len(near))]
+        rows.append((f"{name}, suggested {other}, score {scores[i]:.2f}: {samples[i].path}", tiles))
+    if rows:
+        draw_rows(output, rows, ["picture", None, "its name", "", "", None, "suggested name", "", ""])
+        log.info("sheet of the first %d: %s", len(rows), output)
+    return len(rows)
+
+
+def tile(dataset: ReIDDataset, sample: Sample, colour: str) -> Tile:
+    caption = f"{dataset.name_of(sample.pid)}\n{dataset.camera_of(sample.camid)}"
+    return Tile(read_whole(sample.path, 256), caption.strip(), colour)
 
 
 def draw_sheet(path: Path, dataset: ReIDDataset, files: dict[str, File], people: int) -> None:
@@ -151,7 +219,7 @@ def draw_sheet(path: Path, dataset: ReIDDataset, files: dict[str, File], people:
             tiles = []
             for split, s in spread(images[pid], COLUMNS):
                 title = f"{split}\n{dataset.camera_of(s.camid)}".strip()
-                tiles.append(Tile(read_image(s.path, 256, 128), title, COLOURS[split]))
+                tiles.append(Tile(read_whole(s.path, 256), title, COLOURS[split]))
             rows.append((f"{dataset.name_of(pid)}: {len(images[pid])} images, {side}", tiles))
     if rows:
         draw_rows(path, rows, [""] * COLUMNS)
@@ -166,33 +234,40 @@ def spread(items: list, number: int) -> list:
 def main() -> None:
     options = parse_options(None, Options, __doc__, positional="dataset", ranges={"people": "[0, inf)"})
     setup_logging()
-    names = (
-        "dataset",
-        "test_share",
-        "split_seed",
-        "camera_pattern",
-        "folders",
-        "workers",
-        "batch_size",
-        "images_per_id",
-    )
-    data_root = options.data_root or os.environ.get("REID_DATA") or "data"
-    cfg = Config(data_root=data_root, **{name: getattr(options, name) for name in names}).check()
+    typed = {name: value for name, value in vars(options).items() if name in SETTINGS}
+    if not options.batch_size:
+        del typed["batch_size"]
+    typed["data_root"] = options.data_root or os.environ.get("REID_DATA") or "data"
+    cfg = Config(**typed).check()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dataset = find_dataset(options.dataset, cfg)
-        refused = try_to_train(cfg, dataset) if options.dataset not in DATASETS else []
+        chosen, note, refused = {}, dataset.note, []
+        if options.dataset not in DATASETS:
+            log.disabled = True  # what is said of the pictures was said by find_dataset
+            chosen, note, refused = try_to_train(typed)
+            log.disabled = False
     warned = list(dict.fromkeys(str(warning.message) for warning in caught))
     log.info("%s, scored by protocol %s\n%s", dataset.name, dataset.protocol, "\n".join(describe(dataset)))
-    if dataset.note:
-        log.info("note: %s", dataset.note)
+    if note:
+        log.info("note: %s", note)
+    if chosen:
+        why = chosen.pop("preset_note")
+        values = " ".join(f"{option(name)} {value}" for name, value in chosen.items())
+        log.info("train.py without a preset takes %s (%s)", values, why)
     paths = sorted({s.path for s in dataset.train + dataset.query + dataset.gallery})
     with ThreadPoolExecutor(options.workers) as pool:
         progress = tqdm(pool.map(inspect, paths), "check", len(paths), leave=False, disable=None)
         files = dict(zip(paths, progress, strict=True))
-    log.info("%s", "\n".join(describe_sizes(files)))
+    log.info("\n".join(describe_sizes(files)))
     sheet = Path(options.output or Path("log") / f"check_{short_name(options.dataset)}.png")
     draw_sheet(sheet, dataset, files, options.people)
+    doubts = 0
+    if options.checkpoint:
+        samples = [s for s in dict.fromkeys(dataset.train + dataset.query + dataset.gallery) if s.pid]
+        samples = [s for s in samples if not files[s.path].error]
+        wrong = sheet.with_name(f"{sheet.stem}_names.png")
+        doubts = list_wrong_names(dataset, samples, options.checkpoint, options.workers, wrong)
     with_pixel_range(cfg, dataset)  # says so where there are images of more than 8 bits
     found = find_problems(dataset, files)
     for kind, cases in (("warnings of train.py", warned), ("refusals of train.py", refused)):
@@ -201,10 +276,10 @@ def main() -> None:
         for case in cases if options.dataset in DATASETS else ():
             log.warning("warning: %s", case)
     for kind, cases in found.items():
-        log.info("PROBLEM: %d %s\n  %s", len(cases), kind, "\n  ".join(cases[:MAX_CASES]))
+        log.info("\n  ".join([f"PROBLEM: {len(cases)} {kind}", *map(printable, cases[:MAX_CASES])]))
     if found:
         sys.exit(1)
-    log.info("nothing to fix")
+    log.info("nothing %sto fix", "else " * bool(doubts))
 
 
 if __name__ == "__main__":

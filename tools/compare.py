@@ -5,8 +5,6 @@ Runs that differ in the seed only are one group: mean ± standard deviation. `be
 runs at an evaluation, with its epoch; it is chosen on the test split, so report the scores of the last epoch.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence
@@ -119,7 +117,7 @@ def main() -> None:
     groups = group_results(results)
     log.info(table(score_rows(groups)))
     if len(groups) > 1:
-        log.info("\nsettings that differ\n%s", table(setting_rows(groups)))
+        log.info(f"\nsettings that differ\n{table(setting_rows(groups))}")
     for name, result in results.items():
         if result["note"]:
             log.info("note on %s: %s", name, result["note"])

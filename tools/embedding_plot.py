@@ -6,7 +6,6 @@ as in a test: `--test-dataset path/to/pictures` (with `--test-share 1` all of th
 Writes a PNG, and a CSV of the coordinates next to it.
 """
 
-import csv
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,9 +29,9 @@ from datasets.make import short_name, test_name
 from processor.evaluate import extract_features
 from processor.test import parse_test, prepare_test
 from utils.errors import UserError, run
-from utils.files import write_atomically
+from utils.files import write_atomically, write_csv
 from utils.logging import log
-from utils.plots import plain
+from utils.plots import plain, shorten
 
 MARKERS = "osD^vP*X<>phd8H"  # filled ones, which differ in outline
 MOST_NAMED = 40  # identities in the legend
@@ -98,7 +97,7 @@ def draw_points(
     for pid, name in names.items():
         x, y = points[pids == pid].T
         axis.annotate(
-            shorten(name.removeprefix("pid "), 13), (np.median(x), np.quantile(y, 0.8)), (0, 6),
+            plain(shorten(name.removeprefix("pid "), 13)), (np.median(x), np.quantile(y, 0.8)), (0, 6),
             textcoords="offset points", fontsize=8, weight="bold", ha="center", color=[0.6 * c for c in colours[pid]],
             path_effects=[withStroke(linewidth=2, foreground="white")],
         )  # fmt: skip
@@ -116,22 +115,16 @@ def draw_points(
         figure.legend(handles=dots, title=title, loc=place, **style)
 
     few = len(names) <= MOST_NAMED
-    entries = [("o", colours[pid], shorten(name, 11)) for pid, name in names.items() if few]
+    entries = [("o", colours[pid], plain(shorten(name, 11))) for pid, name in names.items() if few]
     legend("outside right upper", "identity" if few else f"{len(names)} identities, one colour each", entries)
     unknown = "more cameras than markers:\nnot shown" if cameras else "cameras unknown"
     entries = [
-        (marker, "#555555", shorten(camera_names.get(camid, f"cam {camid}"), 11))
+        (marker, "#555555", plain(shorten(camera_names.get(camid, f"cam {camid}"), 11)))
         for camid, marker in markers.items()
         if known
     ]
     legend("outside right lower", "camera" if known else unknown, entries)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
-
-
-def shorten(name: str, most: int) -> str:
-    """Both ends of a name that is longer than `most` characters."""
-    half = most // 2
-    return plain(name if len(name) <= most else f"{name[: most - 1 - half]}…{name[-half:]}")
 
 
 def main() -> None:
@@ -155,15 +148,11 @@ def main() -> None:
         path, points, [s for _, s in samples], names, test.dataset.cameras, title, shares, test.dataset.camera_names
     )
     rows = [
-        (f"{x:.5f}", f"{y:.5f}", s.pid, s.camid, split, s.path)
+        (f"{x:.5f}", f"{y:.5f}", s.pid, s.camid, split, s.path, names[s.pid], test.dataset.camera_of(s.camid))
         for (x, y), (split, s) in zip(points, samples, strict=True)
     ]
-
-    def write_table(temporary: Path) -> None:
-        with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # names may be bytes
-            csv.writer(file).writerows([("x", "y", "pid", "camid", "split", "path"), *rows])
-
-    write_atomically(path.with_suffix(".csv"), write_table)
+    columns = ("x", "y", "pid", "camid", "split", "path", "name", "camera")
+    write_csv(path.with_suffix(".csv"), [columns, *rows])
     log.info("%d images of %d identities: %s and %s", len(points), len(pids), path, path.with_suffix(".csv").name)
 
 

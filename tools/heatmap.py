@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import Config
 from datasets.augment import normalise
 from datasets.folder import list_pictures
-from datasets.images import read_image
+from datasets.images import read_image, read_whole
 from model import ReIDModel
 from processor.environment import pick_device
 from processor.evaluate import do_inference
@@ -36,7 +36,7 @@ from utils.pictures import QUERY, RIGHT, WRONG, Tile, draw_rows, remove_rows
 
 OTHER = "#2b6cb0"  # frame of the picture that others are paired with
 OVERVIEW = 10  # images in the overview at most
-DRAWN_HEIGHT = 256  # pixels
+LONGEST = 256  # pixels of the longer side of an image
 BAR = "each map on its own scale"
 Column = list[Tile | None]  # the row of the whole model, then a row per branch
 
@@ -56,7 +56,7 @@ class Source:
     cfg: Config
     model: ReIDModel
     device: torch.device
-    labels: dict[int, int]  # training identity to class label; empty: the classifier is untrained
+    names: dict[int, str]  # of the classes; empty: the classifier is untrained
     directory: Path  # of the run
 
     @property
@@ -111,7 +111,13 @@ def query_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[So
         name = f"{place:03}_ap{100 * ap[i]:05.1f}_{Path(sample.path).stem}"
         image = Picture(sample.path, test.query.caption(i))
         jobs.append(Job(name, f"AP {100 * ap[i]:.1f} %", image, best_matches(test, i, distance.cpu().numpy())))
-    return Source(test.cfg, test.model, test.device, test.state.get("labels", {}), test.directory), jobs
+    return Source(test.cfg, test.model, test.device, class_names(test.state), test.directory), jobs
+
+
+def class_names(state: dict[str, Any]) -> dict[int, str]:
+    """A checkpoint's class labels to the names of their identities."""
+    names = state.get("names", {})
+    return {label: names.get(pid, f"training pid {pid}") for pid, label in state.get("labels", {}).items()}
 
 
 def picture_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[Source, list[Job]]:
@@ -120,7 +126,7 @@ def picture_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[
     paths = [str(path) for place in options.pictures for path in list_pictures(place)]
     device = pick_device(cfg.run.device)
     model, state, checkpoint, _ = tested_model(cfg, stored, device)
-    source = Source(cfg, model, device, state.get("labels", {}), checkpoint.parent)
+    source = Source(cfg, model, device, class_names(state), checkpoint.parent)
     jobs = []
     for place, path in enumerate(paths, 1):
         others = [Picture(paths[0], "", OTHER) if place > 1 else None] if len(paths) > 1 else []
@@ -133,7 +139,7 @@ def make_columns(source: Source, job: Job) -> list[Column]:
     """The columns of the image alone, then those of each pair. They stay empty where the other image is missing."""
     model, rows, data = source.model, source.rows, source.cfg.data
     present = [job.image, *filter(None, job.others)]
-    drawn = [read_image(p.path, DRAWN_HEIGHT, DRAWN_HEIGHT * data.width // data.height) for p in present]
+    drawn = [read_whole(p.path, LONGEST) for p in present]
     pixels = np.stack([read_image(p.path, data.height, data.width, data.pixel_range) for p in present])
     images = normalise(torch.from_numpy(pixels).to(source.device))
     if not source.cfg.loop.channels_last:
@@ -155,11 +161,10 @@ def make_columns(source: Source, job: Job) -> list[Column]:
     maps = maps - maps.amin((1, 2), keepdim=True)  # as torchreid draws them
     several = range(len(maps)) if len(maps) > 1 else []  # otherwise all branches share the map
     columns = [picture(0), overlays(0, maps, several, ["", *(f"map {i} of {len(maps)}" for i in range(1, rows))])]
-    if source.labels:
+    if source.names:
         maps, logits = class_maps(model, images[:1])
         share, label = logits[0].softmax(0).max(0)
-        pid = next(pid for pid, number in source.labels.items() if number == label)
-        columns.append(overlays(0, maps[0], range(rows), [f"training pid {pid}\nby {100 * share:.0f} %"]))
+        columns.append(overlays(0, maps[0], range(rows), [f"{source.names[int(label)]}\nby {100 * share:.0f} %"]))
     number = 0
     for other in job.others:
         columns.append([None] * rows)  # space
@@ -177,7 +182,7 @@ def make_columns(source: Source, job: Job) -> list[Column]:
 def column_titles(source: Source, options: Options, pairs: int) -> list[str | None]:
     """Titles of the columns of an image that is paired with so many others; None for the space before each pair."""
     image, others = ("picture", ["first picture"]) if options.pictures else ("query", ["right match", "wrong match"])
-    titles: list[str | None] = [image, "activation", *(["looks like"] if source.labels else [])]
+    titles: list[str | None] = [image, "activation", *(["looks like"] if source.names else [])]
     for other in others[:pairs]:
         word = "first" if options.pictures else "match"
         titles += [None, other, f"{image}: like\nthe {word}", f"{word}: like\nthe {image}"]

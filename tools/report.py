@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config.cli import typed_command
+from datasets.image_size import measure_ratio
 from datasets.make import short_name, test_name
 from processor.evaluate import do_inference, report, scores_note
 from processor.test import parse_test, prepare_test
@@ -48,7 +49,7 @@ def main() -> None:
     values, paths, lists = report_values(test, inference, options.top, checkpoint, typed_command())
     chosen = queries_with_maps(list(inference.scores.values())[-1].ap, options.heatmaps)
     values["heatmaps"] = {q: heat_maps(test, q, lists[q]) for q in chosen}
-    width = max(1, round(options.thumb_height * cfg.data.width / cfg.data.height))
+    width = max(1, round(options.thumb_height / measure_ratio(paths)))
     values["size"] = [width, options.thumb_height]
     text = make_page(plain_values(values), thumbnails(paths, options.thumb_height, width, cfg.data.workers))
     words = ["report", test.what, short_name(test_name(cfg)), cfg.eval.metric, list(inference.scores)[-1]]

@@ -134,7 +134,8 @@ class AskCommand(Options):
         query = F.normalize(extractor(list(pictures)).mean(0, keepdim=True))
         hits, title = find(index, query, self.top, self.threshold, self.exact)
         asked = pictures[0] if len(pictures) == 1 else f"{len(pictures)} pictures, averaged"
-        log.info("%s: %s\n%s", asked, title, hit_table(hits))
+        log.info("%s: %s", asked, title)
+        log.info(hit_table(hits))
         output = Path(self.output) if self.output else folder.with_name(f"answer_{Path(pictures[0]).stem}.png")
         draw_answer(output, pictures, hits, title)
         log.info("picture%s: %s", f" of the first {MAX_HITS}" if len(hits) > MAX_HITS else "", output)
@@ -166,7 +167,8 @@ class ThresholdCommand(Options):
                 found = find_thresholds(counter)
             except ValueError as error:
                 raise UserError(f"{split.name}: {error}, so no threshold can be found; use another set") from error
-            log.info("%s\n%s", split.name, threshold_table(counter))
+            log.info("%s", split.name)
+            log.info(threshold_table(counter))
             rule, (value, tpr, _) = list(found.items())[self.store == "fpr"]
             stored = {"value": value, "rule": rule, "dataset": split.name, "refused": 1 - tpr}
             index.about["threshold"] = stored

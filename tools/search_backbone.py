@@ -88,7 +88,7 @@ def main() -> None:
     if options.check_ranking:
         return check_ranking(search, options.check_ranking, options.ranking_seeds)
     found = search.run(options.candidates, options.at_random)
-    log.info("%s", report(search, found))
+    log.info(report(search, found))
     chosen, score = choose(search, options.finals, found)
     winner = write_winner(search, chosen, score)
     best = {"winner": chosen.spec}
@@ -101,7 +101,7 @@ def main() -> None:
     if options.retrain:
         results = retrain(search, options, best)
         setup_logging(search.directory / "search.log")
-        log.info("%s", compare(search, results))
+        log.info(compare(search, results))
     log.info("everything is in %s", search.directory)
 
 

@@ -124,7 +124,7 @@ def from_checkpoint(cfg: Config, options: Options, stored: Stored, device: torch
 
 def from_file(cfg: Config, path: str, device: torch.device) -> SearchData:
     """Stored features, whose split is unknown."""
-    query, gallery, ids, note, _ = read_features(path)
+    query, gallery, ids, note, *_ = read_features(path)
     directory = Path(cfg.run.log_dir) / f"features_{Path(path).stem}"
     label = f"features of {path}, split unknown"
     return SearchData([query.to(device), gallery.to(device)], list(ids), "features", label, note, directory)
@@ -153,7 +153,8 @@ def report(cfg: Config, options: Options, data: SearchData, plain: dict, rows: l
     short = "" if complete else f"INCOMPLETE, {len(rows)} combinations: "
     log.info("%sbest k1, k2, lambda by %s, searched on %s", short, options.by, data.label)
     log.info(score_table(table, data.note))
-    log.info("# %ssearched on %s; options for test.py:\n%s", short, data.label, test_options)
+    log.info("# %ssearched on %s; options for test.py:", short, data.label)
+    log.info("%s", test_options)
     for name, tried in (("k1", options.k1s), ("k2", options.k2s)):
         if best[name] in {min(tried), max(tried)} - {1} and len(set(tried)) > 1:
             log.info("the best %s, %d, is at the end of the range; values beyond may be better", name, best[name])

@@ -16,8 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
-from config.cli import parse_settings, split_first
-from config.presets import load_preset
+from config.cli import default_settings, parse_settings, split_first
 from datasets.augment import Draws, augment, to_pixels
 from datasets.augment_rare import OFF, TRANSFORMS
 from datasets.loaders import TrainLoader
@@ -49,7 +48,8 @@ def columns(images: torch.Tensor, cfg: Config, epoch: int) -> dict[str, np.ndarr
 def main() -> None:
     preset, args = split_first(None)
     ranges = {"num": "[1, inf)", "epoch": "[0, inf)"}
-    cfg, options = parse_settings(args, load_preset(preset or "demo"), os.environ, __doc__, Options, ranges)
+    default = default_settings(preset, args, Options)
+    cfg, options = parse_settings(args, default, os.environ, __doc__, Options, ranges)
     setup_logging()
     loader = TrainLoader(cfg, make_dataset(cfg).train)
     indices = next(iter(loader.sampler.epoch(options.epoch)))

@@ -3,8 +3,11 @@
 import contextlib
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
+
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(Exception):
@@ -17,6 +20,12 @@ class Stopped(Exception):
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def printable(text: object) -> str:
+    """The text with line breaks and other control characters shown as \\n, \\x1b, ...: names and notes of others may
+    hold what moves a terminal's cursor, or looks like another line of a log."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -39,13 +48,13 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        message, code = f"error: {error}\n", 2
+        message, code = f"error: {printable(error)}\n", 2
     except BrokenPipeError:
         code = 128 + 13  # SIGPIPE
     except OSError as error:  # disk full, no permission, directory gone
         if error.filename is None and error.strerror is None:
             raise
-        message, code = f"error: {error.strerror}: {error.filename}\n", 2
+        message, code = f"error: {printable(f'{error.strerror}: {error.filename}')}\n", 2
     except Stopped as stop:
         message, code = f"{stop}\n", stop.exit_code
     except KeyboardInterrupt:

@@ -122,6 +122,16 @@ def write_atomically(
             os.close(folder)
 
 
+def write_csv(path: str | Path, rows: Iterable[Sequence[Any]]) -> None:
+    """A table, the first row of which names the columns; names of files may be of any bytes."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            csv.writer(file).writerows(rows)
+
+    write_atomically(path, write)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write indented JSON, atomically."""
     text = json.dumps(value, indent=1) + "\n"

@@ -2,13 +2,26 @@
 
 import contextlib
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
 
 from tqdm import tqdm
 
+from utils.errors import printable
+
 log = logging.getLogger("plainreid")
+
+
+def escape(record: logging.LogRecord) -> bool:
+    """Show control characters as escapes. Line breaks are kept in messages, but not in their arguments, as those may
+    be names and notes of others."""
+    if isinstance(record.args, tuple):
+        text = (str, os.PathLike, BaseException)
+        record.args = tuple(printable(arg) if isinstance(arg, text) else arg for arg in record.args)
+    record.msg = "\n".join(map(printable, str(record.msg).split("\n")))
+    return True
 
 
 class _TqdmHandler(logging.Handler):
@@ -30,6 +43,7 @@ def setup_logging(file: str | Path | None = None, quiet: bool = False) -> loggin
         handler.close()
     log.setLevel(logging.ERROR if quiet else logging.INFO)
     log.propagate = False
+    log.filters = [escape]
     logging.raiseExceptions = False  # a full disk is reported once, where the run is saved
     log.addHandler(_TqdmHandler())
     if file:

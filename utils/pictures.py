@@ -16,12 +16,12 @@ RIGHT, WRONG, QUERY = "#1a9641", "#d7191c", "#404040"
 # inches: the longer side of an image, between columns, a column without a title, captions of a row, the margin
 TILE, GAP, SPACE, WORDS, MARGIN = 2.0, 0.12, 0.16, 0.66, 0.15
 BAR = 0.6  # inches of the colour bar and its label
-GRAY = "#222222"
+GRAY, EMPTY = "#222222", "#eeeeee"
 
 
 @dataclass
 class Tile:
-    """One picture of a row: (H, W, 3) uint8 RGB, the words under it, and the colour of its frame."""
+    """One picture of a row: (H, W, 3) uint8 RGB in its true shape, the words under it, and the colour of its frame."""
 
     image: np.ndarray
     caption: str
@@ -37,13 +37,14 @@ def remove_rows(directory: Path) -> None:
 def draw_rows(
     path: str | Path, rows: Sequence[tuple[str, Sequence[Tile | None]]], columns: Sequence[str | None], bar: str = ""
 ) -> np.ndarray:
-    """Write a PNG of rows of framed images of one shape: rows are (title, tiles), columns the titles at the top.
+    """Write a PNG of rows of framed images: rows are (title, tiles), columns the titles at the top.
 
-    A tile of None leaves its place empty; a column of None is only a space between others. bar: the label of a colour
-    bar from 0 to "most" ("": no bar). Returns the pixels, (H, W, 3) uint8 RGB.
+    All frames have one shape, the median of the images', which keep their own in it. A tile of None leaves its place
+    empty; a column of None is only a space between others. bar: the label of a colour bar from 0 to "most" ("": no
+    bar). Returns the pixels, (H, W, 3) uint8 RGB.
     """
-    image = next(tile.image for _, tiles in rows for tile in tiles if tile)
-    tall, wide = (TILE * side / max(image.shape[:2]) for side in image.shape[:2])
+    ratio = float(np.median([np.divide(*tile.image.shape[:2]) for _, tiles in rows for tile in tiles if tile]))
+    tall, wide = TILE * min(1, ratio), TILE * min(1, 1 / ratio)
     steps = [SPACE if name is None else max(wide, 1.0) + GAP for name in columns]
     left = MARGIN + np.cumsum([0, *steps])
     head = 0.2 + 0.17 * max(name.count("\n") + 1 for name in columns if name is not None)
@@ -65,7 +66,9 @@ def draw_rows(
             if tile is None:
                 continue
             axis = axis_at(x, top, wide, tall)
-            axis.imshow(tile.image, aspect="auto", interpolation="bilinear")
+            axis.imshow(tile.image, interpolation="bilinear")
+            axis.set_aspect("equal", "datalim")
+            axis.set_facecolor(EMPTY)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set(edgecolor=tile.colour, linewidth=3)
             axis.set_xlabel(plain(tile.caption), fontsize=7.5, labelpad=3, color=GRAY)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.files import write_atomically
+from utils.lookup import load
 
 PANELS = {  # title: key in an epoch's entry
     "loss": "loss",
@@ -19,6 +20,7 @@ SCORES = ("mAP", "rank1")
 # keys of an epoch's entry that are not parts of its loss
 NO_LOSS = {"epoch", "loss", "accuracy", "grad_norm", "lr", "images_per_second", "data_wait", "memory_gb"}
 NO_LOSS |= {"scores", "by_camera"}
+COMMON = {*map(chr, range(32, 127)), *"\n·…±"}  # that every font has
 COLOURS = ("#2b6cb0", "#d95f02", "#1a9641", "#7b3294", "#d7191c", "#8c6d31", "#e7298a", "#17becf", "#666666", "#000000")
 
 
@@ -59,7 +61,7 @@ def plot_curves(runs: Mapping[str, Sequence[dict[str, Any]]], path: str | Path) 
         elif key != "loss":
             axis.set_ylim(bottom=0)
     figure.subplots_adjust(0.05, below / height, 0.985, 1 - 0.35 / height, wspace=0.17, hspace=0.3)
-    names = [plain(name if len(name) <= 40 else f"{name[:17]}…{name[-22:]}") for name in runs]
+    names = [plain(shorten(name, 40)) for name in runs]
     handles = figure.axes[0].get_lines()[: len(runs)]
     figure.legend(handles, names, loc="lower center", ncols=min(len(runs), 3), fontsize=9, frameon=False)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
@@ -82,9 +84,16 @@ def _draw_more(axis, entries: Sequence[dict[str, Any]], key: str) -> None:
 
 
 def plain(words: str) -> str:
-    """Text that matplotlib shows literally: $ starts no formula, a leading _ hides nothing from a legend, and invalid
-    UTF-8 in a file name is escaped."""
-    return " " * words.startswith("_") + words.encode(errors="backslashreplace").decode().replace("$", r"\$")
+    """Text that matplotlib shows literally: $ starts no formula, a leading _ hides nothing from a legend, and what no
+    installed font can draw, such as invalid UTF-8 in a file name, is escaped."""
+    if not set(words) <= COMMON:
+        words = "".join(map(load("utils.fonts:drawable"), words))
+    return " " * words.startswith("_") + words.replace("$", r"\$")
+
+
+def shorten(name: str, most: int = 17) -> str:
+    """Both ends of a name that has more letters than `most`."""
+    return name if len(name) <= most else f"{name[: (most - 1) // 2]}…{name[-(most // 2) :]}"
 
 
 def loss_parts(entries: Sequence[dict[str, Any]]) -> list[str]:

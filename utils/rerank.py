@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.distance import check_pair, exact_products, unit_factors
+from utils.distance import check_pair, equal_rows, exact_products, unit_factors
 from utils.ragged import offsets, padded_places, ranges
 
 BLOCK_BYTES = 32 << 20  # of temporary distances, converted features or gathered entries at a time
@@ -91,7 +91,7 @@ class Features:
 
     def __init__(self, query: Tensor, gallery: Tensor, metric: str):
         query, gallery, norms = check_pair(query, gallery, metric)
-        self.queries, self.size = len(query), len(query) + len(gallery)
+        self.queries, self.size, self.norms = len(query), len(query) + len(gallery), torch.cat(norms)
         self.width, self.device = query.shape[1], query.device
         if self.size == 0:
             raise ValueError("there is neither a query nor a gallery feature to re-rank")
@@ -124,7 +124,7 @@ class Features:
         rows.sub_(self.mean)
         return rows, torch.linalg.vector_norm(rows, dim=1).square_()
 
-    def take(self, index: Tensor) -> Tensor:
+    def __getitem__(self, index: Tensor) -> Tensor:
         """Rows (n, D) at any index, without subtracting the mean."""
         rows = torch.empty(len(index), self.width, dtype=torch.float32, device=self.device)
         of_query = index < self.queries
@@ -181,11 +181,36 @@ def search(features: Features, count: int) -> Found:
                     keep(c, d, turned.view(d - c, b - a).copy_(tile.T), a)
                 bar.update()
     del buffers, tiles
+    order_copies(features, nearest, distance)
     farthest.clamp_(min=torch.finfo(torch.float32).tiny)  # if all rows are equal: divide 0 by something
     for start in range(0, queries, step):
         part = slice(start, min(start + step, queries))
         original[part].div_(farthest[part, None])
     return Found(original, nearest, distance.div_(farthest[:, None]), farthest)
+
+
+def order_copies(features: Features, nearest: Tensor, distance: Tensor) -> None:
+    """Equal rows are equally far from any other: put them into the lists (N, count) in the order of their indices.
+
+    Otherwise rounding would choose among them, which depends on the size of the tiles.
+    """
+    copies, originals = equal_rows(features, features.norms)
+    if not len(copies):
+        return
+    group = torch.arange(features.size, device=nearest.device)
+    group[copies] = originals
+    members, number = group.argsort(stable=True), group.bincount(minlength=features.size)
+    first, place = offsets(number), torch.arange(nearest.shape[1], device=nearest.device)
+    changed = (number[group[nearest]] > 1).any(1).nonzero()[:, 0]
+    for rows in changed.split(max(1, features.block_bytes // (8 * len(place) ** 2))):
+        listed = group[nearest[rows]]
+        again = (listed[:, :, None] == listed[:, None]).tril(-1).any(2)  # an earlier entry is of the same group
+        size = torch.where(again, 0, number[listed])
+        end = size.cumsum(1)
+        entry = torch.searchsorted(end, place.expand(len(rows), -1).contiguous(), right=True)
+        before = (end - size).gather(1, entry)
+        nearest[rows] = members[first[listed.gather(1, entry)] + place - before]
+        distance[rows] = distance[rows].gather(1, entry)
 
 
 def _candidates(tile: Tensor, limit: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -274,7 +299,7 @@ def _distances_of(features: Features, found: Found, row: Tensor, column: Tensor)
     distance = found.distance.gather(1, order).flatten()[place]
     step = max(1, features.block_bytes // (64 * max(features.width, 1)))
     for missing in (key[place] != wanted).nonzero().flatten().split(step):
-        difference = features.take(row[missing]) - features.take(column[missing])
+        difference = features[row[missing]] - features[column[missing]]
         distance[missing] = (difference.square_().sum(1) / found.farthest[row[missing]]).clamp_(max=1)
     return distance
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from config import Config
 from datasets.augment import normalise
 from datasets.base import MOST_CAMERAS, ReIDDataset, Sample
-from datasets.images import read_image
+from datasets.images import decode, read_image, read_whole
 from processor.evaluate import Inference, rank1_interval, score_values, scores_note
 from processor.ranked_lists import choose_queries
 from processor.test import TestJob
@@ -33,8 +33,10 @@ from utils.roc import PairCounter, count_pairs
 
 PAGE = Path(__file__).resolve().parent
 SCRIPTS = ("plots.js", "page.js", "lists.js", "query.js")
+GRAY = 128  # level beside images of another shape than the thumbnails
 QUALITY = 75  # of the JPEGs, 0 to 100
 NEAREST = 5  # right and wrong images that are kept per query, however far down its list they are
+LONGEST = 256  # pixels of a heat map
 BARS = 100  # of the histogram of cosines, at most
 STEPS = 20  # thresholds of the ROC per bar
 BLOCK_BYTES = 64 << 20  # distances held at a time
@@ -143,7 +145,8 @@ def pair_values(counter: PairCounter) -> dict[str, Any]:
     cosines, rates = -counter.thresholds.numpy(), counter.rates()
     used = np.flatnonzero(counter.first.sum(0).numpy())
     first, last = max(used[0] - 1, 0), min(used[-1], len(cosines) - 1)  # all pairs lie between these two thresholds
-    step = -(-(last - first) // (BARS * STEPS)) or 1
+    last = max(last, first + 1)
+    step = -(-(last - first) // (BARS * STEPS))
     places = np.minimum(np.arange(first, last + step * STEPS, step), len(cosines) - 1)
     places = places[: 1 + (len(places) - 1) // STEPS * STEPS]
     bars = np.diff(rates[:, places[::STEPS]], axis=1)
@@ -262,10 +265,21 @@ def make_page(values: dict[str, Any], thumbs: Sequence[str]) -> str:
 
 
 def thumbnails(paths: Sequence[str | Path], height: int, width: int, workers: int) -> list[str]:
-    """Each image as a JPEG of that size, in base64. All begin with the same characters: the encoder's tables."""
+    """Each image in a JPEG of that size, in base64. All begin with the same characters: the encoder's tables."""
     with ThreadPoolExecutor(workers) as pool:
-        made = pool.map(lambda path: jpeg(read_image(path, height, width)), paths)
+        made = pool.map(lambda path: jpeg(letterbox(decode(path), height, width)), paths)
         return list(tqdm(made, desc="pictures", unit="img", total=len(paths), leave=False, disable=None, delay=2))
+
+
+def letterbox(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """An image in its true shape in the middle of one of that size, the rest gray."""
+    scale = min(height / image.shape[0], width / image.shape[1])
+    rows, columns = (max(1, round(scale * side)) for side in image.shape[:2])
+    top, left = (height - rows) // 2, (width - columns) // 2
+    boxed = np.full((height, width, 3), GRAY, np.uint8)
+    kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    boxed[top : top + rows, left : left + columns] = cv2.resize(image, (columns, rows), interpolation=kind)
+    return boxed
 
 
 def jpeg(image: np.ndarray) -> str:
@@ -281,13 +295,14 @@ def heat_maps(test: TestJob, query: int, ranked: Ranked) -> list[dict[str, Any]]
     others = sorted((found[0], word) for word in ("right", "wrong") if (found := getattr(ranked, word)))
     paths = [test.query.samples[query].path, *(gallery[g].path for (_, g, _), _ in others)]
     pixels = np.stack([read_image(path, data.height, data.width, data.pixel_range) for path in paths])
+    drawn = [read_whole(path, LONGEST) for path in paths]
     images = normalise(torch.from_numpy(pixels).to(test.device))
     strong = activation_maps(test.model, images[:1]).mean(1)[0]
     strong = strong - strong.min()  # as tools/heatmap.py draws it
-    maps = [{"words": "features alone", "images": [jpeg(overlay(pixels[0], strong.cpu().numpy()))]}]
+    maps = [{"words": "features alone", "images": [jpeg(overlay(drawn[0], strong.cpu().numpy()))]}]
     for place, ((rank, *_), word) in enumerate(others, 1):
         *both, cosines = similarity_maps(test.model, images[:1], images[place : place + 1])
         heats = [m[0].mean(0).cpu().numpy() for m in both]
-        drawn = [jpeg(overlay(pixels[i], heat)) for i, heat in zip((0, place), heats, strict=True)]
-        maps.append({"words": f"rank {rank:,}, {word}: cosine {cosines.mean():.2f}", "images": drawn})
+        both = [jpeg(overlay(drawn[i], heat)) for i, heat in zip((0, place), heats, strict=True)]
+        maps.append({"words": f"rank {rank:,}, {word}: cosine {cosines.mean():.2f}", "images": both})
     return maps
