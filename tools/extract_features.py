@@ -13,6 +13,7 @@ With a folder that is not a run (it holds no last.pth) as the first word, the fe
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -39,7 +40,7 @@ from datasets.make import make_dataset, short_name, test_name, train_names
 from model import ReIDModel
 from processor.checkpoint import LAST, find_checkpoint
 from processor.environment import pick_device
-from processor.evaluate import extract_features, feature_batches
+from processor.evaluate import feature_batches
 from processor.precision import configure_torch
 from processor.test import Stored, parse_test, prepare_test, tested_model
 from tools.gallery.index import read_index
@@ -145,9 +146,12 @@ def extract_teacher(cfg: Config, options: Options, stored: Stored | None, networ
         directory = path.parent
     dataset = make_dataset(cfg)
     loader = TestLoader(with_pixel_range(cfg, dataset), dataset.train, "train")
-    features = extract_features(cfg, model, loader, device, cfg.eval.flip)[cfg.eval.flip].cpu().numpy()
-    rows = np.full((len(dataset.train), features.shape[1]), np.nan, np.float32)
-    rows[loader.images.kept] = features
+    rows = np.full(
+        (len(dataset.train), model.embedding_dim), np.nan, np.float32
+    )  # to keep each batch breaks up the heap
+    places = iter(loader.images.kept)
+    for plain, flipped in feature_batches(cfg, model, loader, device, cfg.eval.flip):
+        rows[list(itertools.islice(places, len(plain)))] = (flipped if cfg.eval.flip else plain).cpu()
     name_of_set = "+".join(map(short_name, train_names(cfg)))
     file = Path(options.output or Path(directory) / f"teacher_{name_of_set}.npy")
     write_rows(file, len(rows), [rows])
