@@ -26,8 +26,6 @@ BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NAMES = {"PRESET": "tiny_b1", "NAME": "demo", "TASK": "eval", "FOLDER": "path/to/pictures", "QUERY": "query.jpg"}
 NAMES |= {"PICTURE": "path/to/pictures/anna/c1s1.jpg"}
 NOT_RUN = {  # beginnings of commands
-    "git clone": "the repository's address, and a network",
-    "cd plainreid": "as that",
     "python -m pytest": "the tests themselves",
     "pip install": "a network; the packages are there",
     "torchrun": "four GPUs; tests/test_distributed.py runs two processes on the CPU",
