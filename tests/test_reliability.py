@@ -127,7 +127,7 @@ def test_control_characters_in_names_and_notes_are_shown_escaped(tiny, tmp_path)
     for name, rows in np.load(tmp_path / "f.npz").items():
         np.save(tmp_path / "f" / f"{name}.npy", rows)
     (tmp_path / "f" / "about.json").write_text(json.dumps({"note": hostile, "camera_names": {0: hostile}}))
-    words = arguments(tiny.replace(dataset=str(people), epochs=1, steps=()), "jitter")
+    words = arguments(tiny.replace(dataset=str(people), name="demo", epochs=1, steps=()), "jitter")
     shown = [
         program("tools/check_dataset.py", people, "--output", tmp_path / "sheet.png", "--batch-size", 8),
         program("tools/score_features.py", tmp_path / "f", "--by-camera"),
