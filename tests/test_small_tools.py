@@ -93,7 +93,7 @@ def test_what_training_refuses_or_warns_of_is_said_before(tmp_path):
             except UserError as error:
                 said = str(error).splitlines()
         said += [str(warning.message) for warning in caught]
-        shown = program("tools/check_dataset.py", case, "--output", tmp_path / "x.png")
+        shown = program("tools/check_dataset.py", case, "--output", tmp_path / "x.png", "--people", 0)
         assert said and shown.returncode in (1, 2), case
         for words in said:
             assert words.split(": ")[-1][:60] in shown.stdout + shown.stderr, (case, words)
@@ -123,7 +123,8 @@ def test_a_model_finds_the_picture_with_the_wrong_name(tiny, tmp_path):
             (tmp_path / "mine" / name).mkdir(parents=True, exist_ok=True)
             noise = np.random.default_rng([person, shot]).integers(-9, 9, (32, 16, 3))
             cv2.imwrite(str(tmp_path / "mine" / name / f"{person}{shot}.png"), np.add(colour, noise).astype(np.uint8))
-    shown = program("tools/check_dataset.py", tmp_path / "mine", "--checkpoint", model, "--output", tmp_path / "x.png")
+    args = (tmp_path / "mine", "--checkpoint", model, "--output", tmp_path / "x.png", "--people", 0)
+    shown = program("tools/check_dataset.py", *args)
     assert shown.returncode == 0 and "nothing else to fix" in shown.stdout, shown.stdout + shown.stderr
     first = (tmp_path / "x_names.csv").read_text().splitlines()[1].split(",")
     assert first[0].endswith("p1/02.png") and first[1:3] == ["p1", "p0"] and float(first[3]) > 0.1
