@@ -248,7 +248,8 @@ def main() -> None:
             chosen, note, refused = try_to_train(typed)
             log.disabled = False
     warned = list(dict.fromkeys(str(warning.message) for warning in caught))
-    log.info("%s, scored by protocol %s\n%s", dataset.name, dataset.protocol, "\n".join(describe(dataset)))
+    log.info("%s, scored by protocol %s", dataset.name, dataset.protocol)
+    log.info("\n".join(describe(dataset)))
     if note:
         log.info("note: %s", note)
     if chosen:
