@@ -11,6 +11,7 @@ from config import Config
 from loss.center import CenterLoss
 from utils.lookup import load
 
+Rows = Sequence[torch.Tensor]  # one (B, D) per branch
 AddMargin = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -22,13 +23,9 @@ class Criterion(nn.Module):
     """
 
     def __init__(
-        self,
-        cfg: Config,
-        num_classes: int,
-        feature_dims: Sequence[int],
-        add_margins: Sequence[AddMargin],
-        teacher_dim: int = 0,
-    ):
+        self, cfg: Config, num_classes: int, feature_dims: Sequence[int],
+        add_margins: Sequence[AddMargin], teacher_dim: int = 0,
+    ):  # fmt: skip
         super().__init__()
         self.cfg, self.add_margins = cfg, add_margins
         self.id_loss, self.metric = cross_entropy, metric_losses(cfg)
@@ -39,11 +36,7 @@ class Criterion(nn.Module):
         self.teacher = load("loss.teacher:TeacherLoss")(feature_dims, teacher_dim) if teacher_dim else None
 
     def forward(
-        self,
-        logits: list[torch.Tensor],
-        features: list[torch.Tensor],
-        labels: torch.Tensor,
-        teacher: torch.Tensor | None = None,
+        self, logits: Rows, features: Rows, labels: torch.Tensor, teacher: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         cfg, parts, total = self.cfg, {}, 0.0
         if cfg.loss.id_weight > 0:

@@ -146,9 +146,8 @@ def extract_teacher(cfg: Config, options: Options, stored: Stored | None, networ
         directory = path.parent
     dataset = make_dataset(cfg)
     loader = TestLoader(with_pixel_range(cfg, dataset), dataset.train, "train")
-    rows = np.full(
-        (len(dataset.train), model.embedding_dim), np.nan, np.float32
-    )  # to keep each batch breaks up the heap
+    # one array from the start: small ones, kept between the large ones of each batch, would break up the heap
+    rows = np.full((len(dataset.train), model.embedding_dim), np.nan, np.float32)
     places = iter(loader.images.kept)
     for plain, flipped in feature_batches(cfg, model, loader, device, cfg.eval.flip):
         rows[list(itertools.islice(places, len(plain)))] = (flipped if cfg.eval.flip else plain).cpu()

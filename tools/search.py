@@ -71,7 +71,7 @@ class IndexCommand(Options):
 
     folder: str = ""  # folder of pictures (empty: the gallery of the dataset that the model is tested on)
     output: str = ""  # folder of the index (empty: gallery in the run's directory)
-    engine: Literal["exact", "flat", "ivf", "hnsw"] = "exact"  # exact search, or FAISS for millions of pictures
+    engine: Literal["exact", "hnsw"] = "exact"  # exact search, or a graph of neighbours for millions of pictures
     half: bool = False  # compute in float16 on a GPU, in bfloat16 on a CPU
     flip: bool = False  # use the mean of the features of each picture and its mirror image
 

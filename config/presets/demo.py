@@ -16,6 +16,7 @@ PRESETS = {
         epochs=16,
         warmup_epochs=1.0,
         steps=(10.0, 14.0),
+        precision="float32",  # `auto` is bf16 on some CPUs, and the scores differ
         eval_every=5,
         flip=True,
         rerank=True,

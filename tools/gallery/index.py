@@ -24,7 +24,7 @@ import torch
 
 from datasets.folder import list_pictures
 from processor.extractor import FeatureExtractor
-from tools.gallery.engines import build_engine, load_faiss, nearest, read_engine, remove_from_engine, search_engine
+from tools.gallery.engines import build_engine, load_faiss, nearest, read_engine, search_engine
 from utils.errors import Stopped, UserError
 from utils.files import lock_directory, reading, write_atomically, write_rows
 from utils.logging import log
@@ -114,12 +114,10 @@ class Index:
         self.__dict__.pop("features", None)
 
     def drop(self, rows: Sequence[int]) -> None:
-        """Remove pictures, from the engine too; the features of the others are copied to a new file."""
+        """Remove pictures; the features of the others are copied to a new file."""
         if not rows:
             return
         features, kept = self.features, np.setdiff1d(np.arange(len(self)), rows).tolist()
-        if self.engine is not None:
-            remove_from_engine(self.engine, np.array([self.ids[row] for row in rows]))
         name, crc = unused(self.directory, "features", ".npy"), 0
         blocks = [kept[i : i + COPIED] for i in range(0, len(kept), COPIED)]
         write_rows(self.directory / name, len(kept), (features[block] for block in blocks))
@@ -291,7 +289,7 @@ def make_index(
         index.drop([row for row, file in enumerate(index.files) if file not in wanted])
         if engine != "exact":
             log.info("building %s", engine)
-            index.engine = build_engine(engine, index.features, np.array(index.ids))
+            index.engine = build_engine(index.features, np.array(index.ids))
             index.about["engine"] = {"kind": engine}
         index.about["complete"] = True
         index.save()
