@@ -1,20 +1,15 @@
 """Numerical precision of a run, and torch's switches for it."""
 
 import contextlib
-import copy
 import ctypes
 import os
 import sys
-import time
 from typing import Any
 
 import torch
 from torch import nn
 
 from config import Config
-from model import ReIDModel
-from utils.logging import log
-from utils.lookup import load
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 TOO_LARGE = 1e18  # a gradient whose square is inf would stay in Adam's moments
@@ -22,7 +17,7 @@ TOO_LARGE = 1e18  # a gradient whose square is inf would stay in Adam's moments
 
 def resolve_precision(cfg: Config, device: torch.device) -> str:
     """float32, bf16 or fp16; `auto` is bf16 on GPUs that support it, fp16 on older ones, float32 on CPUs. On CPUs that
-    compute in bf16 it stays `auto` until there is a model: see `faster_precision`.
+    compute in bf16 it stays `auto` until there is a model: see `processor.cpu_precision`.
 
     bf16 has the range of float32, so nothing overflows; the optimizer's weights stay in float32.
     """
@@ -32,37 +27,6 @@ def resolve_precision(cfg: Config, device: torch.device) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "auto" if device.type == "cpu" and native else "float32"
-
-
-def faster_precision(cfg: Config, model: ReIDModel) -> str:
-    """bf16 if this CPU computes a step of the model at least a tenth faster in it, else float32; takes a few seconds.
-
-    Also float32 where the last feature map is at most 4 x 2: there some of torch's bf16 convolutions give wrong
-    results on CPUs with AMX. The model is not changed, but random numbers are drawn.
-    """
-    height, width, _ = min(load("config.sizes:stages")(cfg))
-    model = copy.deepcopy(model).train()
-    with torch.no_grad():
-        maps = model.backbone(torch.zeros(2, 3, height, width)).shape[2:]
-    if maps[0] <= 4 and maps[1] <= 2:
-        return "float32"
-    few, most = 4, cfg.data.batch_size  # bf16 gains less with few images, so measure as many as a second allows
-    images = int(min(most, max(few, few / step_seconds(cfg, model, few, "float32"))))
-    full, half = (step_seconds(cfg, model, images, precision) for precision in ("float32", "bf16"))
-    log.info("precision auto: a step of %d images takes %.3f s in float32, %.3f s in bf16", images, full, half)
-    return "bf16" if half < 0.9 * full else "float32"
-
-
-def step_seconds(cfg: Config, model: ReIDModel, images: int, precision: str) -> float:
-    """CPU time of one step, so that other programs do not count; the step before it prepares the convolutions."""
-    batch = torch.randn(images, 3, cfg.data.height, cfg.data.width)
-    batch = batch.contiguous(memory_format=torch.channels_last if cfg.loop.channels_last else torch.contiguous_format)
-    for _ in range(2):
-        start = time.process_time()
-        with autocast(batch.device, precision):
-            logits, features = model(batch)
-        sum(x.float().square().mean() for x in (*logits, *features)).backward()
-    return time.process_time() - start
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:

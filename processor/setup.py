@@ -18,7 +18,7 @@ from loss import Criterion, make_criterion
 from model import ReIDModel, find_backbone, make_model
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import resolve_protocol, scores_note
-from processor.precision import Scaler, configure_torch, faster_precision, resolve_precision
+from processor.precision import Scaler, configure_torch, resolve_precision
 from processor.ranks import ALONE, Ranks, init_distributed
 from processor.signals import StopSignals
 from processor.state import Session, TrainState, has_checkpoint, seed_all
@@ -134,7 +134,7 @@ def start_state(
     }  # fmt: skip
     resumed = cfg.run.resume and has_checkpoint(directory)
     if session.precision == "auto":
-        precision = None if resumed else faster_precision(cfg, model)
+        precision = None if resumed else load("processor.cpu_precision:faster_precision")(cfg, model)
         session = replace(session, precision=ranks.all_gather(precision)[0] or "auto")
     about["precision"] = session.precision
     average = load("solver.average:make_average")(model) if cfg.solver.ema_decay > 0 else None

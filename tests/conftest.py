@@ -65,7 +65,7 @@ def tiny_config(base: Path, **changes: object) -> Config:
     """Settings that train on the tree at BASE/data in a second or two, and log to BASE/log."""
     return Config(
         preset="demo", dataset="demo", data_root=str(base / "data"), log_dir=str(base / "log"), device="cpu",
-        height=32, width=16, pad=2, batch_size=8, images_per_id=2, test_batch_size=16, workers=2,
+        height=32, width=16, pad=2, precision="float32", batch_size=8, images_per_id=2, test_batch_size=16, workers=2,
         backbone="mobilenet_v2", weights="none", epochs=3, warmup_epochs=1, steps=(2,), eval_every=2, log_every=2,
         ranked_lists=0,
     ).replace(**changes)  # fmt: skip

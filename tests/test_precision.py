@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 import loss.triplet
+import processor.cpu_precision
 import processor.precision
 import processor.setup
 from config import Config
@@ -252,23 +253,29 @@ def test_auto_measures_a_step_and_leaves_the_model_alone(larger, monkeypatch, ha
     model = make_model(cfg, 12)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     seconds, times = iter([0.01, 1.0, half]), []  # of a few images; of many in float32, in bf16
-    real = processor.precision.step_seconds
+    real = processor.cpu_precision.step_seconds
 
     def measured(cfg, model, images, kind):
         times.append(real(cfg, model, min(images, 2), kind))
         return next(seconds)
 
-    monkeypatch.setattr(processor.precision, "step_seconds", measured)
-    assert processor.precision.faster_precision(cfg, model) == chosen and all(t > 0 for t in times)
+    monkeypatch.setattr(processor.cpu_precision, "step_seconds", measured)
+    assert processor.cpu_precision.faster_precision(cfg, model) == chosen and all(t > 0 for t in times)
     assert len(times) == (3 if height == 96 else 0)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_auto_takes_models_of_several_branches():
+    cfg = Config(backbone="osnet_x0_25", branches="lightmbn", height=96, width=48, batch_size=2, images_per_id=1)
+    model = make_model(cfg.replace(weights="none"), 2)
+    assert processor.cpu_precision.faster_precision(cfg, model) in ("bf16", "float32")
 
 
 def test_a_resumed_run_keeps_the_precision_that_was_chosen(larger, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     cfg = larger.replace(precision="auto", name="chosen", width_multiplier=1.0)
     for chosen, resume in (("bf16", False), ("float32", True)):
-        monkeypatch.setattr(processor.setup, "faster_precision", lambda *_, chosen=chosen: chosen)
+        monkeypatch.setattr(processor.cpu_precision, "faster_precision", lambda *_, chosen=chosen: chosen)
         state, _, _ = start_training(cfg.replace(resume=resume))
         assert state.session.precision == state.about["precision"] == "bf16"
         state.save()

@@ -1,0 +1,44 @@
+"""`--precision auto` on CPUs that compute in bf16."""
+
+import copy
+import time
+
+import torch
+
+from config import Config
+from config.sizes import stages
+from model import ReIDModel
+from processor.precision import autocast
+from utils.logging import log
+
+
+def faster_precision(cfg: Config, model: ReIDModel) -> str:
+    """bf16 if this CPU computes a step of the model at least a tenth faster in it, else float32; takes a few seconds.
+
+    Also float32 where the last feature map is at most 4 x 2: there some of torch's bf16 convolutions give wrong
+    results on CPUs with AMX. The model is not changed, but random numbers are drawn.
+    """
+    height, width, _ = min(stages(cfg))
+    model = copy.deepcopy(model).train()
+    with torch.no_grad():
+        maps = model.backbone(torch.zeros(2, 3, height, width))
+    rows, columns = (maps if torch.is_tensor(maps) else maps[-1]).shape[2:]  # several maps for several branches
+    if rows <= 4 and columns <= 2:
+        return "float32"
+    few, most = 4, cfg.data.batch_size  # bf16 gains less with few images, so measure as many as a second allows
+    images = int(min(most, max(few, few / step_seconds(cfg, model, few, "float32"))))
+    full, half = (step_seconds(cfg, model, images, precision) for precision in ("float32", "bf16"))
+    log.info("precision auto: a step of %d images takes %.3f s in float32, %.3f s in bf16", images, full, half)
+    return "bf16" if half < 0.9 * full else "float32"
+
+
+def step_seconds(cfg: Config, model: ReIDModel, images: int, precision: str) -> float:
+    """CPU time of one step, so that other programs do not count; the step before it prepares the convolutions."""
+    batch = torch.randn(images, 3, cfg.data.height, cfg.data.width)
+    batch = batch.contiguous(memory_format=torch.channels_last if cfg.loop.channels_last else torch.contiguous_format)
+    for _ in range(2):
+        start = time.process_time()
+        with autocast(batch.device, precision):
+            logits, features = model(batch)
+        sum(x.float().square().mean() for x in (*logits, *features)).backward()
+    return time.process_time() - start
