@@ -246,8 +246,12 @@ RANGES = {
     "[0, 65536]": "embedding_dim",
 }
 RANGE_OF = {name: interval for interval, names in RANGES.items() for name in names.split()}
-# those that need pairs of images, each with a setting NAME_weight
-METRIC_LOSSES = ("triplet", "contrastive", "circle", "cosface", "multi_similarity", "centroid", "range", "cluster")
+# all losses with a weight, except those that need no pairs of images
+METRIC_LOSSES = tuple(
+    f.name.removesuffix("_weight")
+    for f in fields(LossSettings)
+    if f.name.endswith("_weight") and f.name not in ("id_weight", "center_weight", "teacher_weight")
+)
 BOTTLENECKS = (
     "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2",
 )  # fmt: skip
