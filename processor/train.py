@@ -92,9 +92,9 @@ class Network:
         self.statistics = FiniteStatistics(state.model)
         self.group: list[tuple[list[torch.Tensor], torch.Tensor]] = []  # features and labels since the last step
         cfg, session = state.cfg, state.session
-        self.use_graph = (
-            cfg.loop.cuda_graph and session.device.type == "cuda" and session.ranks.size == cfg.loop.accumulate == 1
-        )
+        alone = session.ranks.size == cfg.loop.accumulate == 1
+        static = not any(getattr(module, "no_cuda_graph", False) for module in state.model.modules())
+        self.use_graph = cfg.loop.cuda_graph and session.device.type == "cuda" and alone and static
         self.graph, self.shape = None, None  # of the images that it takes
 
     def train(self, frozen: bool) -> None:

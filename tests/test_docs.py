@@ -24,7 +24,7 @@ from processor import do_train
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NAMES = {"PRESET": "tiny_b1", "NAME": "demo", "TASK": "eval", "FOLDER": "path/to/pictures", "QUERY": "query.jpg"}
-NAMES |= {"PICTURE": "path/to/pictures/anna/c1s1.jpg"}
+NAMES |= {"PICTURE": "path/to/pictures/anna/c1s1.jpg", "log/large": "log/demo"}
 NOT_RUN = {  # beginnings of commands
     "python -m pytest": "the tests themselves",
     "pip install": "a network; the packages are there",
@@ -44,6 +44,8 @@ SHORT = {  # options that make a program short; of an option that comes twice, t
     "tools/visualize_augmentation.py": "--batch-size 8 --images-per-id 2 --num 2",
     "tools/check_dataset.py": "--batch-size 8",
     "tools/search_backbone.py": f"{SEARCH} --max-flops 9M",
+    "--start-sizes": "--start-sizes 16x16:1 --epochs 2",
+    "--teacher": "--dataset demo",
     "--retrain": "--retrain 1 --references",
     "--check-ranking": "--check-ranking 3",
     "--check-latency": "--check-latency 3",

@@ -142,6 +142,7 @@ def test_control_characters_in_names_and_notes_are_shown_escaped(tiny, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # pytest-xdist cannot send warnings that hold such a name
 def test_names_that_are_no_utf8_are_trained_on_and_shown(tiny, tmp_path):
     people = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
     shutil.copytree(Path(tiny.data.data_root) / "demo", people)

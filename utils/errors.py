@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+CONTROL = re.compile("[\ud800-\udfff\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(Exception):
@@ -23,8 +23,8 @@ class Stopped(Exception):
 
 
 def printable(text: object) -> str:
-    """The text with line breaks and other control characters shown as \\n, \\x1b, ...: names and notes of others may
-    hold what moves a terminal's cursor, or looks like another line of a log."""
+    """The text with line breaks, other control characters and invalid UTF-8 shown as \\n, \\x1b, ...: names and notes
+    of others may hold what moves a terminal's cursor, or looks like another line of a log."""
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 

@@ -74,6 +74,7 @@ class Supernet(nn.Module):
     """
 
     imagenet = NoWeights()
+    no_cuda_graph = True  # it would run the same network at each step
 
     def __init__(self, space: Space, seed: int):
         super().__init__()
