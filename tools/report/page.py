@@ -33,7 +33,7 @@ from utils.roc import PairCounter, count_pairs
 
 PAGE = Path(__file__).resolve().parent
 SCRIPTS = ("plots.js", "page.js", "lists.js", "query.js")
-GRAY = 128  # level beside images of another shape than the thumbnails
+GRAY = 128  # level around images of another shape than the thumbnails
 QUALITY = 75  # of the JPEGs, 0 to 100
 NEAREST = 5  # right and wrong images that are kept per query, however far down its list they are
 LONGEST = 256  # pixels of a heat map
