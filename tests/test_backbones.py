@@ -149,9 +149,12 @@ def check_forward_and_backward(name: str, least: float) -> None:
         # a squeeze of few channels may be closed by its ReLU; instance norm cancels a bias before it
         assert parameter.grad.any() or key.endswith("bias") or any(w in key for w in (".fc", ".se.", ".gate.")), key
     with torch.no_grad():
-        assert close(torch.cat([net(image[None]) for image in images]), maps, 1e-3)
+        net, images = net.double(), images.double()  # rounding of float32 grows in deep networks of random weights
+        maps = net(images)
+        assert close(torch.cat([net(image[None]) for image in images]), maps, 1e-6)
         net.to(memory_format=torch.channels_last)
-        assert close(net(images.contiguous(memory_format=torch.channels_last)), maps, 1e-3)
+        assert close(net(images.contiguous(memory_format=torch.channels_last)), maps, 1e-6)
+        net.float()
         images = torch.randn(1, 3, 96, 64)  # torch 2.14 on CPUs convolves maps of width 1 wrongly in bfloat16
         maps = net(images)
         with torch.autocast("cpu", dtype=torch.bfloat16):
