@@ -43,8 +43,8 @@ def capture(network, images: torch.Tensor, targets: Sequence[torch.Tensor]) -> C
     if graph is None:
         return None
 
-    def replay(*batch):
-        torch._foreach_copy_([images, *targets], [batch[0], *batch[1]])
+    def replay(new_images: torch.Tensor, new_targets: Sequence[torch.Tensor]):
+        torch._foreach_copy_([images, *targets], [new_images, *new_targets])
         graph.replay()
         return dict(zip(losses, values.clone().unbind(), strict=True)), features, labels
 
