@@ -77,7 +77,8 @@ def metric_losses(cfg: Config) -> dict[str, tuple[float, Callable[..., torch.Ten
     A new one is one file, one line here, and its weight in the Config.
     """
     c = cfg.loss
-    hard = {"margin": None if c.soft_margin else c.triplet_margin, "hard_factor": c.hard_factor}
+    hard = {"margin": None if c.soft_margin else c.triplet_margin}
+    hard |= {"hard_factor": c.hard_factor, "alone": c.triplet_alone}
     triplet = "loss.triplet:batch_hard_triplet" if c.triplet == "hard" else "loss.weighted_triplet:weighted_triplet"
     centroid = {"margin": None if c.soft_margin else c.centroid_margin}
     cosface = {"margin": c.cosface_margin, "gamma": c.cosface_gamma}
