@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from config import Config
 from loss.center import CenterLoss
 from utils.lookup import load
+from utils.precision import at_least_float32
 
 Rows = Sequence[torch.Tensor]  # one (B, D) per branch
 AddMargin = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -40,7 +41,9 @@ class Criterion(nn.Module):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         cfg, parts, total = self.cfg, {}, 0.0
         if cfg.loss.id_weight > 0:
-            logits = [add_margin(x.float(), labels) for add_margin, x in zip(self.add_margins, logits, strict=True)]
+            logits = [
+                add_margin(at_least_float32(x), labels) for add_margin, x in zip(self.add_margins, logits, strict=True)
+            ]
             parts["id"] = _mean(self.id_loss(x, labels, label_smoothing=cfg.loss.label_smoothing) for x in logits)
             total = total + cfg.loss.id_weight * parts["id"]
         for name, (weight, loss) in self.metric.items():
