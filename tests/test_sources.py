@@ -23,7 +23,10 @@ from helpers import ROOT
 from torch import nn
 
 from config import Config, load_preset
+from datasets.sampler import PKSampler
 from loss import make_criterion
+from loss.criterion import metric_losses
+from loss.weighted_triplet import weighted_triplet
 from model import make_model
 from solver import make_optimizer, set_lr
 from solver.optimizer import parameter_groups
@@ -327,3 +330,183 @@ def test_deep_efficient_reid(name, backbone, tmp_path):
             start[1],
         )
     compare(name, train(cfg, model_with(cfg, start[0], **LAYERS), data, start[1]), seen, 1e-7)
+
+
+def test_agw(tmp_path):
+    """One step of its trainer after the other, with its GeM, neck, losses, optimizers and schedule, but the triplet
+    loss of Bag of Tricks: its own, weighted one differs knowingly, and is measured on features that are close."""
+    root = unpacked(AGW, tmp_path / "agw", "tools", "modeling", "utils")
+    cfg = small("agw_resnet50", attention="none", triplet="hard")
+    data, seen = batches(cfg), []
+    with imported(root, *IGNITE, "data", "data.datasets", "data.datasets.eval_reid", "tools.test") as load:
+        model = Named(CENTER_LOSS="on", WEIGHT_REGULARIZED_TRIPLET="off", CENTER_FEAT_DIM=2048)
+        solver = {"BASE_LR": 3.5e-4, "WEIGHT_DECAY": 5e-4, "OPTIMIZER_NAME": "Adam", "CENTER_LR": 0.5, "MARGIN": 0.3}
+        theirs = Named(MODEL=model, SOLVER=Named(**solver, CENTER_LOSS_WEIGHT=5e-4))
+        torch.manual_seed(0)
+        net = load("modeling.baseline").Baseline(IDS, 1, "", "resnet50", "on", "none")
+        net.base = patches()
+        losses = net.get_creterion(theirs, IDS)
+        start = weights(net), losses["center"].centers.detach().clone()
+        optimizer = net.get_optimizer(theirs, losses)
+        losses["total"] = recorded(losses["total"], optimizer["model"], seen)
+        (update,) = load("tools.train").create_supervised_trainer(net, optimizer, losses, 5e-4).args
+        optimizers, make = (optimizer["model"], dummy_optimizer(cfg)), load("utils.lr_scheduler").WarmupMultiStepLR
+        schedules = [make(o, [40, 70], 0.1, 0.01, 10, "linear") for o in optimizers]
+        for _ in range(EPOCHS):
+            schedules[0].step()
+            for batch in data:
+                update(None, batch)
+        features, labels = torch.randn(16, 64) / 16, torch.arange(4).repeat_interleave(4)
+        weighted = load("modeling.layer").WeightedRegularizedTriplet()(features, labels)[0].item()
+    compare_schedules(cfg, schedules[1], optimizers[1])
+    ours = model_with(cfg, start[0], patches(), **LAYERS, pool="global_pool")
+    compare("agw_resnet50, triplet hard", train(cfg, ours, data, start[1]), seen, 1e-7)
+    found = weighted_triplet(features, labels).item()
+    print(f"weighted triplet loss: {weighted:.4f} there, {found:.4f} here")
+    assert found == pytest.approx(weighted, rel=0.1)
+
+
+def test_deep_person_reid(tmp_path):
+    """Its head, losses, optimizer and schedule, in the order of its trainer, on the maps of a small backbone."""
+    root = unpacked(HN, tmp_path / "hn", "src", "configs")
+    cfg = small("hn_strong", attention="none")
+    data, seen = batches(cfg), []
+    with imported(root / "src", "timm", "utils") as load, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        sys.modules["utils"].__path__ = [str(root / "src" / "utils")]
+        theirs = load("utils.config").read_cfg("configs/fast_reid.yaml")
+        theirs["model"]["num_classes"] = IDS
+        net = nn.Module()
+        net.backbone = patches()
+        net.head = load("models.heads.embedding").Embedding(theirs["model"], 2048)
+        start = weights(net)
+        optimizer = load("optimizers").build_optimizers(theirs["optimizer"], net)
+        loss_func = recorded(lambda *inputs: load("losses").WrapLoss(theirs["loss"])(*inputs)[0], optimizer, seen)
+        optimizers, make = (optimizer, dummy_optimizer(cfg)), load("schedulers").build_lr_scheduler
+        schedules = [make(theirs["lr_scheduler"], o, STEPS) for o in optimizers]
+        for _ in range(EPOCHS):
+            for images, labels in data:
+                optimizer.zero_grad(set_to_none=True)
+                features, logits, _ = net.head(net.backbone(images), labels)
+                loss_func(features, logits, labels).backward()
+                optimizer.step()
+            schedules[0].step()
+        features, labels = torch.randn(16, 64), torch.arange(4).repeat_interleave(4)
+        similarity = load("losses.multi_similarity_loss").MultiSimilarityLoss(2.0, 40.0, 0.7)(features, labels).item()
+    weight, similar = metric_losses(load_preset("hn_lightmbn"))["multi_similarity"]
+    assert weight == 3 * 0.5 and similar(features, labels).item() == pytest.approx(similarity, rel=1e-9)
+    compare_schedules(cfg, schedules[1], optimizers[1])
+    names = {"branches_0_neck": "head.bottleneck.bn", "branches_0_classifier": "head.softmax.sub_center"}
+    ours = model_with(cfg, start, patches(), backbone="backbone", pool="head.pool_layer", **names)
+    compare("hn_strong, from the maps on", train(cfg, ours, data), seen, 1e-4)
+
+
+def test_fast_reid(tmp_path):
+    """SBS's head and losses on the maps of a small backbone. Its label smoothing of 0.1 is 0.1 · C / (C - 1) here."""
+    root = unpacked(FASTREID, tmp_path / "fastreid", "fastreid")
+    cfg = small("sbs_resnet50", attention="none", label_smoothing=0.1 * IDS / (IDS - 1), freeze_epochs=0.0)
+    data, seen = batches(cfg), []
+    with imported(root, "yacs", "yacs.config", "termcolor", "tabulate", "portalocker", "fastreid.modeling") as load:
+        sys.modules["fastreid.modeling"].__path__ = [str(root / "fastreid" / "modeling")]
+        made = {"feat_dim": 2048, "embedding_dim": 0, "num_classes": IDS, "neck_feat": "after"}
+        made |= {"pool_type": "GeneralizedMeanPoolingP", "cls_type": "CircleSoftmax", "scale": 64, "margin": 0.35}
+        net = nn.Module()
+        net.backbone = patches()
+        net.heads = load("fastreid.modeling.heads.embedding_head").EmbeddingHead(
+            **made, with_bnneck=True, norm_type="BN"
+        )
+        start = weights(net)
+        smoothed = load("fastreid.modeling.losses.cross_entroy_loss").cross_entropy_loss
+        triplet = load("fastreid.modeling.losses.triplet_loss").triplet_loss
+        optimizer = torch.optim.Adam(net.parameters(), lr=cfg.solver.lr, weight_decay=5e-4)
+        warmup = load("fastreid.solver.lr_scheduler").WarmupLR(optimizer, 0.1, 2000, "linear")
+
+        def losses(logits: torch.Tensor, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return smoothed(logits, labels, 0.1) + triplet(features, labels, 0.0, False, True)
+
+        loss_func = recorded(losses, optimizer, seen)
+        for images, labels in data * EPOCHS:
+            optimizer.zero_grad()
+            outputs = net.heads(net.backbone(images), labels)
+            loss_func(outputs["cls_outputs"], outputs["features"], labels).backward()
+            optimizer.step()
+            warmup.step()
+    start["heads.classifier.weight"] = start.pop("heads.weight")
+    names = {"branches_0_neck": "heads.bottleneck.0", "branches_0_classifier": "heads.classifier"}
+    ours = model_with(cfg, start, patches(), backbone="backbone", pool="heads.pool_layer", **names)
+    compare("sbs_resnet50, from the maps on", train(cfg, ours, data), seen, 1e-7)
+
+
+@pytest.mark.parametrize("name", ["mlr_resnet50", "mlr_mobilenet_v2_sgd"])
+def test_matrix_light_reid(name, tmp_path):
+    """Its head and losses on the maps of a small backbone, without and with an embedding. Its head has as many classes
+    as ours here; its 1x1 convolution refuses the two-dimensional feature that its neck gives, and is called as a linear
+    layer."""
+    root = unpacked(MLR, tmp_path / "mlr", "mmcls")
+    cfg = small(name)
+    data, seen = batches(cfg), []
+    packages = ("mmcls", "mmcls.models", "mmcls.models.heads", "mmcls.models.losses")
+    with imported(root, "mmcv", "mmcv.cnn", *packages, "mmcls.models.builder") as load:
+        for package in packages:
+            sys.modules[package].__path__ = [str(root / package.replace(".", "/"))]
+        builder, kinds = sys.modules["mmcls.models.builder"], {}
+        register = types.SimpleNamespace(register_module=lambda: lambda kind: kinds.setdefault(kind.__name__, kind))
+        builder.HEADS = builder.LOSSES = register
+        builder.build_loss = lambda made: kinds[made["type"]](**{k: v for k, v in made.items() if k != "type"})
+        load("mmcls.models.losses.triplet_loss"), load("mmcls.models.losses.label_smooth_loss")
+        smoothed = {"type": "LabelSmoothLoss", "label_smooth_val": 0.1, "num_classes": IDS, "loss_weight": 1.0}
+        triplet = {"type": "TripletLoss", "loss_weight": 1.0, "margin": 0.3, "norm_feat": False}
+        net = nn.Module()
+        net.backbone = patches() if name == "mlr_resnet50" else nn.Sequential(nn.Conv2d(3, 1280, 16, 16), nn.ReLU())
+        width = net.backbone[0].out_channels
+        made = load("mmcls.models.heads.bot_head").BotHead(width, cfg.model.embedding_dim, IDS, smoothed, triplet)
+        net.head = made
+        start = weights(net)
+        if cfg.model.embedding_dim:
+            kernel = made.neck[0].weight
+            made.neck[0] = nn.Linear(width, cfg.model.embedding_dim, bias=False)
+            made.neck[0].weight = nn.Parameter(kernel.detach()[:, :, 0, 0].clone())
+        if cfg.solver.optimizer == "sgd":
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.065, momentum=0.9, weight_decay=5e-4)
+        else:
+            optimizer = torch.optim.Adam(net.parameters(), lr=3.5e-4, weight_decay=5e-4)
+        for step, (images, labels) in enumerate(data * EPOCHS):
+            if cfg.solver.warmup_iters:  # mmcv's warm-up, not part of the repository
+                rate = cfg.solver.lr * (1 - (1 - step / 2000) * (1 - 0.01))
+                optimizer.param_groups[0]["lr"] = rate
+            optimizer.zero_grad()
+            losses = made.forward_train(net.backbone(images).mean((2, 3)), labels)
+            loss = losses["loss_ce"] + losses["loss_tri"]
+            loss.backward()
+            optimizer.step()
+            seen.append((optimizer.param_groups[0]["lr"], loss.item()))
+    number = len(made.neck) - 1
+    start["head.classifier.weight"] = start.pop("head.weight")
+    if number:  # its convolution has no bias, which the batch norm behind it would cancel
+        start["head.neck.0.bias"] = torch.zeros(cfg.model.embedding_dim)
+    names = {"branches_0_neck": f"head.neck.{number}", "branches_0_classifier": "head.classifier"}
+    maps = patches() if name == "mlr_resnet50" else nn.Sequential(nn.Conv2d(3, 1280, 16, 16), nn.ReLU())
+    ours = model_with(cfg, start, maps, backbone="backbone", branches_0_fc="head.neck.0", **names)
+    compare(f"{name}, from the maps on", train(cfg, ours, data), seen, 1e-7)
+
+
+def test_samplers(tmp_path):
+    """P identities × K images in every batch of all; Matrix Light ReID's are the same in every epoch."""
+    generator = torch.Generator().manual_seed(0)
+    pids = torch.arange(100).repeat_interleave(torch.randint(2, 40, (100,), generator=generator)).tolist()
+    rows = [(f"{n}.jpg", pid, n % 6) for n, pid in enumerate(pids)]
+    with imported(unpacked(TINY, tmp_path / "tiny", "datasets") / "datasets") as load:
+        tiny = [*load("sampler").RandomIdentitySampler(rows, 64, 4)]
+    with imported(unpacked(MLR, tmp_path / "mlr", "mmcls") / "mmcls" / "datasets" / "samplers") as load:
+        mlr = [[*load("triplet_sampler").NaiveIdentitySampler(rows, 64, 4, 0, 1, 772299)] for _ in range(2)]
+    ours = [torch.from_numpy(batch) for batch in PKSampler(pids, 64, 4).epoch(0)]
+    for order in (tiny, mlr[0], torch.cat(ours).tolist()):
+        for batch in torch.tensor(order).split(64):
+            labels, counts = torch.tensor(pids)[batch].unique(return_counts=True)
+            assert len(batch) == 64 and len(labels) == 16 and counts.eq(4).all()
+    assert mlr[0] == mlr[1] and len(mlr[0]) == len(pids) // 64 * 64
+    shown = {
+        name: len({*order}) for name, order in (("Tiny", tiny), ("MLR", mlr[0]), ("ours", torch.cat(ours).tolist()))
+    }
+    print(f"\nof {len(pids)} images an epoch shows {shown}")
+    assert shown["ours"] >= shown["Tiny"]
