@@ -27,6 +27,8 @@ def test_presets_and_published_rows_belong_together():
     named = {(name, row.get("dataset", "market1501")): row for row in rows for name in row["experiments"]}
     tested = {name: load_preset(name) for name in PRESETS if name not in DEMO}
     assert {(name, cfg.data.test_dataset or cfg.data.dataset) for name, cfg in tested.items()} == set(named)
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    assert not [name for name in tested if f"`{name}`" not in page]
     for row in rows:
         for protocol in row["protocol"].split("+"):
             assert protocol == "plain" or any(load_preset(name).get(protocol) for name in row["experiments"]), row
