@@ -8,7 +8,7 @@ would wait. What it cannot show is in docs/gpu_checklist.md.
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from config import PRESETS, Config, load_preset
-from config.config import METRIC_LOSSES
+from config.config import METRIC_LOSSES, SETTINGS
 from datasets.cache import Images
+from processor.environment import pick_device
 from processor.evaluate import do_inference, score_features
 from processor.train import add_losses, train_step
 from solver.average import update_average
@@ -264,6 +265,32 @@ def test_all_losses_transforms_and_scores_are_those_of_the_cpu(precision, tmp_pa
     for one, other in zip(there.scores.values(), here.scores.values(), strict=True):
         assert (one.mAP, one.mINP, one.cmc.tolist()) == (other.mAP, other.mINP, other.cmc.tolist())
     assert torch.equal(there.reranked.cpu(), here.reranked)
+
+
+def choices(name: str) -> tuple[str, ...]:
+    return get_args(SETTINGS[name].type)
+
+
+PARTS = {
+    name: choices(name) for name in ("branches", "head", "attention", "pooling", "optimizer", "id_loss", "triplet")
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(max(map(len, PARTS.values()))))
+def test_parts_that_no_preset_has_wait_for_nothing(number, tmp_path, gpu):
+    parts = {name: values[number % len(values)] for name, values in PARTS.items()}
+    if parts["branches"] != "one":
+        parts |= {"attention": "none"}
+    losses, _ = train_and_evaluate(config(tmp_path, "tiny_b1", **parts))
+    assert np.isfinite(losses).all()
+
+
+def test_a_numbered_gpu_becomes_the_current_one(gpu, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    devices = [pick_device(name) for name in ("cuda:1", "cuda", "cpu")]
+    assert chosen == devices[:1]
 
 
 @pytest.mark.parametrize("protocol", ["multi_query", "single_shot", "vehicle_id"])
