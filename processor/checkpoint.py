@@ -15,8 +15,10 @@ from config import Config
 from model import ReIDModel, build_model
 from utils.errors import UserError
 from utils.files import load_plain, reading, write_atomically
+from utils.lookup import load
 
 LAST, BEST = "last.pth", "best.pth"
+FILES = (".onnx", ".xml")  # models in files of other programs
 MODEL = ("model", "config", "labels")  # dicts that every checkpoint holds
 # plain values that are used, with what stands for those that an older checkpoint lacks
 ABOUT = {"history": [], "epoch": 0, "seconds": 0.0, "command": "", "environment": {}, "train_note": ""}
@@ -77,7 +79,10 @@ def kept_checkpoints(path: Path) -> list[Path]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The dict of a checkpoint. Raises UserError for any other file, and runs no code from it."""
+    """The dict of a checkpoint, or what stands for one of a model in a file of another program (see
+    `processor.model_file`). Raises UserError for any other file, and runs no code from it."""
+    if Path(path).suffix in FILES:
+        return load("processor.model_file:read_file")(Path(path))
     try:
         return read_dict(path, MODEL)
     except UserError as error:
@@ -153,6 +158,8 @@ def load_model(checkpoint: str | Path, device: str | torch.device) -> tuple[ReID
 
 def rebuild_model(state: dict[str, Any], path: str | Path, cfg: Config) -> ReIDModel:
     """The model of a checkpoint's dict, built with these settings. Raises UserError if its weights do not fit."""
+    if Path(path).suffix in FILES:
+        return load("processor.model_file:FileModel")(Path(path), cfg)
     model = build_model(cfg, len(state["labels"]))
     load_weights(model, state, path, cfg)
     return model
@@ -168,6 +175,12 @@ def load_weights(model: ReIDModel, state: dict[str, Any], path: str | Path, cfg:
             f"{path} holds a {stored} model of {len(state['labels'])} identities, which does not fit a "
             f"{cfg.model.backbone} model of {model.num_classes}; leave the settings of model and data as in training"
         ) from error
+
+
+def run_directory(name: str | None, log_dir: str | Path) -> Path:
+    """Where what is made with a checkpoint goes: its run, or LOG_DIR/NAME for a file of another program."""
+    path = find_checkpoint(name, log_dir)
+    return path.parent if path.suffix not in FILES or (path.parent / LAST).exists() else Path(log_dir) / path.stem
 
 
 def find_checkpoint(name: str | None, log_dir: str | Path) -> Path:

@@ -13,7 +13,7 @@ from datasets.base import ReIDDataset, fingerprint, full_note, join_notes
 from datasets.loaders import TestLoader, make_test_loaders, with_pixel_range
 from datasets.make import make_test_set, short_name, test_name
 from model import ReIDModel, make_model
-from processor.checkpoint import ABOUT, find_checkpoint, read_checkpoint, rebuild_model, stored_config
+from processor.checkpoint import ABOUT, find_checkpoint, read_checkpoint, rebuild_model, run_directory, stored_config
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import Inference, do_inference, report, resolve_protocol, result_record, scores_note
 from processor.precision import configure_torch
@@ -97,7 +97,8 @@ def prepare_test(
     log.info("%s on %s: %d queries in %d images", name, dataset.name, len(dataset.query), len(dataset.gallery))
     note = full_note(state["train_note"], dataset.test_note)
     note = join_notes(note, model.loaded.note if model.loaded else "")
-    return TestJob(cfg, path.parent, path.stem, state, device, model, dataset, query, gallery, note)
+    what = path.name.removesuffix(".pth")
+    return TestJob(cfg, path.parent, what, state, device, model, dataset, query, gallery, note)
 
 
 def tested_model(
@@ -108,6 +109,7 @@ def tested_model(
     if stored:
         path, state = stored[0], ABOUT | stored[1]
         model, name = rebuild_model(state, path, cfg), str(path)
+        path = run_directory(str(path), cfg.run.log_dir) / path.name
     else:
         torch.manual_seed(cfg.run.seed)
         model = make_model(cfg, num_classes=2)  # a test does not use the classifier
@@ -133,6 +135,8 @@ def do_test(
         return None
     note = scores_note(job.cfg, job.note)
     values = report(inference, note, job.dataset.camera_names)
+    if not isinstance(job.model, ReIDModel):
+        load("processor.model_file:check_input")(job.cfg, job.model, job.query, job.gallery, inference)
     record = result_record(job.state, job.cfg, values["scores"], note, command) | values
     file = job.directory / "results" / f"test_{job.what}_{_protocol(job.cfg)}.json"
     try:
