@@ -15,10 +15,13 @@ from config import Config
 from model import ReIDModel, build_model
 from utils.errors import UserError
 from utils.files import load_plain, reading, write_atomically
+from utils.logging import log
 from utils.lookup import load
 
 LAST, BEST = "last.pth", "best.pth"
 FILES = (".onnx", ".xml")  # models in files of other programs
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"  # models that come with the repository
+SHIPPED = WEIGHTS / "mobilenet_v2_market1501.pth"  # the one for programs that need a model before there is a run
 MODEL = ("model", "config", "labels")  # dicts that every checkpoint holds
 # plain values that are used, with what stands for those that an older checkpoint lacks
 ABOUT = {"history": [], "epoch": 0, "seconds": 0.0, "command": "", "environment": {}, "train_note": ""}
@@ -160,7 +163,7 @@ def rebuild_model(state: dict[str, Any], path: str | Path, cfg: Config) -> ReIDM
     """The model of a checkpoint's dict, built with these settings. Raises UserError if its weights do not fit."""
     if Path(path).suffix in FILES:
         return load("processor.model_file:FileModel")(Path(path), cfg)
-    model = build_model(cfg, len(state["labels"]))
+    model = build_model(cfg, max(1, len(state["labels"])))  # a published file has no classes
     load_weights(model, state, path, cfg)
     return model
 
@@ -177,14 +180,11 @@ def load_weights(model: ReIDModel, state: dict[str, Any], path: str | Path, cfg:
         ) from error
 
 
-def run_directory(name: str | None, log_dir: str | Path) -> Path:
-    """Where what is made with a checkpoint goes: its run, or LOG_DIR/NAME for a file of another program."""
-    path = find_checkpoint(name, log_dir)
-    return path.parent if path.suffix not in FILES or (path.parent / LAST).exists() else Path(log_dir) / path.stem
-
-
 def find_checkpoint(name: str | None, log_dir: str | Path) -> Path:
-    """A checkpoint by its file, its run's directory, its run's name, or None for the latest. Raises UserError."""
+    """A checkpoint by its file, its run's directory, its run's name, or None for the latest.
+
+    Without any run it is the model that comes with the repository. Raises UserError.
+    """
     for path in (Path(name), Path(log_dir) / name) if name else ():
         if path.is_file():
             return path
@@ -193,6 +193,18 @@ def find_checkpoint(name: str | None, log_dir: str | Path) -> Path:
     if name:
         raise UserError(f"{name} is neither a checkpoint nor a run with a {LAST}; leave it out for the latest run")
     found = [path for run in Path(log_dir).glob("*") for path in kept_checkpoints(run / LAST)[:1]]
+    if not found and SHIPPED.is_file():
+        log.warning(
+            "there is no run in %s yet, so %s is used; read %s", log_dir, SHIPPED, SHIPPED.with_suffix(".md").name
+        )
+        return SHIPPED
     if not found:
         raise UserError(f"there is no run in {Path(log_dir).absolute()} yet; train one with python train.py")
     return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def results_directory(checkpoint: Path, log_dir: str | Path) -> Path:
+    """Where programs write what they make of a checkpoint: its directory; LOG_DIR/NAME for one of the repository's, or
+    for a file of another program that is not in a run."""
+    other = checkpoint.suffix in FILES and not (checkpoint.parent / LAST).exists()
+    return Path(log_dir) / checkpoint.stem if other or checkpoint.resolve().parent == WEIGHTS else checkpoint.parent

@@ -13,7 +13,14 @@ from datasets.base import ReIDDataset, fingerprint, full_note, join_notes
 from datasets.loaders import TestLoader, make_test_loaders, with_pixel_range
 from datasets.make import make_test_set, short_name, test_name
 from model import ReIDModel, make_model
-from processor.checkpoint import ABOUT, find_checkpoint, read_checkpoint, rebuild_model, run_directory, stored_config
+from processor.checkpoint import (
+    ABOUT,
+    find_checkpoint,
+    read_checkpoint,
+    rebuild_model,
+    results_directory,
+    stored_config,
+)
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import Inference, do_inference, report, resolve_protocol, result_record, scores_note
 from processor.precision import configure_torch
@@ -109,7 +116,7 @@ def tested_model(
     if stored:
         path, state = stored[0], ABOUT | stored[1]
         model, name = rebuild_model(state, path, cfg), str(path)
-        path = run_directory(str(path), cfg.run.log_dir) / path.name
+        path = results_directory(path, cfg.run.log_dir) / path.name
     else:
         torch.manual_seed(cfg.run.seed)
         model = make_model(cfg, num_classes=2)  # a test does not use the classifier

@@ -1,4 +1,4 @@
-"""check_dataset, visualize_augmentation, results_table and model_summary as people run them."""
+"""check_dataset, visualize_augmentation, results_table, model_summary and publish as people run them."""
 
 import json
 import shutil
@@ -13,10 +13,13 @@ import torch
 from conftest import write_tree
 from helpers import program, refused, save_model
 
+import processor.checkpoint
 from config import Config
 from config.cli import parse_train
 from datasets.augment_rare import TRANSFORMS
 from datasets.loaders import make_loaders
+from processor import do_train, load_model
+from processor.checkpoint import read_checkpoint
 from tools import results_table
 from tools.check_dataset import doubt_names
 from tools.model_summary import count
@@ -160,7 +163,7 @@ RESULT = {
 def root(tmp_path: Path) -> Path:
     (tmp_path / "docs").mkdir()
     write(tmp_path, "published", {"rows": [ROW, ROW | {"experiment": "b2", "mAP": 86.2, "rank1": 94.4}]})
-    for name in ("README.md", "docs/results.md"):
+    for name in ("README.md", "docs/results.md", "docs/cpu.md"):
         (tmp_path / name).write_text(f"before\n{results_table.START}\nold\n{results_table.END}\nafter\n")
     return tmp_path
 
@@ -195,8 +198,13 @@ def test_results_become_tables_with_mean_and_deviation_over_seeds(root):
     assert "| other | plain |" in results and "other" not in readme
     note = "distilled from x.npy; not comparable with published scores"
     write(root, "taught", RESULT | {"experiment": "demo", "note": note})
+    real = {"dataset": "market1501", "epochs": 3, "command": "python train.py tiny_b1 --data-root /x --resume --flip"}
+    write(root, "real", RESULT | real | {"hardware": "2 x a CPU, 3 of 4 cores", "train_seconds": 1800.0})
     assert fill(root).returncode == 0 and fill(root, "--check").returncode == 0
     assert "| demo, distilled from x.npy | plain | – |" in (root / "docs" / "results.md").read_text()
+    on_cpus = (root / "docs" / "cpu.md").read_text()
+    assert "| real | 3.0 | 50.00 / 60.00 |  | 3 |" in on_cpus and "\npython train.py tiny_b1 --flip\n" in on_cpus
+    assert cv2.imread(str(root / "docs" / "cpu.png")).std() > 5 and "demo" not in on_cpus
     (root / "README.md").write_text(readme.replace("55.00", "99.00"))
     refused(fill(root, "--check"), "README.md", "results_table.py")
 
@@ -249,3 +257,31 @@ def test_costs_are_the_published_ones_and_follow_the_settings():
     assert squeezed["multiply-adds"] - plain["multiply-adds"] == 2 * 128 * 8
     assert squeezed["activations"] == plain["activations"]
     assert non_local["activations"] - plain["activations"] == (3 * 8 + 128) * 8 * 4  # its four 1 x 1 convolutions
+
+
+# ---- tools/publish.py
+
+
+def test_a_published_model_gives_the_same_features_from_a_small_file_and_is_used_where_there_is_no_run(
+    tiny, tmp_path, monkeypatch
+):
+    do_train(tiny.replace(epochs=1, teacher=""))
+    run, file = tmp_path / "log" / "demo" / "last.pth", tmp_path / "weights" / "small.pth"
+    shown = program("tools/publish.py", run, "--output", file)
+    assert shown.returncode == 0, shown.stderr
+    assert file.stat().st_size < run.stat().st_size / 4 and "demo" in file.with_suffix(".md").read_text()
+    assert read_checkpoint(file)["labels"] == {}
+    images = torch.rand(5, 3, 32, 16)
+    with torch.no_grad():
+        full, small = (load_model(path, "cpu")[0](images) for path in (run, file))
+    assert torch.allclose(full, small, atol=0.01 * full.abs().max().item())
+
+    refused(program("tools/publish.py", save_model(tiny), "--output", file), "scores")
+    elsewhere = tmp_path / "other_log"
+    monkeypatch.setattr(processor.checkpoint, "SHIPPED", file)
+    monkeypatch.setattr(processor.checkpoint, "WEIGHTS", file.parent)
+    shown = program("test.py", "--log-dir", elsewhere, "--data-root", tiny.data.data_root)
+    assert shown.returncode == 0 and "small.pth" in shown.stdout, shown.stdout + shown.stderr
+    assert list((elsewhere / "small" / "results").glob("*.json"))
+    shown = program("tools/search.py", "index", tmp_path / "data" / "demo" / "query", "--log-dir", elsewhere)
+    assert shown.returncode == 0 and (elsewhere / "small" / "gallery" / "index.json").is_file(), shown.stderr

@@ -34,7 +34,7 @@ from datasets.base import fingerprint
 from datasets.loaders import TestLoader, with_pixel_range
 from datasets.make import make_dataset, short_name, test_name, train_names
 from model import ReIDModel
-from processor.checkpoint import LAST, run_directory
+from processor.checkpoint import LAST, find_checkpoint, results_directory
 from processor.environment import pick_device
 from processor.evaluate import feature_batches
 from processor.precision import configure_torch
@@ -89,7 +89,7 @@ def extract_folder(args: Sequence[str]) -> None:
     """The program for a folder of pictures."""
     options = parse_options(args, IndexCommand, FOLDER_HELP, "folder")
     if not options.output:
-        run = run_directory(options.checkpoint, options.log_dir)
+        run = results_directory(find_checkpoint(options.checkpoint, options.log_dir), options.log_dir)
         options.output = str(run / f"features_{Path(options.folder).resolve().name}{'_flip' * options.flip}")
     file = Path(options.output)
     options.output = str(file.with_suffix("")) if file.suffix == ".npz" else options.output

@@ -25,7 +25,7 @@ from datasets.base import ReIDDataset
 from datasets.make import make_test_set, place, train_names
 from datasets.own import refuse_another_split
 from processor import FeatureExtractor
-from processor.checkpoint import run_directory
+from processor.checkpoint import find_checkpoint, results_directory
 from tools.gallery.answer import MAX_HITS, Hit, draw_answer, find_thresholds, hit_table, threshold_table
 from tools.gallery.index import Index, add, changing, extractor_of, make_index, place_of, read_index, remove
 from utils.errors import UserError, run
@@ -41,13 +41,17 @@ class RunOptions:
     def folder(self, name: str) -> Path:
         """The index of that name; else the one of the run that --checkpoint names; else the latest of all runs."""
         if name or self.checkpoint:
-            return Path(name or run_directory(self.checkpoint, self.log_dir) / "gallery")
+            return Path(name or self.gallery(find_checkpoint(self.checkpoint, self.log_dir)))
         found = sorted(Path(self.log_dir).glob("*/*/index.json"), key=lambda path: path.stat().st_mtime)
         if not found:
             raise UserError(f"there is no index in {self.log_dir}; make one: python tools/search.py index FOLDER")
         *others, latest = (str(path.parent) for path in found)
         log.info("index %s%s", latest, f", the latest; --index takes the others: {', '.join(others)}" if others else "")
         return Path(latest)
+
+    def gallery(self, checkpoint: Path) -> Path:
+        """The usual place of an index made by a model."""
+        return results_directory(checkpoint, self.log_dir) / "gallery"
 
 
 @dataclass
@@ -80,8 +84,7 @@ class IndexCommand(Options):
         places = [self.folder]
         if not self.folder:
             places = [sample.path for sample in test_split(extractor.cfg, "", self.data_root).gallery]
-        output = self.output or run_directory(self.checkpoint, self.log_dir) / "gallery"
-        make_index(extractor, places, output, self.engine)
+        make_index(extractor, places, self.output or self.gallery(extractor.checkpoint), self.engine)
 
 
 @dataclass

@@ -113,13 +113,13 @@ def from_checkpoint(cfg: Config, options: Options, stored: Stored, device: torch
         if options.distractors:
             others = [s._replace(pid=0) for s in dataset.train if s.pid not in pids]
             gallery, label = gallery + others, f"{label}, among {len(others)} distractors"
-    model = tested_model(cfg, stored, device)[0]
+    model, _, path, _ = tested_model(cfg, stored, device)
     query, gallery = TestLoader(cfg, query, "query"), TestLoader(cfg, gallery, "gallery")
     features = [extract_features(cfg, model, x, device, cfg.eval.flip)[cfg.eval.flip] for x in (query, gallery)]
     ids = [query.pids, gallery.pids, query.camids, gallery.camids]
     test_note = dataset.test_note if split == "test" else ""
     note = full_note(state.get("train_note", ""), test_note, query.images.note, gallery.images.note)
-    return SearchData(features, ids, split, label, note, checkpoint.parent)
+    return SearchData(features, ids, split, label, note, path.parent)
 
 
 def from_file(cfg: Config, path: str, device: torch.device) -> SearchData:
