@@ -145,6 +145,9 @@ def do_test(
     if not isinstance(job.model, ReIDModel):
         load("processor.model_file:check_input")(job.cfg, job.model, job.query, job.gallery, inference)
     record = result_record(job.state, job.cfg, values["scores"], note, command) | values
+    images = [fingerprint(job.query.samples), fingerprint(job.gallery.samples)]
+    record |= {"images": images, "queries": inference.per_query()}
+    inference.record = record
     file = job.directory / "results" / f"test_{job.what}_{_protocol(job.cfg)}.json"
     try:
         write_json(file, record)

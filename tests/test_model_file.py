@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import program, refused
+from helpers import program, refused, save_model
 
 from config import Config
 from datasets.augment import normalise
@@ -95,6 +95,10 @@ def test_every_program_takes_a_file_for_a_checkpoint(tiny, tmp_path):
     feature = FeatureExtractor(path, file_colour="rgb")(make_dataset(tiny).train[0].path)[0].numpy()
     np.testing.assert_allclose(feature, rows[0][::-1] / np.linalg.norm(rows[0]), atol=1e-5)
     assert load_model(path, "cpu")[1].data.width == 16
+    shown = program("test.py", path, save_model(tiny), *words, "--file-colour", "bgr")
+    assert "settings that differ" not in shown.stdout, shown.stderr
+    rows = [line.split() for line in shown.stdout.splitlines() if line.startswith("plain ")]
+    assert len(rows) == 2 + 1 and rows[-1][1:3] == [str(path), str(tiny.run.log_dir) + "/demo/last.pth"], rows
     refused(program("tools/heatmap.py", path, *words), path, "checkpoint")
 
 
