@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import subprocess
 import sys
 import zlib
 from contextlib import suppress
@@ -470,6 +471,79 @@ def test_what_cannot_be_indexed_is_refused_and_left_alone(folder, tmp_path, monk
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match="pip install faiss-cpu"):
         make_index(Fake(), [folder], tmp_path / "i", "hnsw")
+
+
+# ---- Milvus
+
+
+def milvus(output: Path, folder: Path, extractor=None, **options):
+    return make_index(extractor or Fake(), [folder], output, "milvus", str(output.with_suffix(".db")), **options)
+
+
+@pytest.mark.slow
+def test_milvus_holds_each_picture_once_whatever_stops_it(folder, tmp_path, monkeypatch):
+    pytest.importorskip("milvus_lite")
+
+    def check_milvus(expected: set[str]) -> None:
+        index = read_index(tmp_path / "m")
+        assert index.paths() == sorted(expected) and len(index) == len(expected)
+        for path in expected:
+            query = torch.from_numpy(Fake.feature((folder / path).read_bytes()))
+            (cosine, file), *others = index.find(query, 3)
+            assert file.path == path and cosine == pytest.approx(1, abs=1e-5)
+            exact = sorted(
+                ((query.numpy() @ Fake.feature((folder / p).read_bytes())[0]).item() for p in expected), reverse=True
+            )
+            assert [cosine, *(c for c, _ in others)] == pytest.approx(exact[:3], abs=1e-5)
+        index.client.close()
+
+    # a process that is killed while it adds
+    code = f"""
+import os, signal, sys
+sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent)]}
+import test_gallery as t
+class Killed(t.Fake):
+    def batches(self, pictures, bad):
+        for number, batch in enumerate(super().batches(pictures, bad)):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+t.milvus(t.Path({str(tmp_path / "m")!r}), t.Path({str(folder)!r}), Killed())
+"""
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    index = milvus(tmp_path / "m", folder, extractor := Fake())
+    index.client.close()
+    assert extractor.read == 3  # of six
+    check_milvus(GOOD)
+    (folder / "e.png").write_bytes(b"another picture")
+    (folder / "h_c3.png").write_bytes(b"h")
+    os.utime(folder / "h_c3.png", (2e9, 2e9))
+    with changing(tmp_path / "m") as index:
+        add(index, extractor := Fake(), [folder])
+        index.client.close()
+    assert extractor.read == 2
+    check_milvus(GOOD | {"h_c3.png"})
+    with changing(tmp_path / "m") as index:
+        remove(index, ["below", str(folder / "a.png")])
+        with pytest.raises(UserError, match="nobody"):
+            remove(index, ["nobody"])
+        hits, _ = find(index, unit(1, 6), 9, None, False, indexes.Where("3"))
+        assert [hit.name for hit in hits] == ["h_c3.png"]
+        assert {f.path for _, f in index.find(unit(1, 6), 9, False, indexes.Where(after=2e9))} == {"h_c3.png"}
+        assert len(index.find(unit(1, 6), 9, False, indexes.Where(before=2e9 - 1))) == 3
+        with pytest.raises(UserError, match="--camera"):
+            find(index, unit(1, 6), 9, None, False, indexes.Where('3" or "\\'))
+        index.client.close()
+    (folder / "f.png").unlink()
+    milvus(tmp_path / "m", folder).client.close()
+    check_milvus(GOOD - {"f.png"} | {"h_c3.png"})
+    # of a server that is not there, and without the library
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:1"):
+        make_index(Fake(), [folder], tmp_path / "n", "milvus", "http://127.0.0.1:1")
+    monkeypatch.setitem(sys.modules, "pymilvus", None)
+    with pytest.raises(UserError, match="pip install pymilvus"):
+        milvus(tmp_path / "o", folder)
 
 
 # ---- the programs, with a model

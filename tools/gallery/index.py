@@ -14,7 +14,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -152,6 +152,9 @@ class Index:
 
     def paths(self) -> list[str]:
         return [file.path for file in self.files]
+
+    def drop_paths(self, paths: Set[str]) -> None:
+        self.drop([row for row, file in enumerate(self.files) if file.path in paths])
 
     def append(self, files: Sequence[File], features: np.ndarray) -> None:
         """Add entries with their features (M, D) float32, to the engine too. They overwrite rows that were not saved.
@@ -409,6 +412,7 @@ def make_index(
         if engine == "hnsw":
             log.info("building %s", engine)
             index.engine = build_engine(index.features, np.array(index.ids))
+        if engine != "exact":
             index.about["engine"] = {"kind": engine}
         index.about["complete"] = True
         index.save()
@@ -460,7 +464,7 @@ def remove(index: Index, names: Sequence[str]) -> None:
     for name, rows in found.items():
         if not rows:
             raise UserError(f"{index.directory} holds no picture called {name}, and none in a folder of that name")
-    index.drop(sorted(set().union(*found.values())))
+    index.drop_paths({paths[row] for rows in found.values() for row in rows})
     index.save()
     log.info("removed: %d; pictures in %s: %d", before - len(index), index.directory, len(index))
 
