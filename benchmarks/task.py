@@ -1,8 +1,6 @@
 """What all tasks have: options, and the measurement of time and peak memory."""
 
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,6 +25,7 @@ class Task:
     task = ""
     contenders = ()
     device = "cpu"
+    compared, limits = "", {}  # a key of the rows, and the largest difference of a contender's value (as a share)
 
     def reason_not_to_run(self, contender: str) -> str:
         """Why a contender cannot run here ("": it can)."""
@@ -37,32 +36,23 @@ class Task:
         raise NotImplementedError
 
     def check(self, rows: dict[str, dict]) -> dict[str, float]:
-        """Differences between the outcomes of the contenders. Raises UserError where one of them must be wrong."""
-        return {}
+        """Relative differences of the outcomes from the usual code's. Raises UserError where one must be wrong."""
+        values = {name: row[self.compared] for name, row in rows.items() if self.compared in row}
+        usual = next((values.pop(name) for name in ("classic", "numpy", "exact") if name in values), None)
+        apart = {name: value / usual - 1 for name, value in values.items()} if usual else {}
+        for name, difference in apart.items():
+            if not abs(difference) <= self.limits.get(name, self.limits.get("", 0)):
+                raise UserError(f"{self.compared} of {name} is {values[name]:.6f}, not {usual:.6f}: one is wrong")
+        return apart
 
     def facts(self) -> dict[str, Any]:
         """What describes the measurement: the options, unless overridden."""
         return {k: v for k, v in asdict(self).items() if k not in Task.__dataclass_fields__ and k != "data_root"}
 
-
-def check_close(rows: dict[str, dict], key: str, limits: dict[str, float], relative: bool) -> dict[str, float]:
-    """Differences of a value from classic's. Raises UserError where one is above the limit of its contender."""
-    values = {name: row[key] for name, row in rows.items() if key in row}
-    if "classic" not in values:
-        return {}
-    classic = values.pop("classic")
-    apart = {name: (value - classic) / (classic if relative else 1) for name, value in values.items()}
-    for name, difference in apart.items():
-        if not abs(difference) <= limits.get(name, limits.get("", 0)):
-            raise UserError(f"{key} of {name} is {values[name]:.4f}, that of classic {classic:.4f}: one is wrong")
-    return apart
-
-
-def usual_config(options: Any, **settings: Any) -> Config:
-    """The usual settings with those options that are settings too."""
-    known = Config().to_dict()
-    shared = {name: value for name, value in vars(options).items() if name in known and value != ""}
-    return Config(**{**shared, **settings}).check()
+    def config(self, **settings: Any) -> Config:
+        """The usual settings with those options that are settings too."""
+        known = Config().to_dict()
+        return Config(**{k: v for k, v in vars(self).items() if k in known and v != ""} | settings).check()
 
 
 def measure(call: Callable[[], Any], device: torch.device, repeats: int = 1) -> tuple[dict[str, float], Any]:
@@ -84,28 +74,15 @@ def measure(call: Callable[[], Any], device: torch.device, repeats: int = 1) -> 
 
 
 def memory(device: torch.device) -> tuple[float, float]:
-    """MB of this process now and at its peak: resident memory, or what is allocated on a GPU."""
+    """MB of this process now and at its peak: resident memory (Linux only), or what is allocated on a GPU."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated() / 2**20, torch.cuda.max_memory_allocated() / 2**20
-    try:
-        return from_proc("self/status", "VmRSS"), from_proc("self/status", "VmHWM")
-    except OSError:  # not Linux
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-        return peak, peak
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    now, peak = (int(lines[field].split()[0]) / 2**10 for field in ("VmRSS", "VmHWM"))
+    return now, peak
 
 
 def lacking_memory(needed: float) -> str:
-    """ "needs N GB" if fewer bytes than `needed` are available, else ""."""
-    try:
-        available = from_proc("meminfo", "MemAvailable") * 2**20
-    except OSError:
-        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return f"needs {-(-needed // 2**30):.0f} GB" if needed > available else ""
-
-
-def from_proc(file: str, field: str) -> float:
-    """MB that a file of Linux' /proc gives in kB. Raises OSError on other systems."""
-    for line in Path("/proc", file).read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) / 2**10
-    raise OSError(f"/proc/{file} has no {field}")
+    """ "needs N GB" if this machine has fewer bytes than `needed`, else ""."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"needs {-(-needed // 2**30):.0f} GB" if needed > total else ""

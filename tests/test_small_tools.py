@@ -163,7 +163,7 @@ RESULT = {
 def root(tmp_path: Path) -> Path:
     (tmp_path / "docs").mkdir()
     write(tmp_path, "published", {"rows": [ROW, ROW | {"experiment": "b2", "mAP": 86.2, "rank1": 94.4}]})
-    for name in ("README.md", "docs/results.md"):
+    for name in ("README.md", "docs/results.md", "docs/cpu.md"):
         (tmp_path / name).write_text(f"before\n{results_table.START}\nold\n{results_table.END}\nafter\n")
     return tmp_path
 
@@ -198,8 +198,13 @@ def test_results_become_tables_with_mean_and_deviation_over_seeds(root):
     assert "| other | plain |" in results and "other" not in readme
     note = "distilled from x.npy; not comparable with published scores"
     write(root, "taught", RESULT | {"experiment": "demo", "note": note})
+    real = {"dataset": "market1501", "epochs": 3, "command": "python train.py tiny_b1 --data-root /x --resume --flip"}
+    write(root, "real", RESULT | real | {"hardware": "2 x a CPU, 3 of 4 cores", "train_seconds": 1800.0})
     assert fill(root).returncode == 0 and fill(root, "--check").returncode == 0
     assert "| demo, distilled from x.npy | plain | – |" in (root / "docs" / "results.md").read_text()
+    on_cpus = (root / "docs" / "cpu.md").read_text()
+    assert "| real | 3.0 | 50.00 / 60.00 |  | 3 |" in on_cpus and "\npython train.py tiny_b1 --flip\n" in on_cpus
+    assert cv2.imread(str(root / "docs" / "cpu.png")).std() > 5 and "demo" not in on_cpus
     (root / "README.md").write_text(readme.replace("55.00", "99.00"))
     refused(fill(root, "--check"), "README.md", "results_table.py")
 

@@ -17,7 +17,7 @@ import torch
 from config.options import parse_options
 from model import build_model
 from processor.checkpoint import ABOUT, find_checkpoint, read_checkpoint, save_checkpoint, stored_config
-from processor.evaluate import score_table
+from processor.evaluate import plain_settings, score_table
 from utils.errors import UserError, run
 from utils.files import write_atomically
 from utils.logging import log, setup_logging
@@ -61,7 +61,9 @@ def published(state: dict[str, Any], path: Path) -> dict[str, Any]:
     """
     if not state.get("history") or "scores" not in state["history"][-1]:
         raise UserError(f"{path} has no scores of its last epoch; finish the run with --resume")
-    cfg = stored_config(state, path).replace(resume=False, data_root="data", cache_dir="", log_dir="log")
+    cfg = plain_settings(stored_config(state, path)).replace(
+        resume=False, data_root="data", cache_dir="", log_dir="log"
+    )
     cfg = cfg.replace(**{name: Path(cfg.get(name)).name for name in ("weights", "teacher")})
     weights = {}
     for name, empty in build_model(cfg, 1).state_dict().items():

@@ -1,6 +1,7 @@
 """Write the tables of results: `python tools/results_table.py [--check]`.
 
-README.md lists a few rows, docs/results.md all, with published ones that are not measured yet. Both come from
+README.md lists a few rows, docs/results.md all, with published ones that are not measured yet, and docs/cpu.md those of
+Market-1501 on CPUs with their core-hours, which docs/cpu.png shows too. All come from
 results/published.json and results/*.json, never from a user's own runs (`tools/compare.py` compares these). These files
 are copies of RUN/results/train.json or test_*.json, named EXPERIMENT.json, with other seeds EXPERIMENT-s1.json, ..., on
 another test set EXPERIMENT-veri776.json, and with an optional "remark". Several seeds are shown as mean ± standard
@@ -93,6 +94,48 @@ def _row(experiment: str, protocol: str, reference: dict | None, runs: list[dict
     return f"| {' | '.join(cells)} | {minutes:.1f} min, {speed:.0f} images/s |"
 
 
+def cpu_runs(experiments: dict[str, list[dict]]) -> list[tuple[float, str, dict]]:
+    """Core-hours, name and result of each run on Market-1501 by a CPU, the cheapest first."""
+    found = []
+    for name, runs in experiments.items():
+        for result in runs:
+            cores = re.fullmatch(r"(?:(\d+) x )?.*, (\d+) of \d+ cores", result["hardware"])
+            if cores and result["dataset"] == "market1501" and not result.get("test_dataset"):
+                number = int(cores[1] or 1) * int(cores[2])
+                found.append((number * result["train_seconds"] / 3600, name, result))
+    return sorted(found, key=lambda run: run[0])
+
+
+def cpu_table(runs: list[tuple[float, str, dict]]) -> str:
+    """One row per run, and below the table their commands, without names of directories."""
+    head = "| run | core-hours | mAP / R1 | flip, re-ranked | epochs | hardware |"
+    lines, commands = [head, re.sub(r"[^|]+", "---", head)], []
+    for hours, name, result in runs:
+        plain, more = (result["scores"].get(key) for key in ("plain", "flip+rerank"))
+        shown = (f"{s['mAP']:.2f} / {s['rank1']:.2f}" if s else "" for s in (plain, more))
+        lines.append(f"| {' | '.join((name, f'{hours:.1f}', *shown, str(result['epochs']), result['hardware']))} |")
+        command = re.sub(r" --((data-root|log-dir|name|save-minutes|workers) \S+|resume)", "", result["command"])
+        commands += [f"# {name}", command]
+    return "\n".join([*lines, "", "```sh", *commands, "```"])
+
+
+def plot_cpu_runs(runs: list[tuple[float, str, dict]], path: Path) -> None:
+    """mAP against core-hours, one point per run."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
+    axis = figure.subplots()
+    for hours, name, result in runs:
+        mAP = result["scores"]["plain"]["mAP"]
+        axis.plot(hours, mAP, "o", color="#d95f02" if "distilled" in name else "#2b6cb0")
+        axis.annotate(name.replace(", ", "\n"), (hours, mAP), (6, -3), textcoords="offset points", fontsize=8, va="top")
+    axis.set(xlabel="core-hours of training", ylabel="mAP on Market-1501 (%), plain")
+    axis.set_xlim(0, 1.5 * runs[-1][0])
+    axis.grid(color="#e5e5e5", linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
+
+
 def mean_and_std(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
@@ -120,6 +163,10 @@ def main() -> None:
     results = read_results(root / "results")
     update(root / "README.md", START, END, table(results, published, all_rows=False), options.check)
     update(root / "docs" / "results.md", START, END, table(results, published, all_rows=True), options.check)
+    runs = cpu_runs(results)
+    update(root / "docs" / "cpu.md", START, END, cpu_table(runs), options.check)
+    if runs and not options.check:
+        plot_cpu_runs(runs, root / "docs" / "cpu.png")
 
 
 if __name__ == "__main__":
