@@ -142,6 +142,13 @@ def split_first(args: Sequence[str] | None) -> tuple[str | None, list[str]]:
     return (args[0], args[1:]) if args and not args[0].startswith("-") else (None, args)
 
 
+def split_names() -> tuple[list[str], list[str]]:
+    """All words before the first option, and the rest of the command line."""
+    args = sys.argv[1:]
+    count = next((i for i, word in enumerate(args) if word.startswith("-")), len(args))
+    return args[:count], args[count:]
+
+
 def typed_command() -> str:
     """The command as typed, to be stored with its results."""
     return shlex.join(["python", *sys.argv])

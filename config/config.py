@@ -32,6 +32,7 @@ IdLoss = Literal["cross_entropy", "focal"]
 Backend = Literal["auto", "nccl", "gloo"]
 Warmup = Literal["linear", "constant"]
 RateChanges = Literal["step", "epoch", "epoch_from_1"]
+Colour = Literal["auto", "rgb", "bgr"]
 Jitter = tuple[float, float, float, float]
 
 
@@ -71,6 +72,11 @@ class DataSettings:
     batch_size: int = 64  # training images per batch, over all processes (with pk: P x K)
     images_per_id: int = 4  # images per identity in a batch (K)
     test_batch_size: int = 256  # images per batch in tests
+    file_colour: Colour = "auto"  # order of colors that an .onnx or .xml model takes (auto: rgb; .xml: bgr)
+    file_scale: float = 0.0  # value of white that an .onnx or .xml model takes (0: 1; .xml: 255)
+    file_mean: tuple[float, ...] = ()  # mean subtracted from that (empty: ImageNet's with scale 1, else 0)
+    file_std: tuple[float, ...] = ()  # deviation to divide by then (empty: ImageNet's with scale 1, else 1)
+    file_output: str = ""  # output of an .onnx or .xml model that is the embedding (empty: the first)
 
 
 @dataclass
@@ -242,7 +248,7 @@ RANGES = {
     "triplet_weight contrastive_weight circle_weight cosface_weight multi_similarity_weight centroid_weight "
     "range_weight cluster_weight center_weight center_lr teacher_weight triplet_margin focal_gamma head_margin "
     "weight_decay clip_grad freeze_epochs warmup_epochs warmup_iters delay_epochs ranked_lists save_minutes "
-    "query_expansion augmentation_k expansion_alpha bias_decay_factor",
+    "query_expansion augmentation_k expansion_alpha bias_decay_factor file_scale",
     "(0, inf)": "width_multiplier head_scale lr backbone_lr_factor bias_lr_factor circle_gamma "
     "cosface_gamma ms_alpha ms_beta",
     "[1, inf)": "test_batch_size epochs eval_every log_every max_rank k1 k2 trials accumulate bad_steps "
@@ -343,6 +349,8 @@ class Config:
             yield f"--name {self.run.name} must be a plain name, not a path; choose the place with --log-dir"
         if not all(0 <= value <= most for value, most in zip(self.augment.jitter, (1, 1, 1, 0.5), strict=True)):
             yield f"--jitter is brightness, contrast, saturation (0 to 1) and hue (0 to 0.5), not {self.augment.jitter}"
+        if not {len(data.file_mean), len(data.file_std)} <= {0, 3} or 0 in data.file_std:
+            yield "--file-mean and --file-std are three numbers each, and --file-std is not 0"
         if any(data.pixel_range) and data.pixel_range[0] >= data.pixel_range[1]:
             yield f"--pixel-range must be black and white, the lower first, or 0 0, not {data.pixel_range}"
         if self.data.start_sizes:
