@@ -47,8 +47,11 @@ def test_every_preset_passes_its_checks_and_builds_a_model_and_a_criterion(name)
     assert cfg.run.preset == name
 
 
+QUICK = ("mlr_mobilenet_v2_sgd", "hn_lightmbn")
+
+
 @pytest.mark.parametrize(
-    "name", ["mlr_mobilenet_v2_sgd", "hn_lightmbn", pytest.param("agw_resnet50", marks=pytest.mark.slow)]
+    "name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in PRESETS if n not in {*QUICK, *DEMO})]
 )
 def test_two_steps_of_a_preset_have_finite_losses_and_move_its_weights(name, tmp_path):
     """The recipe's parts, 32 pixels wide, on a demo set of exactly two batches."""
@@ -59,6 +62,7 @@ def test_two_steps_of_a_preset_have_finite_losses_and_move_its_weights(name, tmp
     place["precision"] = "float32"  # or `auto` measures steps first
     short = {"weights": "none", "epochs": 1, "eval_first": False, "ranked_lists": 0, "delay_epochs": 0.0}
     short |= {"dataset": "demo", "freeze_epochs": min(cfg.solver.freeze_epochs, 0.5), "warmup_factor": 0.5}
+    short["test_dataset"] = ""
     cfg = cfg.replace(**size, **place, **short).check()
     seen, forward = [], ReIDModel.forward
 

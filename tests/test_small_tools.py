@@ -199,10 +199,12 @@ def test_results_become_tables_with_mean_and_deviation_over_seeds(root):
     assert "| other | plain |" in results and "other" not in readme
     note = "distilled from x.npy; not comparable with published scores"
     write(root, "taught", RESULT | {"experiment": "demo", "note": note})
+    write(root, "b2", RESULT | {"note": "k1, k2 and lambda were searched on the test split of market1501"})
     real = {"dataset": "market1501", "epochs": 3, "command": "python train.py tiny_b1 --data-root /x --resume --flip"}
     write(root, "real", RESULT | real | {"hardware": "2 x a CPU, 3 of 4 cores", "train_seconds": 1800.0})
     assert fill(root).returncode == 0 and fill(root, "--check").returncode == 0
-    assert "| demo, distilled from x.npy | plain | – |" in (root / "docs" / "results.md").read_text()
+    table = (root / "docs" / "results.md").read_text()
+    assert "| demo, distilled from x.npy | plain | – |" in table and "| b2 | plain | 86.2 / 94.4 | 50.00 /" in table
     on_cpus = (root / "docs" / "cpu.md").read_text()
     assert "| real | 3.0 | 50.00 / 60.00 |  | 3 |" in on_cpus and "\npython train.py tiny_b1 --flip\n" in on_cpus
     assert cv2.imread(str(root / "docs" / "cpu.png")).std() > 5 and "demo" not in on_cpus
