@@ -112,7 +112,7 @@ def check_options(options: Options) -> None:
 def metadata(options: Options, test: TestJob, name: str, environment: dict[str, str]) -> dict[str, str]:
     """What a file says about itself: colour order, scale, mean and std are those of its input."""
     cfg, precision = test.cfg, "half" if options.half else "int8" if options.int8 else "float32"
-    values = ("rgb", 255.0, *NONE) if options.preprocessing else input_of(cfg)
+    values = input_of(cfg)
     pictures = "uint8 (batch, any height, any width, 3), RGB from 0 to 255"
     floats = f"float32 (batch, 3, {cfg.data.height}, {cfg.data.width}), {values[0].upper()} from 0 to {values[1]:g}"
     floats += ", less mean, divided by std" if values[2:] != NONE else ""
@@ -310,10 +310,10 @@ def log_results(record: dict) -> None:
 def main() -> None:
     args = [re.sub("^--for(?==|$)", "--target", word) for word in sys.argv[1:]]  # `for` is no name in Python
     cfg, options, stored = parse_test(args, os.environ, __doc__, Options)
+    values = input_of(cfg, zoo=options.format == "openvino")
     if options.target:
         options.format, values = TARGETS[options.target]
-        cfg = cfg.replace(**input_settings(values))
-    cfg = cfg.replace(**input_settings(input_of(cfg, zoo=options.format == "openvino")))
+    cfg = cfg.replace(**input_settings(("rgb", 255.0, *NONE) if options.preprocessing else values))
     check_options(options)
     if stored and stored[0].suffix in FILES:
         raise UserError(f"{stored[0]} is a file for other programs already; give the checkpoint that it was made from")
