@@ -12,6 +12,7 @@ from torch import nn
 
 from config import Config
 from datasets.augment import MEAN, STD, to_pixels
+from datasets.base import Sample
 from datasets.loaders import TestLoader
 from processor.evaluate import Inference, do_inference, plain_settings
 from utils.errors import UserError
@@ -24,6 +25,9 @@ TRIED_QUERIES, TRIED_IMAGES = 50, 150  # with so many queries, and images of the
 NONE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # neither mean nor deviation
 TRIED = (("rgb", 1.0, MEAN, STD), ("bgr", 255.0, *NONE), ("rgb", 255.0, *NONE), ("rgb", 1.0, *NONE))
 TRIED += (("rgb", 1.0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ("bgr", 1.0, MEAN, STD))
+
+
+Input = tuple[str, float, tuple[float, ...], tuple[float, ...]]  # colour order, scale, mean and deviation
 
 
 class Network(NamedTuple):
@@ -48,7 +52,7 @@ def open_onnx(path: Path | bytes, precision: str = "float32") -> Network:
     return Network(lambda x: session.run(None, {images.name: x}), images.shape, kind, outputs, about)
 
 
-def open_openvino(path: Path, precision: str) -> Network:
+def open_openvino(path: Path, precision: str = "float32") -> Network:
     import openvino
 
     core = openvino.Core()
@@ -126,13 +130,26 @@ def sides(network: Network) -> Sequence[Any]:
     return network.dims[1:3] if channels_last(network) else network.dims[2:4]
 
 
-class FileModel(nn.Module):
-    """A file as a model: normalised images (B, 3, H, W) to embeddings (B, D).
+def input_of(cfg: Config, zoo: bool = False) -> Input:
+    """What a file takes: pixels in its colour order, from 0 to its scale, less its mean, divided by its deviation.
 
-    The file gets pixels in its colour order, from 0 to its scale, less its mean, divided by its deviation. A setting
-    left empty is RGB from 0 to 1 with ImageNet's values, as usual in the field, and for .xml files BGR from 0 to 255
-    with none, as in the Open Model Zoo. With a scale other than 1 there is no mean or deviation unless given.
+    A setting left empty is RGB from 0 to 1 with ImageNet's values, as usual in the field, or BGR from 0 to 255 with
+    none, as in the Open Model Zoo. With a scale other than 1 there is no mean or deviation unless given.
     """
+    data = cfg.data
+    colour = data.file_colour if data.file_colour != "auto" else "bgr" if zoo else "rgb"
+    scale = data.file_scale or (255.0 if zoo else 1.0)
+    mean, std = (MEAN, STD) if scale == 1 else NONE
+    return colour, scale, tuple(data.file_mean or mean), tuple(data.file_std or std)
+
+
+def input_settings(values: Input) -> dict[str, Any]:
+    """The settings that say so."""
+    return dict(zip(("file_colour", "file_scale", "file_mean", "file_std"), values, strict=True))
+
+
+class FileModel(nn.Module):
+    """A file as a model: normalised images (B, 3, H, W) to embeddings (B, D)."""
 
     def __init__(self, path: Path, cfg: Config, network: Network | None = None):
         super().__init__()
@@ -141,11 +158,7 @@ class FileModel(nn.Module):
         fixed = [size for size in sides(self.network) if isinstance(size, int)]
         if fixed and fixed != [data.height, data.width][-len(fixed) :]:
             raise UserError(f"{path} takes images of {fixed} pixels; leave --height and --width out")
-        zoo = path.suffix == ".xml"
-        self.colour = data.file_colour if data.file_colour != "auto" else "bgr" if zoo else "rgb"
-        self.scale = data.file_scale or (255.0 if zoo or self.network.kind == np.uint8 else 1.0)
-        mean, std = (MEAN, STD) if self.scale == 1 else NONE
-        self.mean, self.std = data.file_mean or mean, data.file_std or std
+        self.colour, self.scale, self.mean, self.std = input_of(cfg, path.suffix == ".xml")
         if self.network.kind == np.uint8:
             self.scale, (self.mean, self.std) = 255.0, NONE
         outputs = self.network.outputs
@@ -172,7 +185,7 @@ class FileModel(nn.Module):
 
     def prepared(self, images: torch.Tensor) -> np.ndarray:
         """What the file takes of these images."""
-        if (self.colour, self.scale, tuple(self.mean), tuple(self.std)) == ("rgb", 1.0, MEAN, STD):
+        if (self.colour, self.scale, self.mean, self.std) == ("rgb", 1.0, MEAN, STD):
             x = images.float().cpu().numpy()  # as PyTorch gets them, to the bit
         else:
             x = to_pixels(images)[..., :: -1 if self.colour == "bgr" else 1].astype(np.float32)
@@ -188,16 +201,12 @@ def check_input(cfg: Config, model: FileModel, query: TestLoader, gallery: TestL
     given = cfg.data.file_colour != "auto" and scores.mAP >= LOW
     if given or model.network.kind == np.uint8 or len(scores.ap) != len(query.samples):
         return
-    chosen = spread([query.samples[i] for i in np.flatnonzero(~np.isnan(scores.ap))], TRIED_QUERIES)
-    pids = {sample.pid for sample in chosen}
-    some = spread([x for x in gallery.samples if x.pid in pids], TRIED_IMAGES)
-    some += spread([x for x in gallery.samples if x.pid not in pids], TRIED_IMAGES)
+    chosen, some = few_images(query.samples, gallery.samples, TRIED_QUERIES, TRIED_IMAGES)
     few = plain_settings(cfg).replace(disk_gb=0, protocol="standard", file_output=model.network.outputs[model.output])
     loaders = TestLoader(few, chosen, "queries"), TestLoader(few, some, "images")
-    ap, now = {}, (model.colour, model.scale, tuple(model.mean), tuple(model.std))
+    ap, now = {}, (model.colour, model.scale, model.mean, model.std)
     for values in dict.fromkeys((now, *TRIED)):
-        names = ("file_colour", "file_scale", "file_mean", "file_std")
-        tried = FileModel(model.path, few.replace(**dict(zip(names, values, strict=True))))
+        tried = FileModel(model.path, few.replace(**input_settings(values)))
         ap[values] = do_inference(few, tried, *loaders, torch.device("cpu")).scores["plain"].ap
     best = max(ap, key=lambda values: np.nanmean(ap[values]))
     better = (ap[best] - ap[now])[~np.isnan(ap[now])]
@@ -208,6 +217,19 @@ def check_input(cfg: Config, model: FileModel, query: TestLoader, gallery: TestL
             len(chosen), len(some), 100 * np.nanmean(ap[now]), 100 * np.nanmean(ap[best]),
             hint.format(*best[:2], *best[2], *best[3]),
         )  # fmt: skip
+
+
+def few_images(
+    query: Sequence[Sample], gallery: Sequence[Sample], queries: int, images: int
+) -> tuple[list[Sample], list[Sample]]:
+    """At most so many queries that have a match, and so many images of their identities and as many of others."""
+    cameras: dict[int, set[int]] = {}
+    for sample in gallery:
+        cameras.setdefault(sample.pid, set()).add(sample.camid)
+    chosen = spread([x for x in query if cameras.get(x.pid, set()) - {x.camid}], queries)
+    pids = {sample.pid for sample in chosen}
+    own, others = ([x for x in gallery if (x.pid in pids) == inside] for inside in (True, False))
+    return chosen, spread(own, images) + spread(others, images)
 
 
 def spread(samples: Sequence[Any], count: int) -> list[Any]:

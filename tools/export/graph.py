@@ -6,8 +6,9 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from datasets.augment import MEAN, STD
 from model import ReIDModel
+from processor.model_file import RT_INFO
 from utils.errors import UserError
 
 INPUT, OUTPUT = "images", "embeddings"  # names in ONNX files
@@ -56,6 +58,27 @@ class Embed(nn.Module):
 
 def half_inputs(layer: nn.Module, inputs: tuple) -> tuple:
     return tuple(x.half() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)
+
+
+class Normalise(nn.Module):
+    """Pixels (B, 3, H, W) float32 as a program gives them, see `processor.model_file.input_of`, to normalised images.
+
+    The numbers of our own normalisation change nothing, and add no operation.
+    """
+
+    def __init__(self, colour: str, scale: float, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        given, ours = (torch.tensor(x)[:, None, None] for x in (std, STD))
+        self.flip, self.same = colour == "bgr", (scale, tuple(mean), tuple(std)) == (1.0, MEAN, STD)
+        order = [2, 1, 0] if self.flip else [0, 1, 2]
+        self.register_buffer("factor", given[order] / scale / ours)
+        self.register_buffer(
+            "shift", (torch.tensor(mean)[order, None, None] / scale - torch.tensor(MEAN)[:, None, None]) / ours
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.flip(1) if self.flip else images
+        return images if self.same else images * self.factor + self.shift
 
 
 class Preprocess(nn.Module):
@@ -186,6 +209,22 @@ def onnx_bytes(model: Any, metadata: dict[str, str]) -> bytes:
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model)
     return model.SerializeToString()
+
+
+def openvino_bytes(onnx_file: bytes, metadata: dict[str, str], half: bool) -> dict[str, bytes]:
+    """An ONNX file as the two of OpenVINO, .xml and .bin, with metadata. half: weights in float16."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise UserError("files for OpenVINO need one more package: pip install openvino") from error
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "it.onnx")
+        path.write_bytes(onnx_file)
+        model = openvino.convert_model(path)
+        for name, value in metadata.items():
+            model.set_rt_info(value, [RT_INFO, name])
+        openvino.save_model(model, path.with_suffix(".xml"), compress_to_fp16=half)
+        return {suffix: path.with_suffix(suffix).read_bytes() for suffix in (".xml", ".bin")}
 
 
 def pt2_bytes(program: torch.export.ExportedProgram, metadata: dict[str, str]) -> bytes:
