@@ -30,7 +30,7 @@ from model import BACKBONES, make_model
 from model.backbones.stages import Staged
 from processor import do_train
 from processor.evaluate import extract_features
-from processor.precision import DTYPES, Scaler, autocast
+from processor.precision import DTYPES, Scaler, autocast, configure_torch
 from processor.state import TrainState
 from processor.train import Network, train_step
 from solver import make_optimizer
@@ -49,6 +49,7 @@ def switches():
     yield
     backends.cudnn.allow_tf32, backends.cuda.matmul.fp32_precision, backends.cudnn.benchmark = before
     torch.use_deterministic_algorithms(deterministic)
+    torch.set_flush_denormal(False)
     for name in os.environ.keys() - variables.keys():
         del os.environ[name]
 
@@ -212,6 +213,16 @@ def test_a_gradient_that_is_not_finite_skips_the_step():
 
 
 # ---- what suits the device, and torch's switches
+
+
+def test_a_cpu_flushes_denormal_numbers():
+    def tenth() -> float:
+        return (torch.tensor([1.2e-38]) * 0.1).item()
+
+    torch.set_flush_denormal(False)
+    assert tenth() > 0
+    configure_torch(Config(), CPU, "float32")
+    assert tenth() == 0
 
 
 def test_deterministic_runs_end_with_bit_identical_weights(tiny):
