@@ -43,7 +43,7 @@ from tools.gallery.index import (
     remove,
     seconds,
 )
-from tools.gallery.threshold import Known, Thresholds, pool_tracklets, threshold_table
+from tools.gallery.threshold import Thresholds, find_thresholds, pool_tracklets, threshold_table
 from utils.errors import UserError, run
 from utils.logging import log, setup_logging
 
@@ -239,16 +239,14 @@ class ThresholdCommand(Options):
             }
             if split.tracks:
                 kinds["tracklets"] = pool_tracklets(features, sides, split)
-            found, rates = {}, (self.fmr, self.fnmr, self.fpir, self.store == "eer")
-            for kind, data in kinds.items():
-                try:
-                    known = Known(*data)
-                except ValueError as error:
-                    raise UserError(f"{split.name}: {error}, so no threshold can be found; use another set") from error
-                found[kind] = (known, *known.measure(f"{kind} of {split.name}", *rates))
+            rates = {"fmr": self.fmr, "fnmr": self.fnmr, "fpir": self.fpir, "equal": self.store == "eer"}
+            try:
+                found = {k: find_thresholds(*data, source=f"{k} of {split.name}", **rates) for k, data in kinds.items()}
+            except ValueError as error:
+                raise UserError(f"{split.name}: {error}, so no threshold can be found; use another set") from error
             log.info("%s", split.name)
             log.info(threshold_table(found, split.camera_of))
-            index.about["threshold"] = {kind: asdict(thresholds) for kind, (_, thresholds, _) in found.items()}
+            index.about["threshold"] = {kind: asdict(thresholds) for kind, thresholds in found.items()}
             index.save()
         log.info("stored in %s", index.directory)
 

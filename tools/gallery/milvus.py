@@ -69,16 +69,18 @@ class MilvusIndex(Index):
         self, query: torch.Tensor, k: int, exact: bool = False, where: Where = EVERYWHERE
     ) -> list[tuple[float, File]]:
         if exact:
-            raise UserError(
-                "milvus searches by its own graph; --exact is for the other engines, so index again with one"
-            )
+            raise UserError("milvus searches by its own graph only; for --exact, index again with --engine exact")
+        return self.find_all(query, k, where)[0]
+
+    def find_all(self, query: torch.Tensor, k: int, where: Where = EVERYWHERE) -> list[list[tuple[float, File]]]:
+        """The same for each of several queries (Q, D)."""
         with named_errors(self.about["uri"]):
             options = {"metric_type": "IP", "params": {"ef": max(CANDIDATES, 2 * k)}}
-            (hits,) = self.client.search(
+            found = self.client.search(
                 self.collection, data=query.numpy(), limit=k, filter=expression(where), search_params=options,
                 output_fields=list(File._fields),
             )  # fmt: skip
-        return [(hit["distance"], as_file(hit["entity"])) for hit in hits]
+        return [[(hit["distance"], as_file(hit["entity"])) for hit in hits] for hits in found]
 
     def entries(self) -> Iterator[File]:
         """All of them."""
@@ -107,6 +109,8 @@ class MilvusIndex(Index):
         if wanted is not None:
             kept = set(wanted)
             self.drop_paths({file.path for file in self.entries() if file not in kept})
+        with named_errors(self.about["uri"]):
+            self.client.flush(self.collection)  # else the last entries are searched one by one, without the graph
 
     def paths(self) -> list[str]:
         return sorted(file.path for file in self.entries())
