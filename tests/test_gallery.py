@@ -259,6 +259,10 @@ class Fake:
                 yield [place], torch.from_numpy(self.feature(data))
 
 
+def names(index) -> list[str]:
+    return [file.path for file in index.entries()]
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Seven files, one of them unreadable."""
@@ -519,15 +523,15 @@ def test_a_tracklet_is_one_entry_with_the_mean_of_its_features(folder, tmp_path,
     members = {".": ["a.png", "b $x_1$.png", "e.png", "f.png"], "below": ["below/c.png", "below/d.png"],
                "p/c": ["p/c/1.png", "p/c/2.png", "p/c/3.png"], "q": ["q/1.png"]}  # fmt: skip
     index = make_index(Batches(), [folder], tmp_path / "i", tracklets=True)
-    assert index.paths() == list(members) and [file.picture for file in index.files] == [m[0] for m in members.values()]
-    for row, names in zip(torch.from_numpy(index.features), members.values(), strict=True):
-        torch.testing.assert_close(row[None], expected(*names), atol=1e-6, rtol=0)
+    assert names(index) == list(members) and [file.picture for file in index.files] == [m[0] for m in members.values()]
+    for row, own in zip(torch.from_numpy(index.features), members.values(), strict=True):
+        torch.testing.assert_close(row[None], expected(*own), atol=1e-6, rtol=0)
     # one that changed is computed again, as a whole
     (folder / "p/c/2.png").unlink()
     (folder / "p/c/4.png").write_bytes(b"bad")
     with changing(tmp_path / "i") as opened:
         add(opened, extractor := Batches(), [folder / "p", folder / "q"])
-        assert extractor.read == 2 and sorted(opened.paths()) == list(members)
+        assert extractor.read == 2 and sorted(names(opened)) == list(members)
         torch.testing.assert_close(torch.from_numpy(opened.features[-1:]), expected("p/c/1.png", "p/c/3.png"))
         remove(opened, [str(folder / "p")])
     (folder / "p/c/4.png").write_bytes(b"4")
@@ -541,7 +545,7 @@ def test_a_tracklet_is_one_entry_with_the_mean_of_its_features(folder, tmp_path,
     )  # fmt: skip
     (folder / "list.csv").write_text(text)
     index = make_index(Batches(), [folder / "list.csv"], tmp_path / "c")
-    assert index.paths() == ["list.csv/7/door/1", "list.csv/7/door/2", "list.csv/7/yard/1"] and index.about["tracklets"]
+    assert names(index) == ["list.csv/7/door/1", "list.csv/7/door/2", "list.csv/7/yard/1"] and index.about["tracklets"]
     torch.testing.assert_close(torch.from_numpy(index.features[:1]), expected("a.png", "e.png"), atol=1e-6, rtol=0)
     day = indexes.seconds("2026-01-02", "")
     for where, rows in ((("door",), {0, 1}), (("", day), {1, 2}), (("", -1, day), {0, 2}), (("yard", day, day), {2})):
@@ -573,7 +577,7 @@ def test_milvus_holds_each_picture_once_whatever_stops_it(folder, tmp_path, monk
 
     def check_milvus(expected: set[str]) -> None:
         index = read_index(tmp_path / "m")
-        assert index.paths() == sorted(expected) and len(index) == len(expected)
+        assert names(index) == sorted(expected) and len(index) == len(expected)
         for path in expected:
             query = torch.from_numpy(Fake.feature((folder / path).read_bytes()))
             (cosine, file), *others = index.find(query, 3)

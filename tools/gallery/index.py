@@ -145,8 +145,8 @@ class Index:
         gone = lambda file: wanted is not None and file[:3] not in kept  # noqa: E731
         self.drop([row for row, file in enumerate(self.files) if last[file.path] != row or gone(file)])
 
-    def paths(self) -> list[str]:
-        return [file.path for file in self.files]
+    def entries(self) -> list[File]:
+        return self.files
 
     def drop_paths(self, paths: Set[str]) -> None:
         self.drop([row for row, file in enumerate(self.files) if file.path in paths])
@@ -457,7 +457,7 @@ def remove(index: Index, names: Sequence[str]) -> None:
     """
     if not names:
         raise UserError("no picture is named; name those to remove, or folders of them")
-    paths, root, before = index.paths(), Path(index.about["root"]), len(index)
+    paths, root, before = [file.path for file in index.entries()], Path(index.about["root"]), len(index)
     found = {name: rows_named(paths, root, name) for name in names}
     for name, rows in found.items():
         if not rows:
