@@ -205,11 +205,12 @@ def test_tracklets_are_pooled_by_identity_camera_and_track(cameras):
 
 def test_no_rate_is_promised_that_the_pairs_cannot_show():
     for name in ("fmr", "fnmr", "fpir"):
-        with pytest.raises(UserError, match=f"100 .*--{name}"):
-            promised(name, 1e-4, 100)
+        with pytest.raises(UserError, match=f"here: 100 .*--{name}"):
+            promised(name, 1e-4, 100, "here")
         with pytest.raises(UserError, match=f"--{name}"):
-            promised(name, 1.5, 100)
-    assert promised("fmr", 0.1, 100) == promised("fmr", 0, 100) == 0.1 and promised("fmr", 0, 10**9) == 1e-3
+            promised(name, 1.5, 100, "here")
+    assert promised("fmr", 0.1, 100, "") == promised("fmr", 0, 100, "") == 0.1
+    assert promised("fmr", 0, 10**9, "") == 1e-3
     # without an error, the interval is that of the rule of three, by people
     sample, label, none = Bootstrap(20), np.arange(20), np.arange(0)
     assert sample.of_one(label, label < 0) == Rate(0, 20, 20, 0, 3 / 20)
@@ -218,7 +219,7 @@ def test_no_rate_is_promised_that_the_pairs_cannot_show():
 
 def test_answers():
     rates = {name: Rate(n, 100, 9, 0, 0.1) for n, name in enumerate(("fmr", "refused", "unknown", "fpir", "fnir"), 1)}
-    known = Thresholds(0.6, 0.3, 0.8, "here", rates)
+    known = Thresholds(0.6, 0.3, 0.8, "here", 9, rates)
     cases = (
         (0.8, "same", "same"),
         (0.6, "same", "unknown"),
@@ -841,6 +842,12 @@ def test_a_threshold_is_found_stored_and_used(base):
     assert "(tracklets of tracks; " in done(base, "compare", person, person)
     assert "(pictures of tracks; " in done(base, "compare", person, rows[0][0])
     assert "pictures, averaged: 3 of 3" in done(base, "ask", person)
+    # one tracklet of each person, and no cameras: only pictures can be compared
+    (base / "plain").mkdir()
+    lines = [f"{shutil.copy(path, base / 'plain' / f'{i}.jpg')},{pid},1" for i, (path, pid, _) in enumerate(rows)]
+    (base / "plain.csv").write_text("\n".join(["path,pid,track", *lines]))
+    done(base, "threshold", base / "plain.csv")
+    assert list(read_index(base / "g").about["threshold"]) == ["pictures"]
 
 
 # ---- the drawing

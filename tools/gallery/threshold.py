@@ -73,6 +73,7 @@ class Thresholds:
     different: float  # below it, they are of two
     search: float  # from it on, a search names the person
     source: str  # what they were found on
+    gallery: int = 0  # number that was searched
     rates: dict[str, Rate] = field(default_factory=dict)  # see `find_thresholds`; empty: not known
     spread: dict[str, str] = field(default_factory=dict)  # number and similarities of the pairs of either kind
     cameras: list[tuple[int, int, Rate, Rate]] = field(default_factory=list)  # of query and gallery, FMR and FNMR
@@ -148,8 +149,8 @@ def find_thresholds(
     if not counter.number.all():
         missing = "of different people" if counter.number[0] else "of one person under two cameras"
         raise ValueError(f"there are no two pictures {missing}")
-    fmr, fnmr = promised("fmr", fmr, counter.number[1]), promised("fnmr", fnmr, counter.number[0])
-    fpir = promised("fpir", fpir, len(query))
+    wanted = {"fmr": (fmr, counter.number[1]), "fnmr": (fnmr, counter.number[0]), "fpir": (fpir, len(query))}
+    fmr, fnmr, fpir = (promised(name, *given, source) for name, given in wanted.items())
     place = counter.equal_error() if equal else counter.at_fpr(fmr)
     refused = place if equal else max(place, counter.quantile(0, 1 - fnmr))
     same, different = (-float(counter.thresholds[i]) for i in (place, refused))
@@ -189,7 +190,7 @@ def find_thresholds(
             (*pair, sample.of_two(first[wrong], second[wrong], *sides), sample.of_one(person[mates], missed[mates]))
         )
     rows = sorted((row for row in rows if row[2].number), key=lambda row: -row[2].share)
-    return Thresholds(same, different, search, source, rates, spread, rows)
+    return Thresholds(same, different, search, source, len(gallery), rates, spread, rows)
 
 
 def pool_tracklets(features: Sequence[torch.Tensor], sides: Sequence[list[Sample]], dataset: ReIDDataset) -> tuple:
@@ -212,7 +213,7 @@ def pool_tracklets(features: Sequence[torch.Tensor], sides: Sequence[list[Sample
     )
 
 
-def promised(name: str, rate: float, number: int) -> float:
+def promised(name: str, rate: float, number: int, source: str) -> float:
     """The rate as given, or (0) the usual one where so many pairs or queries can show it, else the least that they can.
 
     Raises UserError for a given rate that is no share, or at which fewer than FEWEST errors are expected.
@@ -223,8 +224,8 @@ def promised(name: str, rate: float, number: int) -> float:
     if 0 < rate < least:
         needed = int(np.ceil(FEWEST / rate))
         raise UserError(
-            f"{number:,} {whose} cannot promise --{name} {rate:g}: that needs {needed:,}, so that {FEWEST} errors are "
-            f"expected; use more pictures, or --{name} {least:.2g}"
+            f"{source}: {number:,} {whose} cannot promise --{name} {rate:g}: that needs {needed:,}, so that {FEWEST} errors "
+            f"are expected; use more pictures, or --{name} {least:.2g}"
         )
     return rate or min(max(usual, least), 0.5)
 
