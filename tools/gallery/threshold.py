@@ -224,8 +224,8 @@ def promised(name: str, rate: float, number: int, source: str) -> float:
     if 0 < rate < least:
         needed = int(np.ceil(FEWEST / rate))
         raise UserError(
-            f"{source}: {number:,} {whose} cannot promise --{name} {rate:g}: that needs {needed:,}, so that {FEWEST} errors "
-            f"are expected; use more pictures, or --{name} {least:.2g}"
+            f"{source}: {number:,} {whose} cannot promise --{name} {rate:g}: that needs {needed:,}, so that {FEWEST} "
+            f"errors are expected; use more pictures, or --{name} {least:.2g}"
         )
     return rate or min(max(usual, least), 0.5)
 
