@@ -830,7 +830,10 @@ def test_a_threshold_is_found_stored_and_used(base):
         (alone / f"cam{number}").mkdir(parents=True)
         shutil.copy(path, alone / f"cam{number}")
     refused(search(base, "threshold", base / "alone"), "of different people")
-    # with a column track, figures of tracklets are next to those of pictures
+
+
+def test_figures_of_tracklets_are_next_to_those_of_pictures(base):
+    done(base, "index", base / "crops")
     rows = [(path, path.name[:4], path.name[6]) for path in sorted((base / "data/demo/bounding_box_train").iterdir())]
     lines = [f"{path},{pid},{camera},1" for path, pid, camera in rows]
     (base / "tracks.csv").write_text("\n".join(["path,pid,camid,track", *lines]))
@@ -838,7 +841,10 @@ def test_a_threshold_is_found_stored_and_used(base):
     assert re.search("people +pictures +tracklets$", shown, re.MULTILINE)
     of_track = read_index(base / "g").about["threshold"]["tracklets"]
     assert "tracklets of tracks" in of_track["source"]
-    person = base / "people" / rows[0][1]
+    person = base / "person"
+    person.mkdir()
+    for path, _, _ in rows[:6]:
+        shutil.copy(path, person)
     assert "(tracklets of tracks; " in done(base, "compare", person, person)
     assert "(pictures of tracks; " in done(base, "compare", person, rows[0][0])
     assert "pictures, averaged: 3 of 3" in done(base, "ask", person)
