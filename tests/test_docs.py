@@ -29,6 +29,7 @@ NAMES |= {"TARGET": "boxmot", "PICTURE": "path/to/pictures/anna/c1s1.jpg", "log/
 NOT_RUN = {  # beginnings of commands
     "python -m pytest": "the tests themselves",
     "pip install": "a network; the packages are there",
+    "python tools/search.py index FOLDER --engine milvus": "a database; tests/test_gallery.py runs it",
     "torchrun": "four GPUs; tests/test_distributed.py runs two processes on the CPU",
     "export": "Slurm",
     "srun": "Slurm",

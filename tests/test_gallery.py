@@ -16,14 +16,16 @@ from conftest import tiny_config, write_tree
 from helpers import program, refused, save_model
 from torch.nn.functional import normalize
 
+from datasets.base import ReIDDataset, Sample
 from processor import FeatureExtractor
 from processor.checkpoint import save_checkpoint
 from tools.gallery import answer, engines, threshold
 from tools.gallery import index as indexes
 from tools.gallery.engines import build_engine, nearest, read_engine, search_engine
 from tools.gallery.index import add, changing, make_index, read_index, remove
-from tools.gallery.threshold import FEWEST, Known, Rate, Thresholds, promised
+from tools.gallery.threshold import FEWEST, Bootstrap, Rate, Thresholds, find_thresholds, pool_tracklets, promised
 from tools.search import find
+from utils import roc
 from utils.errors import Stopped, UserError
 from utils.roc import STEPS
 
@@ -129,11 +131,9 @@ def test_error_rates_and_intervals_are_those_of_all_pairs_one_by_one(monkeypatch
     data = (people[:40], people[40:], *ids)
     same, others = pairs_by_hand(*data)
     for block in (1, 500, 1 << 22):
-        monkeypatch.setattr(threshold, "BLOCK", block)
+        monkeypatch.setattr(roc, "BLOCK", block)
         monkeypatch.setattr(threshold, "FEWEST", 1)
-        known = Known(*data)
-        found, cameras = known.measure("here", fmr=0.01, fnmr=0.05, fpir=0.1)
-        assert known.counter.number.tolist() == [len(same), len(others)]
+        found = find_thresholds(*data, fmr=0.01, fnmr=0.05, fpir=0.1)
         rates, inf = found.rates, np.inf
         errors = {"fmr": (others, found.same, inf), "fnmr": (same, -inf, found.same),
                   "refused": (same, -inf, found.different), "unknown": (same, found.different, found.same)}  # fmt: skip
@@ -143,20 +143,20 @@ def test_error_rates_and_intervals_are_those_of_all_pairs_one_by_one(monkeypatch
         assert rates["refused"].share <= 0.05 < np.mean([c < found.different + 2 / STEPS for c, *_ in same])
         # a sample holds each person as often as it was drawn, and each pair as often as both were
         numbers = {p: i for i, p in enumerate(sorted({p for _, two, _ in same + others for p in two}))}
-        assert known.people == len(numbers) and known.weights.sum(1).unique().tolist() == [len(numbers)]
+        weights = Bootstrap(len(numbers)).weights.numpy()
+        assert (weights.sum(1) == len(numbers)).all()
         for name, (pairs, low, high) in errors.items():
             first, second = np.array([[numbers[p] for p in two] for _, two, _ in pairs]).T
-            weights = known.weights.numpy()
             factor = weights[:, first] * np.where(first != second, weights[:, second], 1)
             wrong = np.array([low <= c < high for c, *_ in pairs])
             expected = np.quantile((factor * wrong).sum(1) / factor.sum(1), (0.025, 0.975))
             three = 3 / len({two for _, two, _ in pairs})  # the rule of three, for as many people or pairs of people
             assert (rates[name].low, rates[name].high) == pytest.approx((expected[0], max(expected[1], three)))
-        for pair, fmr, fnmr in cameras:
+        for *pair, fmr, fnmr in found.cameras:
             for rate, (pairs, low, high) in ((fmr, errors["fmr"]), (fnmr, errors["fnmr"])):
-                some = [c for c, _, two in pairs if tuple(sorted(two)) == pair]
+                some = [c for c, _, two in pairs if two == tuple(pair)]
                 assert (rate.errors, rate.number) == (sum(low <= c < high for c in some), len(some))
-        assert len(cameras) == 6 and sum(row[1].number for row in cameras) == len(others)
+        assert len(found.cameras) == 9 and sum(row[2].number for row in found.cameras) == len(others)
         # a stranger is a query whose person is kept out of the gallery
         named, missed, asked = 0, 0, 0
         for i in range(40):
@@ -168,7 +168,8 @@ def test_error_rates_and_intervals_are_those_of_all_pairs_one_by_one(monkeypatch
                 missed += matches.max() < found.search or matches.max() <= cosine[~known_people].max()
         assert (rates["fpir"].errors, rates["fpir"].number) == (named, 40) and 3 <= named <= 4
         assert (rates["fnir"].errors, rates["fnir"].number) == (missed, asked)
-    assert known.measure("here", equal=True)[0].same == known.measure("here", equal=True)[0].different
+    equal = find_thresholds(*data, equal=True)
+    assert equal.same == equal.different and abs(equal.rates["fmr"].share - equal.rates["fnmr"].share) < 0.02
     two, one = np.array([1, 2]), np.array([1, 1])
     for wrong, words in (
         ((two, two, two, two), "of one person under two cameras"),
@@ -176,25 +177,49 @@ def test_error_rates_and_intervals_are_those_of_all_pairs_one_by_one(monkeypatch
         ((one[:1], one, one, one), "query_pids"),
     ):
         with pytest.raises(ValueError, match=words):
-            Known(unit(2, 4), unit(2, 4), *wrong)
+            find_thresholds(unit(2, 4), unit(2, 4), *wrong)
+
+
+@pytest.mark.parametrize("cameras", [True, False])
+def test_tracklets_are_pooled_by_identity_camera_and_track(cameras):
+    rng = np.random.default_rng(0)
+    samples = [Sample(str(i), *(int(x) for x in rng.integers(0, 3, 2))) for i in range(40)]
+    tracks = {str(i): str(i % 3) for i in range(30)}
+    data, sides = unit(40, 6), (samples[:15], samples[15:])
+    dataset = ReIDDataset("x", tracks=tracks, cameras=cameras)
+    query, gallery, *ids = pool_tracklets(data.split([15, 25]), sides, dataset)
+    keys = [(s.pid, s.camid * cameras, tracks.get(s.path, f"alone {s.path}")) for s in samples]
+    seen = []
+    for rows, pids, camids, own in ((query, ids[0], ids[2], keys[:15]), (gallery, ids[1], ids[3], keys[15:])):
+        wanted = {key: normalize(data[[k == key for k in keys]].sum(0), dim=0) for key in own}
+        nearest_to = [min(wanted, key=lambda key: float((wanted[key] - row).norm())) for row in rows]
+        assert len(set(nearest_to)) == len(rows) == len(wanted)
+        torch.testing.assert_close(rows, torch.stack([wanted[key] for key in nearest_to]), atol=1e-6, rtol=0)
+        assert pids.tolist() == [key[0] for key in nearest_to]
+        seen += zip(nearest_to, camids.tolist(), strict=True)
+    if cameras:
+        assert all(camera == key[1] for key, camera in seen)
+    else:  # one for each tracklet, the same on both sides
+        assert len(dict(seen)) == len(set(seen)) == len(set(dict(seen).values()))
 
 
 def test_no_rate_is_promised_that_the_pairs_cannot_show():
     for name in ("fmr", "fnmr", "fpir"):
-        with pytest.raises(UserError, match=f"100 .*--{name}"):
-            promised(name, 1e-4, 100)
+        with pytest.raises(UserError, match=f"here: 100 .*--{name}"):
+            promised(name, 1e-4, 100, "here")
         with pytest.raises(UserError, match=f"--{name}"):
-            promised(name, 1.5, 100)
-    assert promised("fmr", 0.1, 100) == promised("fmr", 0, 100) == 0.1 and promised("fmr", 0, 10**9) == 1e-3
+            promised(name, 1.5, 100, "here")
+    assert promised("fmr", 0.1, 100, "") == promised("fmr", 0, 100, "") == 0.1
+    assert promised("fmr", 0, 10**9, "") == 1e-3
     # without an error, the interval is that of the rule of three, by people
-    known = Known(unit(20, 64).repeat(2, 1)[:20], unit(20, 64), range(1, 21), range(1, 21), [1] * 20, [2] * 20)
-    assert known.rate(np.zeros((0, 2), int), True) == Rate(0, 20, 20, 0, 3 / 20)
-    assert known.rate(np.zeros((0, 2), int), False) == Rate(0, 380, 20, 0, 3 / 380)
+    sample, label, none = Bootstrap(20), np.arange(20), np.arange(0)
+    assert sample.of_one(label, label < 0) == Rate(0, 20, 20, 0, 3 / 20)
+    assert sample.of_two(none, none, label, label) == Rate(0, 380, 20, 0, 3 / 380)
 
 
 def test_answers():
     rates = {name: Rate(n, 100, 9, 0, 0.1) for n, name in enumerate(("fmr", "refused", "unknown", "fpir", "fnir"), 1)}
-    known = Thresholds(0.6, 0.3, 0.8, "here", rates)
+    known = Thresholds(0.6, 0.3, 0.8, "here", 9, rates)
     cases = (
         (0.8, "same", "same"),
         (0.6, "same", "unknown"),
@@ -233,6 +258,10 @@ class Fake:
             else:
                 self.read += 1
                 yield [place], torch.from_numpy(self.feature(data))
+
+
+def names(index) -> list[str]:
+    return [file.path for file in index.entries()]
 
 
 @pytest.fixture
@@ -473,6 +502,69 @@ def test_what_cannot_be_indexed_is_refused_and_left_alone(folder, tmp_path, monk
         make_index(Fake(), [folder], tmp_path / "i", "hnsw")
 
 
+def test_a_tracklet_is_one_entry_with_the_mean_of_its_features(folder, tmp_path, monkeypatch):
+    for name in ("p/c/1.png", "p/c/2.png", "p/c/3.png", "q/1.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    (folder / "g.png").unlink()
+
+    def expected(*names: str) -> torch.Tensor:
+        rows = [Fake.feature((folder / name).read_bytes()) for name in names]
+        return normalize(torch.from_numpy(np.sum(rows, 0)))
+
+    class Batches(Fake):
+        """Three pictures per batch, across tracklets."""
+
+        def batches(self, pictures, bad):
+            found = [(places[0], rows) for places, rows in super().batches(pictures, bad)]
+            for start in range(0, len(found), 3):
+                places, rows = zip(*found[start : start + 3], strict=True)
+                yield list(places), torch.cat(rows)
+
+    members = {".": ["a.png", "b $x_1$.png", "e.png", "f.png"], "below": ["below/c.png", "below/d.png"],
+               "p/c": ["p/c/1.png", "p/c/2.png", "p/c/3.png"], "q": ["q/1.png"]}  # fmt: skip
+    index = make_index(Batches(), [folder], tmp_path / "i", tracklets=True)
+    assert names(index) == list(members) and [file.picture for file in index.files] == [m[0] for m in members.values()]
+    for row, own in zip(torch.from_numpy(index.features), members.values(), strict=True):
+        torch.testing.assert_close(row[None], expected(*own), atol=1e-6, rtol=0)
+    # one that changed is computed again, as a whole
+    (folder / "p/c/2.png").unlink()
+    (folder / "p/c/4.png").write_bytes(b"bad")
+    with changing(tmp_path / "i") as opened:
+        add(opened, extractor := Batches(), [folder / "p", folder / "q"])
+        assert extractor.read == 2 and sorted(names(opened)) == list(members)
+        torch.testing.assert_close(torch.from_numpy(opened.features[-1:]), expected("p/c/1.png", "p/c/3.png"))
+        remove(opened, [str(folder / "p")])
+    (folder / "p/c/4.png").write_bytes(b"4")
+    # a CSV names cameras, times and tracks
+    text = "path,pid,camid,track,time\n" + "".join(
+        f"{name},7,{camera},{track},{time}\n"
+        for name, camera, track, time in (
+            ("a.png", "door", 1, "2026-01-01"), ("e.png", "door", 1, "2026-01-01"),
+            ("f.png", "yard", 1, "2026-01-02"), ("p/c/4.png", "door", 2, "2026-01-03"),
+        )
+    )  # fmt: skip
+    (folder / "list.csv").write_text(text)
+    index = make_index(Batches(), [folder / "list.csv"], tmp_path / "c")
+    assert names(index) == ["list.csv/7/door/1", "list.csv/7/door/2", "list.csv/7/yard/1"] and index.about["tracklets"]
+    torch.testing.assert_close(torch.from_numpy(index.features[:1]), expected("a.png", "e.png"), atol=1e-6, rtol=0)
+    day = indexes.seconds("2026-01-02", "")
+    for where, rows in ((("door",), {0, 1}), (("", day), {1, 2}), (("", -1, day), {0, 2}), (("yard", day, day), {2})):
+        hits = index.find(unit(1, 6), 9, False, indexes.Where(*where))
+        assert {index.files.index(file) for _, file in hits} == rows
+        expected_cosines = sorted((unit(1, 6).numpy() @ index.features.T)[0, list(rows)], reverse=True)
+        assert [cosine for cosine, _ in hits] == pytest.approx(expected_cosines, abs=1e-6)
+    with pytest.raises(UserError, match="--camera"):
+        find(index, unit(1, 6), 9, None, False, indexes.Where("gate"))
+    (folder / "list.csv").write_text(text.replace("2026-01-02", "soon"))
+    with pytest.raises(UserError, match="soon"):
+        make_index(Batches(), [folder / "list.csv"], tmp_path / "c")
+    # labels that change need no model
+    (folder / "list.csv").write_text(text.replace("2026-01-02", "9"))
+    index = make_index(extractor := Batches(), [folder / "list.csv"], tmp_path / "c")
+    assert extractor.read == 0 and read_index(tmp_path / "c").files[2].time == 9
+
+
 # ---- Milvus
 
 
@@ -486,7 +578,7 @@ def test_milvus_holds_each_picture_once_whatever_stops_it(folder, tmp_path, monk
 
     def check_milvus(expected: set[str]) -> None:
         index = read_index(tmp_path / "m")
-        assert index.paths() == sorted(expected) and len(index) == len(expected)
+        assert names(index) == sorted(expected) and len(index) == len(expected)
         for path in expected:
             query = torch.from_numpy(Fake.feature((folder / path).read_bytes()))
             (cosine, file), *others = index.find(query, 3)
@@ -707,7 +799,7 @@ def test_a_threshold_is_found_stored_and_used(base):
     for words, pairs in (("one person", same), ("different people", others)):
         assert re.search(f"pairs of {words} +{len(pairs)}, ", shown)
     stored = Thresholds(**read_index(base / "g").about["threshold"]["pictures"])
-    assert f"{stored.same:.3f}" in shown and str(stored.rates["fnmr"]) in shown and "cam 1 – cam 2" in shown
+    assert f"{stored.same:.3f}" in shown and str(stored.rates["fnmr"]) in shown and "cam 1 in cam 2" in shown
     least = max(1e-3, FEWEST / len(others))
     assert stored.rates["fmr"].share <= least + 1e-9 < np.mean([c >= stored.same - 2 / STEPS for c, *_ in others])
     marks = re.findall(r"^ *\d+ +(\S+)  (same|unknown|different) ", done(base, "ask", asked), re.MULTILINE)
@@ -738,6 +830,30 @@ def test_a_threshold_is_found_stored_and_used(base):
         (alone / f"cam{number}").mkdir(parents=True)
         shutil.copy(path, alone / f"cam{number}")
     refused(search(base, "threshold", base / "alone"), "of different people")
+
+
+def test_figures_of_tracklets_are_next_to_those_of_pictures(base):
+    done(base, "index", base / "crops")
+    rows = [(path, path.name[:4], path.name[6]) for path in sorted((base / "data/demo/bounding_box_train").iterdir())]
+    lines = [f"{path},{pid},{camera},1" for path, pid, camera in rows]
+    (base / "tracks.csv").write_text("\n".join(["path,pid,camid,track", *lines]))
+    shown = done(base, "threshold", base / "tracks.csv")
+    assert re.search("people +pictures +tracklets$", shown, re.MULTILINE)
+    of_track = read_index(base / "g").about["threshold"]["tracklets"]
+    assert "tracklets of tracks" in of_track["source"]
+    person = base / "person"
+    person.mkdir()
+    for path, _, _ in rows[:6]:
+        shutil.copy(path, person)
+    assert "(tracklets of tracks; " in done(base, "compare", person, person)
+    assert "(pictures of tracks; " in done(base, "compare", person, rows[0][0])
+    assert "pictures, averaged: 3 of 3" in done(base, "ask", person)
+    # one tracklet of each person, and no cameras: only pictures can be compared
+    (base / "plain").mkdir()
+    lines = [f"{shutil.copy(path, base / 'plain' / f'{i}.jpg')},{pid},1" for i, (path, pid, _) in enumerate(rows)]
+    (base / "plain.csv").write_text("\n".join(["path,pid,track", *lines]))
+    done(base, "threshold", base / "plain.csv")
+    assert list(read_index(base / "g").about["threshold"]) == ["pictures"]
 
 
 # ---- the drawing

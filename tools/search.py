@@ -43,7 +43,7 @@ from tools.gallery.index import (
     remove,
     seconds,
 )
-from tools.gallery.threshold import Known, Thresholds, pool_tracklets, threshold_table
+from tools.gallery.threshold import Thresholds, find_thresholds, pool_tracklets, threshold_table
 from utils.errors import UserError, run
 from utils.logging import log, setup_logging
 
@@ -173,6 +173,10 @@ class AskCommand(Options):
             answer = "same" if hits[0].answer == "same" else "unknown"
             person = f"the person of {hits[0].name}" if answer == "same" else "unknown"
             log.info("answer: %s; similarity %.3f, %s", person, hits[0].similarity, known.reason(answer, search=True))
+            if 0 < known.gallery < len(index):
+                log.info(
+                    "that is of a gallery of %d; in one of %d, more strangers are named", known.gallery, len(index)
+                )
         output = Path(self.output) if self.output else folder.with_name(f"answer_{Path(asked[0]).stem}.png")
         draw_answer(output, pictures, hits, title)
         log.info("picture%s: %s", f" of the first {MAX_HITS}" if len(hits) > MAX_HITS else "", output)
@@ -231,24 +235,24 @@ class ThresholdCommand(Options):
             split = test_split(extractor.cfg, self.dataset, self.data_root, self.folders)
             sides = (split.query, split.gallery)
             features = [extractor([s.path for s in side]) for side in sides]
-            kinds = {
-                "pictures": (
-                    *features,
-                    *([getattr(s, name) for s in side] for name in ("pid", "camid") for side in sides),
-                )
-            }
+            ids = [[getattr(s, name) for s in side] for name in ("pid", "camid") for side in sides]
+            kinds = {"pictures": (*features, *ids)}
             if split.tracks:
                 kinds["tracklets"] = pool_tracklets(features, sides, split)
-            found, rates = {}, (self.fmr, self.fnmr, self.fpir, self.store == "eer")
+            rates = {"fmr": self.fmr, "fnmr": self.fnmr, "fpir": self.fpir, "equal": self.store == "eer"}
+            found = {}
             for kind, data in kinds.items():
                 try:
-                    known = Known(*data)
+                    found[kind] = find_thresholds(*data, source=f"{kind} of {split.name}", **rates)
                 except ValueError as error:
-                    raise UserError(f"{split.name}: {error}, so no threshold can be found; use another set") from error
-                found[kind] = (known, *known.measure(f"{kind} of {split.name}", *rates))
+                    if not found:
+                        raise UserError(
+                            f"{split.name}: {error}, so no threshold can be found; use another set"
+                        ) from error
+                    log.warning("warning: no threshold of tracklets, as among them %s", error)
             log.info("%s", split.name)
             log.info(threshold_table(found, split.camera_of))
-            index.about["threshold"] = {kind: asdict(thresholds) for kind, (_, thresholds, _) in found.items()}
+            index.about["threshold"] = {kind: asdict(thresholds) for kind, thresholds in found.items()}
             index.save()
         log.info("stored in %s", index.directory)
 

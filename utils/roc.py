@@ -4,6 +4,7 @@ A pair is accepted if its distance is at most the threshold. `Roc` is exact, but
 counts all pairs at thresholds chosen beforehand, for whole curves, histograms and operating points.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,11 +128,20 @@ class PairCounter:
         return min(int(np.searchsorted(self.rates()[kind], share - 1e-12)), len(self.thresholds) - 1)
 
 
-def count_pairs(
+def count_pairs(query: torch.Tensor, gallery: torch.Tensor, *ids: Ids) -> PairCounter:
+    """The pairs of `pair_blocks` by their negative cosine, in steps of 1 / STEPS. Raises ValueError as it does."""
+    counter = PairCounter(torch.arange(-STEPS, STEPS + 1) / STEPS)
+    for _, cosine, matching, others in pair_blocks(query, gallery, *ids):
+        counter.add(-cosine[matching], -cosine[others])
+    return counter
+
+
+def pair_blocks(
     query: torch.Tensor, gallery: torch.Tensor,
     query_pids: Ids, gallery_pids: Ids, query_camids: Ids, gallery_camids: Ids,
-) -> PairCounter:  # fmt: skip
-    """Pairs of features (Q, D) and (G, D) float32 of length 1 by their negative cosine, in steps of 1 / STEPS.
+) -> Iterator[tuple[torch.Tensor, ...]]:  # fmt: skip
+    """Features (Q, D) and (G, D) float32 of length 1, some queries at a time: their rows (B,), cosines (B, G), and
+    masks (B, G) of the pairs of one person, and of two.
 
     Pairs of the same person under the same camera do not count, as in the standard protocol. Raises ValueError for ids
     that do not fit.
@@ -139,13 +149,11 @@ def count_pairs(
     of_query = check_ids(len(query), query_pids=query_pids, query_camids=query_camids)
     of_gallery = check_ids(len(gallery), gallery_pids=gallery_pids, gallery_camids=gallery_camids)
     pids, camids, other_pids, other_camids = (torch.from_numpy(x) for x in (*of_query, *of_gallery))
-    counter = PairCounter(torch.arange(-STEPS, STEPS + 1) / STEPS)
     for rows in torch.arange(len(query)).split(max(1, BLOCK // max(len(gallery), 1))):
         with exact_products(query.device):
-            distance = -(query[rows] @ gallery.T)
+            cosine = query[rows] @ gallery.T
         same = pids[rows, None] == other_pids
-        counter.add(distance[same & (camids[rows, None] != other_camids)], distance[~same])
-    return counter
+        yield rows, cosine, same & (camids[rows, None] != other_camids), ~same
 
 
 def _accepted(fpr: float, total: int) -> int:

@@ -142,16 +142,11 @@ class Index:
     def finish(self, wanted: Sequence[File] | None = None) -> None:
         """Remove what was replaced by a later entry of the same path, and all that is not `wanted`."""
         last, kept = {file.path: row for row, file in enumerate(self.files)}, {file[:3] for file in wanted or ()}
-        self.drop(
-            [
-                row
-                for row, file in enumerate(self.files)
-                if last[file.path] != row or (wanted is not None and file[:3] not in kept)
-            ]
-        )
+        gone = lambda file: wanted is not None and file[:3] not in kept  # noqa: E731
+        self.drop([row for row, file in enumerate(self.files) if last[file.path] != row or gone(file)])
 
-    def paths(self) -> list[str]:
-        return [file.path for file in self.files]
+    def entries(self) -> list[File]:
+        return self.files
 
     def drop_paths(self, paths: Set[str]) -> None:
         self.drop([row for row, file in enumerate(self.files) if file.path in paths])
@@ -202,7 +197,8 @@ class Index:
         if self.files:
             with open(self.directory / self.about["features"], "rb") as file:
                 os.fsync(file.fileno())
-        text = json.dumps(self.about | {"ids": self.ids, "files": self.files})[1:].encode()
+        files = {"files": [file[:3] for file in self.files], "labels": [file[3:] for file in self.files]}
+        text = json.dumps(self.about | {"ids": self.ids} | files)[1:].encode()
         write_atomically(self.directory / "index.json", lambda temporary: temporary.write_bytes(json_head(text) + text))
         named = (self.about.get("features"), self.about.get("engine", {}).get("file"))
         for path in self.directory.iterdir():
@@ -243,7 +239,9 @@ def read_index(directory: str | Path) -> Index:
         about = json.loads(b"{" + text)
         if about["format"] != FORMAT:
             raise ValueError(f"its format is {about['format']}")
-        files, ids = [File(*file) for file in about.pop("files")], about.pop("ids")
+        files, ids = about.pop("files"), about.pop("ids")
+        labels = about.pop("labels", [()] * len(files))  # indexes of older versions have none
+        files = [File(*file, *label) for file, label in zip(files, labels, strict=True)]
     kind = load("tools.gallery.milvus:MilvusIndex") if "uri" in about else Index
     return kind(directory, about, files, ids)
 
@@ -459,7 +457,7 @@ def remove(index: Index, names: Sequence[str]) -> None:
     """
     if not names:
         raise UserError("no picture is named; name those to remove, or folders of them")
-    paths, root, before = index.paths(), Path(index.about["root"]), len(index)
+    paths, root, before = [file.path for file in index.entries()], Path(index.about["root"]), len(index)
     found = {name: rows_named(paths, root, name) for name in names}
     for name, rows in found.items():
         if not rows:

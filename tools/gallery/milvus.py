@@ -32,7 +32,8 @@ class MilvusIndex(Index):
     @cached_property
     def client(self) -> Any:
         """Raises UserError where the library is missing or the database cannot be opened."""
-        uri, milvus = self.about["uri"], load_milvus(lite="://" not in self.about["uri"])
+        uri = self.about["uri"]
+        milvus = load_milvus(lite="://" not in uri)
         with named_errors(uri):
             client = milvus.MilvusClient(uri=uri, timeout=30)
             if not client.has_collection(self.collection):
@@ -61,61 +62,62 @@ class MilvusIndex(Index):
         # strong: a search sees all that was written before it
         client.create_collection(self.collection, schema=schema, index_params=graph, consistency_level="Strong")
 
-    def __len__(self) -> int:
+    def _call(self, method: str, *args: Any, **options: Any) -> Any:
+        """A method of the client, for this collection."""
+        client = self.client
         with named_errors(self.about["uri"]):
-            return self.client.query(self.collection, filter="", output_fields=["count(*)"])[0]["count(*)"]
+            return getattr(client, method)(self.collection, *args, **options)
+
+    def __len__(self) -> int:
+        return self._call("query", filter="", output_fields=["count(*)"])[0]["count(*)"]
 
     def find(
         self, query: torch.Tensor, k: int, exact: bool = False, where: Where = EVERYWHERE
     ) -> list[tuple[float, File]]:
         if exact:
-            raise UserError(
-                "milvus searches by its own graph; --exact is for the other engines, so index again with one"
-            )
-        with named_errors(self.about["uri"]):
-            options = {"metric_type": "IP", "params": {"ef": max(CANDIDATES, 2 * k)}}
-            (hits,) = self.client.search(
-                self.collection, data=query.numpy(), limit=k, filter=expression(where), search_params=options,
-                output_fields=list(File._fields),
-            )  # fmt: skip
-        return [(hit["distance"], as_file(hit["entity"])) for hit in hits]
+            raise UserError("milvus searches by its own graph only; for --exact, index again with --engine exact")
+        return self.find_all(query, k, where)[0]
 
-    def entries(self) -> Iterator[File]:
-        """All of them."""
+    def find_all(self, query: torch.Tensor, k: int, where: Where = EVERYWHERE) -> list[list[tuple[float, File]]]:
+        """The same for each of several queries (Q, D)."""
+        how = {"metric_type": "IP", "params": {"ef": max(CANDIDATES, 2 * k)}}
+        data, fields = query.numpy(), list(File._fields)
+        found = self._call("search", data, expression(where), k, output_fields=fields, search_params=how)
+        return [[(hit["distance"], as_file(hit["entity"])) for hit in hits] for hits in found]
+
+    def entries(self) -> list[File]:
+        rows, found = self._call("query_iterator", batch_size=READ, output_fields=list(File._fields)), []
         with named_errors(self.about["uri"]):
-            rows = self.client.query_iterator(self.collection, batch_size=READ, output_fields=list(File._fields))
             while block := rows.next():
-                yield from map(as_file, block)
+                found += map(as_file, block)
             rows.close()
+        return sorted(found)
 
     def missing(self, files: Sequence[File]) -> list[File]:
-        with named_errors(self.about["uri"]):
-            known = set()
-            for start in range(0, len(files), BLOCK):
-                keys = [key_of(file.path) for file in files[start : start + BLOCK]]
-                known |= set(map(as_file, self.client.get(self.collection, keys, output_fields=list(File._fields))))
+        known = set()
+        for some in blocks(files):
+            keys = [key_of(file.path) for file in some]
+            known |= set(map(as_file, self._call("get", keys, output_fields=list(File._fields))))
         return [file for file in files if file not in known]
 
     def append(self, files: Sequence[File], features: np.ndarray) -> None:
-        with named_errors(self.about["uri"]):
-            for start in range(0, len(files), BLOCK):
-                rows = zip(files[start : start + BLOCK], features[start : start + BLOCK], strict=True)
-                data = [{"key": key_of(file.path), **file._asdict(), "vector": row} for file, row in rows]
-                self.client.upsert(self.collection, data)
+        for some in blocks(list(zip(files, features, strict=True))):
+            rows = [{"key": key_of(file.path), **file._asdict(), "vector": row} for file, row in some]
+            self._call("upsert", rows)
 
     def finish(self, wanted: Sequence[File] | None = None) -> None:
         if wanted is not None:
             kept = set(wanted)
             self.drop_paths({file.path for file in self.entries() if file not in kept})
-
-    def paths(self) -> list[str]:
-        return sorted(file.path for file in self.entries())
+        self._call("flush")  # else the last entries are searched one by one, without the graph
 
     def drop_paths(self, paths: Set[str]) -> None:
-        with named_errors(self.about["uri"]):
-            keys = [key_of(path) for path in paths]
-            for start in range(0, len(keys), BLOCK):
-                self.client.delete(self.collection, ids=keys[start : start + BLOCK])
+        for some in blocks(sorted(paths)):
+            self._call("delete", ids=[key_of(path) for path in some])
+
+
+def blocks(things: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    return (things[start : start + BLOCK] for start in range(0, len(things), BLOCK))
 
 
 def load_milvus(lite: bool = False) -> Any:

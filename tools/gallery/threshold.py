@@ -6,8 +6,7 @@ depend on each other, so that a million pairs of a hundred people show less than
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import product
+from itertools import product, zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -15,14 +14,18 @@ import torch
 from torch.nn import functional as F
 
 from datasets.base import MOST_CAMERAS, ReIDDataset, Sample
-from utils.distance import exact_products
 from utils.errors import UserError
-from utils.roc import BLOCK, count_pairs
+from utils.roc import count_pairs, pair_blocks
 
 DRAWS = 1000  # bootstrap samples, fewer for more people than WEIGHTS allows
 WEIGHTS = 1 << 26  # of the people in all samples
 FEWEST = 10  # a promised rate allows at least so many errors
-USUAL = {"fmr": 1e-3, "fnmr": 1e-2, "fpir": 5e-2}  # rates that are promised, where the data can show them
+# Rates that are promised where the data can show them, and what they are shares of.
+USUAL = {
+    "fmr": (1e-3, "pairs of different people"),
+    "fnmr": (1e-2, "pairs of one person"),
+    "fpir": (5e-2, "queries"),
+}
 SHARES = {  # by answer and whether it is that of a search: a rate, and what it is a share of
     ("same", False): ("fmr", "pairs of different people"),
     ("different", False): ("refused", "pairs of one person"),
@@ -30,7 +33,18 @@ SHARES = {  # by answer and whether it is that of a search: a rate, and what it 
     ("same", True): ("fpir", "searches for people who are not in the gallery"),
     ("unknown", True): ("fnir", "searches for people who are in it, or the nearest is another person"),
 }
-LISTED = 21  # pairs of cameras, the worst ones
+LISTED = 20  # pairs of cameras, those with the highest FMR
+LINES = {  # of a table: a field of Thresholds or a rate
+    "same": "same from",
+    "fmr": "  different people called same (FMR)",
+    "fnmr": "  one person not called same (FNMR)",
+    "different": "different below",
+    "refused": "  one person called different",
+    "unknown": "  one person called unknown",
+    "search": "a search names a person from",
+    "fpir": "  people kept out who are named (FPIR)",
+    "fnir": "  people in it who are not found (FNIR)",
+}
 
 
 class Rate(NamedTuple):
@@ -59,7 +73,10 @@ class Thresholds:
     different: float  # below it, they are of two
     search: float  # from it on, a search names the person
     source: str  # what they were found on
-    rates: dict[str, Rate] = field(default_factory=dict)  # see `Known.measure`; empty: not known
+    gallery: int = 0  # number that was searched
+    rates: dict[str, Rate] = field(default_factory=dict)  # see `find_thresholds`; empty: not known
+    spread: dict[str, str] = field(default_factory=dict)  # number and similarities of the pairs of either kind
+    cameras: list[tuple[int, int, Rate, Rate]] = field(default_factory=list)  # of query and gallery, FMR and FNMR
 
     def __post_init__(self):
         self.rates = {name: Rate(*rate) for name, rate in self.rates.items()}
@@ -80,167 +97,100 @@ class Thresholds:
         return f"{limit} ({self.source}{rate})"
 
 
-class Known:
-    """Features of known people, compared with each other: pairs, errors, and samples of the bootstrap.
+class Bootstrap:
+    """Rates of errors, with intervals from samples that hold each person as often as it was drawn."""
 
-    query (Q, D), gallery (G, D) float32 of length 1, and their ids. Pairs of one person under one camera do not count.
-    Raises ValueError where there are no pairs of one person, or none of different people.
-    """
+    def __init__(self, people: int):
+        draws = max(min(DRAWS, WEIGHTS // people), 100)
+        weights = np.random.default_rng(0).multinomial(people, np.full(people, 1 / people), draws)
+        self.people, self.weights = people, torch.from_numpy(weights).double()  # (draws, people)
 
-    def __init__(self, query: torch.Tensor, gallery: torch.Tensor, *ids: Sequence[int]):
-        self.features, (query_pids, gallery_pids, *cameras) = (query, gallery), map(np.asarray, ids)
-        self.counter = count_pairs(query, gallery, *ids)
-        if not self.counter.number.all():
-            missing = "of different people" if self.counter.number[0] else "of one person under two cameras"
-            raise ValueError(f"there are no two pictures {missing}")
-        self.cameras, pids = cameras, np.concatenate((query_pids, gallery_pids))
-        # every distractor, pid 0, is a person of its own
-        people, label = np.unique(np.where(pids > 0, pids, -1 - np.arange(len(pids))), return_inverse=True)
-        self.labels, self.people = (label[: len(query)], label[len(query) :]), len(people)
-        draws = max(min(DRAWS, WEIGHTS // self.people), 100)
-        weights = np.random.default_rng(0).multinomial(self.people, np.full(self.people, 1 / self.people), draws)
-        self.weights = torch.from_numpy(weights).double()  # how often each sample has each person
+    def of_one(self, label: np.ndarray, wrong: np.ndarray) -> Rate:
+        """The share of things that are wrong (N,) bool, each of the person `label` (N,)."""
+        errors, all_of = self._count(label[wrong]), self._count(label)
+        people = int((all_of > 0).sum())
+        return self._rate(wrong.sum(), len(label), people, people, self.weights @ errors, self.weights @ all_of)
 
-    def thresholds(self, fmr: float = 0, fnmr: float = 0, equal: bool = False) -> tuple[float, float]:
-        """The similarity from which on a pair is of one person, and that below which it is of two.
+    def of_two(self, first: np.ndarray, second: np.ndarray, query: np.ndarray, gallery: np.ndarray) -> Rate:
+        """The share of wrong pairs, of people `first` and `second` (E,), in all of different people of two sides."""
+        pairs = torch.from_numpy(np.stack((first, second)))
+        shape = (self.people, self.people)
+        wrong = torch.sparse_coo_tensor(
+            pairs, torch.ones(len(first)).double(), shape, check_invariants=False
+        ).coalesce()
+        a, b, w = self._count(query), self._count(gallery), self.weights
+        people = [int(((a > 0) | (b > 0)).sum()), int((a > 0).sum() * (b > 0).sum() - (a * b > 0).sum())]
+        total = (w @ a) * (w @ b) - w.square() @ (a * b)
+        return self._rate(len(first), a.sum() * b.sum() - a @ b, *people, (w.T * (wrong @ w.T)).sum(0), total)
 
-        fmr: most pairs of two people that the first accepts. fnmr: most pairs of one person that the second refuses.
-        equal: both are at the equal error rate. Raises UserError for a rate that the pairs cannot show.
-        """
-        fnmr, fmr = promised("fnmr", fnmr, self.counter.number[0]), promised("fmr", fmr, self.counter.number[1])
-        places = [self.counter.equal_error()] * 2
-        if not equal:
-            same = self.counter.at_fpr(fmr)
-            places = [same, max(same, self.counter.quantile(0, 1 - fnmr))]
-        same, different = (-float(self.counter.thresholds[place]) for place in places)
-        return same, different
+    def _count(self, label: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.bincount(label, minlength=self.people)).double()
 
-    def errors(self, same: float, different: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pairs (E, 2) of different people from `same` on, and of one person below `different`, and between the two."""
-        found: tuple[list, list, list] = ([], [], [])
-        for rows, cosine, others, matching in self._blocks():
-            low = cosine < different
-            wrong = (others & (cosine >= same), matching & low, matching & (cosine < same) & ~low)
-            for pairs, mask in zip(found, wrong, strict=True):
-                pairs.append(mask.nonzero() + torch.tensor([int(rows[0]), 0]))
-        return tuple(torch.cat(pairs).numpy() for pairs in found)
-
-    def measure(
-        self, source: str, fmr: float = 0, fnmr: float = 0, fpir: float = 0, equal: bool = False
-    ) -> tuple[Thresholds, list[tuple[tuple[int, int], Rate, Rate]]]:
-        """Thresholds with their error rates, and FMR and FNMR by the two cameras of the pairs, the highest FMR first.
-
-        Rates: fmr of pairs of different people from `same` on; of pairs of one person, fnmr below `same`, refused below
-        `different`, unknown between; fpir and fnir as in `open_set`.
-        """
-        same, different = self.thresholds(fmr, fnmr, equal)
-        search, *searches = self.open_set(fpir)
-        accepted, refused, unknown = self.errors(same, different)
-        missed = np.concatenate((refused, unknown))
-        rates = {"fmr": self.rate(accepted, False), "fnmr": self.rate(missed, True)}
-        rates |= {"refused": self.rate(refused, True), "unknown": self.rate(unknown, True)}
-        rates |= zip(("fpir", "fnir"), searches, strict=True)
-        views = [np.unique(c).tolist() for c in self.cameras]
-        pairs = {(min(pair), max(pair)) for pair in product(*views)} if max(map(len, views)) <= MOST_CAMERAS else ()
-        rows = [(pair, self.rate(accepted, False, pair), self.rate(missed, True, pair)) for pair in sorted(pairs)]
-        rows = [row for row in rows if row[1].number]
-        return Thresholds(same, different, search, source, rates), sorted(rows, key=lambda row: -row[1].share)
-
-    @cached_property
-    def best(self) -> tuple[np.ndarray, np.ndarray]:
-        """Per query the similarity of its nearest match, -inf if it has none, and of the nearest other person."""
-        found = []
-        for _, cosine, *masks in self._blocks():
-            found.append(torch.stack([cosine.masked_fill(~mask, -torch.inf).amax(1) for mask in masks]))
-        other, match = torch.cat(found, 1).numpy()
-        return match, other
-
-    def _blocks(self):
-        pids, other_pids, camids, other_camids = map(torch.from_numpy, (*self.labels, *self.cameras))
-        query, gallery = self.features
-        for rows in torch.arange(len(query)).split(max(1, BLOCK // len(gallery))):
-            with exact_products(query.device):
-                cosine = query[rows] @ gallery.T
-            others = pids[rows, None] != other_pids
-            yield rows, cosine, others, ~others & (camids[rows, None] != other_camids)
-
-    def rate(self, errors: np.ndarray, matching: bool, cameras: tuple[int, int] | None = None) -> Rate:
-        """The share of these pairs (E, 2) among those of one person (`matching`), or of different people.
-
-        cameras: of pairs under these two cameras. With few errors, the upper end is at least that of the rule of three,
-        for as many people, or pairs of people, as were compared.
-        """
-        count = lambda labels: torch.from_numpy(np.bincount(labels, minlength=self.people)).double()  # noqa: E731
-        parts, wrong, total, number, units, found = [cameras], 0, 0, 0, 0, 0
-        compared = torch.zeros(self.people, dtype=torch.bool)
-        if cameras and cameras[0] != cameras[1]:
-            parts.append(cameras[::-1])
-        for part in parts:
-            chosen = [np.ones(len(c), bool) if part is None else c == part[i] for i, c in enumerate(self.cameras)]
-            pairs = errors[chosen[0][errors[:, 0]] & chosen[1][errors[:, 1]]]
-            q, g = (label[mask] for label, mask in zip(self.labels, chosen, strict=True))
-            of_query, of_gallery = count(q), count(g)
-            first, second = self.labels[0][pairs[:, 0]], self.labels[1][pairs[:, 1]]
-            found += len(pairs)
-            if matching:
-                own = of_query * of_gallery - self._under_one_camera(chosen)
-                wrong, total, number = (
-                    wrong + self.weights @ count(first),
-                    total + self.weights @ own,
-                    number + own.sum(),
-                )
-                compared |= own > 0
-                units = int(compared.sum())
-            else:
-                own = of_query * of_gallery
-                place = torch.from_numpy(np.stack((first, second)))
-                pair = torch.sparse_coo_tensor(
-                    place, torch.ones(len(pairs)).double(), (self.people, self.people), check_invariants=False
-                )
-                wrong = wrong + (self.weights.T * (pair.coalesce() @ self.weights.T)).sum(0)
-                total = total + (self.weights @ of_query) * (self.weights @ of_gallery) - self.weights.square() @ own
-                number += of_query.sum() * of_gallery.sum() - own.sum()
-                compared |= (of_query > 0) | (of_gallery > 0)
-                units += int((of_query > 0).sum() * (of_gallery > 0).sum() - (own > 0).sum())
-        return self._rate(found, int(number), int(compared.sum()), units, wrong, total)
-
-    def _rate(self, errors: int, number: int, people: int, units: int, wrong, total) -> Rate:
+    def _rate(self, errors: float, number: float, people: int, units: int, wrong: torch.Tensor, total: torch.Tensor):
+        """The upper end is at least that of the rule of three, for as many units: people, or pairs of people."""
         shares = (wrong / total)[total > 0].numpy()
         low, high = np.quantile(shares, (0.025, 0.975)) if len(shares) else (0, 1)
-        return Rate(errors, number, people, float(low), float(min(max(high, 3 / max(units, 1)), 1)))
+        return Rate(int(errors), int(number), people, float(low), float(min(max(high, 3 / max(units, 1)), 1)))
 
-    def _under_one_camera(self, chosen: Sequence[np.ndarray]) -> torch.Tensor:
-        """Pairs of each person under one camera."""
-        keys = [
-            np.stack((label, camera))[:, mask]
-            for label, camera, mask in zip(self.labels, self.cameras, chosen, strict=True)
-        ]
-        views, place = np.unique(np.concatenate(keys, 1), axis=1, return_inverse=True)
-        of_query, of_gallery = (
-            np.bincount(p, minlength=views.shape[1]) for p in np.split(place.ravel(), [keys[0].shape[1]])
+
+def find_thresholds(
+    query: torch.Tensor, gallery: torch.Tensor, *ids: Sequence[int], source: str = "",
+    fmr: float = 0, fnmr: float = 0, fpir: float = 0, equal: bool = False,
+) -> Thresholds:  # fmt: skip
+    """Thresholds and their error rates, by the pairs of features (Q, D) and (G, D) float32 of length 1.
+
+    fmr: share of the pairs of different people from `same` on. fnmr: of those of one person below `different`; in the
+    result, below `same`, where `refused` are those below `different` and `unknown` the others. equal: both thresholds
+    are at the equal error rate. fpir: share of the queries that a search names when their person is kept out of the
+    gallery. fnir: of those whose person is in it, but not nearest, or less similar. Raises UserError for a rate that
+    the pairs cannot show, and ValueError where there are no pairs of one person, or none of different people.
+    """
+    counter = count_pairs(query, gallery, *ids)
+    if not counter.number.all():
+        missing = "of different people" if counter.number[0] else "of one person under two cameras"
+        raise ValueError(f"there are no two pictures {missing}")
+    wanted = {"fmr": (fmr, counter.number[1]), "fnmr": (fnmr, counter.number[0]), "fpir": (fpir, len(query))}
+    fmr, fnmr, fpir = (promised(name, *given, source) for name, given in wanted.items())
+    place = counter.equal_error() if equal else counter.at_fpr(fmr)
+    refused = place if equal else max(place, counter.quantile(0, 1 - fnmr))
+    same, different = (-float(counter.thresholds[i]) for i in (place, refused))
+    accepted, matching, cosines, best = [], [], [], []
+    for rows, cosine, mates, others in pair_blocks(query, gallery, *ids):
+        for found, mask in ((accepted, others & (cosine >= same)), (matching, mates)):
+            found.append(mask.nonzero() + torch.tensor([int(rows[0]), 0]))
+        cosines.append(cosine[mates])
+        best.append(torch.stack([cosine.masked_fill(~mask, -torch.inf).amax(1) for mask in (mates, others)]))
+    accepted, matching, cosines = (torch.cat(found).numpy() for found in (accepted, matching, cosines))
+    mate, stranger = torch.cat(best, 1).numpy()
+    search = float(np.nextafter(np.sort(stranger)[::-1][int(fpir * len(query) + 1e-9)], np.float32(np.inf)))
+
+    pids, cameras = np.concatenate(ids[:2]), [np.asarray(camids) for camids in ids[2:]]
+    # every distractor, pid 0, is a person of its own
+    people, label = np.unique(np.where(pids > 0, pids, -1 - np.arange(len(pids))), return_inverse=True)
+    labels, sample = np.split(label, [len(query)]), Bootstrap(len(people))
+    first, second = (side[accepted[:, i]] for i, side in enumerate(labels))
+    person, known = labels[0][matching[:, 0]], np.isfinite(mate)
+    missed, low = cosines < same, cosines < different
+    rates = {"fmr": sample.of_two(first, second, *labels)}
+    rates |= {
+        name: sample.of_one(person, x) for name, x in (("fnmr", missed), ("refused", low), ("unknown", missed & ~low))
+    }
+    rates["fpir"] = sample.of_one(labels[0], stranger >= search)
+    rates["fnir"] = sample.of_one(labels[0][known], ((mate < search) | (mate <= stranger))[known])
+    spread = {}
+    for kind, name in enumerate(("pairs of one person", "pairs of different people")):
+        ends = (-float(counter.thresholds[counter.quantile(kind, 1 - q)]) for q in (0.5, 0.05, 0.95))
+        spread[name] = "{:,}, similarity {:.3f}, nine of ten {:.3f} to {:.3f}".format(counter.number[kind], *ends)
+    views, rows = [np.unique(camids).tolist() for camids in cameras], []
+    for pair in product(*views) if max(map(len, views)) <= MOST_CAMERAS else ():
+        on = [camids == camera for camids, camera in zip(cameras, pair, strict=True)]
+        wrong, mates = (on[0][pairs[:, 0]] & on[1][pairs[:, 1]] for pairs in (accepted, matching))
+        sides = [side[mask] for side, mask in zip(labels, on, strict=True)]
+        rows.append(
+            (*pair, sample.of_two(first[wrong], second[wrong], *sides), sample.of_one(person[mates], missed[mates]))
         )
-        return torch.from_numpy(np.bincount(views[0], of_query * of_gallery, self.people))
-
-    def open_set(self, fpir: float = 0) -> tuple[float, Rate, Rate]:
-        """The similarity from which on a search names somebody, and how often it is wrong: FPIR and FNIR.
-
-        Each query is asked twice: with its own person kept out of the gallery, where naming somebody is wrong; and with
-        it, where it is wrong if the nearest picture is of another person, or not similar enough. fpir: most of the
-        first. Raises UserError for a rate that so many queries cannot show.
-        """
-        match, other = self.best
-        known = np.isfinite(match)
-        fpir = promised("fpir", fpir, len(other), "queries")
-        order = np.sort(other)[::-1]
-        threshold = float(np.nextafter(order[int(fpir * len(order) + 1e-9)], np.float32(np.inf)))
-        rates = []
-        for wrong, asked in ((other >= threshold, known | True), ((match < threshold) | (match <= other), known)):
-            label = self.labels[0]
-            counts = [np.bincount(label[mask], minlength=self.people) for mask in (wrong & asked, asked)]
-            weighted = (self.weights @ torch.from_numpy(count).double() for count in counts)
-            people = int((counts[1] > 0).sum())
-            rates.append(self._rate(int(counts[0].sum()), int(counts[1].sum()), people, people, *weighted))
-        return threshold, *rates
+    rows = sorted((row for row in rows if row[2].number), key=lambda row: -row[2].share)
+    return Thresholds(same, different, search, source, len(gallery), rates, spread, rows)
 
 
 def pool_tracklets(features: Sequence[torch.Tensor], sides: Sequence[list[Sample]], dataset: ReIDDataset) -> tuple:
@@ -263,63 +213,38 @@ def pool_tracklets(features: Sequence[torch.Tensor], sides: Sequence[list[Sample
     )
 
 
-def promised(name: str, rate: float, number: int, what: str = "pairs") -> float:
+def promised(name: str, rate: float, number: int, source: str) -> float:
     """The rate as given, or (0) the usual one where so many pairs or queries can show it, else the least that they can.
 
     Raises UserError for a given rate that is no share, or at which fewer than FEWEST errors are expected.
     """
-    least = FEWEST / number
+    least, (usual, whose) = FEWEST / number, USUAL[name]
     if not 0 <= rate < 1:
         raise UserError(f"--{name} must be between 0 and 1, not {rate:g}")
     if 0 < rate < least:
-        kind = {"fmr": " of different people", "fnmr": " of one person"}.get(name, "")
+        needed = int(np.ceil(FEWEST / rate))
         raise UserError(
-            f"{number:,} {what}{kind} cannot promise --{name} {rate:g}: that needs {int(np.ceil(FEWEST / rate)):,}, "
-            f"so that {FEWEST} errors are expected; use more pictures, or --{name} {least:.2g}"
+            f"{source}: {number:,} {whose} cannot promise --{name} {rate:g}: that needs {needed:,}, so that {FEWEST} "
+            f"errors are expected; use more pictures, or --{name} {least:.2g}"
         )
-    return rate or min(max(USUAL[name], least), 0.5)
+    return rate or min(max(usual, least), 0.5)
 
 
-def threshold_table(found: dict[str, tuple[Known, Thresholds, list]], camera_of: Callable[[int], str]) -> str:
+def threshold_table(found: dict[str, Thresholds], camera_of: Callable[[int], str]) -> str:
     """What thresholds promise, one column per kind of thing compared (pictures, tracklets) next to each other."""
-    columns = [[("95 % intervals by bootstrap over people", kind), *lines(*of)] for kind, of in found.items()]
-    rows = [[name for name, _ in columns[0]], *([text for _, text in column] for column in columns)]
-    by_camera = [{pair: rates for pair, *rates in of[2]} for of in found.values()]
-    for pair in list(by_camera[0])[:LISTED]:
-        rows[0].append(" – ".join(map(camera_of, pair)))
-        for row, rates in zip(rows[1:], by_camera, strict=True):
-            row.append(
-                ", ".join(
-                    f"{n} {r} of {r.number:,}"
-                    for n, r in zip(("FMR", "FNMR"), rates.get(pair, ()), strict=False)
-                    if r.number
-                )
-            )
-    widths = [max(map(len, row)) for row in rows]
-    more = f"\nand {len(by_camera[0]) - LISTED} pairs of cameras with a lower FMR" if len(by_camera[0]) > LISTED else ""
-    return "\n".join("  ".join(map(str.ljust, cells, widths)).rstrip() for cells in zip(*rows, strict=True)) + more
-
-
-def lines(known: Known, found: Thresholds, _: list) -> list[tuple[str, str]]:
-    """The rows of one column."""
-    rows, counter = [], known.counter
-    for kind, name in enumerate(("pairs of one person", "pairs of different people")):
-        low, middle, high = (-float(counter.thresholds[counter.quantile(kind, 1 - q)]) for q in (0.05, 0.5, 0.95))
-        text = f"{counter.number[kind]:,}, similarity {middle:.3f}, nine of ten {low:.3f} to {high:.3f}"
-        rows.append((name, text))
-    full = {
-        name: f"{rate}, {rate.errors:,} of {rate.number:,}, people: {rate.people:,}"
-        for name, rate in found.rates.items()
-    }
-    return [
-        *rows,
-        ("same from", f"{found.same:.3f}"),
-        ("  different people called same (FMR)", full["fmr"]),
-        ("  one person not called same (FNMR)", full["fnmr"]),
-        ("different below", f"{found.different:.3f}"),
-        ("  one person called different", full["refused"]),
-        ("  one person called unknown", full["unknown"]),
-        ("a search names a person from", f"{found.search:.3f}, of {len(known.features[1]):,}"),
-        ("  people kept out who are named (FPIR)", full["fpir"]),
-        ("  people in it who are not found (FNIR)", full["fnir"]),
-    ]
+    table = {"95 % intervals by bootstrap over people": list(found)}
+    table |= {name: [known.spread[name] for known in found.values()] for name in next(iter(found.values())).spread}
+    full = "{0}, {0.errors:,} of {0.number:,}, people: {0.people:,}"
+    for name, words in LINES.items():
+        values = [known.rates.get(name) or getattr(known, name) for known in found.values()]
+        table[words] = [full.format(value) if isinstance(value, Rate) else f"{value:.3f}" for value in values]
+    cells = [{(a, b): rates for a, b, *rates in known.cameras} for known in found.values()]
+    for pair in list(cells[0])[:LISTED]:
+        shown = [zip(("FMR", "FNMR"), rates.get(pair, ()), strict=False) for rates in cells]
+        table[" in ".join(map(camera_of, pair))] = [
+            ", ".join(f"{name} {rate} of {rate.number:,}" for name, rate in row if rate.number) for row in shown
+        ]
+    rows = [[name, *texts] for name, texts in table.items()]
+    rows += [[f"and {len(cells[0]) - LISTED} pairs of cameras with a lower FMR"]] * (len(cells[0]) > LISTED)
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
