@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.ops import SqueezeExcitation
+from torchvision.ops import Conv2dNormActivation, SqueezeExcitation
 
 from config import Config
 from model.backbones.checks import init_convolutions
@@ -164,10 +164,8 @@ def self_contained(backbone: str) -> str:
     return "searched:" + json.dumps(read_spec(backbone.removeprefix("searched:")).to_dict(), separators=(",", ":"))
 
 
-def convolution(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True) -> nn.Module:
-    """Convolution, batch norm and, with `relu`, ReLU6; stride 1 keeps the size of the map."""
-    layers = [nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(c_out)]
-    return nn.Sequential(*layers, *[nn.ReLU6(inplace=True)] * relu)
+# Convolution, batch norm and ReLU6, from c_in, c_out, kernel size and stride; stride 1 keeps the size of the map.
+convolution = functools.partial(Conv2dNormActivation, activation_layer=nn.ReLU6)
 
 
 class InvertedResidual(nn.Module):
@@ -181,7 +179,7 @@ class InvertedResidual(nn.Module):
         layers["within"] = convolution(hidden, hidden, block.kernel, block.stride, groups=hidden)
         if block.se:
             layers["se"] = SqueezeExcitation(hidden, squeezed(hidden))
-        layers["project"] = convolution(hidden, block.c_out, 1, relu=False)
+        layers["project"] = convolution(hidden, block.c_out, 1, activation_layer=None)
         self.layers = nn.Sequential(layers)
         self.shortcut = block.stride == 1 and block.c_in == block.c_out
 

@@ -33,11 +33,11 @@ from utils.files import write_atomically
 from utils.logging import log, setup_logging
 from utils.metrics import evaluate
 
-SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9}
+SpaceName = Literal["auto", "mobilenet_v2", "mlr"]
 RANGES = {
     "least_share": "[0, 1]", "max_latency": "[0, inf)", "latency_batch": "[1, inf)", "supernet_epochs": "[0, inf)",
-    "at_random": "[0, inf)", "candidates": "[0, inf)",
-    "retrain": "[0, inf)", "check_ranking": "[0, inf)", "ranking_seeds": "[1, inf)", "check_latency": "[0, inf)",
+    "candidates": "[0, inf)", "at_random": "[0, inf)", "retrain": "[0, inf)", "check_ranking": "[0, inf)",
+    "ranking_seeds": "[1, inf)", "check_latency": "[0, inf)",
 }  # fmt: skip
 # Gradient norm of the supernet. Each step trains another network; without clipping, one SGD step in hundreds was so
 # large that everything learned so far was lost.
@@ -47,9 +47,7 @@ CALIBRATION = 8  # batches from which a candidate's batch norm statistics are co
 
 @dataclass
 class Options:
-    space: Literal["auto", "mobilenet_v2", "mlr"] = (
-        "auto"  # networks to choose among (auto: mlr with the presets light_210m, ...)
-    )
+    space: SpaceName = "auto"  # networks to choose among (auto: mlr for light_210m and light_210m_long)
     max_flops: str = ""  # multiply-adds per image, such as 210M: the most, in mlr ± 2 % (empty: MobileNetV2 1.0's)
     least_share: float = 0.0  # smallest share of these multiply-adds that a network has (0: any; mlr: 0.98)
     max_latency: float = 0.0  # largest latency on --device in ms, of a batch of --latency-batch images (0: no limit)
@@ -71,12 +69,13 @@ def parse_search(about: str, environ: Mapping[str, str]) -> tuple[Config, Option
     """`[PRESET] [--setting value ...]` to checked settings and options. Raises UserError."""
     preset, args = split_first(None)
     cfg, options = parse_settings(args, load_preset(preset or "demo"), environ, about, Options, RANGES)
-    found = cfg.model.backbone.startswith("searched:")  # a preset of a network that was found: its size is its own
+    if found := cfg.model.backbone.startswith("searched:"):  # its image size is that of the network that was found
+        usual = {name: getattr(DataSettings, name) for name in ("height", "width")}
+        cfg = cfg.replace(**{name: value for name, value in usual.items() if name not in cfg.typed})
     if options.space == "auto":
         options.space = "mlr" if found else "mobilenet_v2"
-    own = {name: getattr(DataSettings, name) for name in ("height", "width") if found and name not in cfg.typed}
-    cfg, usual = cfg.replace(**own), (32, 16) if options.space == "mlr" else (200, 60)
-    options.candidates, options.at_random = options.candidates or usual[0], options.at_random or usual[1]
+    options.candidates = options.candidates or (32 if options.space == "mlr" else 200)
+    options.at_random = options.at_random or (16 if options.space == "mlr" else 60)
     if options.max_flops and not parse_flops(options.max_flops) > 0:
         raise UserError(f"--max-flops takes a number such as 210M or 1.2G, not {options.max_flops}")
     if options.at_random > options.candidates:
@@ -86,9 +85,8 @@ def parse_search(about: str, environ: Mapping[str, str]) -> tuple[Config, Option
 
 def parse_flops(text: str) -> float:
     """210M to 210e6; 0 if it is not a number."""
-    number, unit = (text[:-1], text[-1].lower()) if text[-1].lower() in SUFFIXES else (text, "")
     try:
-        return float(number) * SUFFIXES.get(unit, 1.0)
+        return float(text.lower().translate({ord("k"): "e3", ord("m"): "e6", ord("g"): "e9"}))
     except ValueError:
         return 0.0
 

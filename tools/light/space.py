@@ -4,7 +4,7 @@ import copy
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from model.backbones.searchable import Spec, Stage, multiply_adds
 from utils.errors import UserError
 
+FIELDS = [field.name for field in fields(Stage)]
 TRIES = 2000  # mutants in a row that may exceed a limit, or be known, before the search gives up
 
 
@@ -90,8 +91,8 @@ class Space:
         }
         self.choices: dict[Any, tuple] = {"size": (), "last_stride": (1, 2), "stem": data.stem}
         for number, values in enumerate(zip(data.depths, data.widths, data.expansions, strict=True)):
-            names = ("depth", "width", "expansion", "kernel", "se")
-            self.choices |= {(number, n): v for n, v in zip(names, (*values, data.kernels, data.se), strict=True)}
+            values = zip(FIELDS, (*values, data.kernels, data.se), strict=True)
+            self.choices |= {(number, name): value for name, value in values}
         self.choices["head"] = data.head
         least = {size: self.cost(self.of_size(size).smallest()) for size in sizes}
         self.choices["size"] = tuple(sorted((size for size in least if least[size] <= self.most), reverse=True))
@@ -118,18 +119,15 @@ class Space:
 
     def build(self, genes: dict[Any, Any]) -> Spec:
         """The network with these genes."""
-        stages: list[dict[str, Any]] = [{} for _ in self.data.widths]
-        for gene, value in genes.items():
-            if isinstance(gene, tuple):
-                stages[gene[0]][gene[1]] = value
-        made = tuple(Stage(**values) for values in stages)
-        return Spec(*genes["size"], genes["last_stride"], made, genes["stem"], genes["head"])
+        stages = tuple(Stage(*(genes[number, name] for name in FIELDS)) for number in range(len(self.data.widths)))
+        return Spec(*genes["size"], genes["last_stride"], stages, genes["stem"], genes["head"])
 
     def genes(self, spec: Spec) -> dict[Any, Any]:
         """The inverse of `build`."""
         genes = {(n, name): value for n, stage in enumerate(spec.stages) for name, value in asdict(stage).items()}
-        genes |= {"size": (spec.height, spec.width), "last_stride": spec.last_stride}
-        return genes | {"stem": spec.stem, "head": spec.head}
+        return (
+            genes | {"size": (spec.height, spec.width)} | {n: getattr(spec, n) for n in ("last_stride", "stem", "head")}
+        )
 
     def random(self, rng: np.random.Generator) -> Spec:
         """A random network: all values of a gene are equally likely. Networks outside the budget are drawn again.
