@@ -41,7 +41,7 @@ def parse_train(args: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     """
     preset, args = split_first(args)
     if "--presets" in args:
-        show("\n".join(f"{name:<28}{about}" for name, about in describe_presets()))
+        show("\n".join(f"{name:<40}{about}" for name, about in describe_presets()))
     return parse_settings(args, default_settings(preset, args), environ, TRAIN_USAGE)[0]
 
 
@@ -140,6 +140,13 @@ def split_first(args: Sequence[str] | None) -> tuple[str | None, list[str]]:
     """Take the leading word that is no option (a preset, a checkpoint, a command) off the command line."""
     args = list(sys.argv[1:] if args is None else args)
     return (args[0], args[1:]) if args and not args[0].startswith("-") else (None, args)
+
+
+def split_names() -> tuple[list[str], list[str]]:
+    """All words before the first option, and the rest of the command line."""
+    args = sys.argv[1:]
+    count = next((i for i, word in enumerate(args) if word.startswith("-")), len(args))
+    return args[:count], args[count:]
 
 
 def typed_command() -> str:

@@ -25,11 +25,14 @@ Protocol = Literal["auto", "standard", "multi_query", "single_shot", "vehicle_id
 Optimizer = Literal["adam", "amsgrad", "adamw", "adamw_amsgrad", "sgd"]
 Fill = Literal["mean", "zero", "random"]
 Neck = Literal["bnneck", "none"]
-Stem = Literal["torchvision", "no_relu", "ceil"]
+Stem = Literal["torchvision", "no_relu", "no_relu_pool2", "ceil"]
+MetricFeature = Literal["pooled", "before", "after"]
 Schedule = Literal["steps", "cosine", "linear"]
 IdLoss = Literal["cross_entropy", "focal"]
 Backend = Literal["auto", "nccl", "gloo"]
 Warmup = Literal["linear", "constant"]
+RateChanges = Literal["step", "epoch", "epoch_from_1"]
+Colour = Literal["auto", "rgb", "bgr"]
 Jitter = tuple[float, float, float, float]
 
 
@@ -69,6 +72,11 @@ class DataSettings:
     batch_size: int = 64  # training images per batch, over all processes (with pk: P x K)
     images_per_id: int = 4  # images per identity in a batch (K)
     test_batch_size: int = 256  # images per batch in tests
+    file_colour: Colour = "auto"  # order of colors that an .onnx or .xml model takes (auto: rgb; .xml: bgr)
+    file_scale: float = 0.0  # value of white that an .onnx or .xml model takes (0: 1; .xml: 255)
+    file_mean: tuple[float, ...] = ()  # mean subtracted from that (empty: ImageNet's with scale 1, else 0)
+    file_std: tuple[float, ...] = ()  # deviation to divide by then (empty: ImageNet's with scale 1, else 1)
+    file_output: str = ""  # output of an .onnx or .xml model that is the embedding (empty: the first)
 
 
 @dataclass
@@ -97,6 +105,7 @@ class ModelSettings:
     weights: str = "imagenet"  # initial backbone weights: imagenet (download), none, or a file
     allow_missing: bool = False  # let the parts of the backbone that a weights file lacks stay random
     stem: Stem = "torchvision"  # ResNets: first layers; no_relu as in Bag of Tricks, ceil pooling as in fast-reid
+    bn_momentum: float = 0.0  # backbone: share of a batch in batch norm's running statistics (0: its own, mostly 0.1)
     last_stride: Literal[1, 2] = 1  # stride of the last stage; 1 keeps a larger feature map
     stride_in_1x1: bool = False  # ResNets: stride on the first 1x1 convolution of a bottleneck, as in Caffe's weights
     attention: Attention = "none"  # attention module
@@ -112,6 +121,7 @@ class ModelSettings:
     head_margin: float = 0.35  # margin: cosine (cosface, circle) or angle in radians (arcface, subcenter_arcface)
     sub_centers: int = 3  # subcenter_arcface: centers per identity
     test_feature: Literal["after", "before"] = "after"  # embedding used in tests: after or before the neck
+    metric_feature: MetricFeature = "before"  # feature of metric losses: pooled, or before or after the neck
 
 
 @dataclass
@@ -123,6 +133,7 @@ class LossSettings:
     triplet_weight: float = 1.0  # weight of the triplet loss (0: off)
     triplet: Literal["hard", "weighted"] = "hard"  # hardest pair per anchor, or AGW's weighted sum without a margin
     triplet_margin: float = 0.3  # margin of the triplet loss
+    triplet_alone: bool = False  # triplet loss: an anchor without a positive is its own, so any sampler will do
     soft_margin: bool = False  # triplet and centroid losses: softplus instead of the margin
     hard_factor: float = 0.0  # harder example mining: scale positive distances by 1 + a and negative ones by 1 - a
     contrastive_weight: float = 0.0  # weight of the contrastive loss (0: off)
@@ -157,6 +168,7 @@ class SolverSettings:
     backbone_lr_factor: float = 1.0  # learning rate of the backbone, as a factor of lr
     bias_lr_factor: float = 1.0  # learning rate of biases, as a factor of the weights' rate
     weight_decay: float = 5e-4  # weight decay (adamw: decoupled; others: L2 penalty)
+    bias_decay_factor: float = 1.0  # weight decay of biases, as a factor of the weights'
     no_decay_norm_bias: bool = False  # no weight decay on normalization layers and biases
     momentum: float = 0.9  # momentum of SGD, beta1 of Adam
     nesterov: bool = False  # Nesterov momentum for SGD
@@ -171,6 +183,7 @@ class SolverSettings:
     schedule: Schedule = "steps"  # learning rate schedule after the warm-up
     steps: tuple[float, ...] = (40.0, 70.0)  # steps: epochs after which the learning rate is multiplied by gamma
     gamma: float = 0.1  # steps: factor of each step
+    rate_changes: RateChanges = "step"  # when the learning rate changes; epoch_from_1: the first epoch counts as 1
     delay_epochs: float = 0.0  # cosine, linear: epoch from which the rate falls (0: from the end of the warm-up)
     min_lr_factor: float = 0.0  # cosine, linear: final learning rate, as a factor of lr
 
@@ -229,13 +242,13 @@ SETTINGS = {f.name: f for kind in SECTIONS.values() for f in fields(kind)}
 RANGES = {
     "[0, 1]": "flip_prob erase_prob cutout_prob translate_prob rotate_prob affine_prob jitter_prob gray_prob lgt_prob "
     "autoaugment_prob cutout_size test_share lambda_value label_smoothing attention_ratio warmup_factor gamma "
-    "min_lr_factor",
+    "min_lr_factor bn_momentum",
     "[0, 1)": "momentum ema_decay hard_factor",
     "[0, inf)": "train_ids test_ids holdout_ids split_seed seed disk_gb cache_gb pad rotate_degrees id_weight "
     "triplet_weight contrastive_weight circle_weight cosface_weight multi_similarity_weight centroid_weight "
     "range_weight cluster_weight center_weight center_lr teacher_weight triplet_margin focal_gamma head_margin "
     "weight_decay clip_grad freeze_epochs warmup_epochs warmup_iters delay_epochs ranked_lists save_minutes "
-    "query_expansion augmentation_k expansion_alpha",
+    "query_expansion augmentation_k expansion_alpha bias_decay_factor file_scale",
     "(0, inf)": "width_multiplier head_scale lr backbone_lr_factor bias_lr_factor circle_gamma "
     "cosface_gamma ms_alpha ms_beta",
     "[1, inf)": "test_batch_size epochs eval_every log_every max_rank k1 k2 trials accumulate bad_steps "
@@ -336,6 +349,8 @@ class Config:
             yield f"--name {self.run.name} must be a plain name, not a path; choose the place with --log-dir"
         if not all(0 <= value <= most for value, most in zip(self.augment.jitter, (1, 1, 1, 0.5), strict=True)):
             yield f"--jitter is brightness, contrast, saturation (0 to 1) and hue (0 to 0.5), not {self.augment.jitter}"
+        if not {len(data.file_mean), len(data.file_std)} <= {0, 3} or 0 in data.file_std:
+            yield "--file-mean and --file-std are three numbers each, and --file-std is not 0"
         if any(data.pixel_range) and data.pixel_range[0] >= data.pixel_range[1]:
             yield f"--pixel-range must be black and white, the lower first, or 0 0, not {data.pixel_range}"
         if self.data.start_sizes:
@@ -350,7 +365,8 @@ class Config:
         if pk and batch < 2 * k:
             yield f"--batch-size {batch} holds one identity of {k} images; PK needs two, try --batch-size {4 * k}"
         metric = [name for name in METRIC_LOSSES if self.get(f"{name}_weight") > 0]
-        for name in metric if not pk or k < 2 else ():
+        alone = {"triplet"} if loss.triplet_alone and loss.triplet == "hard" else set()
+        for name in sorted(set(metric) - alone) if not pk or k < 2 else ():
             yield (
                 f"the {name} loss needs several images per identity, which --sampler {data.sampler} with "
                 f"--images-per-id {k} does not give; use --sampler pk and 2 or more, or {option(name)}-weight 0"

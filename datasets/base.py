@@ -33,6 +33,7 @@ class ReIDDataset:
     cameras: bool = True  # camera labels exist; otherwise each image has a camera of its own
     names: dict[int, str] = field(default_factory=dict)  # pid to the identity's name, where that is not the pid
     camera_names: dict[int, str] = field(default_factory=dict)  # the same of camids
+    tracks: dict[str, str] = field(default_factory=dict)  # path to its track: with pid and camera, one tracklet
     train_names: dict[int, str] = field(default_factory=dict)  # as names, of what is trained on
     train_note: str = ""  # caveat of all scores of models trained on it, empty if it is the full training set
     test_note: str = ""  # caveat of all scores on its test side

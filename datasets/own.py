@@ -21,6 +21,7 @@ from utils.files import reading
 from utils.logging import log
 
 SPLITS = ("train", "query", "gallery", "test")
+COLUMNS = ("camid", "split", "track", "time")  # of a CSV, besides path and pid
 VALIDATION = ("val", "valid", "validation")  # the test side where there is no other
 INTEGER = re.compile(r"(-?[0-9]{1,18})(\.0+)?")  # 1.0 is how pandas writes 1 in a column with gaps
 CAMERA_FOLDER = re.compile(r"(c|cam|camera)[ _-]?[0-9]+", re.IGNORECASE)
@@ -35,6 +36,8 @@ class Picture(NamedTuple):
     identity: str
     camera: str = ""  # empty: unknown
     split: str = ""  # one of SPLITS; empty: none was given
+    track: str = ""  # pictures of one identity, camera and track are one tracklet; empty: unknown
+    time: str = ""
 
 
 def own(
@@ -44,9 +47,9 @@ def own(
 
     A folder holds bounding_box_train, query and bounding_box_test as Market-1501's does; or one folder per identity,
     with folders of cameras in them or around them (see `read_folders`); or train, and test or query and gallery, each
-    with such folders. A CSV has a header with path and pid, and may have camid and split. Otherwise cameras come from
-    `camera_pattern` if every file name matches it; "none": cameras are ignored. Identities and cameras may be any words
-    (see `to_numbers`); the identities 0 and -1 are distractors and junk, as in Market-1501.
+    with such folders. A CSV has a header with path and pid, and may have camid, split and track. Otherwise cameras come
+    from `camera_pattern` if every file name matches it; "none": cameras are ignored. Identities and cameras may be any
+    words (see `to_numbers`); the identities 0 and -1 are distractors and junk, as in Market-1501.
 
     Without a split, about `test_share` of the identities, drawn by `split_seed`, are kept for the test (0: none, 1:
     all). Query and gallery of a test side come from `choose_queries`. Raises UserError that says what is missing.
@@ -91,6 +94,7 @@ def own(
         cameras=cameras,
         names={pid: identity for identity, pid in people.items() if identity != str(pid)},
         camera_names=camera_names or {},
+        tracks={p.path: p.track for p in pictures if p.track},
         test_note=note if query else "",
     )
 
@@ -126,7 +130,7 @@ def read_folders(path: Path, levels: str = "auto") -> list[Picture]:
             outer, inner = inner, outer
         elif levels == "site_identity":
             outer, inner = f"{outer}/{inner}", ""
-        pictures.append(Picture(image, outer, inner, split))
+        pictures.append(Picture(image, outer, inner, split, os.path.dirname(image) if inner else ""))
     return pictures
 
 
@@ -209,8 +213,8 @@ def _list_folder(folder: Path) -> tuple[list[Path], list[str]]:
     return folders, images
 
 
-def read_csv(path: Path) -> list[Picture]:
-    """The pictures that a CSV lists, each once. Raises UserError that names the line."""
+def read_csv(path: Path, needed: tuple[str, ...] = ("path", "pid")) -> list[Picture]:
+    """The pictures that a CSV lists, each once. needed: columns. Raises UserError that names the line."""
     with reading(path, "give a folder, or a CSV saved as UTF-8"):
         text = path.read_text(encoding="utf-8-sig")
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
@@ -218,10 +222,10 @@ def read_csv(path: Path) -> list[Picture]:
     found: dict[str, tuple[int, Picture]] = {}  # by absolute path, with the line
     try:
         rows.fieldnames = header = [name.strip().lower() for name in rows.fieldnames or []]
-        if not {"path", "pid"} <= set(header) or any(header.count(c) > 1 for c in ("path", "pid", "camid", "split")):
+        if not set(needed) <= set(header) or any(header.count(c) > 1 for c in ("path", "pid", *COLUMNS)):
             raise UserError(f"{path} must begin with a line that names its columns once, like path,pid,camid,split")
         for row in rows:
-            picture = _parse_row(row, f"{path}, line {rows.line_num}", path.parent)
+            picture = _parse_row(row, f"{path}, line {rows.line_num}", path.parent, needed)
             if picture:
                 line, same = found.setdefault(os.path.abspath(picture.path), (rows.line_num, picture))
                 if same[1:] != picture[1:]:
@@ -230,7 +234,7 @@ def read_csv(path: Path) -> list[Picture]:
                     )
     except csv.Error as error:
         raise UserError(f"{path}, line {rows.reader.line_num}: {error}") from error
-    for column in ("camera", "split"):
+    for column in ("camera", "split", "track", "time"):
         empty = [line for line, picture in found.values() if not getattr(picture, column)]
         if 0 < len(empty) < len(found):
             raise UserError(f"{path}, line {empty[0]}: the {column} is empty; give it on all lines, or on none")
@@ -250,7 +254,7 @@ def read_csv(path: Path) -> list[Picture]:
     return kept
 
 
-def _parse_row(row: dict, where: str, folder: Path) -> Picture | None:
+def _parse_row(row: dict, where: str, folder: Path, needed: tuple[str, ...]) -> Picture | None:
     """The picture of one row of csv.DictReader, or None for a blank line. `where` is for error messages."""
     extra = [cell for cell in row.pop(None, []) if cell.strip()]  # cells beyond the header's
     cells = {column: (value or "").strip() for column, value in row.items()}
@@ -258,13 +262,14 @@ def _parse_row(row: dict, where: str, folder: Path) -> Picture | None:
         return None
     if extra or None in row.values():
         raise UserError(f"{where}: it has more or fewer columns than the header; put paths with commas in quotes")
-    if not cells["path"] or not cells["pid"]:
-        raise UserError(f"{where}: path or pid is empty")
+    if not all(cells[column] for column in needed):
+        raise UserError(f"{where}: {' or '.join(needed)} is empty")
     split = cells.get("split", "").lower()
     if split not in ("", *SPLITS, *VALIDATION):
         raise UserError(f"{where}: the split {cells['split']!r} is not one of {', '.join(SPLITS)}")
     image = folder / cells["path"].replace("\\", "/")  # as Windows writes paths
-    return Picture(str(image), cells["pid"], cells.get("camid", ""), split)
+    camera, track, time = (cells.get(column, "") for column in ("camid", "track", "time"))
+    return Picture(str(image), cells.get("pid", ""), camera, split, track, time)
 
 
 # ---- labels

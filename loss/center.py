@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from utils.precision import at_least_float32
+
 
 class CenterLoss(nn.Module):
     """Mean squared euclidean distance of each feature to the center of its class, in float32.
@@ -18,12 +20,12 @@ class CenterLoss(nn.Module):
     def forward(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with torch.autocast(features.device.type, enabled=False):
             # index_select and not [...], whose gradient several threads add up in any order
-            return (features.float() - self.centers.index_select(0, labels)).square().sum(1).mean()
+            return (at_least_float32(features) - self.centers.index_select(0, labels)).square().sum(1).mean()
 
     @torch.no_grad()
     def move(self, features: torch.Tensor, labels: torch.Tensor, lr: float, moved: torch.Tensor | None = None) -> None:
         """One step of plain SGD on this loss for the centers alone; none where the scalar `moved` is 0."""
-        shift = features.float() - self.centers.index_select(0, labels)
+        shift = at_least_float32(features) - self.centers.index_select(0, labels)
         if moved is not None:  # without waiting for the device; 0 × NaN would be NaN
             shift = torch.where(moved > 0, shift, 0.0)
         self.centers.index_add_(0, labels, shift, alpha=2 * lr / len(labels))

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from config import Config
 from loss.center import CenterLoss
 from utils.lookup import load
+from utils.precision import at_least_float32
 
 Rows = Sequence[torch.Tensor]  # one (B, D) per branch
 AddMargin = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -40,7 +41,9 @@ class Criterion(nn.Module):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         cfg, parts, total = self.cfg, {}, 0.0
         if cfg.loss.id_weight > 0:
-            logits = [add_margin(x.float(), labels) for add_margin, x in zip(self.add_margins, logits, strict=True)]
+            logits = [
+                add_margin(at_least_float32(x), labels) for add_margin, x in zip(self.add_margins, logits, strict=True)
+            ]
             parts["id"] = _mean(self.id_loss(x, labels, label_smoothing=cfg.loss.label_smoothing) for x in logits)
             total = total + cfg.loss.id_weight * parts["id"]
         for name, (weight, loss) in self.metric.items():
@@ -77,7 +80,8 @@ def metric_losses(cfg: Config) -> dict[str, tuple[float, Callable[..., torch.Ten
     A new one is one file, one line here, and its weight in the Config.
     """
     c = cfg.loss
-    hard = {"margin": None if c.soft_margin else c.triplet_margin, "hard_factor": c.hard_factor}
+    hard = {"margin": None if c.soft_margin else c.triplet_margin}
+    hard |= {"hard_factor": c.hard_factor, "alone": c.triplet_alone}
     triplet = "loss.triplet:batch_hard_triplet" if c.triplet == "hard" else "loss.weighted_triplet:weighted_triplet"
     centroid = {"margin": None if c.soft_margin else c.centroid_margin}
     cosface = {"margin": c.cosface_margin, "gamma": c.cosface_gamma}

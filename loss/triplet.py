@@ -8,18 +8,21 @@ from utils.precision import at_least_float32
 
 
 def batch_hard_triplet(
-    features: torch.Tensor, labels: torch.Tensor, margin: float | None = 0.3, hard_factor: float = 0.0
-) -> torch.Tensor:
+    features: torch.Tensor, labels: torch.Tensor, margin: float | None = 0.3, hard_factor: float = 0.0,
+    alone: bool = False,
+) -> torch.Tensor:  # fmt: skip
     """Mean over anchors of max(0, margin + (1 + a)·d(anchor, farthest positive) - (1 - a)·d(anchor, nearest negative)).
 
     Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, 2017.
     features: (B, D), any float type; distances are euclidean and computed in float32. labels: (B,).
     margin: None for the soft margin, softplus(...) in place of max(0, margin + ...).
     hard_factor: a, the harder example mining of Tiny Person ReID Baseline; 0 is the plain loss.
+    alone: an anchor is its own positive, at distance 0, where it has no other (deep-efficient-reid's random batches).
     Anchors without a positive or a negative are left out. Raises ValueError when no anchor has both (with labels on a
     GPU the loss is then 0).
     """
     positive, negative = pair_masks(labels)
+    positive = ~negative if alone else positive
     with torch.autocast(features.device.type, enabled=False):
         features = at_least_float32(features)
         with torch.no_grad():  # only the pairs that are mined need a gradient

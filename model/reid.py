@@ -41,7 +41,7 @@ def make_model(cfg: Config, num_classes: int) -> "ReIDModel":
 class Branch(nn.Module):
     """The layers after a pooling: `fc` reduces the feature (B, C) to (B, width), then come neck and classifier.
 
-    The identity loss sees the classifier's logits; metric losses see the reduced feature before the neck, unless
+    The identity loss sees the classifier's logits; metric losses see the feature that --metric-feature names, unless
     `metric` is False.
     """
 
@@ -49,6 +49,9 @@ class Branch(nn.Module):
         super().__init__()
         self.width, self.metric = width, metric
         self.fc = fc or nn.Identity()
+        reduction = next((layer for layer in self.fc.modules() if isinstance(layer, nn.Linear)), None)
+        pooled = cfg.model.metric_feature == "pooled" and reduction
+        self.metric_width = reduction.in_features if pooled else width
         self.neck = bnneck(width) if cfg.model.neck == "bnneck" else nn.Identity()
         self.classifier = make_head(cfg, width, num_classes)
 
@@ -56,8 +59,8 @@ class Branch(nn.Module):
 class ReIDModel(nn.Module):
     """Normalised images (B, 3, H, W) to logits and features (training) or embeddings (evaluation).
 
-    Training: (logits, features), two lists: logits (B, C) of every branch, features (B, D) before the neck of every
-    branch that metric losses see. Evaluation: the embeddings (B, D) of all branches, concatenated;
+    Training: (logits, features), two lists: logits (B, C) of every branch, features (B, D) of every branch that metric
+    losses see: pooled, or before or after the neck. Evaluation: the embeddings (B, D) of all branches, concatenated;
     each is L2-normalised so that all weigh the same, except where there is only one.
     """
 
@@ -67,7 +70,7 @@ class ReIDModel(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.loaded = None  # model.weights.LoadReport: what the initial weights filled
-        self.test_after_neck = cfg.model.test_feature == "after"
+        self.test_after_neck, self.metric_feature = cfg.model.test_feature == "after", cfg.model.metric_feature
         self.backbone = make_backbone(cfg)
 
     def pooled(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -75,11 +78,13 @@ class ReIDModel(nn.Module):
         raise NotImplementedError
 
     def forward(self, images: torch.Tensor):
-        features = [b.fc(x) for b, x in zip(self.branches, self.pooled(images), strict=True)]
+        pooled = self.pooled(images)
+        features = [b.fc(x) for b, x in zip(self.branches, pooled, strict=True)]
         after = [b.neck(x) for b, x in zip(self.branches, features, strict=True)]
         if self.training:
             logits = [b.classifier(x) for b, x in zip(self.branches, after, strict=True)]
-            return logits, [x for b, x in zip(self.branches, features, strict=True) if b.metric]
+            seen = {"pooled": pooled, "before": features, "after": after}[self.metric_feature]
+            return logits, [x for b, x in zip(self.branches, seen, strict=True) if b.metric]
         embeddings = after if self.test_after_neck else features
         if len(embeddings) == 1:
             return embeddings[0]
@@ -93,7 +98,7 @@ class ReIDModel(nn.Module):
     @property
     def feature_dims(self) -> list[int]:
         """Widths of the features that metric losses see."""
-        return [b.width for b in self.branches if b.metric]
+        return [b.metric_width for b in self.branches if b.metric]
 
     @property
     def embedding_dim(self) -> int:
@@ -119,6 +124,9 @@ class OneBranch(ReIDModel):
 def make_backbone(cfg: Config) -> nn.Module:
     """The backbone of the settings with its attention. Raises UserError if it has no place for attention."""
     backbone = find_backbone(cfg.model.backbone)(cfg)
+    for layer in backbone.modules() if cfg.model.bn_momentum else ():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.momentum = cfg.model.bn_momentum
     if cfg.model.attention != "none":
         if not hasattr(backbone, "attention"):
             raise UserError(f"--backbone {cfg.model.backbone} has no place for attention; leave --attention out")

@@ -16,8 +16,10 @@ from model import ReIDModel, build_model
 from utils.errors import UserError
 from utils.files import load_plain, reading, write_atomically
 from utils.logging import log
+from utils.lookup import load
 
 LAST, BEST = "last.pth", "best.pth"
+FILES = (".onnx", ".xml")  # models in files of other programs
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"  # models that come with the repository
 SHIPPED = WEIGHTS / "mobilenet_v2_market1501.pth"  # the one for programs that need a model before there is a run
 MODEL = ("model", "config", "labels")  # dicts that every checkpoint holds
@@ -80,7 +82,10 @@ def kept_checkpoints(path: Path) -> list[Path]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The dict of a checkpoint. Raises UserError for any other file, and runs no code from it."""
+    """The dict of a checkpoint, or what stands for one of a model in a file of another program (see
+    `processor.model_file`). Raises UserError for any other file, and runs no code from it."""
+    if Path(path).suffix in FILES:
+        return load("processor.model_file:read_file")(Path(path))
     try:
         return read_dict(path, MODEL)
     except UserError as error:
@@ -156,6 +161,8 @@ def load_model(checkpoint: str | Path, device: str | torch.device) -> tuple[ReID
 
 def rebuild_model(state: dict[str, Any], path: str | Path, cfg: Config) -> ReIDModel:
     """The model of a checkpoint's dict, built with these settings. Raises UserError if its weights do not fit."""
+    if Path(path).suffix in FILES:
+        return load("processor.model_file:FileModel")(Path(path), cfg)
     model = build_model(cfg, max(1, len(state["labels"])))  # a published file has no classes
     load_weights(model, state, path, cfg)
     return model
@@ -197,5 +204,7 @@ def find_checkpoint(name: str | None, log_dir: str | Path) -> Path:
 
 
 def results_directory(checkpoint: Path, log_dir: str | Path) -> Path:
-    """Where programs write what they make of a checkpoint: its directory; LOG_DIR/NAME for one of the repository's."""
-    return Path(log_dir) / checkpoint.stem if checkpoint.resolve().parent == WEIGHTS else checkpoint.parent
+    """Where programs write what they make of a checkpoint: its directory; LOG_DIR/NAME for one of the repository's, or
+    for a file of another program that is not in a run."""
+    other = checkpoint.suffix in FILES and not (checkpoint.parent / LAST).exists()
+    return Path(log_dir) / checkpoint.stem if other or checkpoint.resolve().parent == WEIGHTS else checkpoint.parent

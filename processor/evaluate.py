@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -80,12 +81,21 @@ class Inference:
     gallery: torch.Tensor  # (G, D)
     reranked: torch.Tensor | None = None  # (Q, G)
     by_camera: dict[tuple[int, int], Scores] = field(default_factory=dict)  # (query camera, gallery camera)
+    record: dict[str, Any] = field(default_factory=dict)  # what a test stores, as JSON
 
     def distance(self, cfg: Config, queries) -> torch.Tensor:
         """Rows (len(queries), G) of the distances of the last scores; queries are indices."""
         if self.reranked is not None:
             return self.reranked[queries]
         return pairwise_distance(self.query[queries], self.gallery, cfg.eval.metric)
+
+    def per_query(self) -> dict[str, dict[str, list[float]]]:
+        """AP and rank of the first match of each query that has one, for JSON; none with random galleries."""
+        kept = {name: (s.ap, s.first, ~np.isnan(s.ap)) for name, s in self.scores.items() if s.first is not None}
+        return {
+            name: {"ap": ap[some].round(6).tolist(), "first": first[some].astype(int).tolist()}
+            for name, (ap, first, some) in kept.items()
+        }
 
 
 def do_inference(

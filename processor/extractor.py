@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from config import Config
+from config.config import SETTINGS
 from datasets.augment import normalise
 from datasets.folder import list_pictures
 from datasets.images import read_image, resize
@@ -39,7 +40,8 @@ class FeatureExtractor:
     checkpoint: a file, a run's directory or name under `log_dir`; None: the latest run. device: as --device.
     batch_size: pictures per batch, which changes features by rounding only. half: compute in float16 on a GPU, in
     bfloat16 on a CPU. flip: the mean of the features of each picture and its mirror image. workers: threads that
-    decode. progress: show a bar on a terminal. Raises UserError for a wrong checkpoint, device or number.
+    decode. progress: show a bar on a terminal. settings: of a model in an .onnx or .xml file, such as file_colour.
+    Raises UserError for a wrong checkpoint, device or number.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class FeatureExtractor:
         workers: int = 4,
         progress: bool = True,
         log_dir: str | Path = "log",
+        **settings: Any,
     ):
         for name, value in (("batch_size", batch_size), ("workers", workers)):
             if value < 1:
@@ -59,7 +62,7 @@ class FeatureExtractor:
         self.checkpoint = find_checkpoint(str(checkpoint) if checkpoint else None, log_dir)
         self.device = pick_device(device)
         state = read_checkpoint(self.checkpoint)
-        self.cfg = stored_config(state, self.checkpoint)
+        self.cfg = stored_config(state, self.checkpoint).replace(**settings).check()
         self.format = torch.channels_last if self.cfg.loop.channels_last else torch.contiguous_format
         self.model = rebuild_model(state, self.checkpoint, self.cfg).to(self.device, memory_format=self.format).eval()
         self.fingerprint = fingerprint(state["model"], self.cfg)
@@ -150,8 +153,9 @@ class FeatureExtractor:
 def fingerprint(weights: dict[str, torch.Tensor], cfg: Config) -> str:
     """16 hexadecimal digits of all weights and settings that shape an embedding; if equal, features can be compared."""
     settings = {name: cfg.get(name) for name in SHAPING}
-    if any(cfg.data.pixel_range):
-        settings["pixel_range"] = cfg.data.pixel_range
+    for name in ("pixel_range", "file_colour", "file_scale", "file_mean", "file_std", "file_output"):
+        if cfg.get(name) != SETTINGS[name].default:
+            settings[name] = cfg.get(name)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -104,7 +104,8 @@ def prepare_test(
     log.info("%s on %s: %d queries in %d images", name, dataset.name, len(dataset.query), len(dataset.gallery))
     note = full_note(state["train_note"], dataset.test_note)
     note = join_notes(note, model.loaded.note if model.loaded else "")
-    return TestJob(cfg, path.parent, path.stem, state, device, model, dataset, query, gallery, note)
+    what = path.name.removesuffix(".pth")
+    return TestJob(cfg, path.parent, what, state, device, model, dataset, query, gallery, note)
 
 
 def tested_model(
@@ -141,7 +142,12 @@ def do_test(
         return None
     note = scores_note(job.cfg, job.note)
     values = report(inference, note, job.dataset.camera_names)
+    if not isinstance(job.model, ReIDModel):
+        load("processor.model_file:check_input")(job.cfg, job.model, job.query, job.gallery, inference)
     record = result_record(job.state, job.cfg, values["scores"], note, command) | values
+    images = [fingerprint(job.query.samples), fingerprint(job.gallery.samples)]
+    record |= {"images": images, "queries": inference.per_query()}
+    inference.record = record
     file = job.directory / "results" / f"test_{job.what}_{_protocol(job.cfg)}.json"
     try:
         write_json(file, record)

@@ -43,9 +43,9 @@ def parameter_groups(cfg: Config, *modules: nn.Module) -> list[dict[str, Any]]:
         if not parameter.requires_grad:
             continue
         factor = cfg.solver.backbone_lr_factor if name.startswith("backbone.") else 1.0
-        if name.endswith("bias"):
-            factor *= cfg.solver.bias_lr_factor
         decay = 0.0 if cfg.solver.no_decay_norm_bias and parameter.ndim <= 1 else cfg.solver.weight_decay
+        if name.endswith("bias"):
+            factor, decay = factor * cfg.solver.bias_lr_factor, decay * cfg.solver.bias_decay_factor
         groups.setdefault((factor, decay), []).append(parameter)
     return [
         {"params": parameters, "lr": cfg.solver.lr * factor, "lr_factor": factor, "weight_decay": decay}

@@ -14,9 +14,12 @@ def lr_factor(cfg: Config, progress: float, steps_per_epoch: int) -> float:
     Warm-up (Goyal et al. 2017) is linear from `warmup_factor` to 1, or constant at `warmup_factor`.
     Decay: `steps` multiplies by `gamma` at each of the steps. `cosine` (one cycle of SGDR, Loshchilov & Hutter 2017)
     and `linear` stay at 1 until warm-up and `delay_epochs` are over (fast-reid's DELAY_EPOCHS) and reach
-    `min_lr_factor` at the end of the last epoch.
+    `min_lr_factor` at the end of the last epoch. With rate_changes "epoch" an epoch has the factor of its start, with
+    "epoch_from_1" that of its end, as in the code of Bag of Tricks.
     """
     solver, warmup, warmup_end = cfg.solver, 1.0, warmup_length(cfg, steps_per_epoch)
+    if solver.rate_changes != "step":
+        progress = math.floor(progress) + (solver.rate_changes == "epoch_from_1")
     if progress < warmup_end:
         done = progress / warmup_end if solver.warmup_method == "linear" else 0.0
         warmup = solver.warmup_factor * (1 - done) + done
@@ -46,7 +49,8 @@ def set_lr(cfg: Config, optimizer: torch.optim.Optimizer, progress: float, steps
 def settings_without_effect(cfg: Config, steps_per_epoch: int) -> list[str]:
     """One sentence per setting that would take effect only after the last epoch."""
     solver, epochs, sentences = cfg.solver, cfg.solver.epochs, []
-    if solver.schedule == "steps" and any(step >= epochs for step in solver.steps):
+    last = epochs if solver.rate_changes == "epoch_from_1" else epochs - 1e-9  # where a step still has an effect
+    if solver.schedule == "steps" and any(step > last for step in solver.steps):
         sentences.append(f"--steps {' '.join(map(str, solver.steps))} go beyond the {epochs} epochs")
     length = warmup_length(cfg, steps_per_epoch)
     if length >= epochs:

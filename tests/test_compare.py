@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import program, refused
 
@@ -45,6 +46,31 @@ def test_runs_that_differ_in_the_seed_are_one_group_and_other_differences_are_li
     differ = lines[lines.index(["setting", "a", "+1", "c"]) + 1 : -1]
     assert sorted(differ) == [["flip", "False", "True"], ["lr", str(Config().solver.lr), "0.5"]]
     assert lines[-1][:4] == ["note", "on", "c:", "first"]
+
+
+def test_differences_on_the_same_queries_have_the_intervals_of_a_paired_bootstrap(tmp_path):
+    rng = np.random.default_rng(1)
+    base = rng.uniform(0, 1, 400)
+    ap = {"a": base, "b": np.clip(base + 0.05 + rng.normal(0, 0.1, 400), 0, 1), "c": base + rng.normal(0, 0.1, 400)}
+    for name, values in ap.items():
+        write_run(tmp_path, name, 100 * values.mean(), lr=len(name) + values.sum())
+        file = tmp_path / name / "results" / "train.json"
+        queries = {"plain": {"ap": values.tolist(), "first": [1 + (x < 0.5) for x in values.tolist()]}}
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"queries": queries, "images": ["q", "g"]}))
+    lines = compare(tmp_path)
+    row = next(line for line in lines if line[0] == "a")
+    drawn = np.random.default_rng(2).choice(100 * base, (4000, 400)).mean(1)
+    low, high = (float(word.strip("[,]")) for word in row[4:6])
+    assert [low, high] == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.3)
+    found = {(line[1], line[2]): line for line in lines if line[:1] == ["plain"]}
+    assert set(found) == {("a", "b"), ("a", "c"), ("b", "c")}
+    assert {pair: line[6:8] == ["within", "chance"] for pair, line in found.items()} == {
+        ("a", "b"): False, ("a", "c"): True, ("b", "c"): False
+    }  # fmt: skip
+    change = 100 * (ap["b"] - ap["a"])
+    low, high = (float(word.strip("[,]")) for word in found["a", "b"][4:6])
+    spread = 1.96 * change.std() / 20
+    assert [low, high] == pytest.approx([change.mean() - spread, change.mean() + spread], abs=0.15)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"seed": 0}'])

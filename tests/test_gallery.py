@@ -1,9 +1,9 @@
 """Gallery search: nearest neighbours, thresholds, the index on the disk, and its programs."""
 
-import math
 import os
 import re
 import shutil
+import subprocess
 import sys
 import zlib
 from contextlib import suppress
@@ -18,15 +18,14 @@ from torch.nn.functional import normalize
 
 from processor import FeatureExtractor
 from processor.checkpoint import save_checkpoint
-from tools.gallery import answer, engines
+from tools.gallery import answer, engines, threshold
 from tools.gallery import index as indexes
-from tools.gallery.answer import find_thresholds
 from tools.gallery.engines import build_engine, nearest, read_engine, search_engine
 from tools.gallery.index import add, changing, make_index, read_index, remove
+from tools.gallery.threshold import FEWEST, Known, Rate, Thresholds, promised
 from tools.search import find
-from utils import roc
 from utils.errors import Stopped, UserError
-from utils.roc import STEPS, count_pairs
+from utils.roc import STEPS
 
 KINDS = ("exact", "hnsw")
 
@@ -112,35 +111,64 @@ def test_bad_engines_are_refused(rows, tmp_path, monkeypatch):
 # ---- thresholds
 
 
-def pairs_by_hand(query, gallery, qp, gp, qc, gc) -> tuple[np.ndarray, np.ndarray]:
+def pairs_by_hand(query, gallery, qp, gp, qc, gc) -> tuple[list, list]:
+    """Cosine, the two people and the two cameras of the pairs of one person, and of two; distractors differ."""
     same, others = [], []
     for i, a in enumerate(query):
         for j, b in enumerate(gallery):
-            cosine = float((a.double() * b.double()).sum())
-            if qp[i] != gp[j]:
-                others.append(cosine)
-            elif qc[i] != gc[j]:
-                same.append(cosine)
-    return np.array(same), np.array(others)
+            people, cameras = (int(qp[i]), int(gp[j]) if gp[j] else -1 - j), (int(qc[i]), int(gc[j]))
+            kind = others if qp[i] != gp[j] else same if qc[i] != gc[j] else []
+            kind.append((float((a.double() * b.double()).sum()), people, cameras))
+    return same, others
 
 
-def test_thresholds_are_those_of_all_pairs_one_by_one(monkeypatch):
+def test_error_rates_and_intervals_are_those_of_all_pairs_one_by_one(monkeypatch):
     rng = np.random.default_rng(3)
-    ids = [rng.integers(0, most, size) for most in (8, 3) for size in (40, 90)]
-    pairs = (unit(40, 6), unit(90, 6, seed=1), *ids)
-    same, others = pairs_by_hand(*pairs)
+    ids = [rng.integers(1, 9, 40), rng.integers(0, 9, 90), rng.integers(0, 3, 40), rng.integers(0, 3, 90)]
+    people = normalize(unit(9, 6, seed=2)[np.concatenate(ids[:2])] + 0.4 * unit(130, 6))
+    data = (people[:40], people[40:], *ids)
+    same, others = pairs_by_hand(*data)
     for block in (1, 500, 1 << 22):
-        monkeypatch.setattr(roc, "BLOCK", block)
-        counter = count_pairs(*pairs)
-        assert counter.number.tolist() == [len(same), len(others)]
-        for value, tpr, fpr in find_thresholds(counter).values():
-            assert tpr == pytest.approx((same >= value).mean(), abs=2 / len(same))
-            assert fpr == pytest.approx((others >= value).mean(), abs=2 / len(others))
-        (_, tpr, fpr), at_fpr = find_thresholds(counter).values()
-        assert abs(fpr - (1 - tpr)) < 3 / min(len(same), len(others))
-        assert at_fpr[2] <= 1e-3 < (others >= at_fpr[0] - 2 / STEPS).mean() + 1 / len(others)
-        median = -float(counter.thresholds[counter.quantile(0, 0.5)])
-        assert median == pytest.approx(np.median(same), abs=2 / STEPS + np.diff(np.sort(same)).max())
+        monkeypatch.setattr(threshold, "BLOCK", block)
+        monkeypatch.setattr(threshold, "FEWEST", 1)
+        known = Known(*data)
+        found, cameras = known.measure("here", fmr=0.01, fnmr=0.05, fpir=0.1)
+        assert known.counter.number.tolist() == [len(same), len(others)]
+        rates, inf = found.rates, np.inf
+        errors = {"fmr": (others, found.same, inf), "fnmr": (same, -inf, found.same),
+                  "refused": (same, -inf, found.different), "unknown": (same, found.different, found.same)}  # fmt: skip
+        for name, (pairs, low, high) in errors.items():
+            assert rates[name].errors == sum(low <= c < high for c, *_ in pairs) and rates[name].number == len(pairs)
+        assert rates["fmr"].share <= 0.01 < np.mean([c >= found.same - 2 / STEPS for c, *_ in others])
+        assert rates["refused"].share <= 0.05 < np.mean([c < found.different + 2 / STEPS for c, *_ in same])
+        # a sample holds each person as often as it was drawn, and each pair as often as both were
+        numbers = {p: i for i, p in enumerate(sorted({p for _, two, _ in same + others for p in two}))}
+        assert known.people == len(numbers) and known.weights.sum(1).unique().tolist() == [len(numbers)]
+        for name, (pairs, low, high) in errors.items():
+            first, second = np.array([[numbers[p] for p in two] for _, two, _ in pairs]).T
+            weights = known.weights.numpy()
+            factor = weights[:, first] * np.where(first != second, weights[:, second], 1)
+            wrong = np.array([low <= c < high for c, *_ in pairs])
+            expected = np.quantile((factor * wrong).sum(1) / factor.sum(1), (0.025, 0.975))
+            three = 3 / len({two for _, two, _ in pairs})  # the rule of three, for as many people or pairs of people
+            assert (rates[name].low, rates[name].high) == pytest.approx((expected[0], max(expected[1], three)))
+        for pair, fmr, fnmr in cameras:
+            for rate, (pairs, low, high) in ((fmr, errors["fmr"]), (fnmr, errors["fnmr"])):
+                some = [c for c, _, two in pairs if tuple(sorted(two)) == pair]
+                assert (rate.errors, rate.number) == (sum(low <= c < high for c in some), len(some))
+        assert len(cameras) == 6 and sum(row[1].number for row in cameras) == len(others)
+        # a stranger is a query whose person is kept out of the gallery
+        named, missed, asked = 0, 0, 0
+        for i in range(40):
+            cosine = (data[0][i].double() @ data[1].double().T).numpy()
+            known_people = ids[1] == ids[0][i]
+            named += cosine[~known_people].max() >= found.search
+            if (matches := cosine[known_people & (ids[3] != ids[2][i])]).size:
+                asked += 1
+                missed += matches.max() < found.search or matches.max() <= cosine[~known_people].max()
+        assert (rates["fpir"].errors, rates["fpir"].number) == (named, 40) and 3 <= named <= 4
+        assert (rates["fnir"].errors, rates["fnir"].number) == (missed, asked)
+    assert known.measure("here", equal=True)[0].same == known.measure("here", equal=True)[0].different
     two, one = np.array([1, 2]), np.array([1, 1])
     for wrong, words in (
         ((two, two, two, two), "of one person under two cameras"),
@@ -148,7 +176,36 @@ def test_thresholds_are_those_of_all_pairs_one_by_one(monkeypatch):
         ((one[:1], one, one, one), "query_pids"),
     ):
         with pytest.raises(ValueError, match=words):
-            find_thresholds(count_pairs(unit(2, 4), unit(2, 4), *wrong))
+            Known(unit(2, 4), unit(2, 4), *wrong)
+
+
+def test_no_rate_is_promised_that_the_pairs_cannot_show():
+    for name in ("fmr", "fnmr", "fpir"):
+        with pytest.raises(UserError, match=f"100 .*--{name}"):
+            promised(name, 1e-4, 100)
+        with pytest.raises(UserError, match=f"--{name}"):
+            promised(name, 1.5, 100)
+    assert promised("fmr", 0.1, 100) == promised("fmr", 0, 100) == 0.1 and promised("fmr", 0, 10**9) == 1e-3
+    # without an error, the interval is that of the rule of three, by people
+    known = Known(unit(20, 64).repeat(2, 1)[:20], unit(20, 64), range(1, 21), range(1, 21), [1] * 20, [2] * 20)
+    assert known.rate(np.zeros((0, 2), int), True) == Rate(0, 20, 20, 0, 3 / 20)
+    assert known.rate(np.zeros((0, 2), int), False) == Rate(0, 380, 20, 0, 3 / 380)
+
+
+def test_answers():
+    rates = {name: Rate(n, 100, 9, 0, 0.1) for n, name in enumerate(("fmr", "refused", "unknown", "fpir", "fnir"), 1)}
+    known = Thresholds(0.6, 0.3, 0.8, "here", rates)
+    cases = (
+        (0.8, "same", "same"),
+        (0.6, "same", "unknown"),
+        (0.3, "unknown", "unknown"),
+        (0.29, "different", "different"),
+    )
+    for cosine, pair, hit in cases:
+        assert known.answer(cosine) == pair and known.answer(cosine, search=True) == hit
+    assert known.answer(0.29) == known.answer(0.29, search=True) == "different"
+    reasons = [known.reason(*of) for of in (("same",), ("different",), ("unknown",), ("same", True), ("unknown", True))]
+    assert all(f"{n} %" in reason for n, reason in enumerate(reasons, 1))
 
 
 # ---- the index, with features from the bytes of the files
@@ -253,14 +310,14 @@ def test_what_was_computed_before_a_stop_is_not_computed_again(folder, tmp_path,
     with pytest.raises(Stopped, match="4 of 7 are kept, the same command continues"):
         make_index(Fake(stop_after=4), [folder], index, "hnsw")
     check(index, folder, {"a.png", "b $x_1$.png", "below/c.png", "below/d.png"})
-    assert "not complete" in find(read_index(index), unit(1, 6), 9, math.nan, False)[1]
+    assert "not complete" in find(read_index(index), unit(1, 6), 9, None, False)[1]
     (folder / "a.png").write_bytes(b"another picture")
     make_index(extractor := Fake(), [folder], index, "hnsw")
     check(index, folder, GOOD)
-    assert extractor.read == 3 and "complete" not in find(read_index(index), unit(1, 6), 9, math.nan, False)[1]
+    assert extractor.read == 3 and "complete" not in find(read_index(index), unit(1, 6), 9, None, False)[1]
     with monkeypatch.context() as patch, pytest.raises(UserError, match="--exact"):
         patch.setattr(indexes, "search_engine", lambda *args: (np.zeros((1, 3), "f4"), np.full((1, 3), -1)))
-        find(read_index(index), unit(1, 6), 3, math.nan, False)
+        find(read_index(index), unit(1, 6), 3, None, False)
     for number in range(3):
         (folder / f"h{number}.png").write_bytes(b"%d" % number)
     with changing(index) as opened, pytest.raises(Stopped):
@@ -416,6 +473,79 @@ def test_what_cannot_be_indexed_is_refused_and_left_alone(folder, tmp_path, monk
         make_index(Fake(), [folder], tmp_path / "i", "hnsw")
 
 
+# ---- Milvus
+
+
+def milvus(output: Path, folder: Path, extractor=None, **options):
+    return make_index(extractor or Fake(), [folder], output, "milvus", str(output.with_suffix(".db")), **options)
+
+
+@pytest.mark.slow
+def test_milvus_holds_each_picture_once_whatever_stops_it(folder, tmp_path, monkeypatch):
+    pytest.importorskip("milvus_lite")
+
+    def check_milvus(expected: set[str]) -> None:
+        index = read_index(tmp_path / "m")
+        assert index.paths() == sorted(expected) and len(index) == len(expected)
+        for path in expected:
+            query = torch.from_numpy(Fake.feature((folder / path).read_bytes()))
+            (cosine, file), *others = index.find(query, 3)
+            assert file.path == path and cosine == pytest.approx(1, abs=1e-5)
+            exact = sorted(
+                ((query.numpy() @ Fake.feature((folder / p).read_bytes())[0]).item() for p in expected), reverse=True
+            )
+            assert [cosine, *(c for c, _ in others)] == pytest.approx(exact[:3], abs=1e-5)
+        index.client.close()
+
+    # a process that is killed while it adds
+    code = f"""
+import os, signal, sys
+sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent)]}
+import test_gallery as t
+class Killed(t.Fake):
+    def batches(self, pictures, bad):
+        for number, batch in enumerate(super().batches(pictures, bad)):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+t.milvus(t.Path({str(tmp_path / "m")!r}), t.Path({str(folder)!r}), Killed())
+"""
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    index = milvus(tmp_path / "m", folder, extractor := Fake())
+    index.client.close()
+    assert extractor.read == 3  # of six
+    check_milvus(GOOD)
+    (folder / "e.png").write_bytes(b"another picture")
+    (folder / "h_c3.png").write_bytes(b"h")
+    os.utime(folder / "h_c3.png", (2e9, 2e9))
+    with changing(tmp_path / "m") as index:
+        add(index, extractor := Fake(), [folder])
+        index.client.close()
+    assert extractor.read == 2
+    check_milvus(GOOD | {"h_c3.png"})
+    with changing(tmp_path / "m") as index:
+        remove(index, ["below", str(folder / "a.png")])
+        with pytest.raises(UserError, match="nobody"):
+            remove(index, ["nobody"])
+        hits, _ = find(index, unit(1, 6), 9, None, False, indexes.Where("3"))
+        assert [hit.name for hit in hits] == ["h_c3.png"]
+        assert {f.path for _, f in index.find(unit(1, 6), 9, False, indexes.Where(after=2e9))} == {"h_c3.png"}
+        assert len(index.find(unit(1, 6), 9, False, indexes.Where(before=2e9 - 1))) == 3
+        with pytest.raises(UserError, match="--camera"):
+            find(index, unit(1, 6), 9, None, False, indexes.Where('3" or "\\'))
+        index.client.close()
+    (folder / "f.png").unlink()
+    milvus(tmp_path / "m", folder).client.close()
+    check_milvus(GOOD - {"f.png"} | {"h_c3.png"})
+    # of a server that is not there, and without the library
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:1"):
+        make_index(Fake(), [folder], tmp_path / "n", "milvus", "http://127.0.0.1:1")
+    monkeypatch.setitem(sys.modules, "pymilvus", None)
+    with pytest.raises(UserError, match="pip install pymilvus"):
+        milvus(tmp_path / "o", folder)
+
+
 # ---- the programs, with a model
 
 
@@ -452,7 +582,7 @@ def drawings(monkeypatch) -> list:
 def search(base: Path, command: str, *args: object):
     """The program, with the run and the data of `base`."""
     where = ["--log-dir", base / "log", "--index" if command != "index" else "--output", base / "g"]
-    where += ["--data-root", base / "data"] if command in ("index", "ask", "threshold") else []
+    where += ["--data-root", base / "data"] if command != "remove" else []
     return program("tools/search.py", command, *args, *where)
 
 
@@ -465,7 +595,7 @@ def done(base: Path, command: str, *args: object) -> str:
 
 def listed(shown: str) -> list[tuple[float, str]]:
     """(similarity, picture) of each line of a table of hits."""
-    lines = re.findall(r"^ *\d+ +(-?\d\.\d{3})  (?:(?:yes|no) +)?(.+)$", shown, re.MULTILINE)
+    lines = re.findall(r"^ *\d+ +(-?\d\.\d{3})  (?:(?:same|unknown|different) +)?(.+)$", shown, re.MULTILINE)
     return [(float(similarity), name) for similarity, name in lines]
 
 
@@ -549,7 +679,7 @@ def test_bad_input_is_one_sentence_and_changes_nothing(base):
         ("ask", crops / "gone.jpg"),
         ("ask", crops / "cut.jpg"),
         ("ask", crops / "notes.txt"),
-        ("ask", crops),
+        ("ask", crops, "--after", "yesterday"),
         ("ask", crops / "a.jpg", "--top", "0"),
         ("add",),
         ("add", base / "nowhere"),
@@ -568,30 +698,41 @@ def test_bad_input_is_one_sentence_and_changes_nothing(base):
 def test_a_threshold_is_found_stored_and_used(base):
     asked = base / "crops" / "a.jpg"
     done(base, "index", base / "crops")
+    assert "unknown" not in done(base, "ask", asked) and "threshold" in done(base, "compare", asked, asked)
     shown = done(base, "threshold")
     extractor = FeatureExtractor(base / "log" / "demo", device="cpu")
     sides = [sorted((base / "data" / "demo" / f).glob("0*.jpg")) for f in ("query", "bounding_box_test")]
     (qp, gp), (qc, gc) = ([[int(p.name[a:b]) for p in side] for side in sides] for a, b in ((0, 4), (6, 7)))
     same, others = pairs_by_hand(*(extractor(side) for side in sides), qp, gp, qc, gc)
-    assert f"{len(same):,} pairs of one person" in shown and f"{len(others):,} pairs of different people" in shown
-    stored = read_index(base / "g").about["threshold"]
-    assert stored["rule"] == "FPR 0.001" and stored["dataset"] == "demo"
-    refused_share = (same < stored["value"]).mean()
-    assert stored["refused"] == pytest.approx(refused_share, abs=2 / len(same))
-    for line in (shown, done(base, "ask", asked)):
-        assert f"(FPR 0.001 on demo, refuses {stored['refused']:.0%} of same-person pairs)" in line
-    assert (others >= stored["value"] + 1e-6).mean() <= 1e-3 < (others >= stored["value"] - 2 / STEPS).mean()
-    marks = re.findall(r"^ *\d+ +(\S+)  (yes|no) ", done(base, "ask", asked), re.MULTILINE)
-    assert len(marks) == 3 and all((float(s) >= stored["value"]) == (m == "yes") for s, m in marks)
-    assert done(base, "ask", asked, "--threshold", "-1").count(" yes ") == 3
-    assert "(equal error rate on " in done(base, "threshold", "--store", "eer")
-    assert read_index(base / "g").about["threshold"]["rule"] == "equal error rate"
+    for words, pairs in (("one person", same), ("different people", others)):
+        assert re.search(f"pairs of {words} +{len(pairs)}, ", shown)
+    stored = Thresholds(**read_index(base / "g").about["threshold"]["pictures"])
+    assert f"{stored.same:.3f}" in shown and str(stored.rates["fnmr"]) in shown and "cam 1 – cam 2" in shown
+    least = max(1e-3, FEWEST / len(others))
+    assert stored.rates["fmr"].share <= least + 1e-9 < np.mean([c >= stored.same - 2 / STEPS for c, *_ in others])
+    marks = re.findall(r"^ *\d+ +(\S+)  (same|unknown|different) ", done(base, "ask", asked), re.MULTILINE)
+    assert len(marks) == 3 and all(stored.answer(float(s), search=True) == m for s, m in marks)
+    assert "answer: the person of a.jpg" in (found := done(base, "ask", asked)) and str(stored.rates["fpir"]) in found
+    assert "answer: unknown" in done(base, "ask", asked, "--threshold", "1.1")
+    assert len(re.findall("^ .* same  ", done(base, "ask", asked, "--threshold", "-1"), re.MULTILINE)) == 3
+    assert f"same: similarity 1.000, at least {stored.same:.3f}" in done(base, "compare", asked, asked)
+    other = base / "crops" / "below" / "c.jpg"
+    assert done(base, "compare", asked, other, "--threshold", "1.1").startswith("different: similarity ")
+    refused(search(base, "threshold", "--fmr", "1e-4"), "--fmr")
+    refused(search(base, "compare", asked), "compare")
+    done(base, "threshold", "--store", "eer")
+    stored = read_index(base / "g").about["threshold"]["pictures"]
+    assert stored["same"] == stored["different"]
+    with changing(base / "g") as index:  # of an older version
+        index.about["threshold"] = {"value": 0.25, "rule": "FPR 0.001", "dataset": "demo"}
+        index.save()
+    assert "same person from 0.250 on (FPR 0.001 on demo)" in done(base, "ask", asked)
     # of a folder with one folder per identity, all is used
     people, alone = base / "people", base / "alone" / "test" / "anna"
     for path in (base / "data" / "demo" / "bounding_box_train").iterdir():
         (people / path.name[:4]).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, people / path.name[:4])
-    numbers = re.findall(r"([\d,]+) pairs of", done(base, "threshold", people))[:2]
+    numbers = re.findall(r"^pairs of .*?  +([\d,]+), ", done(base, "threshold", people), re.MULTILINE)
     assert numbers == ["36", "270"]  # 6 people, 3 cameras: 18 queries, 18 others
     for number, path in enumerate(sorted((base / "data" / "demo" / "query").glob("0007*"))):
         (alone / f"cam{number}").mkdir(parents=True)

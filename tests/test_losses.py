@@ -54,8 +54,15 @@ def clusters(f, labels):
     return [[f[i] for i, label in enumerate(labels) if label == pid] for pid in sorted(set(labels))]
 
 
-def slow_triplet(f, labels, margin=0.3, hard_factor=0.0):
-    return reference.triplet(f, labels, margin, hard_factor)
+def slow_triplet(f, labels, margin=0.3, hard_factor=0.0, alone=False):
+    if not alone:
+        return reference.triplet(f, labels, margin, hard_factor)
+    values = []
+    for a, own in enumerate(labels):
+        far = max(euclid(f[a], f[i]) for i, other in enumerate(labels) if other == own)
+        near = [euclid(f[a], f[i]) for i, other in enumerate(labels) if other != own]
+        values += [max(0 * far, margin + far - min(near))] if near else []
+    return mean(values)
 
 
 def slow_soft_triplet(f, labels, hard_factor=0.0):
@@ -156,7 +163,11 @@ def slow_cluster(f, labels, margin=10.0):
 
 
 METRIC = {  # name: the loss, its loop, settings to try
-    "triplet": (batch_hard_triplet, slow_triplet, ({}, {"margin": 5.0}, {"margin": 1.2, "hard_factor": 0.7})),
+    "triplet": (
+        batch_hard_triplet,
+        slow_triplet,
+        ({}, {"margin": 5.0}, {"margin": 1.2, "hard_factor": 0.7}, {"margin": 2.0, "alone": True}),
+    ),
     "soft triplet": (soft_triplet, slow_soft_triplet, ({}, {"hard_factor": 0.2})),
     "weighted triplet": (weighted_triplet, slow_weighted_triplet, ({},)),
     "contrastive": (contrastive_loss, slow_contrastive, ({}, {"margin": 4.0})),

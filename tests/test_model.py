@@ -40,6 +40,30 @@ def test_training_gives_logits_and_features_and_testing_embeddings():
         assert torch.equal(model(images), model.backbone(images).flatten(2).max(2).values)
 
 
+def test_metric_losses_see_the_feature_that_the_settings_name():
+    images = torch.randn(4, 3, 64, 32)
+    for name, width in (("pooled", 512), ("before", 24), ("after", 24)):
+        torch.manual_seed(0)
+        model = make_model(config(embedding_dim=24, embedding="linear", metric_feature=name), 7).train()
+        pooled = model.pool(model.backbone(images))
+        branch = model.branches[0]
+        expected = {"pooled": pooled, "before": branch.fc(pooled), "after": branch.neck(branch.fc(pooled))}[name]
+        (features,) = model(images)[1]
+        assert model.feature_dims == [width] == [features.shape[1]] and torch.allclose(features, expected, atol=1e-5)
+
+
+def test_stems_and_the_momentum_of_batch_norm_are_those_of_the_settings():
+    images = torch.randn(2, 3, 64, 32)
+    for stem, relu, kernel in (("no_relu", False, 3), ("no_relu_pool2", False, 2), ("ceil", True, 3)):
+        model = make_model(config(stem=stem, bn_momentum=0.25), 3)
+        net = model.backbone
+        maps = net.relu(net.bn1(net.conv1(images)))
+        assert (maps.min() >= 0) == relu and net.maxpool(maps).shape[2:] == (16, 8)
+        assert (net.maxpool.kernel_size, net.maxpool.ceil_mode) == (kernel, stem == "ceil")
+        found = {layer.momentum for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)}
+        assert found == {0.25} and model.branches[0].neck.momentum == 0.1
+
+
 def test_stride_in_1x1_moves_the_stride_and_nothing_else():
     ours, caffe = (backbone("resnet50", stride_in_1x1=s) for s in (False, True))
     assert ours.layer2[0].conv1.stride == (1, 1) and ours.layer2[0].conv2.stride == (2, 2)

@@ -99,6 +99,9 @@ def test_rates_and_weight_decay_of_every_weight():
         "neck.bias": (2.0, 0.0),
         "classifier.weight": (1.0, 0.5),
     }
+    groups = parameter_groups(Config(weight_decay=0.5, bias_decay_factor=0.2), model)
+    found = {names[id(p)]: g["weight_decay"] for g in groups for p in g["params"]}
+    assert found == {name: 0.1 if name.endswith("bias") else 0.5 for name in found}
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
@@ -224,6 +227,8 @@ COSINE = Config(schedule="cosine", epochs=60, warmup_epochs=10.0, warmup_factor=
         (RECIPE, {"warmup_factor": 1.0, "steps": ()}, {0: 1, 5: 1, 500: 1}),
         (RECIPE, {"warmup_factor": 0.0, "steps": (5.0,)}, {0: 0, 4: 0.4, 6: 0.06, 12: 0.1}),  # a step within warm-up
         (RECIPE, {"warmup_epochs": 0.0, "steps": (3.0, 3.0)}, {3: 0.01}),
+        (RECIPE, {"rate_changes": "epoch"}, {0: 0.01, 0.9: 0.01, 1.9: 0.109, 10: 1, 39.9: 1, 40: 0.1}),
+        (RECIPE, {"rate_changes": "epoch_from_1"}, {0: 0.109, 0.9: 0.109, 9: 1, 38.9: 1, 39: 0.1, 69.5: 0.01}),
         (CONSTANT, {}, {0: 0.1, 1.4999: 0.1, 1.5: 1, 2: 1}),
         (COSINE, {}, {0: 0.1, 5: 0.55, 10: 1, 35: 0.5, 10 + 50 / 3: 0.75, 10 + 100 / 3: 0.25, 60: 0, 61: 0}),
         (COSINE, {"min_lr_factor": 0.002}, {35: 0.501, 60: 0.002}),

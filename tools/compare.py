@@ -3,8 +3,12 @@
 RUN is a name or directory, or a JSON file of a run's results, such as log/demo/results/test_last_demo_cosine.json.
 Runs that differ in the seed only are one group: mean ± standard deviation. `best` is the highest plain mAP of a group's
 runs at an evaluation, with its epoch; it is chosen on the test split, so report the scores of the last epoch.
+
+Results of test.py hold the AP of each query: these get intervals of 95 % (bootstrap over the queries), and so do the
+differences of those on the same images.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -14,8 +18,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
+
 from config import Config
 from config.options import parse_options
+from processor.checkpoint import FILES
 from processor.resume import FREE_SETTINGS
 from processor.state import best_score
 from tools.curves import METRICS, read_history
@@ -25,6 +32,7 @@ from utils.files import reading
 from utils.logging import log, setup_logging
 
 TRAINED = Path("results", "train.json")
+TRIALS = 1000  # of the bootstrap
 WIDEST = 40  # letters of a setting's value
 COLUMNS = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1"}
 
@@ -89,7 +97,11 @@ def score_rows(groups: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
             scores = [result["scores"][protocol] for result in some]
             best = [f"{r['best'][0]:.2f} ({r['best'][1]})" for r in some if r["best"] and protocol == "plain"]
             row = [name, " ".join(str(r["seed"]) for r in some), protocol]
-            row += [mean_and_std([s[key] for s in scores]) for key in COLUMNS]
+            cells = {key: mean_and_std([s[key] for s in scores]) for key in COLUMNS}
+            if len(some) == 1 and protocol in some[0].get("queries", {}):
+                for key, (low, high) in zip(("mAP", "rank1"), intervals(per_query(some[0], protocol)), strict=True):
+                    cells[key] += f" [{low:.2f}, {high:.2f}]"
+            row += cells.values()
             row += [" ".join(dict.fromkeys(str(s.get("valid_queries", "")) for s in scores))]
             rows.append([*row, " ".join(dict.fromkeys(str(r["epochs"]) for r in some)), ", ".join(best)])
     return rows
@@ -103,6 +115,48 @@ def setting_rows(groups: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
     return [["setting", *groups], *([name, *row] for name, row in zip(names, cut, strict=True))]
 
 
+def per_query(result: dict[str, Any], protocol: str) -> np.ndarray:
+    """(Q, 2) AP and Rank-1 of the queries in percent."""
+    values = result["queries"][protocol]
+    return 100 * np.stack([np.array(values["ap"]), np.array(values["first"]) == 1], 1)
+
+
+def intervals(rows: np.ndarray) -> list[tuple[float, float]]:
+    """95 % of the means of as many rows (Q, 2), drawn with replacement; the same ones for all results."""
+    rng = np.random.default_rng(0)
+    means = np.stack([rows[rng.integers(0, len(rows), len(rows))].mean(0) for _ in range(TRIALS)])
+    return list(map(tuple, np.percentile(means, [2.5, 97.5], 0).T))
+
+
+def difference_rows(groups: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+    """One row per protocol and pair of results on the same images: by how much the second is above the first."""
+    rows = [["protocol", "from", "to", "mAP", "Rank-1"]]
+    alone = {name: results[0] for name, results in groups.items() if len(results) == 1 and results[0].get("queries")}
+    for (a, first), (b, second) in itertools.combinations(alone.items(), 2):
+        for protocol in first["queries"] if first["images"] == second["images"] else ():
+            if protocol in second["queries"]:
+                change = per_query(second, protocol) - per_query(first, protocol)
+                cells = [
+                    f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" + (" within chance" if low <= 0 <= high else "")
+                    for mean, (low, high) in zip(change.mean(0), intervals(change), strict=True)
+                ]
+                rows.append([protocol, a, b, *cells])
+    return rows
+
+
+def log_comparison(groups: dict[str, list[dict[str, Any]]]) -> None:
+    """The tables of results by name, with the settings that differ and the notes."""
+    log.info(table(score_rows(groups)))
+    if len(differences := difference_rows(groups)) > 1:
+        log.info(f"\ndifferences, with intervals of 95 %\n{table(differences)}")
+    trained = {name: r for name, r in groups.items() if not r[0]["settings"]["backbone"].endswith(FILES)}
+    if len(trained) > 1:
+        log.info(f"\nsettings that differ\n{table(setting_rows(trained))}")
+    for name, results in groups.items():
+        for note in dict.fromkeys(result["note"] for result in results if result["note"]):
+            log.info("note on %s: %s", name, note)
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Text in columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -114,13 +168,7 @@ def main() -> None:
     setup_logging()
     found = find_results(options.runs, Path(options.log_dir))
     results = {name: read_result(path) for name, path in found.items()}
-    groups = group_results(results)
-    log.info(table(score_rows(groups)))
-    if len(groups) > 1:
-        log.info(f"\nsettings that differ\n{table(setting_rows(groups))}")
-    for name, result in results.items():
-        if result["note"]:
-            log.info("note on %s: %s", name, result["note"])
+    log_comparison(group_results(results))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ The directory holds qf.npy and gf.npy (features of query and gallery, float32) a
 each extract a part (--part 1/4, --part 2/4, ...); the parts are joined when the directory is first read.
 
 With `--split train` it writes what `train.py --teacher FILE` distills from: the features of the training split, one row
-per image, and next to them a .json file that says of which images. CKPT may then also be the .xml file of a network in
-OpenVINO's format that takes BGR images of values 0 to 255, as those of its Open Model Zoo do.
+per image, and next to them a .json file that says of which images.
 
 With a folder that is not a run (it holds no last.pth) as the first word, the features of its pictures are written:
 `python tools/extract_features.py FOLDER [--output feats]`; FOLDER --help lists its options.
@@ -15,7 +14,6 @@ With a folder that is not a run (it holds no last.pth) as the first word, the fe
 import contextlib
 import itertools
 import json
-import math
 import os
 import re
 import sys
@@ -28,17 +26,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from torch import nn
 
 from config import Config
-from config.cli import TEST_SECTIONS, parse_settings, split_first, typed_command
+from config.cli import typed_command
 from config.options import parse_options
-from datasets.augment import to_pixels
 from datasets.base import fingerprint
 from datasets.loaders import TestLoader, with_pixel_range
 from datasets.make import make_dataset, short_name, test_name, train_names
 from model import ReIDModel
-from processor.checkpoint import LAST, find_checkpoint
+from processor.checkpoint import LAST, find_checkpoint, results_directory
 from processor.environment import pick_device
 from processor.evaluate import feature_batches
 from processor.precision import configure_torch
@@ -93,7 +89,7 @@ def extract_folder(args: Sequence[str]) -> None:
     """The program for a folder of pictures."""
     options = parse_options(args, IndexCommand, FOLDER_HELP, "folder")
     if not options.output:
-        run = find_checkpoint(options.checkpoint, options.log_dir).parent
+        run = results_directory(find_checkpoint(options.checkpoint, options.log_dir), options.log_dir)
         options.output = str(run / f"features_{Path(options.folder).resolve().name}{'_flip' * options.flip}")
     file = Path(options.output)
     options.output = str(file.with_suffix("")) if file.suffix == ".npz" else options.output
@@ -106,44 +102,14 @@ def extract_folder(args: Sequence[str]) -> None:
         write_atomically(file, lambda part: np.savez(part.open("wb"), **arrays))
 
 
-class OpenVINOModel(nn.Module):
-    """A network of BGR images of values 0 to 255 in OpenVINO's format, as a model of normalised images."""
-
-    def __init__(self, path: str, precision: str):
-        super().__init__()
-        try:
-            import openvino
-        except ImportError as error:
-            raise UserError(f"{path} can be read only with openvino; pip install openvino") from error
-        with reading(path, "give the .xml file of an OpenVINO network, with its .bin file next to it"):
-            core = openvino.Core()
-            network = core.read_model(path)
-            _, _, self.height, self.width = network.input(0).shape
-            self.embedding_dim = math.prod(network.output(0).shape[1:])
-            network.reshape([-1, 3, self.height, self.width])
-            options = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-            options["INFERENCE_PRECISION_HINT"] = {"float32": "f32", "fp16": "f16"}.get(precision, precision)
-            self.network = core.compile_model(network, "CPU", options)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        bgr = to_pixels(images)[..., ::-1].transpose(0, 3, 1, 2)
-        return torch.from_numpy(self.network(np.ascontiguousarray(bgr, np.float32))[0]).flatten(1)
-
-
-def extract_teacher(cfg: Config, options: Options, stored: Stored | None, network: str = "") -> None:
-    """Write the features of the training split by the settings' model, or by a file of OpenVINO; unreadable images get
-    a row of NaN."""
+def extract_teacher(cfg: Config, options: Options, stored: Stored | None) -> None:
+    """Write the features of the training split by the settings' model; unreadable images get a row of NaN."""
     if options.part != "1/1":
         raise UserError(f"--part {options.part} is for --split test; leave it out")
     setup_logging()
-    device = torch.device("cpu") if network else pick_device(cfg.run.device)
+    device = pick_device(cfg.run.device)
     configure_torch(cfg, device, cfg.loop.test_precision)
-    if network:
-        model, name, directory = OpenVINOModel(network, cfg.loop.test_precision), Path(network).stem, cfg.run.log_dir
-        cfg = cfg.replace(height=model.height, width=model.width)
-    else:
-        model, _, path, name = tested_model(cfg, stored, device)
-        directory = path.parent
+    model, _, path, name = tested_model(cfg, stored, device)
     dataset = make_dataset(cfg)
     loader = TestLoader(with_pixel_range(cfg, dataset), dataset.train, "train")
     # one array from the start: small ones, kept between the large ones of each batch, would break up the heap
@@ -152,7 +118,7 @@ def extract_teacher(cfg: Config, options: Options, stored: Stored | None, networ
     for plain, flipped in feature_batches(cfg, model, loader, device, cfg.eval.flip):
         rows[list(itertools.islice(places, len(plain)))] = (flipped if cfg.eval.flip else plain).cpu()
     name_of_set = "+".join(map(short_name, train_names(cfg)))
-    file = Path(options.output or Path(directory) / f"teacher_{name_of_set}.npy")
+    file = Path(options.output or path.parent / f"teacher_{name_of_set}.npy")
     write_rows(file, len(rows), [rows])
     about = {"model": name, "images": fingerprint(dataset.train), "dataset": name_of_set, "flip": cfg.eval.flip}
     write_json(file.with_suffix(".json"), about | {"command": typed_command()})
@@ -162,12 +128,6 @@ def extract_teacher(cfg: Config, options: Options, stored: Stored | None, networ
 def main() -> None:
     if sys.argv[1:] and is_folder_of_pictures(sys.argv[1]):
         return extract_folder(sys.argv[1:])
-    word, args = split_first(None)
-    if word and word.endswith(".xml"):
-        cfg, options = parse_settings(args, Config(), os.environ, __doc__, Options, sections=TEST_SECTIONS)
-        if options.split != "train":
-            raise UserError(f"{word} can be a teacher only; give --split train")
-        return extract_teacher(cfg, options, None, word)
     cfg, options, stored = parse_test(None, os.environ, __doc__, Options)
     if options.split == "train":
         return extract_teacher(cfg, options, stored)

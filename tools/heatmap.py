@@ -24,12 +24,13 @@ from datasets.augment import normalise
 from datasets.folder import list_pictures
 from datasets.images import read_image, read_whole
 from model import ReIDModel
+from processor.checkpoint import FILES
 from processor.environment import pick_device
 from processor.evaluate import do_inference
 from processor.ranked_lists import choose_queries
 from processor.test import Stored, TestJob, parse_test, prepare_test, tested_model
 from tools.gradcam import activation_maps, class_maps, overlay, similarity_maps
-from utils.errors import run
+from utils.errors import UserError, run
 from utils.logging import log, setup_logging
 from utils.metrics import ranked_order
 from utils.pictures import QUERY, RIGHT, WRONG, Tile, draw_rows, remove_rows
@@ -191,6 +192,8 @@ def column_titles(source: Source, options: Options, pairs: int) -> list[str | No
 
 def main() -> None:
     cfg, options, stored = parse_test(None, os.environ, __doc__, Options, {"num": "[1, inf)"})
+    if stored and stored[0].suffix in FILES:
+        raise UserError(f"{stored[0]} shows no feature maps; give a checkpoint")
     source, jobs = (picture_jobs if options.pictures else query_jobs)(cfg, options, stored)
     name = f"heatmaps_{'pictures' if options.pictures else options.sort}"
     directory = Path(options.output or source.directory / "results" / name)

@@ -47,7 +47,8 @@ def main() -> None:
     report(inference, scores_note(test.cfg, test.note))
     checkpoint = str(stored[0]) if stored else ""
     values, paths, lists = report_values(test, inference, options.top, checkpoint, typed_command())
-    chosen = queries_with_maps(list(inference.scores.values())[-1].ap, options.heatmaps)
+    maps = options.heatmaps if hasattr(test.model, "backbone") else 0  # a model in an .onnx file shows no maps
+    chosen = queries_with_maps(list(inference.scores.values())[-1].ap, maps)
     values["heatmaps"] = {q: heat_maps(test, q, lists[q]) for q in chosen}
     width = max(1, round(options.thumb_height / measure_ratio(paths)))
     values["size"] = [width, options.thumb_height]

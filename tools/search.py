@@ -1,15 +1,17 @@
 """Search pictures by pictures: `python tools/search.py index FOLDER`, then `python tools/search.py ask PICTURE...`.
 
 `index` writes the features of a folder's pictures to an index, `add` and `remove` change it, `ask` prints and draws the
-pictures most similar to one. `threshold` finds, on pictures of known people, the similarity from which on two pictures
-probably show the same person. Without a command, the gallery of the latest run is indexed and its first query asked.
+pictures most similar to one. `threshold` finds, on pictures of known people, which similarity means the same person,
+and how often that is wrong; `compare A B` then says whether two pictures show the same one. A folder in place of a
+picture is a tracklet: pictures of one person. Without a command, the gallery of the latest run is indexed and its first
+query asked.
 """
 
 import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,15 +24,28 @@ from config import Config
 from config.config import Folders
 from config.options import parse_command
 from datasets.base import ReIDDataset
+from datasets.folder import list_pictures
 from datasets.make import make_test_set, place, train_names
 from datasets.own import refuse_another_split
 from processor import FeatureExtractor
 from processor.checkpoint import find_checkpoint, results_directory
-from tools.gallery.answer import MAX_HITS, Hit, draw_answer, find_thresholds, hit_table, threshold_table
-from tools.gallery.index import Index, add, changing, extractor_of, make_index, place_of, read_index, remove
+from tools.gallery.answer import MAX_HITS, Hit, draw_answer, hit_table
+from tools.gallery.index import (
+    EVERYWHERE,
+    Index,
+    Where,
+    add,
+    changing,
+    extractor_of,
+    make_index,
+    place_of,
+    read_index,
+    remove,
+    seconds,
+)
+from tools.gallery.threshold import Known, Thresholds, pool_tracklets, threshold_table
 from utils.errors import UserError, run
 from utils.logging import log, setup_logging
-from utils.roc import count_pairs
 
 
 @dataclass
@@ -70,12 +85,15 @@ class Options(RunOptions):
 class IndexCommand(Options):
     """Write the features of all pictures of a folder, and of the folders in it, to an index.
 
-    The features of unchanged pictures that an index of the same folder and model has already are kept.
+    The features of unchanged pictures that an index of the same folder and model has already are kept. A CSV has a
+    column path, and may have pid, camid, time, and track: pictures of one pid, camid and track are one tracklet.
     """
 
-    folder: str = ""  # folder of pictures (empty: the gallery of the dataset that the model is tested on)
+    folder: str = ""  # folder of pictures, or a CSV (empty: the gallery of the dataset that the model is tested on)
     output: str = ""  # folder of the index (empty: gallery in the run's directory)
-    engine: Literal["exact", "hnsw"] = "exact"  # exact search, or a graph of neighbours for millions of pictures
+    tracklets: bool = False  # the pictures of each folder are one tracklet, an entry with their mean feature
+    engine: Literal["exact", "hnsw", "milvus"] = "exact"  # exact; a graph of neighbours; a database
+    uri: str = ""  # milvus: a file, or a server like http://host:19530 (empty: a file next to the index)
     half: bool = False  # compute in float16 on a GPU, in bfloat16 on a CPU
     flip: bool = False  # use the mean of the features of each picture and its mirror image
 
@@ -84,7 +102,11 @@ class IndexCommand(Options):
         places = [self.folder]
         if not self.folder:
             places = [sample.path for sample in test_split(extractor.cfg, "", self.data_root).gallery]
-        make_index(extractor, places, self.output or self.gallery(extractor.checkpoint), self.engine)
+        output = Path(self.output or self.gallery(extractor.checkpoint))
+        uri = self.uri or str(output.with_suffix(".db"))
+        make_index(
+            extractor, places, output, self.engine, uri if "://" in uri else os.path.abspath(uri), self.tracklets
+        )
 
 
 @dataclass
@@ -116,48 +138,92 @@ class RemoveCommand(RunOptions):
 class AskCommand(Options):
     """Print and draw the pictures most similar to a picture, or to the mean of several pictures of one person.
 
-    Similarity is the cosine of two features, 1 for the same picture.
+    Similarity is the cosine of two features, 1 for the same picture. With a threshold, the answer is the person of the
+    first hit, or unknown.
     """
 
-    pictures: tuple[str, ...] = ()  # pictures of one person (none: the first query of the test split)
+    pictures: tuple[str, ...] = ()  # pictures of one person, or folders of them (none: the test split's first query)
     index: str = ""  # folder of the index (empty: the latest one)
     top: int = 10  # number of most similar pictures shown
-    threshold: float = math.nan  # similarity from which on it is the same person (nan: the one stored in the index)
+    camera: str = ""  # search pictures of this camera only: its name in a CSV, or the number after _c in a file name
+    after: str = ""  # search pictures from this time on: as in the CSV, else the file's (2026-01-31T12:00)
+    before: str = ""  # search pictures up to this time
+    threshold: float = math.nan  # similarity from which on it is the same person (nan: those stored in the index)
     exact: bool = False  # search exactly, whatever engine the index has
     output: str = ""  # file of the drawing (empty: answer_PICTURE.png next to the index)
 
     def run(self) -> None:
         if self.top < 1:
             raise UserError(f"--top must be at least 1, not {self.top}")
+        after = seconds(self.after, "--after") if self.after else -math.inf
+        before = seconds(self.before, "--before") if self.before else math.inf
         folder = self.folder(self.index)
         index = read_index(folder)
         if not len(index):
             raise UserError(f"{folder} is empty; add pictures with python tools/search.py add FOLDER --index {folder}")
         extractor = extractor_of(index, self.checkpoint, **self.how())
-        pictures = self.pictures or [test_split(extractor.cfg, "", self.data_root).query[0].path]
-        query = F.normalize(extractor(list(pictures)).mean(0, keepdim=True))
-        hits, title = find(index, query, self.top, self.threshold, self.exact)
-        asked = pictures[0] if len(pictures) == 1 else f"{len(pictures)} pictures, averaged"
-        log.info("%s: %s", asked, title)
+        asked = self.pictures or [test_split(extractor.cfg, "", self.data_root).query[0].path]
+        pictures = [str(path) for place in asked for path in list_pictures(place)]
+        query = F.normalize(extractor(pictures).mean(0, keepdim=True))
+        known = thresholds_of(index, self.threshold)
+        hits, title = find(index, query, self.top, known, self.exact, Where(self.camera, after, before))
+        log.info("%s: %s", asked[0] if len(pictures) == 1 else f"{len(pictures)} pictures, averaged", title)
         log.info(hit_table(hits))
-        output = Path(self.output) if self.output else folder.with_name(f"answer_{Path(pictures[0]).stem}.png")
+        if known:
+            answer = "same" if hits[0].answer == "same" else "unknown"
+            person = f"the person of {hits[0].name}" if answer == "same" else "unknown"
+            log.info("answer: %s; similarity %.3f, %s", person, hits[0].similarity, known.reason(answer, search=True))
+        output = Path(self.output) if self.output else folder.with_name(f"answer_{Path(asked[0]).stem}.png")
         draw_answer(output, pictures, hits, title)
         log.info("picture%s: %s", f" of the first {MAX_HITS}" if len(hits) > MAX_HITS else "", output)
 
 
 @dataclass
+class CompareCommand(Options):
+    """Say whether two pictures, or two folders of pictures, show the same person: same, different or unknown.
+
+    That follows from the thresholds of an index, and from its model.
+    """
+
+    pictures: tuple[str, ...] = ()  # two pictures, or two folders with pictures of one person each
+    index: str = ""  # folder of the index (empty: the latest one)
+    threshold: float = math.nan  # similarity from which on it is the same person (nan: those stored in the index)
+
+    def run(self) -> None:
+        if len(self.pictures) != 2:
+            raise UserError(f"compare takes two pictures, or two folders of pictures, not {len(self.pictures)}")
+        index = read_index(self.folder(self.index))
+        extractor = extractor_of(index, self.checkpoint, **self.how())
+        sides = [list_pictures(place) for place in self.pictures]
+        first, second = (F.normalize(extractor(side).mean(0), dim=0) for side in sides)
+        tracklets = all(os.path.isdir(place) for place in self.pictures)
+        similarity, known = float(first @ second), thresholds_of(index, self.threshold, tracklets)
+        if known is None:
+            log.info("similarity %.3f; %s", similarity, UNKNOWN)
+        else:
+            answer = known.answer(similarity)
+            log.info("%s: similarity %.3f, %s", answer, similarity, known.reason(answer))
+
+
+@dataclass
 class ThresholdCommand(Options):
-    """Suggest the similarity from which on two pictures show the same person, and store it in the index.
+    """Find which similarity means the same person, and how often that is wrong, and store it in the index.
 
     It is found from the pairs of a query and a gallery picture of a test split, without those of one person under one
-    camera: at the equal error rate, as many pairs of one person are refused as pairs of different people are accepted,
-    at FPR 1e-3 one pair of different people in a thousand is accepted. It holds for pictures of that kind.
+    camera. From `same` on, few pairs of different people are accepted (FMR, false match rate); below `different`, few
+    pairs of one person are refused; between the two the answer is unknown. A search compares with a whole gallery, so
+    it names a person from a higher similarity on, at which few people who are not in the gallery are named (FPIR). It
+    all holds for pictures of that kind. Where tracklets are known (a CSV with a column track, folders of cameras),
+    their figures are next to those of pictures.
     """
 
     dataset: str = ""  # a name, or a folder with one folder per identity (empty: the model's own dataset)
     folders: Folders = "auto"  # own pictures: what folders in folders are, the outer one first
     index: str = ""  # folder of the index (empty: the latest one)
-    store: Literal["fpr", "eer"] = "fpr"  # the threshold that the index keeps
+    store: Literal["fpr", "eer"] = "fpr"  # thresholds by the rates below, or one at the equal error rate
+    fmr: float = 0  # share of pairs of different people accepted (0: 0.001, or the least that the pairs can show)
+    fnmr: float = 0  # share of pairs of one person called different (0: 0.01, or the least that the pairs can show)
+    fpir: float = 0  # share of unknown people whom a search names (0: 0.05, or the least that the queries can show)
 
     def run(self) -> None:
         with changing(self.folder(self.index)) as index:
@@ -165,24 +231,33 @@ class ThresholdCommand(Options):
             split = test_split(extractor.cfg, self.dataset, self.data_root, self.folders)
             sides = (split.query, split.gallery)
             features = [extractor([s.path for s in side]) for side in sides]
-            ids = ([getattr(s, name) for s in side] for name in ("pid", "camid") for side in sides)
-            try:
-                counter = count_pairs(*features, *ids)
-                found = find_thresholds(counter)
-            except ValueError as error:
-                raise UserError(f"{split.name}: {error}, so no threshold can be found; use another set") from error
+            kinds = {
+                "pictures": (
+                    *features,
+                    *([getattr(s, name) for s in side] for name in ("pid", "camid") for side in sides),
+                )
+            }
+            if split.tracks:
+                kinds["tracklets"] = pool_tracklets(features, sides, split)
+            found, rates = {}, (self.fmr, self.fnmr, self.fpir, self.store == "eer")
+            for kind, data in kinds.items():
+                try:
+                    known = Known(*data)
+                except ValueError as error:
+                    raise UserError(f"{split.name}: {error}, so no threshold can be found; use another set") from error
+                found[kind] = (known, *known.measure(f"{kind} of {split.name}", *rates))
             log.info("%s", split.name)
-            log.info(threshold_table(counter))
-            rule, (value, tpr, _) = list(found.items())[self.store == "fpr"]
-            stored = {"value": value, "rule": rule, "dataset": split.name, "refused": 1 - tpr}
-            index.about["threshold"] = stored
+            log.info(threshold_table(found, split.camera_of))
+            index.about["threshold"] = {kind: asdict(thresholds) for kind, (_, thresholds, _) in found.items()}
             index.save()
-        log.info("%.3f (%s) is stored in %s", value, in_words(stored), index.directory)
+        log.info("stored in %s", index.directory)
 
 
-KINDS = (IndexCommand, AddCommand, RemoveCommand, AskCommand, ThresholdCommand)
+KINDS = (IndexCommand, AddCommand, RemoveCommand, AskCommand, CompareCommand, ThresholdCommand)
 COMMANDS = {kind.__name__.removesuffix("Command").lower(): kind for kind in KINDS}
-POSITIONAL = {"index": "folder", "add": "places", "remove": "names", "ask": "pictures", "threshold": "dataset"}
+POSITIONAL = {"index": "folder", "add": "places", "remove": "names", "ask": "pictures", "compare": "pictures"}
+POSITIONAL |= {"threshold": "dataset"}
+UNKNOWN = "python tools/search.py threshold finds from where on it is the same person"
 
 
 def test_split(trained: Config, name: str, data_root: str, folders: Folders = "auto") -> ReIDDataset:
@@ -197,30 +272,40 @@ def test_split(trained: Config, name: str, data_root: str, folders: Folders = "a
     return split
 
 
-def find(index: Index, query: torch.Tensor, top: int, threshold: float, exact: bool) -> tuple[list[Hit], str]:
+def find(
+    index: Index, query: torch.Tensor, top: int, known: Thresholds | None, exact: bool, where: Where = EVERYWHERE
+) -> tuple[list[Hit], str]:
     """The hits of a query (1, D), and a title that says how they were found."""
-    similarity, rows = (x[0].tolist() for x in index.search(query, top, exact))
-    found = [(index.files[row].path, s) for row, s in zip(rows, similarity, strict=True) if row >= 0]
+    found = index.find(query, top, exact, where)
+    kind = index.about.get("engine", {}).get("kind", "exact")
+    if not found and where != EVERYWHERE:
+        raise UserError(f"{index.directory} has no picture of that --camera, --after and --before")
     if not found:
-        raise UserError(f"{index.about['engine']['kind']} found nothing in {index.directory}; ask with --exact")
+        raise UserError(f"{kind} found nothing in {index.directory}; ask with --exact")
     title = f"{len(found):,} of {len(index):,} pictures, the most similar first"
-    if len(found) < min(top, len(index)):
-        title += f" ({index.about['engine']['kind']} found no more; ask with --exact)"
+    if len(found) < min(top, len(index)) and where == EVERYWHERE:
+        title += f" ({kind} found no more; ask with --exact)"
     if not index.about["complete"]:
         title += "; the index is not complete, run python tools/search.py index again"
-    stored, source = index.about.get("threshold"), "as given"
-    if math.isnan(threshold) and stored:
-        threshold, source = stored["value"], in_words(stored)
-    known, root = not math.isnan(threshold), index.about["root"]
-    unknown = "python tools/search.py threshold finds from where on it is the same person"
-    title += f"; same person from {threshold:.3f} on ({source})" if known else f"; {unknown}"
-    return [Hit(place_of(root, path), path, s, s >= threshold if known else None) for path, s in found], title
+    title += f"; same person from {known.search:.3f} on ({known.source})" if known else f"; {UNKNOWN}"
+    root, hits = index.about["root"], []
+    for cosine, file in found:
+        answer = known.answer(cosine, search=True) if known else ""
+        hits.append(Hit(place_of(root, file.picture or file.path), file.path, cosine, answer))
+    return hits, title
 
 
-def in_words(threshold: dict[str, Any]) -> str:
-    """What a stored threshold was found by, and what it costs (indexes of older versions do not know it)."""
-    costs = f", refuses {threshold['refused']:.0%} of same-person pairs" if "refused" in threshold else ""
-    return f"{threshold['rule']} on {threshold['dataset']}{costs}"
+def thresholds_of(index: Index, given: float, tracklets: bool | None = None) -> Thresholds | None:
+    """As given, or those stored in the index for tracklets or pictures (None: whichever it holds)."""
+    if not math.isnan(given):
+        return Thresholds(given, given, given, "as given")
+    stored = index.about.get("threshold")
+    if not stored:
+        return None
+    if "value" in stored:  # of an older version, which had one
+        return Thresholds(*[stored["value"]] * 3, f"{stored['rule']} on {stored['dataset']}")
+    tracklets = index.about.get("tracklets", False) if tracklets is None else tracklets
+    return Thresholds(**stored.get("tracklets" if tracklets else "pictures", stored["pictures"]))
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -36,6 +36,7 @@ class Scores:
     num_valid_queries: int
     ap: np.ndarray  # (Q,) float64
     roc: Any = None  # utils.roc.Roc, if requested
+    first: np.ndarray | None = None  # (Q,) rank of each query's first match, from 1; NaN without; None: no single one
 
     def rank(self, k: int) -> float:
         """CMC@k."""
@@ -145,7 +146,7 @@ def _score(block: Callable[[int, int], Tensor], truth: Truth, rows: int, max_ran
         raise ValueError(NO_MATCH)
     cmc = (first[valid, None] <= np.arange(1, max_rank + 1)).mean(0)
     result = counter.result() if counter else None
-    return Scores(float(ap[valid].mean()), float(inp[valid].mean()), cmc, int(valid.sum()), ap, result)
+    return Scores(float(ap[valid].mean()), float(inp[valid].mean()), cmc, int(valid.sum()), ap, result, first)
 
 
 def _ranks(distance: Tensor, row: Tensor, column: Tensor) -> tuple[np.ndarray, np.ndarray]:

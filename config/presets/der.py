@@ -1,13 +1,11 @@
-"""deep-efficient-reid (lannguyen0910/deep-efficient-person-reid: README.md, dertorch/configs/*_market.yaml)."""
+"""deep-efficient-reid (lannguyen0910/deep-efficient-person-reid). Names that end in _code are the recipe of its code
+and configs/*.yaml, which must have given the figures; the others are the recipe of its README."""
 
 from typing import Any
 
-# Its files are of other runs (300 epochs), so the README holds where it speaks: AMSGrad at 3.5e-4, which the code makes
-# an AdamW, steps 30 and 55, and 60 epochs pretrained or 100 from scratch.
-# Different: there a batch is random images, not P × K, so that the triplet loss finds mostly the anchor itself as its
-# positive (the 2 images an identity below stand unused in the files); the centers have an AdamW; normalisation weights
-# decay, biases alone do not; warm-up's 500 steps are taken once an epoch, so that the rate stays under half of 3.5e-4.
-DER: dict[str, Any] = {
+# The README's recipe: AMSGrad at 3.5e-4, which the code makes an AdamW; steps 30 and 55; 60 epochs pretrained, 100 from
+# scratch. P × K batches, as the triplet loss needs.
+README: dict[str, Any] = {
     "dataset": "market1501",
     "images_per_id": 2,
     "optimizer": "adamw_amsgrad",
@@ -19,33 +17,66 @@ DER: dict[str, Any] = {
     "steps": (30.0, 55.0),
     "rerank": True,
 }
-
-# Its EfficientNetV2 is V2-S, with last stride 2 in the code, whatever the README and the files say. Different: there it
-# has no stochastic depth, TensorFlow's paddings and ImageNet weights of another hand.
+# What the code does: random batches, whose triplet loss mostly finds the anchor itself as its positive; the 500 steps
+# of the warm-up are taken once per epoch, so the rate stays below half of lr.
+CODE: dict[str, Any] = {
+    "dataset": "market1501",
+    "sampler": "shuffle",
+    "triplet_alone": True,
+    "optimizer": "adamw_amsgrad",
+    "momentum": 0.937,
+    "bias_lr_factor": 2.0,
+    "bias_decay_factor": 0.0,
+    "warmup_epochs": 500.0,
+    "warmup_factor": 0.3,
+    "steps": (30.0, 55.0),
+    "rate_changes": "epoch_from_1",
+    "precision": "float32",  # its autocast is around the losses only
+    "rerank": True,
+}
+CUHK03: dict[str, Any] = {"dataset": "cuhk03_detected", "batch_size": 32}
+# V2-S with last stride 2, whatever its README and files say; timm's is bit-equal to its own
 EFFICIENTNET: dict[str, Any] = {"backbone": "efficientnet_v2_s", "last_stride": 2}
+EFFICIENTNET_CODE: dict[str, Any] = {"backbone": "timm/tf_efficientnetv2_s", "last_stride": 2, "bn_momentum": 0.01}
+SCRATCH: dict[str, Any] = {"weights": "none", "epochs": 100}
+IBN: dict[str, Any] = {"backbone": "resnet50_ibn_a"}
 
 PRESETS = {
-    # Published: mAP / Rank-1 / Rank-5 / Rank-10 of 51.8 / 74.0 / 88.2 / 93.0.
     "der_resnet50_scratch": dict(
-        about="deep-efficient-reid's ResNet50 from scratch; published 51.8 / 74.0", **DER, weights="none", epochs=100
+        about="deep-efficient-reid's ResNet50 from scratch; published 51.8 / 74.0", **README, **SCRATCH
     ),
-    # Published: 56.5 / 78.5 / 91.1 / 94.4.
-    # On CUHK03 (detected, new protocol; batches of 32): 10.1 / 10.1 / 21.1 / 29.5.
     "der_efficientnet_v2_scratch": dict(
         about="deep-efficient-reid's EfficientNetV2 from scratch; published 56.5 / 78.5",
-        **DER,
-        **EFFICIENTNET,
-        weights="none",
-        epochs=100,
+        **README, **EFFICIENTNET, **SCRATCH,
     ),
-    # Published: 77.1 / 90.7 / 97.0 / 98.4, re-ranked 89.8 / 92.1 / 96.5 / 97.7.
-    # On CUHK03: 41.2 / 41.8 / 63.1 / 71.2, re-ranked 55.6 / 51.2 / 64.0 / 72.0.
     "der_resnet50_ibn_a": dict(
-        about="deep-efficient-reid's ResNet50-IBN-a; published 77.1 / 90.7", **DER, backbone="resnet50_ibn_a", epochs=60
+        about="deep-efficient-reid's ResNet50-IBN-a; published 77.1 / 90.7", **README, **IBN, epochs=60
     ),
-    # Published: 69.7 / 87.1 / 95.3 / 97.2, re-ranked 85.6 / 89.9 / 94.7 / 96.2.
-    # On CUHK03: 40.6 / 42.9 / 63.1 / 72.5, re-ranked 56.0 / 51.4 / 64.7 / 73.4.
     "der_efficientnet_v2": dict(
-        about="deep-efficient-reid's EfficientNetV2; published 69.7 / 87.1", **DER, **EFFICIENTNET, epochs=60
+        about="deep-efficient-reid's EfficientNetV2; published 69.7 / 87.1", **README, **EFFICIENTNET, epochs=60
     ),
-}
+    "der_resnet50_scratch_code": dict(
+        about="der_resnet50_scratch as the source's code trains it", **CODE, **SCRATCH, stem="no_relu"
+    ),
+    "der_efficientnet_v2_scratch_code": dict(
+        about="der_efficientnet_v2_scratch as the source's code trains it",
+        **CODE, **EFFICIENTNET_CODE, **SCRATCH, lr=1e-4,
+    ),
+    "der_resnet50_ibn_a_code": dict(
+        about="der_resnet50_ibn_a as the source's code trains it", **CODE, **IBN, epochs=60
+    ),
+    "der_efficientnet_v2_code": dict(
+        about="der_efficientnet_v2 as the source's code trains it",
+        **CODE | {"steps": (30.0,)}, **EFFICIENTNET_CODE, lr=1e-4, epochs=45,
+    ),
+    "der_efficientnet_v2_scratch_cuhk03_code": dict(
+        about="the same on CUHK03, from scratch; published 10.1 / 10.1", **CODE | CUHK03, **EFFICIENTNET_CODE, **SCRATCH
+    ),
+    "der_resnet50_ibn_a_cuhk03_code": dict(
+        about="ResNet50-IBN-a on CUHK03; published 41.2 / 41.8",
+        **CODE | CUHK03 | {"steps": (30.0,)}, **IBN, epochs=30,
+    ),
+    "der_efficientnet_v2_cuhk03_code": dict(
+        about="EfficientNetV2 on CUHK03; published 40.6 / 42.9", **CODE | CUHK03, **EFFICIENTNET_CODE, epochs=60
+    ),
+}  # fmt: skip

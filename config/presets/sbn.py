@@ -2,51 +2,46 @@
 
 from typing import Any
 
-# Different: there images are normalised with mean and deviation 0.5. Its steps 20, 30, ... count epochs from 1, as its
-# logs show; hence 19, 29, ... here.
 SBN: dict[str, Any] = {
     "pad": 0,
     "label_smoothing": 0.0,
     "center_weight": 0.0,
     "lr": 1e-4,
+    "steps": (20.0, 30.0, 45.0, 60.0),
     "gamma": 0.6,
+    "rate_changes": "epoch_from_1",
     "metric": "euclidean",
     "rerank": True,
 }
-VEHICLES: dict[str, Any] = {"height": 384, "width": 384, "batch_size": 36, "images_per_id": 6, "eval_every": 5}
+MARKET: dict[str, Any] = SBN | {
+    "dataset": "market1501", "height": 224, "width": 224, "images_per_id": 8, "steps": (20.0, 30.0), "epochs": 30,
+}  # fmt: skip
+VEHICLES: dict[str, Any] = SBN | {
+    "height": 384, "width": 384, "batch_size": 36, "images_per_id": 6, "precision": "fp16", "eval_every": 5,
+}  # fmt: skip
 
 PRESETS = {
-    # Published: 74.50 / 89.55, re-ranked 90.00 / 92.67; in half precision 75.88 / 90.44 and 90.22 / 93.14; on two GPUs
-    # with SyncBN, batches of 128, 16 images an identity and twice the rate, 72.13 / 87.44 and 88.92 / 91.30 (the same
-    # weights have 75.35 / 89.37 in the log of the training).
-    # Tested on Partial-iLIDS: mAP 55.76, Rank-1 45.38, Rank-3 57.14, re-ranked 42.62, 28.57 and 48.74. That is a model
-    # of 384 × 256 pixels and half precision after epoch 12, the best on this very test of 120 (after all: mAP 47.96).
     "sbn_resnet50": dict(
-        about="reid_baseline_with_syncbn's ResNet50; published 74.50 / 89.55",
-        **SBN,
-        dataset="market1501",
-        height=224,
-        width=224,
-        images_per_id=8,
-        epochs=30,
-        steps=(19.0, 29.0),
+        about="reid_baseline_with_syncbn's ResNet50; published 74.50 / 89.55", **MARKET, precision="float32"
     ),
-    # Published, on VERI-Wild's small test: 74.27 / 90.43, re-ranked 77.42 / 89.66, after 40 of 260 planned epochs.
+    "sbn_resnet50_fp16": dict(about="the same in half precision; published 75.88 / 90.44", **MARKET, precision="fp16"),
+    # Twice the batch, K and rate, but not the rate of biases. Batch norm is synchronized, so one GPU computes the same.
+    "sbn_resnet50_2gpu": dict(
+        about="the same on two GPUs (torchrun --nproc-per-node 2); published 72.13 / 87.44",
+        **MARKET | {"batch_size": 128, "images_per_id": 16, "lr": 2e-4, "bias_lr_factor": 0.5, "precision": "float32"},
+    ),
+    # epoch 12 of 120, the best on this very test
+    "sbn_partial_ilids": dict(
+        about="the same at 384 x 256, tested on Partial-iLIDS; published 55.76 / 45.38",
+        **MARKET | {"height": 384, "width": 256, "precision": "fp16", "steps": (), "epochs": 12},
+        test_dataset="partial_ilids",
+    ),
+    # epochs 40 and 60 of 260
     "sbn_veri_wild": dict(
         about="the same on VERI-Wild (small test); published 74.27 / 90.43",
-        **SBN,
-        **VEHICLES,
-        dataset="veriwild_small",
-        epochs=40,
-        steps=(19.0, 29.0),
+        **VEHICLES | {"dataset": "veriwild_small", "steps": (20.0, 30.0), "epochs": 40},
     ),
-    # Published, on VeRi-776: 77.15 / 95.65, re-ranked 81.74 / 97.20, after 60 of 260 planned epochs.
     "sbn_veri776": dict(
-        about="the same on VeRi-776; published 77.15 / 95.65",
-        **SBN,
-        **VEHICLES,
-        dataset="veri776",
-        epochs=60,
-        steps=(19.0, 29.0, 44.0, 59.0),
+        about="the same on VeRi-776; published 77.15 / 95.65", **VEHICLES, dataset="veri776", epochs=60
     ),
 }

@@ -25,8 +25,8 @@ def resnet(cfg: Config) -> Backbone:
 
 def cut_resnet(cfg: Config, net: nn.Module) -> Backbone:
     """A ResNet as backbone, its first layers as in other projects if the settings say so."""
-    if cfg.model.stem == "no_relu":
+    if cfg.model.stem.startswith("no_relu"):
         net.relu = nn.Identity()
-    elif cfg.model.stem == "ceil":
-        net.maxpool = nn.MaxPool2d(3, 2, ceil_mode=True)
+    if cfg.model.stem in ("no_relu_pool2", "ceil"):
+        net.maxpool = nn.MaxPool2d(2) if cfg.model.stem == "no_relu_pool2" else nn.MaxPool2d(3, 2, ceil_mode=True)
     return Backbone(net, STAGES, [net.fc.in_features // n for n in (8, 4, 2, 1)], cfg.model.last_stride)

@@ -1,19 +1,23 @@
 """An index: a folder with the features of pictures, which `make_index` writes, `add` and `remove` change.
 
+An entry is a picture, or a tracklet: pictures of one person by one camera, with the mean of their features.
+
 The folder holds index.json (the model, the pictures, names and checksums of the other files), features.npy (N, D)
-float32 with rows of length 1 in the order of the pictures, and for FAISS an engine. Rows are only appended to
+float32 with rows of length 1 in the order of the entries, and for FAISS an engine. Rows are only appended to
 features.npy, and index.json is written last: whatever stops a program, index.json fits the files that it names.
 """
 
 import io
 import json
+import math
 import os
 import re
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -23,36 +27,56 @@ import numpy as np
 import torch
 
 from datasets.folder import list_pictures
+from datasets.own import read_csv
 from processor.extractor import FeatureExtractor
 from tools.gallery.engines import build_engine, load_faiss, nearest, read_engine, search_engine
 from utils.errors import Stopped, UserError
 from utils.files import lock_directory, reading, write_atomically, write_rows
 from utils.logging import log
+from utils.lookup import load
 
 FORMAT = "PlainReID index 2"
 DATA = re.compile(r"features(\.\d+)?\.npy|engine(\.\d+)?\.faiss")
 FIX = "remove the index and index again"
 SAVE_SECONDS = 60  # while features are computed, the index is saved this often
 COPIED = 1024  # rows that are copied at a time
+CAMERA = re.compile(r"_c(\d+)")  # in the name of a file
 LISTED = 10  # unreadable files that a message names
 
 
 class File(NamedTuple):
-    """A picture, and what changes when its content does."""
+    """An entry, and what changes when its content does."""
 
-    path: str  # relative to the index's root, with / as separator
-    size: int  # bytes
+    path: str  # relative to the index's root, with / as separator; of a tracklet its folder, or CSV/PID/CAMID/TRACK
+    size: int  # bytes, of a tracklet all pictures'
     changed: int  # nanoseconds since 1970 of its last change of any kind: a file that is renamed keeps its mtime
+    picture: str = ""  # of a tracklet: its first picture, relative to the root
+    camera: str = ""  # empty: unknown
+    time: float = 0  # seconds since 1970, or as a CSV counts it
+
+
+class Where(NamedTuple):
+    """Which entries a search may find."""
+
+    camera: str = ""  # empty: all
+    after: float = -math.inf  # the earliest time
+    before: float = math.inf  # the latest time
+
+    def keeps(self, file: File) -> bool:
+        return self.camera in ("", file.camera) and self.after <= file.time <= self.before
+
+
+EVERYWHERE = Where()
 
 
 @dataclass
 class Index:
-    """The pictures of an index and, read at first use, their features. Changes are valid on the disk after `save`."""
+    """The entries of an index and, read at first use, their features. Changes are valid on the disk after `save`."""
 
     directory: Path
     about: dict[str, Any]  # plain values: model and preprocessing, root, file names and checksums, threshold
-    files: list[File]  # N pictures, their paths relative to about["root"]
-    ids: list[int]  # N ascending numbers by which an engine knows the pictures; none is used twice
+    files: list[File]  # N entries
+    ids: list[int]  # N ascending numbers by which an engine knows the entries; none is used twice
 
     def __len__(self) -> int:
         return len(self.files)
@@ -90,8 +114,50 @@ class Index:
             return value.numpy(), row.numpy()
         return search_engine(self.engine, query.numpy(), k, np.array(self.ids))
 
+    def find(
+        self, query: torch.Tensor, k: int, exact: bool = False, where: Where = EVERYWHERE
+    ) -> list[tuple[float, File]]:
+        """The k nearest entries to a query (1, D) with their cosines, in descending order. With `where`, exact."""
+        rows = np.arange(len(self))
+        if where == EVERYWHERE:
+            value, found = self.search(query, k, exact)
+        else:
+            rows = np.array([row for row in rows if where.keeps(self.files[row])], np.int64)
+            value, found = nearest(query, torch.from_numpy(self.features[rows]), k)
+        pairs = zip(value[0].tolist(), found[0].tolist(), strict=True)
+        return [(cosine, self.files[rows[place]]) for cosine, place in pairs if place >= 0]
+
+    def missing(self, files: Sequence[File]) -> list[File]:
+        """Those of the files that are not in the index, or changed. Camera and time of the others are updated."""
+        rows = {file.path: row for row, file in enumerate(self.files)}
+        missing = []
+        for file in files:
+            row = rows.get(file.path)
+            if row is None or self.files[row][:3] != file[:3]:
+                missing.append(file)
+            else:
+                self.files[row] = file
+        return missing
+
+    def finish(self, wanted: Sequence[File] | None = None) -> None:
+        """Remove what was replaced by a later entry of the same path, and all that is not `wanted`."""
+        last, kept = {file.path: row for row, file in enumerate(self.files)}, {file[:3] for file in wanted or ()}
+        self.drop(
+            [
+                row
+                for row, file in enumerate(self.files)
+                if last[file.path] != row or (wanted is not None and file[:3] not in kept)
+            ]
+        )
+
+    def paths(self) -> list[str]:
+        return [file.path for file in self.files]
+
+    def drop_paths(self, paths: Set[str]) -> None:
+        self.drop([row for row, file in enumerate(self.files) if file.path in paths])
+
     def append(self, files: Sequence[File], features: np.ndarray) -> None:
-        """Add pictures with their features (M, D) float32, to the engine too. They overwrite rows that were not saved.
+        """Add entries with their features (M, D) float32, to the engine too. They overwrite rows that were not saved.
 
         Raises OSError on a full disk.
         """
@@ -114,7 +180,7 @@ class Index:
         self.__dict__.pop("features", None)
 
     def drop(self, rows: Sequence[int]) -> None:
-        """Remove pictures; the features of the others are copied to a new file."""
+        """Remove entries; the features of the others are copied to a new file."""
         if not rows:
             return
         features, kept = self.features, np.setdiff1d(np.arange(len(self)), rows).tolist()
@@ -138,7 +204,7 @@ class Index:
                 os.fsync(file.fileno())
         text = json.dumps(self.about | {"ids": self.ids, "files": self.files})[1:].encode()
         write_atomically(self.directory / "index.json", lambda temporary: temporary.write_bytes(json_head(text) + text))
-        named = (self.about["features"], self.about.get("engine", {}).get("file"))
+        named = (self.about.get("features"), self.about.get("engine", {}).get("file"))
         for path in self.directory.iterdir():
             if DATA.fullmatch(path.name) and path.name not in named:
                 path.unlink()
@@ -177,7 +243,9 @@ def read_index(directory: str | Path) -> Index:
         about = json.loads(b"{" + text)
         if about["format"] != FORMAT:
             raise ValueError(f"its format is {about['format']}")
-        return Index(directory, about, files=[File(*file) for file in about.pop("files")], ids=about.pop("ids"))
+        files, ids = [File(*file) for file in about.pop("files")], about.pop("ids")
+    kind = load("tools.gallery.milvus:MilvusIndex") if "uri" in about else Index
+    return kind(directory, about, files, ids)
 
 
 @contextmanager
@@ -216,65 +284,118 @@ def place_of(root: str | Path, path: str) -> Path:
     return Path(os.path.normpath(os.path.join(root, path)))
 
 
-def list_files(root: Path, places: Sequence[str | Path]) -> list[File]:
-    """Pictures of folders, and picture files, each once, sorted by their path relative to `root`.
+def list_files(root: Path, places: Sequence[str | Path], tracklets: bool = False) -> dict[File, list[Path]]:
+    """Entries with their pictures, sorted by their path relative to `root`: of folders, picture files, and CSV files.
 
-    Raises UserError as `list_pictures` does, and if there is no place.
+    A CSV has a column path, and may have pid, camid, time and track; with a track, all its pictures are one entry.
+    tracklets: so are the pictures of one folder. Raises UserError as `list_pictures` and `read_csv` do, and if there is
+    no place.
     """
     if not places:
         raise UserError("no picture is named; name folders of pictures, or pictures")
+    relative = lambda path: Path(os.path.relpath(os.path.abspath(path), root)).as_posix()  # noqa: E731
+    groups: dict[str, dict[str, tuple[Path, str, str]]] = {}  # by entry and picture: where it is, camera and time
+    for place in map(Path, places):
+        if place.suffix.lower() == ".csv" and place.is_file():
+            for picture in read_csv(place, ("path",)):
+                parts = (relative(place), picture.identity, picture.camera, picture.track)
+                name = "/".join(filter(None, parts)) if picture.track else relative(picture.path)
+                label = (Path(picture.path), picture.camera, picture.time)
+                groups.setdefault(name, {})[relative(picture.path)] = label
+            continue
+        for path in list_pictures(place):
+            camera = CAMERA.search(path.name)
+            label = (path, camera[1] if camera else "", "")
+            groups.setdefault(relative(path.parent if tracklets else path), {})[relative(path)] = label
     found = {}
-    for path in (path for place in places for path in list_pictures(place)):
-        relative = Path(os.path.relpath(os.path.abspath(path), root)).as_posix()
+    for name, members in sorted(groups.items()):
+        first, (path, camera, time_) = next(iter(members.items()))
         try:
-            status = path.stat()
-            found[relative] = File(relative, status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))
+            all_of = [path.stat() for path, *_ in members.values()]
         except OSError:
-            found[relative] = File(relative, 0, 0)  # it is listed with the files that cannot be read
-    return sorted(found.values())
+            all_of = []  # it is listed with the files that cannot be read
+        changed = max((max(status.st_mtime_ns, status.st_ctime_ns) for status in all_of), default=0)
+        when = seconds(time_, str(path)) if time_ else min((status.st_mtime for status in all_of), default=0)
+        file = File(name, sum(s.st_size for s in all_of), changed, "" if first == name else first, camera, when)
+        found[file] = [path for path, *_ in members.values()]
+    return found
 
 
-def compute(index: Index, extractor: FeatureExtractor, files: Sequence[File]) -> int:
-    """Append the files that the index lacks; returns their number.
+def seconds(text: str, where: str) -> float:
+    """A time, given as a number or as in 2026-01-31T12:00, as a number. Raises UserError that names `where`."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError as error:
+        raise UserError(f"{where}: {text!r} is no time; give a number, or a date like 2026-01-31T12:00") from error
 
-    Files that cannot be read are left out and listed. Raises UserError if none can be read. On Ctrl-C, what was
+
+def compute(index: Index, extractor: FeatureExtractor, files: dict[File, list[Path]]) -> tuple[int, int]:
+    """Append the entries that the index lacks; returns their number, and that of those that it has already.
+
+    Pictures that cannot be read are left out and listed. Raises UserError if none can be read. On Ctrl-C, what was
     computed is saved, and Stopped is raised.
     """
-    present, before = set(index.files), len(index)
-    missing = [file for file in files if file not in present]
+    missing = index.missing(list(files))
+    kept = len(files) - len(missing)
     if 0 < len(missing) < len(files):
-        log.info("%d of %d pictures have their features already", len(files) - len(missing), len(files))
+        log.info("%d of %d pictures have their features already", kept, len(files))
     bad: dict[int, str] = {}
-    paths, saved = [place_of(index.about["root"], file.path) for file in missing], time.monotonic()
+    pictures = [(entry, path) for entry, file in enumerate(missing) for path in files[file]]
+    ends = np.cumsum([len(files[file]) for file in missing])
+    sums: dict[int, list[np.ndarray]] = {}  # features of the pictures of entries that are not appended yet
+    done, saved = 0, time.monotonic()
+
+    def append(stop: float) -> int:
+        """Append the entries whose pictures end before this place."""
+        ready = [entry for entry in sums if ends[entry] <= stop]
+        if ready:
+            index.append([missing[entry] for entry in ready], np.stack([mean(sums.pop(entry)) for entry in ready]))
+        return len(ready)
+
     try:
-        for places, features in extractor.batches(paths, bad):
-            index.append([missing[place] for place in places], features.numpy())
+        for places, features in extractor.batches([path for _, path in pictures], bad):
+            for place, feature in zip(places, features.numpy(), strict=True):
+                sums.setdefault(pictures[place][0], []).append(feature)
+            done += append(places[-1] + 1)
             if time.monotonic() - saved > SAVE_SECONDS:
                 index.save()
                 saved = time.monotonic()
+        done += append(math.inf)
     except KeyboardInterrupt as stop:
-        if len(index) > before:
+        if done:
             index.save()
-        done = len(files) - len(missing) + len(index) - before
-        raise Stopped(f"stopped; {done} of {len(files)} are kept, the same command continues from there", 130) from stop
+        kept += done
+        raise Stopped(f"stopped; {kept} of {len(files)} are kept, the same command continues from there", 130) from stop
     if bad:
         reasons = "; ".join(list(bad.values())[:LISTED])
         more = f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
         log.warning("warning: pictures that cannot be read, left out: %d (%s%s)", len(bad), reasons, more)
-    if len(bad) == len(files):
+    if not kept + done:
         raise UserError("none of the pictures can be read; see the reasons above")
-    return len(missing) - len(bad)
+    return done, kept
+
+
+def mean(features: Sequence[np.ndarray]) -> np.ndarray:
+    """The direction of the mean of unit features; of one, itself."""
+    total = np.sum(features, axis=0, dtype=np.float64)
+    return features[0] if len(features) == 1 else (total / max(np.linalg.norm(total), 1e-30)).astype(np.float32)
 
 
 def make_index(
-    extractor: FeatureExtractor, places: Sequence[str | Path], output: str | Path, engine: str = "exact"
-) -> Index:
-    """Write the features of all pictures in folders (or of picture files) to the index `output`.
+    extractor: FeatureExtractor, places: Sequence[str | Path], output: str | Path, engine: str = "exact",
+    uri: str = "", tracklets: bool = False,
+) -> Index:  # fmt: skip
+    """Write the features of all pictures in folders, files and CSV files (see `list_files`) to the index `output`.
 
-    The features that `output` has of unchanged pictures are kept, if it is of the same folder and model. Raises
-    UserError as `list_files` and `compute` do and if `output` is no index, Stopped on Ctrl-C.
+    The features that `output` has of unchanged pictures are kept, if it is of the same folder and model. uri: of the
+    database, for milvus. Raises UserError as `list_files` and `compute` do and if `output` is no index, Stopped on
+    Ctrl-C.
     """
-    if engine != "exact":
+    if engine == "hnsw":
         load_faiss()  # missing: before hours of work, not after
     output = Path(output)
     others = (path.name for path in output.glob("[!.]*") if path.name != "index.json")
@@ -282,47 +403,53 @@ def make_index(
         raise UserError(f"{output} is something else than an index; give --output the name of a new folder")
     root = Path(os.path.commonpath([os.path.abspath(place) for place in places]))
     root = root if root.is_dir() else root.parent
-    files = list_files(root, places)
+    files = list_files(root, places, tracklets)
     with changing(output, create=True) as old:
-        index = reuse_or_start(old, extractor, root, output)
-        computed, wanted = compute(index, extractor, files), set(files)
-        index.drop([row for row, file in enumerate(index.files) if file not in wanted])
-        if engine != "exact":
+        index = reuse_or_start(old, extractor, root, output, uri if engine == "milvus" else "")
+        index.about["tracklets"] = tracklets or any(file.picture for file in files)
+        computed, _ = compute(index, extractor, files)
+        index.finish(list(files))
+        if engine == "hnsw":
             log.info("building %s", engine)
             index.engine = build_engine(index.features, np.array(index.ids))
+        if engine != "exact":
             index.about["engine"] = {"kind": engine}
         index.about["complete"] = True
         index.save()
-    log.info("pictures in %s: %d, of which computed now: %d", output, len(index), computed)
+    kind = "tracklets" if index.about["tracklets"] else "pictures"
+    log.info("%s in %s: %d, of which computed now: %d", kind, output, len(index), computed)
     return index
 
 
-def reuse_or_start(old: Index | None, extractor: FeatureExtractor, root: Path, output: Path) -> Index:
-    """The old index without its engine, if it is of the same folder and model; else an empty one, which replaces it
-    when it is saved. The threshold of the same model is kept."""
+def reuse_or_start(old: Index | None, extractor: FeatureExtractor, root: Path, output: Path, uri: str) -> Index:
+    """The old index without its engine, if it is of the same folder, model and database; else an empty one, which
+    replaces it when it is saved. The threshold of the same model is kept."""
     about = {"format": FORMAT, "model": extractor.fingerprint, "flip": extractor.flip, "half": extractor.half}
     same_model = old is not None and all(old.about[name] == value for name, value in about.items())
     about |= {"checkpoint": str(extractor.checkpoint.absolute()), "root": str(root), "complete": False}
-    if same_model and old.about["root"] == str(root):
+    if same_model and old.about["root"] == str(root) and old.about.get("uri", "") == uri:
         old.about.pop("engine", None)
         old.about |= about
         return old
     if same_model and "threshold" in old.about:
         about["threshold"] = old.about["threshold"]
-    about |= {"features": unused(output, "features", ".npy"), "dim": extractor.width, "crc": 0, "next_id": 0}
+    about |= {"dim": extractor.width}
+    if uri:
+        return load("tools.gallery.milvus:MilvusIndex")(output, about | {"uri": uri}, [], [])
+    about |= {"features": unused(output, "features", ".npy"), "crc": 0, "next_id": 0}
     return Index(output, about, files=[], ids=[])
 
 
 def add(index: Index, extractor: FeatureExtractor, places: Sequence[str | Path]) -> None:
     """Add pictures; those that changed since replace the old ones. Raises as `list_files` and `compute` do."""
-    files, present = list_files(Path(index.about["root"]), places), set(index.files)
-    computed = compute(index, extractor, files)
-    last = {file.path: row for row, file in enumerate(index.files)}
-    replaced = [row for row, file in enumerate(index.files) if last[file.path] != row]
-    index.drop(replaced)
+    files = list_files(Path(index.about["root"]), places, index.about.get("tracklets", False))
+    index.finish()  # an add that was stopped may have left replaced ones
+    before, (computed, present) = len(index), compute(index, extractor, files)
+    index.finish()
     index.save()
-    counts = (computed - len(replaced), len(replaced), sum(file in present for file in files), index.directory)
-    log.info("added: %d, replaced: %d, present already: %d; pictures in %s: %d", *counts, len(index))
+    added = len(index) - before
+    counts = (added, computed - added, present, index.directory, len(index))
+    log.info("added: %d, replaced: %d, present already: %d; pictures in %s: %d", *counts)
 
 
 def remove(index: Index, names: Sequence[str]) -> None:
@@ -332,12 +459,12 @@ def remove(index: Index, names: Sequence[str]) -> None:
     """
     if not names:
         raise UserError("no picture is named; name those to remove, or folders of them")
-    paths, root, before = [file.path for file in index.files], Path(index.about["root"]), len(index)
+    paths, root, before = index.paths(), Path(index.about["root"]), len(index)
     found = {name: rows_named(paths, root, name) for name in names}
     for name, rows in found.items():
         if not rows:
             raise UserError(f"{index.directory} holds no picture called {name}, and none in a folder of that name")
-    index.drop(sorted(set().union(*found.values())))
+    index.drop_paths({paths[row] for rows in found.values() for row in rows})
     index.save()
     log.info("removed: %d; pictures in %s: %d", before - len(index), index.directory, len(index))
 
