@@ -403,7 +403,7 @@ def test_a_latency_table_adds_up_the_parts_and_measures_none_twice(tmp_path, mea
     layers = sum(isinstance(m, nn.Conv2d) for m in Searched(spec).modules())
     assert table.total(spec) == pytest.approx(layers / 1e3)  # a block that occurs twice counts twice
     assert len(measured) == len(table.seconds) == len({key for key, _ in parts(spec)}) < 19
-    assert "Sequential (2, 1280, 2, 1)" in measured  # the head
+    assert "Conv2dNormActivation (2, 1280, 2, 1)" in measured  # the head
     measured.clear()
     again = LatencyTable(file, CPU, "this machine", batch=2)
     assert again.total(spec) == table.total(spec) and not measured

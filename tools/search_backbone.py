@@ -2,8 +2,8 @@
 
 Trains a supernet with all networks of the search space, scores parts of it on held-out training identities, evolves the
 better ones, trains the best of each image size alone, and writes the winner as a specification for
-`train.py --backbone searched:FILE.json`. In Matrix Light ReID's space (`--space mlr`, and the presets light_210m,
-light_210m_long) there is no supernet: each network is trained alone. With `--retrain N` it also trains the winner and
+`train.py --backbone searched:FILE.json`. In Matrix Light ReID's space (`--space mlr`, and the presets
+light_210m...) there is no supernet: each network is trained alone. With `--retrain N` it also trains the winner and
 reference backbones with N seeds and compares them. Each step resumes where it was stopped. No test image is read before
 the retraining. More: docs/light_models.md.
 """
