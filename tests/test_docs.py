@@ -49,6 +49,7 @@ SHORT = {  # options that make a program short; of an option that comes twice, t
     "--start-sizes": "--start-sizes 16x16:1 --epochs 2",
     "--teacher": "--dataset demo",
     "--retrain": "--retrain 1 --references",
+    "--at-random": "--candidates 2 --at-random 1 --least-share 0",
     "--check-ranking": "--check-ranking 3",
     "--check-latency": "--check-latency 3",
     "--max-latency": "--max-latency 1000",

@@ -31,7 +31,7 @@ from processor import do_train, load_model
 from processor.checkpoint import read_checkpoint
 from tools.light.evolution import Evolution, Scores, pareto_front
 from tools.light.latency import LatencyTable, parts
-from tools.light.runs import Scorer, recalibrate, use_heldout_as_test
+from tools.light.runs import Scorer, parse_search, recalibrate, use_heldout_as_test
 from tools.light.space import Space, mobilenet_v2
 from tools.light.supernet import ElasticNorm, Supernet
 from utils.errors import Stopped, UserError
@@ -45,6 +45,12 @@ CPU = torch.device("cpu")
 
 def resize(images: torch.Tensor, spec: Spec) -> torch.Tensor:
     return F.interpolate(images, (spec.height, spec.width), mode="bilinear", antialias=True)
+
+
+def in_mlr(height: int, width: int, seed: int = 0) -> Spec:
+    """A random network of Matrix Light ReID's space with MobileNetV2's multiply-adds."""
+    budget = multiply_adds(mobilenet_v2(height, width), norms=True)
+    return Space(height, width, budget, "mlr").random(np.random.default_rng(seed))
 
 
 def some_specs(count: int = 1) -> list[Spec]:
@@ -72,15 +78,21 @@ def test_mobilenet_v2_has_the_published_cost_and_computes_what_torchvisions_does
 def test_blocks_follow_each_other_and_multiply_adds_are_those_of_torchs_counter():
     from torch.utils.flop_counter import FlopCounterMode
 
-    for spec in (*some_specs(), mobilenet_v2(256, 128, 1)):
-        found = blocks(spec)
+    for spec in (*some_specs(), mobilenet_v2(256, 128, 1), in_mlr(256, 128)):
+        found, strides = blocks(spec), [stride or spec.last_stride for stride in STRIDES[len(spec.stages)]]
         for before, block in pairwise(found):
             assert (block.c_in, (block.rows, block.columns)) == (before.c_out, before.size_out)
-        firsts = [next(b.stride for b in found if b.stage == stage) for stage in range(7)]
-        assert firsts == [*STRIDES[:5], spec.last_stride, 1]
+        assert [next(b.stride for b in found if b.stage == n) for n in range(len(spec.stages))] == strides
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            Searched(spec).eval()(torch.zeros(1, 3, spec.height, spec.width))
+            net = Searched(spec).eval()
+            values: list[int] = []  # of batch norms and ReLUs, and those that are pooled
+            for layer in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d | nn.ReLU6)):
+                factor = 2 if isinstance(layer, nn.BatchNorm2d) else 1
+                layer.register_forward_hook(lambda _m, _x, y, f=factor, to=values: to.append(f * y.numel()))
+            values.append(net(torch.zeros(1, 3, spec.height, spec.width)).numel())
         assert multiply_adds(spec) == counter.get_total_flops() // 2
+        if not any(stage.se for stage in spec.stages):  # Matrix Light ReID has none
+            assert multiply_adds(spec, norms=True) == multiply_adds(spec) + sum(values)
 
 
 def backbone(spec: Spec, **settings) -> nn.Module:
@@ -138,6 +150,38 @@ def test_random_networks_mutants_and_crosses_are_in_the_space():
             largest = zip(spec.stages, space.largest().stages, strict=True)
             assert all(np.all(np.less_equal(*(list(asdict(s).values()) for s in pair))) for pair in largest)
             assert multiply_adds(space.smallest()) <= multiply_adds(spec) <= multiply_adds(space.largest())
+
+
+def test_the_space_of_matrix_light_reid_is_that_of_its_program():
+    """search_tools/generate_configs_0.56gf.py, read slowly: widths are factors of the last one, rounded down to 8."""
+    budget, rng = multiply_adds(mobilenet_v2(96, 48), norms=True), np.random.default_rng(1)
+    space = Space(96, 48, budget, "mlr")
+    assert round(multiply_adds(mobilenet_v2(256, 128), norms=True), -6) == 208e6  # published as 210 M
+    drawn = [space.random(rng) for _ in range(4)]
+    mutants = [space.mutate(drawn[0], rng, 0.15) for _ in range(200)]
+    assert any(map(space.allows, mutants)) and not all(map(space.allows, mutants))
+    for spec in (*drawn, *filter(space.allows, mutants)):
+        assert 0.98 * budget <= multiply_adds(spec, norms=True) <= 1.02 * budget
+        assert spec.stem in range(8, 72, 8) and 1024 <= spec.head <= 2048 and (spec.height, spec.width) == (96, 48)
+        widths = [*(stage.width for stage in spec.stages), spec.head]
+        assert widths[0] <= 64 and len(widths) == 6 and not any(width % 8 for width in widths)
+        assert all(a <= b <= 4 * a for a, b in pairwise(widths))
+        assert (spec.stages[0].depth, spec.stages[0].expansion) == (1, 1)
+        for stage in spec.stages[1:]:
+            assert (stage.depth in range(1, 7), stage.expansion in range(2, 7)) == (True, True)
+        assert all((stage.kernel, stage.se) == (3, False) for stage in spec.stages)
+        assert space.build(space.genes(spec)) == spec == read_spec(json.dumps(spec.to_dict()))
+
+
+def test_the_presets_of_matrix_light_reids_networks_are_searched_in_its_space(monkeypatch):
+    def parsed(*words: str):
+        monkeypatch.setattr("sys.argv", ["search_backbone.py", *words])
+        cfg, options = parse_search("", {})
+        return options.space, cfg.data.height, cfg.data.width, options.candidates
+
+    assert parsed("light_210m") == ("mlr", 256, 128, 32)
+    assert parsed("light_210m", "--height", "96", "--space", "mobilenet_v2") == ("mobilenet_v2", 96, 128, 200)
+    assert parsed("demo_light") == ("mobilenet_v2", 96, 48, 200)
 
 
 # ---- the supernet
@@ -359,7 +403,7 @@ def test_a_latency_table_adds_up_the_parts_and_measures_none_twice(tmp_path, mea
     layers = sum(isinstance(m, nn.Conv2d) for m in Searched(spec).modules())
     assert table.total(spec) == pytest.approx(layers / 1e3)  # a block that occurs twice counts twice
     assert len(measured) == len(table.seconds) == len({key for key, _ in parts(spec)}) < 19
-    assert "Sequential (2, 1280, 2, 1)" in measured  # the head
+    assert "Conv2dNormActivation (2, 1280, 2, 1)" in measured  # the head
     measured.clear()
     again = LatencyTable(file, CPU, "this machine", batch=2)
     assert again.total(spec) == table.total(spec) and not measured
@@ -416,6 +460,20 @@ def test_a_search_writes_a_specification_that_trains_and_reads_no_test_image(sma
     trained = program(*command.removeprefix("train it with: python ").split())
     assert trained.returncode == 0, trained.stderr
     assert load_model(Path(small.run.log_dir) / "demo" / "last.pth", CPU)[0].backbone.spec == spec
+
+
+@pytest.mark.slow
+def test_a_search_without_a_supernet_trains_each_network_alone(small):
+    options = ("--space", "mlr", "--candidates", 2, "--at-random", 1, "--height", 32, "--width", 32)
+    shown = search(small, "--name", "m", *options, most="12M")
+    assert shown.returncode == 0, shown.stderr
+    directory = Path(small.run.log_dir) / "m"
+    (winner,) = directory.glob("winner-*.json")
+    about = json.loads(winner.read_text())
+    scores = [json.loads(line)["mAP"] for line in (directory / "alone.jsonl").read_text().splitlines() if line]
+    assert len(scores) == 3 and len(list(directory.glob("alone-*/results"))) == 3  # two, and MobileNetV2
+    assert about["heldout_mAP_trained_alone"] in scores and 11.76e6 <= about["multiply_adds"] <= 12.24e6
+    assert not (directory / "supernet").exists() and (directory / "pareto.png").exists()
 
 
 @pytest.mark.slow

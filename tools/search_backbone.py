@@ -2,9 +2,10 @@
 
 Trains a supernet with all networks of the search space, scores parts of it on held-out training identities, evolves the
 better ones, trains the best of each image size alone, and writes the winner as a specification for
-`train.py --backbone searched:FILE.json`. With `--retrain N` it also trains the winner and reference backbones with N
-seeds and compares them. Each step resumes where it was stopped. No test image is read before the retraining.
-More: docs/light_models.md.
+`train.py --backbone searched:FILE.json`. In Matrix Light ReID's space (`--space mlr`, and the presets
+light_210m...) there is no supernet: each network is trained alone. With `--retrain N` it also trains the winner and
+reference backbones with N seeds and compares them. Each step resumes where it was stopped. No test image is read before
+the retraining. More: docs/light_models.md.
 """
 
 import os
@@ -35,6 +36,8 @@ def choose(search: Search, finals: bool, found: Sequence[Candidate]) -> tuple[Ca
     little of the budget are finalists only where a size has no others: trained alone, those with more multiply-adds
     are better, which scores with shared weights hardly show (docs/light_models.md).
     """
+    if search.scored == "trained alone":
+        return found[0], found[0].mAP
     if not finals:
         return found[0], None
 

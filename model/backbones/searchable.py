@@ -4,15 +4,18 @@ Inverted residuals (Sandler et al., MobileNetV2, CVPR 2018) with optional squeez
 MobileNetV2 itself is one of these networks.
 """
 
+import functools
 import json
+import math
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torchvision.ops import SqueezeExcitation
+from torchvision.ops import Conv2dNormActivation, SqueezeExcitation
 
 from config import Config
 from model.backbones.checks import init_convolutions
@@ -20,10 +23,12 @@ from model.backbones.stages import Staged
 from utils.errors import UserError
 from utils.logging import log
 
-STEM, HEAD = 32, 1280  # channels of the first and of the last convolution
-STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of each stage's first block, after a stem of stride 2; the sixth is the last stride
+# Strides of each stage's first block after a stem of stride 2, by the number of stages; 0 stands for the last stride.
+# Seven stages are MobileNetV2's, five those of Matrix Light ReID's search.
+STRIDES = {7: (1, 2, 2, 2, 1, 0, 1), 5: (1, 2, 2, 2, 0)}
 # Largest values of a specification, far above those of the search space: what is larger is a mistake.
 LIMITS = {"height": 4096, "width": 4096, "last_stride": 2, "depth": 32, "expansion": 16, "kernel": 31}
+LIMITS |= {"stem": 4096, "head": 16384}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -40,12 +45,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Spec:
-    """Specification of a network: size of its input images, stride of the sixth stage, seven stages."""
+    """Specification of a network: size of its input images, last stride, stages, and channels of stem and head."""
 
     height: int
     width: int
     last_stride: int
     stages: tuple[Stage, ...]
+    stem: int = 32  # of the first convolution
+    head: int = 1280  # of the last one
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,13 +80,13 @@ class Block:
     def size_out(self) -> tuple[int, int]:
         return -(-self.rows // self.stride), -(-self.columns // self.stride)
 
-    @property
-    def multiply_adds(self) -> int:
-        rows, columns = self.size_out
-        expand = self.c_in * self.hidden * self.rows * self.columns if self.expansion > 1 else 0
-        depthwise = self.hidden * self.kernel**2 * rows * columns
+    def multiply_adds(self, norms: bool) -> int:
+        before, after = self.rows * self.columns, math.prod(self.size_out)
+        expanded = before if self.expansion > 1 else 0
         gate = 2 * self.hidden * squeezed(self.hidden) if self.se else 0
-        return expand + depthwise + gate + self.hidden * self.c_out * rows * columns
+        per_place = self.hidden * (self.kernel**2 + self.c_out)
+        extra = 3 * self.hidden * (expanded + after) + 2 * self.c_out * after if norms else 0
+        return self.c_in * self.hidden * expanded + per_place * after + gate + extra
 
 
 def squeezed(hidden: int) -> int:
@@ -89,21 +96,25 @@ def squeezed(hidden: int) -> int:
 
 def blocks(spec: Spec) -> list[Block]:
     """All blocks of a network, in the order in which they run."""
-    size, c_in, found = (-(-spec.height // 2), -(-spec.width // 2)), STEM, []
-    for number, stage in enumerate(spec.stages):
+    size, c_in, found = (-(-spec.height // 2), -(-spec.width // 2)), spec.stem, []
+    for number, (stage, stride) in enumerate(zip(spec.stages, STRIDES[len(spec.stages)], strict=True)):
         for place in range(stage.depth):
-            stride = (spec.last_stride if number == 5 else STRIDES[number]) if place == 0 else 1
-            found.append(Block(number, c_in, stage.width, stage.expansion, stage.kernel, stage.se, stride, *size))
+            step = (stride or spec.last_stride) if place == 0 else 1
+            found.append(Block(number, c_in, stage.width, stage.expansion, stage.kernel, stage.se, step, *size))
             c_in, size = stage.width, found[-1].size_out
     return found
 
 
-def multiply_adds(spec: Spec) -> int:
-    """Multiply-adds of the convolutions for one image, as torch's flop counter counts them."""
+@functools.lru_cache(maxsize=4096)
+def multiply_adds(spec: Spec, norms: bool = False) -> int:
+    """Multiply-adds of the convolutions for one image, as torch's flop counter counts them.
+
+    norms: also batch norm (2 per value), ReLU (1) and pooling (1), as mmcv's counter, and so Matrix Light ReID, has it.
+    """
     found = blocks(spec)
-    rows, columns = found[-1].size_out
-    stem = 3 * STEM * 9 * found[0].rows * found[0].columns
-    return stem + sum(block.multiply_adds for block in found) + found[-1].c_out * HEAD * rows * columns
+    before, after = found[0].rows * found[0].columns, math.prod(found[-1].size_out)
+    stem = spec.stem * (27 + 3 * norms) * before
+    return stem + sum(b.multiply_adds(norms) for b in found) + spec.head * (found[-1].c_out + 4 * norms) * after
 
 
 def read_spec(source: str | Path) -> Spec:
@@ -117,10 +128,12 @@ def read_spec(source: str | Path) -> Spec:
         text = str(source) if inline else (path if path.exists() else ROOT / path).read_text(encoding="utf-8")
         values = json.loads(text)
         stages = values["stages"] if isinstance(values, dict) and isinstance(values.get("stages"), list) else []
-        if len(stages) != len(STRIDES) or not all(isinstance(stage, dict) for stage in stages):
-            raise ValueError(f"it needs a list of {len(STRIDES)} stages")
+        if len(stages) not in STRIDES or not all(isinstance(stage, dict) for stage in stages):
+            raise ValueError(f"it needs a list of {' or '.join(map(str, STRIDES))} stages")
         made = tuple(Stage(**{f.name: _check(stage, f.name) for f in fields(Stage)}) for stage in stages)
-        return Spec(*(_check(values, name) for name in ("height", "width", "last_stride")), made)
+        values = {"stem": Spec.stem, "head": Spec.head} | values  # older files have neither
+        plain = {f.name: _check(values, f.name) for f in fields(Spec) if f.name != "stages"}
+        return Spec(**plain, stages=made)
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
@@ -151,10 +164,8 @@ def self_contained(backbone: str) -> str:
     return "searched:" + json.dumps(read_spec(backbone.removeprefix("searched:")).to_dict(), separators=(",", ":"))
 
 
-def convolution(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True) -> nn.Module:
-    """Convolution, batch norm and, with `relu`, ReLU6; stride 1 keeps the size of the map."""
-    layers = [nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(c_out)]
-    return nn.Sequential(*layers, *[nn.ReLU6(inplace=True)] * relu)
+# Convolution, batch norm and ReLU6, from c_in, c_out, kernel size and stride; stride 1 keeps the size of the map.
+convolution = functools.partial(Conv2dNormActivation, activation_layer=nn.ReLU6)
 
 
 class InvertedResidual(nn.Module):
@@ -168,7 +179,7 @@ class InvertedResidual(nn.Module):
         layers["within"] = convolution(hidden, hidden, block.kernel, block.stride, groups=hidden)
         if block.se:
             layers["se"] = SqueezeExcitation(hidden, squeezed(hidden))
-        layers["project"] = convolution(hidden, block.c_out, 1, relu=False)
+        layers["project"] = convolution(hidden, block.c_out, 1, activation_layer=None)
         self.layers = nn.Sequential(layers)
         self.shortcut = block.stride == 1 and block.c_in == block.c_out
 
@@ -186,24 +197,26 @@ class NoWeights:
 
 
 class Searched(Staged):
-    """The network of a specification: (B, 3, H, W) to (B, 1280, H/16, W/16), or H/32 with last stride 2.
+    """The network of a specification: (B, 3, H, W) to (B, head, H/16, W/16), or H/32 with last stride 2.
 
-    Layers are stem, stage1 to stage7, head. Blocks with a shortcut start as the identity (Goyal et al., Accurate, Large
-    Minibatch SGD, 2017), as in the supernet.
+    Layers are stem, stage1, stage2, ..., head. Blocks with a shortcut start as the identity (Goyal et al., Accurate,
+    Large Minibatch SGD, 2017), as in the supernet.
     """
 
     imagenet = NoWeights()
 
     def __init__(self, spec: Spec):
-        widths = [stage.width for stage in spec.stages]
-        ends = [["stem", "stage1", "stage2"], ["stage3"], ["stage4", "stage5"], ["stage6", "stage7", "head"]]
-        super().__init__(ends, [widths[1], widths[2], widths[4], HEAD])
+        strides = STRIDES[len(spec.stages)]
+        starts = [0, *(n for n in range(2, len(strides)) if strides[n] != 1), len(strides)]  # of torchvision's stages
+        rows = [[f"stage{n + 1}" for n in range(*pair)] for pair in pairwise(starts)]
+        channels = [*(spec.stages[end - 1].width for end in starts[1:-1]), spec.head]
+        super().__init__([["stem", *rows[0]], *rows[1:-1], [*rows[-1], "head"]], channels)
         self.spec = spec
-        self.stem = convolution(3, STEM, 3, stride=2)
+        self.stem = convolution(3, spec.stem, 3, stride=2)
         for number in range(len(spec.stages)):
             row = [InvertedResidual(block) for block in blocks(spec) if block.stage == number]
             self.add_module(f"stage{number + 1}", nn.Sequential(*row))
-        self.head = convolution(widths[-1], HEAD, 1)
+        self.head = convolution(spec.stages[-1].width, spec.head, 1)
         init_convolutions(self)
         for block in (m for m in self.modules() if isinstance(m, InvertedResidual) and m.shortcut):
             nn.init.zeros_(block.layers.project[1].weight)

@@ -107,7 +107,8 @@ class Evolution:
         """Score a new network within the limits; False if `make` gives none."""
         for _ in range(TRIES):
             spec = make()
-            costs = None if spec in self.found else costs_within(spec, self.limits)
+            known = spec in self.found or not self.space.allows(spec)
+            costs = None if known else costs_within(spec, self.limits)
             if costs is not None:
                 self.found[spec] = Candidate(spec, costs, self.score(spec))
                 return True

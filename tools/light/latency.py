@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from model.backbones.searchable import HEAD, STEM, InvertedResidual, Spec, blocks, convolution
+from model.backbones.searchable import InvertedResidual, Spec, blocks, convolution
 from utils.errors import UserError
 from utils.files import reading, write_json
 from utils.latency import time_calls
@@ -64,11 +64,11 @@ def parts(spec: Spec) -> list[tuple[str, Part]]:
     """Stem, blocks and head of a network in order, each under a name that holds all on which its time depends."""
     found = blocks(spec)
     rows, columns = found[-1].size_out
-    stem: Part = partial(convolution, 3, STEM, 3, 2), (3, spec.height, spec.width)
-    listed = [(f"stem {spec.height} {spec.width}", stem)]
+    stem: Part = partial(convolution, 3, spec.stem, 3, 2), (3, spec.height, spec.width)
+    listed = [(f"stem {spec.stem} {spec.height} {spec.width}", stem)]
     for block in found:
         key = " ".join(str(value) for name, value in asdict(block).items() if name != "stage")
         listed.append((key, (partial(InvertedResidual, block), (block.c_in, block.rows, block.columns))))
     c_out = found[-1].c_out
-    head = partial(convolution, c_out, HEAD, 1), (c_out, rows, columns)
-    return [*listed, (f"head {c_out} {rows} {columns}", head)]
+    head = partial(convolution, c_out, spec.head, 1), (c_out, rows, columns)
+    return [*listed, (f"head {c_out} {spec.head} {rows} {columns}", head)]

@@ -38,7 +38,7 @@ def report(search: Search, found: Sequence[Candidate]) -> str:
     for old in (search.directory / "front").glob("*.json"):
         old.unlink()
     lines = [
-        f"Pareto front of {len(found)} networks, mAP on held-out identities with shared weights:",
+        f"Pareto front of {len(found)} networks, mAP on held-out identities {search.scored}:",
         f"{'M multiply-adds':>15}{'ms':>8}{'input':>10}{'stride':>8}{'mAP':>8}  stages: depth x width/expansion",
     ]
     front = pareto_front([c.costs[-1] for c in found], [c.mAP for c in found])
@@ -47,7 +47,7 @@ def report(search: Search, found: Sequence[Candidate]) -> str:
         stages = " ".join(f"{s.depth}x{s.width}/{s.expansion}k{s.kernel}{'s' if s.se else ''}" for s in c.spec.stages)
         ms, size = f"{c.costs[1] * 1e3:.2f}" if len(c.costs) > 1 else "-", "x".join(map(str, c.size))
         lines.append(f"{c.costs[0] / 1e6:>15.1f}{ms:>8}{size:>10}{c.spec.last_stride:>8}{c.mAP:>8.2f}  {stages}")
-    return "\n".join([*lines, f"MobileNetV2 1.0 with the shared weights has {reference:.2f}"])
+    return "\n".join([*lines, f"MobileNetV2 1.0 {search.scored} has {reference:.2f}"])
 
 
 def write_winner(search: Search, candidate: Candidate, score: float | None) -> Path:
@@ -63,7 +63,8 @@ def write_spec(search: Search, file: Path, candidate: Candidate, more: dict[str,
     """A specification, with how it was found."""
     data, about = search.cfg.data, {"found_by": typed_command(), "when": date.today().isoformat()}
     about["on"] = f"{data.dataset}, scored on {data.holdout_ids} training identities held out"
-    about |= {"multiply_adds": candidate.costs[0], "heldout_mAP_with_shared_weights": round(candidate.mAP, 2)}
+    scored = search.scored.replace(" ", "_")
+    about |= {"multiply_adds": candidate.costs[0], f"heldout_mAP_{scored}": round(candidate.mAP, 2)}
     write_json(file, about | (more or {}) | candidate.spec.to_dict())
 
 
@@ -92,14 +93,14 @@ def draw_front(search: Search, found: Sequence[Candidate], reference: float) -> 
         axis.scatter(costs, scores, s=16, color="#9a9a9a", label="scored")
         axis.plot(costs[front], scores[front], "o-", color="#1a6faf", label="Pareto front")
         own = scale * marked["mobilenet_v2"][n]
-        axis.plot([own], [reference], "*", ms=13, color="#d7191c", label="MobileNetV2 1.0, part of the supernet")
+        axis.plot([own], [reference], "*", ms=13, color="#d7191c", label="MobileNetV2 1.0")
         shown = {MARKED[name]: scale * c[n] for name, c in marked.items() if scale * c[n] <= 1.4 * max(costs)}
         for cost in shown.values():
             axis.axvline(cost, color="#404040", lw=0.8, ls=":")
         top = axis.secondary_xaxis("top")
         top.set_xticks(list(shown.values()), list(shown), rotation=50, ha="left", fontsize=8)
         axis.margins(y=0.12)
-        axis.set(xlabel=label, ylabel="mAP in %, held-out identities, shared weights")
+        axis.set(xlabel=label, ylabel=f"mAP in %, held-out identities, {search.scored}")
         axis.grid(alpha=0.3)
     figure.legend(handles=axis.get_legend_handles_labels()[0], loc="outside lower center", ncols=3)
     save(figure, search.directory / "pareto.png")

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from config import Config, load_preset
 from config.cli import parse_settings, split_first, typed_command
-from config.config import option
+from config.config import DataSettings, option
 from datasets.loaders import TestLoader, TrainLoader
 from datasets.make import make_dataset
 from model import ReIDModel
@@ -26,16 +27,17 @@ from processor.resume import FREE_SETTINGS
 from processor.train import do_train
 from tools.light.evolution import Candidate, Limits, Scores, search_each_size
 from tools.light.latency import LatencyTable
-from tools.light.space import Space, mobilenet_v2
+from tools.light.space import SPACES, Space, mobilenet_v2
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.logging import log, setup_logging
 from utils.metrics import evaluate
 
-SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9}
+SpaceName = Literal["auto", "mobilenet_v2", "mlr"]
 RANGES = {
-    "max_latency": "[0, inf)", "latency_batch": "[1, inf)", "supernet_epochs": "[0, inf)", "at_random": "[1, inf)",
-    "retrain": "[0, inf)", "check_ranking": "[0, inf)", "ranking_seeds": "[1, inf)", "check_latency": "[0, inf)",
+    "least_share": "[0, 1]", "max_latency": "[0, inf)", "latency_batch": "[1, inf)", "supernet_epochs": "[0, inf)",
+    "candidates": "[0, inf)", "at_random": "[0, inf)", "retrain": "[0, inf)", "check_ranking": "[0, inf)",
+    "ranking_seeds": "[1, inf)", "check_latency": "[0, inf)",
 }  # fmt: skip
 # Gradient norm of the supernet. Each step trains another network; without clipping, one SGD step in hundreds was so
 # large that everything learned so far was lost.
@@ -45,12 +47,15 @@ CALIBRATION = 8  # batches from which a candidate's batch norm statistics are co
 
 @dataclass
 class Options:
-    max_flops: str = ""  # largest number of multiply-adds per image, such as 210M (empty: that of MobileNetV2 1.0)
+    space: SpaceName = "auto"  # networks to choose among (auto: mlr with the presets light_210m...)
+    max_flops: str = ""  # multiply-adds per image, such as 210M: the most, in mlr ± 2 % (empty: MobileNetV2 1.0's)
+    least_share: float = 0.0  # smallest share of these multiply-adds that a network has (0: any; mlr: 0.98)
     max_latency: float = 0.0  # largest latency on --device in ms, of a batch of --latency-batch images (0: no limit)
     latency_batch: int = 1  # images per batch of --max-latency
+    alone: bool = False  # score each network by training it alone, without a supernet, as in mlr
     supernet_epochs: int = 0  # epochs of the supernet (0: four times those of the preset)
-    candidates: int = 200  # number of networks to score, equally many for each image size
-    at_random: int = 60  # number of random networks among these, before the evolution starts
+    candidates: int = 0  # number of networks to score, equally many for each image size (0: 200; mlr: 32)
+    at_random: int = 0  # number of random networks among these, before the evolution starts (0: 60; mlr: 16)
     finals: bool = True  # choose among the best of each image size by training each alone, not by shared weights
     against_random: bool = False  # also search among random networks only, and retrain their best
     retrain: int = 0  # number of seeds with which the winner and the references are trained and tested
@@ -64,6 +69,13 @@ def parse_search(about: str, environ: Mapping[str, str]) -> tuple[Config, Option
     """`[PRESET] [--setting value ...]` to checked settings and options. Raises UserError."""
     preset, args = split_first(None)
     cfg, options = parse_settings(args, load_preset(preset or "demo"), environ, about, Options, RANGES)
+    if found := cfg.model.backbone.startswith("searched:"):  # its image size is that of the network that was found
+        usual = {name: getattr(DataSettings, name) for name in ("height", "width")}
+        cfg = cfg.replace(**{name: value for name, value in usual.items() if name not in cfg.typed})
+    if options.space == "auto":
+        options.space = "mlr" if found else "mobilenet_v2"
+    options.candidates = options.candidates or (32 if options.space == "mlr" else 200)
+    options.at_random = options.at_random or (16 if options.space == "mlr" else 60)
     if options.max_flops and not parse_flops(options.max_flops) > 0:
         raise UserError(f"--max-flops takes a number such as 210M or 1.2G, not {options.max_flops}")
     if options.at_random > options.candidates:
@@ -73,68 +85,85 @@ def parse_search(about: str, environ: Mapping[str, str]) -> tuple[Config, Option
 
 def parse_flops(text: str) -> float:
     """210M to 210e6; 0 if it is not a number."""
-    number, unit = (text[:-1], text[-1].lower()) if text[-1].lower() in SUFFIXES else (text, "")
     try:
-        return float(number) * SUFFIXES.get(unit, 1.0)
+        return float(text.lower().translate({ord("k"): "e3", ord("m"): "e6", ord("g"): "e9"}))
     except ValueError:
         return 0.0
 
 
 @dataclass
 class Search:
-    """A trained supernet, the score of its networks, and the limits of their costs."""
+    """A space, the score of its networks, and the limits of their costs."""
 
     cfg: Config
     directory: Path
+    space: Space
     score: Scores
+    scored: str  # how: "with shared weights", or "trained alone"
     table: LatencyTable | None
     limits: Limits
 
     def run(self, count: int, at_random: int) -> list[Candidate]:
         """Score `count` networks, of which `at_random` are random; best first."""
-        space, seed = Space(self.cfg.data.height, self.cfg.data.width), self.cfg.run.seed
         with tqdm(total=count, unit="network", leave=False, dynamic_ncols=True) as bar:
 
             def score(spec: Spec) -> float:
                 bar.update()
                 return self.score(spec)
 
-            return search_each_size(space, self.limits, score, seed, count, at_random)
+            return search_each_size(self.space, self.limits, score, self.cfg.run.seed, count, at_random)
 
     def train_each(self, candidates: Sequence[Candidate], seed: int) -> list[float]:
-        """mAP in percent of each network when trained alone, on the identities that the supernet is scored on."""
-        cfg, scores = use_heldout_as_test(self.cfg.replace(seed=seed), self.directory), []
+        """The score of each network when trained alone."""
+        scores = []
         for number, c in enumerate(candidates, 1):
-            result = train_network(cfg, self.directory, f"alone-{spec_id(c.spec)}-s{seed}", c.spec)
-            setup_logging(self.directory / "search.log")
-            scores.append(result["scores"]["plain"]["mAP"])
+            scores.append(train_alone(self.cfg.replace(seed=seed), self.directory, c.spec))
             log.info(
-                "%d of %d, %.1f M multiply-adds: mAP %.2f with shared weights, %.2f trained alone",
-                number, len(candidates), c.costs[0] / 1e6, c.mAP, scores[-1],
+                "%d of %d, %.1f M multiply-adds: mAP %.2f %s, %.2f trained alone",
+                number, len(candidates), c.costs[0] / 1e6, c.mAP, self.scored, scores[-1],
             )  # fmt: skip
         return scores
 
 
 def open_search(cfg: Config, options: Options) -> Search:
-    """Train the supernet, if that is not done yet, and load it."""
+    """The space and its scores: those of a supernet, which is trained if that is not done yet, or in the space mlr, as
+    its authors do, those of each network when it is trained alone."""
     directory = Path(cfg.run.log_dir) / (cfg.run.name or f"search_{cfg.run.preset}")
-    device, epochs = pick_device(cfg.run.device), options.supernet_epochs or 4 * cfg.solver.epochs
+    device, size = pick_device(cfg.run.device), (cfg.data.height, cfg.data.width)
+    reference = multiply_adds(mobilenet_v2(*size), SPACES[options.space].norms)
+    budget = parse_flops(options.max_flops or "0") or reference
+    space = Space(*size, budget, options.space)
+    space.least = max(space.least, options.least_share * budget)
+    limits, table = [(space.cost, space.most)], None
+    if options.max_latency:
+        hardware = describe_environment(device)["hardware"]
+        table = LatencyTable(directory / "latency.json", device, hardware, options.latency_batch)
+        limits.append((table.total, options.max_latency / 1e3))
+    if options.alone or options.space == "mlr":
+        directory.mkdir(parents=True, exist_ok=True)
+        setup_logging(directory / "search.log")
+        score = Scores(directory / "alone.jsonl", lambda spec: train_alone(cfg, directory, spec))
+        return Search(cfg, directory, space, score, "trained alone", table, limits)
+    epochs = options.supernet_epochs or 4 * cfg.solver.epochs
     steps = tuple(step * epochs / cfg.solver.epochs for step in cfg.solver.steps)
-    budget = parse_flops(options.max_flops or "0") or multiply_adds(mobilenet_v2(cfg.data.height, cfg.data.width))
     supernet = use_heldout_as_test(cfg.replace(flip=False, rerank=False, epochs=epochs, steps=steps), directory)
-    changes = {"backbone": f"supernet:{int(budget)}", "last_stride": 1, "clip_grad": cfg.solver.clip_grad or CLIP_GRAD}
+    changes = {"backbone": f"supernet:{int(space.most)}", "last_stride": 1}
+    changes["clip_grad"] = cfg.solver.clip_grad or CLIP_GRAD
     changes["deterministic"] = True  # without cuDNN's autotuning, which would run at each step for another network
     train_network(supernet, directory, "supernet", **changes)
     setup_logging(directory / "search.log")
     model, trained = load_model(directory / "supernet" / LAST, device)
     trained = trained.replace(data_root=cfg.data.data_root, workers=cfg.data.workers)
-    limits, table = [(multiply_adds, budget)], None
-    if options.max_latency:
-        hardware = describe_environment(device)["hardware"]
-        table = LatencyTable(directory / "latency.json", device, hardware, options.latency_batch)
-        limits.append((table.total, options.max_latency / 1e3))
-    scores = Scores(directory / "supernet" / "candidates.jsonl", Scorer(trained, model, device))
-    return Search(cfg, directory, scores, table, limits)
+    score = Scores(directory / "supernet" / "candidates.jsonl", Scorer(trained, model, device))
+    return Search(cfg, directory, space, score, "with shared weights", table, limits)
+
+
+def train_alone(cfg: Config, directory: Path, spec: Spec) -> float:
+    """mAP in percent of a network when trained alone, on the identities held out from the training."""
+    heldout = use_heldout_as_test(cfg, directory)
+    result = train_network(heldout, directory, f"alone-{spec_id(spec)}-s{cfg.run.seed}", spec)
+    setup_logging(directory / "search.log")
+    return result["scores"]["plain"]["mAP"]
 
 
 def train_network(cfg: Config, directory: Path, name: str, spec: Spec | None = None, **changes) -> dict:

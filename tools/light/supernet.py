@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from config import Config
 from model.backbones.checks import init_convolutions
-from model.backbones.searchable import HEAD, STEM, Block, NoWeights, Spec, blocks, squeezed
+from model.backbones.searchable import Block, NoWeights, Spec, blocks, squeezed
 from tools.light.space import Space
 from utils.errors import UserError
 
@@ -80,12 +80,13 @@ class Supernet(nn.Module):
         super().__init__()
         self.space, self.seed, self.largest, self.steps = space, seed, space.largest(), 0
         self.selected: Spec | None = None
-        self.out_channels = HEAD
-        self.stem, self.stem_norm = nn.Conv2d(3, STEM, 3, 2, 1, bias=False), ElasticNorm(STEM)
+        self.out_channels = self.largest.head
+        stem, head = self.largest.stem, self.largest.head
+        self.stem, self.stem_norm = nn.Conv2d(3, stem, 3, 2, 1, bias=False), ElasticNorm(stem)
         largest, self.stages = blocks(self.largest), nn.ModuleList()
         for number in range(len(self.largest.stages)):
             self.stages.append(nn.ModuleList(ElasticBlock(block) for block in largest if block.stage == number))
-        self.head, self.head_norm = ElasticConv(largest[-1].c_out, HEAD, 1, bias=False), ElasticNorm(HEAD)
+        self.head, self.head_norm = ElasticConv(largest[-1].c_out, head, 1, bias=False), ElasticNorm(head)
         init_convolutions(self)
         for stage in self.stages:
             for block in stage[1:]:
@@ -115,7 +116,7 @@ class Supernet(nn.Module):
         x = F.relu6(self.stem_norm(self.stem(images)))
         for elastic, block in zip(self.part(spec), blocks(spec), strict=True):
             x = elastic(x, block)
-        return F.relu6(self.head_norm(self.head.part(x, HEAD)))
+        return F.relu6(self.head_norm(self.head.part(x, self.out_channels)))
 
     def part(self, spec: Spec) -> list[ElasticBlock]:
         """The blocks that a network uses."""
