@@ -281,7 +281,7 @@ PARTS = {
 def test_parts_that_no_preset_has_wait_for_nothing(number, tmp_path, gpu):
     parts = {name: values[number % len(values)] for name, values in PARTS.items()}
     if parts["branches"] != "one":
-        parts |= {"attention": "none"}
+        parts |= {"attention": "none", "height": 96}  # six rows for PCB's parts
     losses, _ = train_and_evaluate(config(tmp_path, "tiny_b1", **parts))
     assert np.isfinite(losses).all()
 
