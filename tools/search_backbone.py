@@ -36,10 +36,9 @@ def choose(search: Search, finals: bool, found: Sequence[Candidate]) -> tuple[Ca
     little of the budget are finalists only where a size has no others: trained alone, those with more multiply-adds
     are better, which scores with shared weights hardly show (docs/light_models.md).
     """
-    if search.scored == "trained alone":
-        return found[0], found[0].mAP
-    if not finals:
-        return found[0], None
+    alone = search.scored == "trained alone"
+    if alone or not finals:
+        return found[0], found[0].mAP if alone else None
 
     def rank(candidate: Candidate) -> tuple[bool, float]:
         used = max(cost / limit for cost, (_, limit) in zip(candidate.costs, search.limits, strict=True))

@@ -144,15 +144,11 @@ def read_spec(source: str | Path) -> Spec:
 
 def _check(values: dict[str, Any], name: str) -> int | bool:
     """An entry of a specification. Raises ValueError where it is missing or invalid."""
-    if name not in values:
-        raise ValueError(f"{name} is missing")
-    value = values[name]
-    if name == "se":
-        if not isinstance(value, bool):
-            raise ValueError(f"se is {value!r:.40}, not true or false")
-    elif type(value) is not int or not 1 <= value <= LIMITS[name]:
-        raise ValueError(f"{name} is {value!r:.40}, not a whole number from 1 to {LIMITS[name]}")
-    elif name == "kernel" and value % 2 == 0:
+    value, switch = values.get(name), name == "se"
+    if type(value) is not (bool if switch else int) or not (switch or 1 <= value <= LIMITS[name]):
+        expected = "true or false" if switch else f"a whole number from 1 to {LIMITS[name]}"
+        raise ValueError(f"{name} is {value!r:.40}, not {expected}")
+    if name == "kernel" and value % 2 == 0:
         raise ValueError(f"kernel {value} is even")
     return value
 
