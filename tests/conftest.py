@@ -10,6 +10,7 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**26))  # as where Plai
 import cv2
 import numpy as np
 import pytest
+import torch
 
 import processor.train
 from config import Config
@@ -42,6 +43,13 @@ def write_tree(base: Path, train_ids: int = 6, test_ids: int = 4, cameras: int =
     write("bounding_box_test", -1, 1, 6, colours[-1])
     (base / "bounding_box_test" / "Thumbs.db").write_bytes(b"not an image")
     return base
+
+
+@pytest.fixture(autouse=True)
+def denormal_numbers():
+    """A run in this process flushes them to zero, which hypothesis refuses."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

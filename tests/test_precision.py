@@ -49,7 +49,6 @@ def switches():
     yield
     backends.cudnn.allow_tf32, backends.cuda.matmul.fp32_precision, backends.cudnn.benchmark = before
     torch.use_deterministic_algorithms(deterministic)
-    torch.set_flush_denormal(False)
     for name in os.environ.keys() - variables.keys():
         del os.environ[name]
 
