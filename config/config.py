@@ -62,6 +62,7 @@ class DataSettings:
     height: int = 256  # input height in pixels
     width: int = 128  # input width in pixels
     start_sizes: tuple[str, ...] = ()  # smaller images at first: height, width and epochs, such as 128x64:16 192x96:6
+    shrink: Literal["area", "bilinear"] = "area"  # how larger images become smaller; most trackers do it bilinearly
     pixel_range: tuple[float, float] = (0.0, 0.0)  # values that are black and white in 16-bit images (0 0: automatic)
     disk_gb: float = 40.0  # size limit in GB of the disk cache of decoded images (0: no disk cache)
     cache_dir: str = ""  # directory of the disk cache (empty: DATA_ROOT/.cache)

@@ -95,7 +95,7 @@ class Images:
             self.unchecked[row] = False
 
     def _decode(self, path: str) -> np.ndarray:
-        return read_image(path, self.height, self.width, self.cfg.data.pixel_range)
+        return read_image(path, self.height, self.width, self.cfg.data.pixel_range, self.cfg.data.shrink)
 
     def _from_file(self) -> dict[int, str] | None:
         """Map the file of these images, written first if necessary. Returns the bad ones, or None if it has no room."""
@@ -174,7 +174,8 @@ class Images:
     def _digest(self) -> str:
         """Of all that the images depend on: the files (path, size, time of change), the input size, the decoder."""
         pixel_range = f"{self.cfg.data.pixel_range}\n" if any(self.cfg.data.pixel_range) else ""
-        digest = hashlib.sha256(f"2 {cv2.__version__} {self.height} {self.width}\n{pixel_range}".encode())
+        shrink = "bilinear\n" if self.cfg.data.shrink == "bilinear" else ""
+        digest = hashlib.sha256(f"2 {cv2.__version__} {self.height} {self.width}\n{pixel_range}{shrink}".encode())
         for path in self.paths:
             try:
                 status = os.stat(path)

@@ -19,13 +19,16 @@ Range = tuple[float, float]  # pixel values that become black and white
 UNKNOWN: Range = (0.0, 0.0)
 
 
-def read_image(path: str | Path, height: int, width: int, pixel_range: Range = UNKNOWN) -> np.ndarray:
+def read_image(
+    path: str | Path, height: int, width: int, pixel_range: Range = UNKNOWN, shrink: str = "area"
+) -> np.ndarray:
     """One image file as (height, width, 3) uint8 RGB, whatever its colour space and depth, rotated by its EXIF tag.
 
-    pixel_range: of files with more than 8 bits per value (unknown: that of the image itself, as for showing it). Raises
-    UserError, naming the path, when the file is missing, unreadable, not an image, truncated or huge.
+    pixel_range: of files with more than 8 bits per value (unknown: that of the image itself, as for showing it).
+    shrink: as in `resize`. Raises UserError, naming the path, when the file is missing, unreadable, not an image,
+    truncated or huge.
     """
-    return resize(decode(path, pixel_range), height, width)
+    return resize(decode(path, pixel_range), height, width, shrink)
 
 
 def read_whole(path: str | Path, longest: int, pixel_range: Range = UNKNOWN) -> np.ndarray:
@@ -42,12 +45,13 @@ def decode(path: str | Path, pixel_range: Range = UNKNOWN) -> np.ndarray:
     return image if image.dtype == np.uint8 else load("datasets.depth:to_8_bits")(image, pixel_range)
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """An image (H, W, 3) as (height, width, 3)."""
+def resize(image: np.ndarray, height: int, width: int, shrink: str = "area") -> np.ndarray:
+    """An image (H, W, 3) as (height, width, 3), by the mean of the area behind a pixel where it becomes smaller (shrink
+    "area"), else bilinearly, from the four nearest pixels."""
     if image.shape[:2] == (height, width):
         return image
-    shrinks = image.shape[0] > height or image.shape[1] > width
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    by_area = shrink == "area" and (image.shape[0] > height or image.shape[1] > width)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if by_area else cv2.INTER_LINEAR)
 
 
 def read_bytes(path: str | Path) -> np.ndarray:

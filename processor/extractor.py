@@ -131,10 +131,10 @@ class FeatureExtractor:
             return picture
         if isinstance(picture, (str, os.PathLike)):
             try:
-                return read_image(picture, height, width, self.cfg.data.pixel_range)
+                return read_image(picture, height, width, self.cfg.data.pixel_range, self.cfg.data.shrink)
             except UserError as error:
                 return error
-        return resize(picture, height, width)
+        return resize(picture, height, width, self.cfg.data.shrink)
 
     def _features(self, pictures: np.ndarray) -> torch.Tensor:
         """(B, height, width, 3) uint8 to (B, D)."""
@@ -153,7 +153,7 @@ class FeatureExtractor:
 def fingerprint(weights: dict[str, torch.Tensor], cfg: Config) -> str:
     """16 hexadecimal digits of all weights and settings that shape an embedding; if equal, features can be compared."""
     settings = {name: cfg.get(name) for name in SHAPING}
-    for name in ("pixel_range", "file_colour", "file_scale", "file_mean", "file_std", "file_output"):
+    for name in ("shrink", "pixel_range", "file_colour", "file_scale", "file_mean", "file_std", "file_output"):
         if cfg.get(name) != SETTINGS[name].default:
             settings[name] = cfg.get(name)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())

@@ -96,6 +96,8 @@ def test_images_of_any_size_are_resized_to_height_by_width(tmp_path):
     stripes[:, ::2] = 200
     Image.fromarray(stripes).save(path)
     assert np.abs(read_image(path, 16, 16).astype(int) - 100).max() <= 1  # shrinking averages
+    bilinear = cv2.resize(stripes, (15, 16), interpolation=cv2.INTER_LINEAR)
+    assert (read_image(path, 16, 15, shrink="bilinear") == bilinear).all() and np.abs(bilinear - 100.0).max() > 90
     cv2.imwrite(str(path.with_suffix(".jpg")), np.full((6000, 8000), 90, np.uint8))
     assert (read_image(path.with_suffix(".jpg"), HEIGHT, WIDTH) == 90).all()  # 48 megapixels are not too many
 

@@ -36,9 +36,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
 from config.cli import typed_command
+from config.config import DataSettings
 from datasets.augment import MEAN, STD, normalise
 from datasets.base import ReIDDataset, Sample
-from datasets.images import decode, read_image, resize
+from datasets.images import decode, read_image
 from datasets.loaders import TestLoader
 from datasets.make import make_dataset, make_test_set
 from processor.checkpoint import FILES
@@ -70,11 +71,11 @@ TARGETS = {  # of --for: the format, and what the program gives to the file
     "openvino": ("openvino", ("bgr", 255.0, *NONE)),
     "deepsort": ("deepsort", ("rgb", 1.0, MEAN, STD)),
 }
-OWN_RESIZE = "by area where it shrinks, else bilinear (OpenCV's INTER_AREA, INTER_LINEAR)"
+RESIZE = {"area": "by area where it shrinks, else bilinear (OpenCV's INTER_AREA, INTER_LINEAR)", "bilinear": "bilinear"}
 RESIZE_QUERIES, RESIZE_IMAGES = 100, 500  # on which the cost of another resize is measured
 # settings that a file holds, so that it is not tested on people that it was trained on
 TRAINED_ON = ("dataset", "test_dataset", "test_share", "split_seed", "folders", "camera_pattern", "train_ids")
-TRAINED_ON += ("holdout_ids", "pixel_range", "metric")
+TRAINED_ON += ("holdout_ids", "shrink", "pixel_range", "metric")
 LEAST_COSINE = 0.9999  # between an embedding of a float32 file and PyTorch's
 CROPS = 64  # of the test split, on which a file is compared
 RANDOM = 8  # pictures instead, if there is no test split
@@ -120,7 +121,7 @@ def metadata(options: Options, test: TestJob, name: str, environment: dict[str, 
     about = {
         "input": pictures if options.preprocessing else floats,
         "colour": values[0], "scale": values[1], "mean": values[2], "std": values[3],
-        "resize": "any" if options.preprocessing else OWN_RESIZE,
+        "resize": "any" if options.preprocessing else RESIZE[cfg.data.shrink],
         "height": cfg.data.height, "width": cfg.data.width,
         "preprocessing": options.preprocessing, "embedding_dim": test.model.embedding_dim,
         "normalised": options.normalise, "metric": cfg.eval.metric, "precision": precision, "target": options.target,
@@ -139,7 +140,7 @@ def make_file(options: Options, test: TestJob, name: str, about: dict[str, str])
         return deepsort.make_file(test.cfg, test.model)
     embed: nn.Module = graph.Embed(test.model, options.normalise, options.half)
     if options.preprocessing:
-        module = nn.Sequential(graph.Preprocess(data.height, data.width), embed)
+        module = nn.Sequential(graph.Preprocess(data.height, data.width, data.shrink), embed)
         example, dynamic = torch.zeros(2, 37, 41, 3, dtype=torch.uint8), 3  # no two of the sizes are alike
     else:
         module = nn.Sequential(graph.Normalise(*input_of(test.cfg)), embed)
@@ -202,7 +203,7 @@ def compare(test: TestJob, file: FileModel) -> dict[str, float]:
     preprocessing then in their own size."""
     data = test.cfg.data
     paths = [s.path for s in spread([*test.query.samples, *test.gallery.samples], CROPS)]
-    crops = torch.from_numpy(np.stack([read_image(path, data.height, data.width, data.pixel_range) for path in paths]))
+    crops = torch.from_numpy(np.stack([read(path, data) for path in paths]))
     images = normalise(crops)
     reference = test.model(images).float()
     if file.network.kind == np.uint8:
@@ -219,19 +220,22 @@ def resize_cost(test: TestJob) -> dict[str, Any]:
     """What the bilinear resize of trackers costs: mAP of some test images as our tests resize them, and with that."""
     data, features = test.cfg.data, {}
     sides = few_images(test.query.samples, test.gallery.samples, RESIZE_QUERIES, RESIZE_IMAGES)
-    for name, interpolation in (("own", None), ("bilinear", cv2.INTER_LINEAR)):
+    for name, shrink in (("own", data.shrink), ("bilinear", "bilinear")):
         features[name] = [[], []]
         for rows, side in zip(features[name], sides, strict=True):
             for sample in side:
-                picture, size = decode(sample.path, data.pixel_range), (data.width, data.height)
-                own = resize(picture, data.height, data.width)
-                small = own if interpolation is None else cv2.resize(picture, size, interpolation=interpolation)
+                small = read_image(sample.path, data.height, data.width, data.pixel_range, shrink)
                 rows.append(test.model(normalise(torch.from_numpy(small)[None])).float())
     ids = [[getattr(x, key) for x in side] for key in ("pid", "camid") for side in sides]
     scores = {
         name: evaluate(*map(torch.cat, rows), *ids, metric=test.cfg.eval.metric) for name, rows in features.items()
     }
     return {"queries": len(sides[0]), "images": len(sides[1])} | {k: round(100 * s.mAP, 2) for k, s in scores.items()}
+
+
+def read(path: str, data: DataSettings) -> np.ndarray:
+    """A picture as in tests, (height, width, 3) uint8."""
+    return read_image(path, data.height, data.width, data.pixel_range, data.shrink)
 
 
 def lowest_cosine(embeddings: torch.Tensor, reference: torch.Tensor) -> float:
@@ -266,10 +270,10 @@ def measure(test: TestJob, file: FileModel, precision: str) -> dict[str, Any]:
         before, after = found["scores"].values()
         found["change"] = {key: round(after[key] - before[key], 4) for key in ("mAP", "rank1")}
     path = test.query.samples[0].path
-    pixels = torch.from_numpy(read_image(path, cfg.data.height, cfg.data.width, cfg.data.pixel_range))[None]
+    pixels = torch.from_numpy(read(path, cfg.data))[None]
     images, inside = normalise(pixels), file.network.kind == np.uint8
     if inside:
-        model = nn.Sequential(graph.Preprocess(cfg.data.height, cfg.data.width), model)
+        model = nn.Sequential(graph.Preprocess(cfg.data.height, cfg.data.width, cfg.data.shrink), model)
     found["latency"] = []
     for size in LATENCY_BATCHES:
         batch = (pixels if inside else images).repeat(size, 1, 1, 1)

@@ -141,7 +141,7 @@ def make_columns(source: Source, job: Job) -> list[Column]:
     model, rows, data = source.model, source.rows, source.cfg.data
     present = [job.image, *filter(None, job.others)]
     drawn = [read_whole(p.path, LONGEST) for p in present]
-    pixels = np.stack([read_image(p.path, data.height, data.width, data.pixel_range) for p in present])
+    pixels = np.stack([read_image(p.path, data.height, data.width, data.pixel_range, data.shrink) for p in present])
     images = normalise(torch.from_numpy(pixels).to(source.device))
     if not source.cfg.loop.channels_last:
         images = images.contiguous()

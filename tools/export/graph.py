@@ -85,12 +85,13 @@ class Preprocess(nn.Module):
     """Pictures (B, H, W, 3) uint8 RGB of any one size to normalised images (B, 3, height, width) float32.
 
     They are resized as `datasets.images.read_image` has cv2 do it, up to one grey level: INTER_AREA, the mean of the
-    area behind a pixel, where the picture shrinks and no side grows; otherwise a blend of two neighbours per side.
+    area behind a pixel, where the picture shrinks and no side grows; otherwise, and with shrink "bilinear", a blend of
+    two neighbours per side.
     """
 
-    def __init__(self, height: int, width: int):
+    def __init__(self, height: int, width: int, shrink: str = "area"):
         super().__init__()
-        self.height, self.width = height, width
+        self.height, self.width, self.by_area = height, width, shrink == "area"
         self.register_buffer("mean", 255 * torch.tensor(MEAN))
         self.register_buffer("std", 255 * torch.tensor(STD))
 
@@ -98,7 +99,7 @@ class Preprocess(nn.Module):
         """(B, H, W, 3) to (B, height, width, 3), whole grey levels as float32."""
         # Sizes are compared as tensors, because an `if` would hold for the traced size alone.
         old = [torch.full((), n, dtype=torch.float64, device=pictures.device) for n in pictures.shape[1:3]]
-        shrinks = (old[0] > self.height) | (old[1] > self.width)
+        shrinks = ((old[0] > self.height) | (old[1] > self.width)) & self.by_area
         area = shrinks & (old[0] >= self.height) & (old[1] >= self.width)
         down = resize_weights(pictures.shape[1], self.height, old[0], shrinks, area)
         across = resize_weights(pictures.shape[2], self.width, old[1], shrinks, area)

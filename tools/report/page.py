@@ -294,7 +294,7 @@ def heat_maps(test: TestJob, query: int, ranked: Ranked) -> list[dict[str, Any]]
     data, gallery = test.cfg.data, test.gallery.samples
     others = sorted((found[0], word) for word in ("right", "wrong") if (found := getattr(ranked, word)))
     paths = [test.query.samples[query].path, *(gallery[g].path for (_, g, _), _ in others)]
-    pixels = np.stack([read_image(path, data.height, data.width, data.pixel_range) for path in paths])
+    pixels = np.stack([read_image(path, data.height, data.width, data.pixel_range, data.shrink) for path in paths])
     drawn = [read_whole(path, LONGEST) for path in paths]
     images = normalise(torch.from_numpy(pixels).to(test.device))
     strong = activation_maps(test.model, images[:1]).mean(1)[0]
