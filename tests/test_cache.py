@@ -147,11 +147,13 @@ def test_a_file_that_goes_bad_later_is_an_error_that_names_it(cfg, files):
 # ---- where they are kept
 
 
-def test_a_second_start_decodes_nothing(cfg, files, reads):
+def test_a_second_start_decodes_nothing_unless_images_are_resized_otherwise(cfg, files, reads):
     Images(cfg, files, "train")
     assert sorted(reads) == [Path(f).name for f in files] and left(cfg) == ["train.json", "train.npy"]
     reads.clear()
     assert np.array_equal(pixels(Images(cfg, files, "train")), decoded(files)) and reads == []
+    Images(cfg.replace(shrink="bilinear"), files, "train")
+    assert len(reads) == COUNT
 
 
 def test_without_a_file_images_are_in_memory_if_they_fit(cfg, files, reads):
