@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+import processor.checkpoint
 import processor.train
 from config import Config
 
 processor.train.SAVE_SHARE = 1e9  # a checkpoint after each epoch, however fast
+processor.checkpoint.SHIPPED = Path("none")  # no model where there is no run
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored, by children too
 
 
