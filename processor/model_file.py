@@ -94,9 +94,9 @@ def open_file(path: Path, precision: str) -> Network:
 def read_file(path: Path) -> dict[str, Any]:
     """What stands for a checkpoint's dict: the file's bytes as its weights, and settings from its metadata, or from
     `metadata` in FILE.json next to it; the others have their default."""
-    network, beside = open_file(path, "float32"), Path(f"{path}.json")
-    with reading(beside, "give a JSON file that holds metadata, or remove it"):
-        about = network.about or (json.loads(beside.read_text())["metadata"] if beside.is_file() else {})
+    network, record = open_file(path, "float32"), Path(f"{path}.json")
+    with reading(record, "give a JSON file that holds metadata, or remove it"):
+        about = network.about or (json.loads(record.read_text())["metadata"] if record.is_file() else {})
     with reading(path, "its metadata is not as tools/export_onnx.py writes it"):
         keys = ("settings", "colour", "scale", "mean", "std", "height", "width", "epoch")
         about = dict(about) | {key: plain_value(about[key]) for key in keys if key in about}
