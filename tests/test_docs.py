@@ -160,9 +160,10 @@ def run_line(line: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [p for p in PAGES if p.stem != "cpu"], ids=lambda page: page.stem)  # cpu: hours
 def test_every_block_of_the_page_runs(page, ready, tmp_path, monkeypatch):
     base = shutil.copytree(ready, tmp_path / "base")
+    (base / "weights").symlink_to(ROOT / "weights")
     monkeypatch.chdir(base)
     monkeypatch.delenv("REID_DATA", raising=False)
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
