@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from config import Config
-from datasets.images import read_image
+from datasets.images import read_input
 from utils.errors import UserError
 from utils.files import lock_directory, write_json, write_rows
 from utils.logging import log
@@ -95,7 +95,7 @@ class Images:
             self.unchecked[row] = False
 
     def _decode(self, path: str) -> np.ndarray:
-        return read_image(path, self.height, self.width, self.cfg.data.pixel_range, self.cfg.data.shrink)
+        return read_input(path, self.cfg.data)
 
     def _from_file(self) -> dict[int, str] | None:
         """Map the file of these images, written first if necessary. Returns the bad ones, or None if it has no room."""

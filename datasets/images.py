@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from config.config import DataSettings
 from utils.errors import UserError
 from utils.lookup import load
 
@@ -29,6 +30,11 @@ def read_image(
     truncated or huge.
     """
     return resize(decode(path, pixel_range), height, width, shrink)
+
+
+def read_input(path: str | Path, data: DataSettings) -> np.ndarray:
+    """One image file as a network of these settings takes it, (height, width, 3) uint8 RGB; see `read_image`."""
+    return read_image(path, data.height, data.width, data.pixel_range, data.shrink)
 
 
 def read_whole(path: str | Path, longest: int, pixel_range: Range = UNKNOWN) -> np.ndarray:

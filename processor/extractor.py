@@ -19,7 +19,7 @@ from config import Config
 from config.config import SETTINGS
 from datasets.augment import normalise
 from datasets.folder import list_pictures
-from datasets.images import read_image, resize
+from datasets.images import read_input, resize
 from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model, stored_config
 from processor.environment import pick_device
 from utils.errors import UserError
@@ -126,15 +126,15 @@ class FeatureExtractor:
                 pool.shutdown(cancel_futures=True)
 
     def _resize(self, picture: Any) -> np.ndarray | UserError:
-        height, width = self.cfg.data.height, self.cfg.data.width
+        data = self.cfg.data
         if isinstance(picture, UserError):
             return picture
         if isinstance(picture, (str, os.PathLike)):
             try:
-                return read_image(picture, height, width, self.cfg.data.pixel_range, self.cfg.data.shrink)
+                return read_input(picture, data)
             except UserError as error:
                 return error
-        return resize(picture, height, width, self.cfg.data.shrink)
+        return resize(picture, data.height, data.width, data.shrink)
 
     def _features(self, pictures: np.ndarray) -> torch.Tensor:
         """(B, height, width, 3) uint8 to (B, D)."""

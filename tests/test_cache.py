@@ -17,7 +17,7 @@ import torch
 from config import Config
 from datasets import cache
 from datasets.cache import Images
-from datasets.images import read_image
+from datasets.images import read_image, read_input
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,9 +55,9 @@ def reads(monkeypatch) -> list[str]:
 
     def counted(path, *rest):
         names.append(Path(path).name)
-        return read_image(path, *rest)
+        return read_input(path, *rest)
 
-    monkeypatch.setattr(cache, "read_image", counted)
+    monkeypatch.setattr(cache, "read_input", counted)
     return names
 
 
@@ -314,9 +314,9 @@ from utils.errors import run
 from utils.logging import setup_logging
 
 settings, paths, hold_at = json.loads(sys.argv[1])
-real, lock, count = cache.read_image, threading.Lock(), 0
+real, lock, count = cache.read_input, threading.Lock(), 0
 
-def read_image(*args):
+def read_input(*args):
     global count
     with lock:
         count += 1
@@ -330,7 +330,7 @@ def main():
     images = cache.Images(Config(**settings), paths, "train")
     print(hashlib.sha256(images.read(range(len(images))).numpy().tobytes()).hexdigest(), flush=True)
 
-cache.read_image = read_image
+cache.read_input = read_input
 setup_logging()
 atexit.register(lambda: print("decoded", count, flush=True))  # after the threads of the pool have ended
 run(main)

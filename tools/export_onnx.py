@@ -36,10 +36,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config import Config
 from config.cli import typed_command
-from config.config import DataSettings
 from datasets.augment import MEAN, STD, normalise
 from datasets.base import ReIDDataset, Sample
-from datasets.images import decode, read_image
+from datasets.images import decode, read_image, read_input
 from datasets.loaders import TestLoader
 from datasets.make import make_dataset, make_test_set
 from processor.checkpoint import FILES
@@ -203,7 +202,7 @@ def compare(test: TestJob, file: FileModel) -> dict[str, float]:
     preprocessing then in their own size."""
     data = test.cfg.data
     paths = [s.path for s in spread([*test.query.samples, *test.gallery.samples], CROPS)]
-    crops = torch.from_numpy(np.stack([read(path, data) for path in paths]))
+    crops = torch.from_numpy(np.stack([read_input(path, data) for path in paths]))
     images = normalise(crops)
     reference = test.model(images).float()
     if file.network.kind == np.uint8:
@@ -231,11 +230,6 @@ def resize_cost(test: TestJob) -> dict[str, Any]:
         name: evaluate(*map(torch.cat, rows), *ids, metric=test.cfg.eval.metric) for name, rows in features.items()
     }
     return {"queries": len(sides[0]), "images": len(sides[1])} | {k: round(100 * s.mAP, 2) for k, s in scores.items()}
-
-
-def read(path: str, data: DataSettings) -> np.ndarray:
-    """A picture as in tests, (height, width, 3) uint8."""
-    return read_image(path, data.height, data.width, data.pixel_range, data.shrink)
 
 
 def lowest_cosine(embeddings: torch.Tensor, reference: torch.Tensor) -> float:
@@ -270,7 +264,7 @@ def measure(test: TestJob, file: FileModel, precision: str) -> dict[str, Any]:
         before, after = found["scores"].values()
         found["change"] = {key: round(after[key] - before[key], 4) for key in ("mAP", "rank1")}
     path = test.query.samples[0].path
-    pixels = torch.from_numpy(read(path, cfg.data))[None]
+    pixels = torch.from_numpy(read_input(path, cfg.data))[None]
     images, inside = normalise(pixels), file.network.kind == np.uint8
     if inside:
         model = nn.Sequential(graph.Preprocess(cfg.data.height, cfg.data.width, cfg.data.shrink), model)

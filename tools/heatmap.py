@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from config import Config
 from datasets.augment import normalise
 from datasets.folder import list_pictures
-from datasets.images import read_image, read_whole
+from datasets.images import read_input, read_whole
 from model import ReIDModel
 from processor.checkpoint import FILES
 from processor.environment import pick_device
@@ -138,10 +138,10 @@ def picture_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[
 
 def make_columns(source: Source, job: Job) -> list[Column]:
     """The columns of the image alone, then those of each pair. They stay empty where the other image is missing."""
-    model, rows, data = source.model, source.rows, source.cfg.data
+    model, rows = source.model, source.rows
     present = [job.image, *filter(None, job.others)]
     drawn = [read_whole(p.path, LONGEST) for p in present]
-    pixels = np.stack([read_image(p.path, data.height, data.width, data.pixel_range, data.shrink) for p in present])
+    pixels = np.stack([read_input(p.path, source.cfg.data) for p in present])
     images = normalise(torch.from_numpy(pixels).to(source.device))
     if not source.cfg.loop.channels_last:
         images = images.contiguous()

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from config import Config
 from datasets.augment import normalise
 from datasets.base import MOST_CAMERAS, ReIDDataset, Sample
-from datasets.images import decode, read_image, read_whole
+from datasets.images import decode, read_input, read_whole
 from processor.evaluate import Inference, rank1_interval, score_values, scores_note
 from processor.ranked_lists import choose_queries
 from processor.test import TestJob
@@ -291,10 +291,10 @@ def jpeg(image: np.ndarray) -> str:
 def heat_maps(test: TestJob, query: int, ranked: Ranked) -> list[dict[str, Any]]:
     """A query's heat maps: where its features are strong, and what makes it similar to its nearest right and wrong
     image. Each is a dict of `words` and `images`, JPEGs in base64 of the query and of the other image."""
-    data, gallery = test.cfg.data, test.gallery.samples
+    gallery = test.gallery.samples
     others = sorted((found[0], word) for word in ("right", "wrong") if (found := getattr(ranked, word)))
     paths = [test.query.samples[query].path, *(gallery[g].path for (_, g, _), _ in others)]
-    pixels = np.stack([read_image(path, data.height, data.width, data.pixel_range, data.shrink) for path in paths])
+    pixels = np.stack([read_input(path, test.cfg.data) for path in paths])
     drawn = [read_whole(path, LONGEST) for path in paths]
     images = normalise(torch.from_numpy(pixels).to(test.device))
     strong = activation_maps(test.model, images[:1]).mean(1)[0]
