@@ -1,7 +1,10 @@
 """Some of the identities of a dataset: cuts of its sides, and a test split from training identities."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from datasets.base import ReIDDataset, Sample, identities, join_notes
 from utils.errors import UserError
@@ -11,6 +14,11 @@ def keep_ids(samples: list[Sample], pids: Collection[int]) -> list[Sample]:
     """The images of these identities."""
     pids = set(pids)
     return [s for s in samples if s.pid in pids]
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """`count` of the items at even distances; all, if there are no more."""
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]
 
 
 def select_train(dataset: ReIDDataset, holdout_ids: int, train_ids: int) -> ReIDDataset:

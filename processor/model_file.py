@@ -14,6 +14,7 @@ from config import Config
 from datasets.augment import MEAN, STD, to_pixels
 from datasets.base import Sample
 from datasets.loaders import TestLoader
+from datasets.subsets import spread
 from processor.evaluate import Inference, do_inference, plain_settings
 from utils.errors import UserError
 from utils.files import reading
@@ -230,8 +231,3 @@ def few_images(
     pids = {sample.pid for sample in chosen}
     own, others = ([x for x in gallery if (x.pid in pids) == inside] for inside in (True, False))
     return chosen, spread(own, images) + spread(others, images)
-
-
-def spread(samples: Sequence[Any], count: int) -> list[Any]:
-    """`count` of them at even distances; all, if there are no more."""
-    return [samples[i] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)]

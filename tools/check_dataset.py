@@ -34,6 +34,7 @@ from datasets.loaders import with_pixel_range
 from datasets.make import DATASETS, find_dataset, make_dataset, short_name
 from datasets.own_recipe import choose_settings
 from datasets.sampler import make_sampler
+from datasets.subsets import spread
 from utils.errors import UserError, printable, run
 from utils.files import write_csv
 from utils.logging import log, setup_logging
@@ -224,11 +225,6 @@ def draw_sheet(path: Path, dataset: ReIDDataset, files: dict[str, File], people:
     if rows:
         draw_rows(path, rows, [""] * COLUMNS)
         log.info("sheet of identities: %s", path)
-
-
-def spread(items: list, number: int) -> list:
-    """At most `number` of the items, at even distances."""
-    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, number).astype(int))] if items else []
 
 
 def main() -> None:

@@ -41,6 +41,7 @@ from datasets.base import ReIDDataset, Sample
 from datasets.images import decode, read_image, read_input
 from datasets.loaders import TestLoader
 from datasets.make import make_dataset, make_test_set
+from datasets.subsets import spread
 from processor.checkpoint import FILES
 from processor.environment import describe_environment
 from processor.evaluate import do_inference, plain_settings, score_table, score_values, scores_note
@@ -53,7 +54,6 @@ from processor.model_file import (
     input_settings,
     open_onnx,
     open_openvino,
-    spread,
 )  # fmt: skip
 from processor.test import Stored, TestJob, parse_test, prepare_test
 from tools.export import deepsort, graph

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from config.config import DataSettings
 from datasets.folder import list_pictures
 from datasets.own import read_csv
 from processor.extractor import FeatureExtractor
@@ -40,7 +41,7 @@ DATA = re.compile(r"features(\.\d+)?\.npy|engine(\.\d+)?\.faiss")
 FIX = "remove the index and index again"
 SAVE_SECONDS = 60  # while features are computed, the index is saved this often
 COPIED = 1024  # rows that are copied at a time
-CAMERA = re.compile(r"_c(\d+)")  # in the name of a file
+CAMERA = re.compile(DataSettings.camera_pattern)  # in the name of a file
 LISTED = 10  # unreadable files that a message names
 
 
