@@ -18,6 +18,7 @@ from config.options import parse_options
 from model import build_model
 from processor.checkpoint import ABOUT, find_checkpoint, read_checkpoint, save_checkpoint, stored_config
 from processor.evaluate import plain_settings, score_table
+from tools.model_summary import count
 from utils.errors import UserError, run
 from utils.files import write_atomically
 from utils.logging import log, setup_logging
@@ -77,11 +78,11 @@ def published(state: dict[str, Any], path: Path) -> dict[str, Any]:
 def card(state: dict[str, Any], file: Path) -> str:
     """The text of NAME.md for a published file."""
     cfg = stored_config(state, file)
-    sizes = [weight.numel() for name, weight in state["model"].items() if ".classifier." not in name]
+    numbers = count(cfg)
     return CARD.format(
-        name=file.stem, file=file, megabytes=file.stat().st_size / 1e6, parameters=sum(sizes) / 1e6,
+        name=file.stem, file=file, megabytes=file.stat().st_size / 1e6, parameters=numbers["parameters"] / 1e6,
         backbone=cfg.model.backbone, height=cfg.data.height, width=cfg.data.width, dataset=cfg.data.dataset,
-        dim=build_model(cfg, 1).embedding_dim, note=f"; {state['train_note']}" if state["train_note"] else "",
+        dim=numbers["embedding"], note=f"; {state['train_note']}" if state["train_note"] else "",
         command=state["command"], epochs=state["epoch"], hours=state["seconds"] / 3600,
         hardware=state["environment"].get("hardware"), commit=state["environment"].get("commit"),
         scores=score_table(state["history"][-1]["scores"]),
