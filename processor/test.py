@@ -49,6 +49,7 @@ class TestJob:
     dataset: ReIDDataset
     query: TestLoader
     gallery: TestLoader
+    images: list[str]  # fingerprints of query and gallery
     note: str  # what features and scores must be read with
 
 
@@ -99,13 +100,13 @@ def prepare_test(
             load("datasets.own:refuse_another_split")(cfg, stored_config(stored[1], stored[0]), dataset)
         model, state, path, name = tested_model(cfg, stored, device)
         dataset, query, gallery = make_test_loaders(cfg, dataset)
-    images = (fingerprint(query.samples), fingerprint(gallery.samples))
+    images = [fingerprint(query.samples), fingerprint(gallery.samples)]
     ranks.check_same({"the checkpoint": (state["epoch"], state["seconds"]), "the test images": images})
     log.info("%s on %s: %d queries in %d images", name, dataset.name, len(dataset.query), len(dataset.gallery))
     note = full_note(state["train_note"], dataset.test_note)
     note = join_notes(note, model.loaded.note if model.loaded else "")
     what = path.name.removesuffix(".pth")
-    return TestJob(cfg, path.parent, what, state, device, model, dataset, query, gallery, note)
+    return TestJob(cfg, path.parent, what, state, device, model, dataset, query, gallery, images, note)
 
 
 def tested_model(
@@ -145,8 +146,7 @@ def do_test(
     if not isinstance(job.model, ReIDModel):
         load("processor.model_file:check_input")(job.cfg, job.model, job.query, job.gallery, inference)
     record = result_record(job.state, job.cfg, values["scores"], note, command) | values
-    images = [fingerprint(job.query.samples), fingerprint(job.gallery.samples)]
-    record |= {"images": images, "queries": inference.per_query()}
+    record |= {"images": job.images, "queries": inference.per_query()}
     inference.record = record
     file = job.directory / "results" / f"test_{job.what}_{_protocol(job.cfg)}.json"
     try:
