@@ -283,8 +283,8 @@ def check(index: Path, folder: Path, expected: set[str] | None = None, whole: bo
         data = (folder / file.path).read_bytes()
         assert np.array_equal(feature, Fake.feature(data)[0]), file.path
         for exact in (True, False):
-            (value,), (row,) = index.search(torch.from_numpy(Fake.feature(data)), 1, exact)
-            assert value[0] == pytest.approx(1, abs=1e-5) and index.files[row[0]].path == file.path
+            ((cosine, found),) = index.find(torch.from_numpy(Fake.feature(data)), 1, exact)
+            assert cosine == pytest.approx(1, abs=1e-5) and found.path == file.path
     assert (np.diff(index.ids) > 0).all() and expected in (None, {file.path for file in index.files})
 
 
@@ -443,7 +443,7 @@ def test_damage_is_found_and_named(folder, tmp_path):
             shutil.copytree(whole, index)
             (index / name).write_bytes(damaged)
             with pytest.raises(UserError, match=re.escape(str(index / name))) as caught:
-                read_index(index).search(query, 3, exact=name == "features.npy")
+                read_index(index).find(query, 3, exact=name == "features.npy")
             assert "\n" not in str(caught.value)
             if name == "features.npy":  # nor is it copied to a new file with a checksum that fits
                 before = (index / "index.json").read_bytes()
@@ -451,14 +451,13 @@ def test_damage_is_found_and_named(folder, tmp_path):
                     remove(opened, ["a.png"])
                 assert (index / "index.json").read_bytes() == before
             if name == "engine.faiss":
-                check_rows = read_index(index).search(query, 3, exact=True)[1]
-                assert read_index(index).files[check_rows[0][0]].path == "a.png"
+                assert read_index(index).find(query, 3, exact=True)[0][1].path == "a.png"
             shutil.rmtree(index)
     for name in ("features.npy", "engine.faiss"):
         shutil.copytree(whole, index)
         (index / name).unlink()
         with pytest.raises(UserError, match=name):
-            read_index(index).search(query, 3, exact=name == "features.npy")
+            read_index(index).find(query, 3, exact=name == "features.npy")
         shutil.rmtree(index)
     other = read_index(whole)
     other.about["format"] = "PlainReID index 3"

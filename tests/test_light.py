@@ -31,7 +31,7 @@ from processor import do_train, load_model
 from processor.checkpoint import read_checkpoint
 from tools.light.evolution import Evolution, Scores, pareto_front
 from tools.light.latency import LatencyTable, parts
-from tools.light.runs import Scorer, parse_search, recalibrate, use_heldout_as_test
+from tools.light.runs import Scorer, parse_search, use_heldout_as_test
 from tools.light.space import Space, mobilenet_v2
 from tools.light.supernet import ElasticNorm, Supernet
 from utils.errors import Stopped, UserError
@@ -378,8 +378,7 @@ def test_a_score_is_that_of_the_network_alone_after_recalibration(small, tmp_pat
             features = [torch.cat([embed(images) for images in side.batches(CPU)]) for side in sides]
         scores = evaluate(*features, *(side.pids for side in sides), *(side.camids for side in sides))
         assert found == pytest.approx(100 * scores.mAP, abs=0.01) and found == scorer(spec)
-    recalibrate(model, scorer.batches)
-    assert not model.training and model.backbone.steps == 0
+    assert model.backbone.steps == 0
     assert {n.momentum for n in model.modules() if hasattr(n, "momentum")} == {0.1}
     assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
 
@@ -501,7 +500,7 @@ def test_the_checks_of_ranking_and_latency(small, tmp_path):
     directory = Path(small.run.log_dir) / "k"
     found = json.loads((directory / "ranking.json").read_text())
     shared, alone = ([row[key] for row in found["rows"]] for key in ("shared", "alone"))
-    assert len(shared) == 3 and len(list(directory.glob("alone-*-s[01]"))) == 6 and (directory / "ranking.png").exists()
+    assert len(shared) == 3 and len(list(directory.glob("alone-*-s[01]"))) == 6
     tau = stats.kendalltau(shared, alone).statistic
     assert found["shared weights"]["kendall"] == pytest.approx(tau, nan_ok=True)
     shown = search(small, "--check-latency", 3)

@@ -21,7 +21,6 @@ import re
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -106,7 +105,7 @@ def check_options(options: Options) -> None:
     if options.output and (Path(options.output).suffix != suffix or Path(options.output).is_dir()):
         raise UserError(f"--output {options.output} must be a file that ends in {suffix} (see --format)")
     if options.format in ("onnx", "openvino"):
-        graph.load_package("onnx")
+        graph.load_onnx()
 
 
 def metadata(options: Options, test: TestJob, name: str, environment: dict[str, str]) -> dict[str, str]:
@@ -144,30 +143,30 @@ def make_file(options: Options, test: TestJob, name: str, about: dict[str, str])
     else:
         module = nn.Sequential(graph.Normalise(*input_of(test.cfg)), embed)
         example, dynamic = torch.zeros(2, 3, data.height, data.width), 1
-    dims = [None] * dynamic + list(example.shape[dynamic:])
 
-    def opened(run: Callable[[np.ndarray], Any]) -> FileModel:
-        kind = np.dtype("u1" if options.preprocessing else "f4")
-        return FileModel(Path(f"the {suffix} file"), test.cfg, Network(run, dims, kind, [graph.OUTPUT], {}))
+    def opened(network: Network) -> FileModel:
+        return FileModel(Path(f"the {suffix} file"), test.cfg, network)
 
     if options.format == "export":
         content = graph.pt2_bytes(graph.trace(module, example, dynamic, name), about)
         with graph.quiet():
             loaded = torch.export.load(io.BytesIO(content)).module()
-        return {suffix: content}, opened(lambda images: [loaded(torch.from_numpy(images))])
+        run, kind = lambda images: [loaded(torch.from_numpy(images))], np.dtype("u1" if options.preprocessing else "f4")
+        dims = [None] * dynamic + list(example.shape[dynamic:])
+        return {suffix: content}, opened(Network(run, dims, kind, [graph.OUTPUT], {}))
     model = graph.to_onnx(module, example, dynamic, name)
     if options.int8:
-        check_like(compare(test, opened(open_onnx(model.SerializeToString()).run)), "float32")
-        crops = calibration_crops(test.cfg)
-        model = graph.quantise(model, opened(lambda images: [images]).prepared(crops))
+        unquantised = opened(open_onnx(model.SerializeToString()))
+        check_like(compare(test, unquantised), "float32")
+        model = graph.quantise(model, unquantised.prepared(calibration_crops(test.cfg)))
     content = graph.onnx_bytes(model, about)
     if options.format == "openvino":
         files = graph.openvino_bytes(content, about, options.half)
         with tempfile.TemporaryDirectory() as folder:
             for ending, part in files.items():
                 Path(folder, f"it{ending}").write_bytes(part)
-            return files, opened(open_openvino(Path(folder, "it.xml")).run)
-    return {suffix: content}, opened(open_onnx(content).run)
+            return files, opened(open_openvino(Path(folder, "it.xml")))
+    return {suffix: content}, opened(open_onnx(content))
 
 
 def test_images(cfg: Config, directory: str, needed: bool) -> ReIDDataset:

@@ -23,6 +23,7 @@ from config import Config
 from config.cli import parse_settings, split_first
 from model import BACKBONES, build_model
 from processor.environment import describe_environment, pick_device
+from tools.tables import text_table
 from utils.errors import UserError, run
 from utils.latency import time_calls
 from utils.logging import log, setup_logging
@@ -100,10 +101,8 @@ def main() -> None:
             if not options.all:
                 raise
             left_out.append(f"left out: {error}")
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     size = f"one image of {cfg.data.height} x {cfg.data.width}, last stride {cfg.model.last_stride}"
-    log.info("\n".join([size, *lines, *left_out]))
+    log.info("\n".join([size, text_table(rows), *left_out]))
     if options.latency:
         environment = ", ".join(f"{key} {value}" for key, value in describe_environment(device).items())
         log.info("latency: median of %d runs, float32; %s", options.runs, environment)

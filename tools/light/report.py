@@ -20,7 +20,7 @@ from tools.light.latency import measure, parts
 from tools.light.runs import Search, spec_id, usual_last_stride
 from tools.light.space import Space, mobilenet_v2
 from tools.model_summary import count
-from tools.results_table import mean_and_std
+from tools.tables import mean_and_std, text_table
 from utils.errors import UserError
 from utils.files import write_atomically, write_json
 from utils.logging import log
@@ -37,17 +37,16 @@ def report(search: Search, found: Sequence[Candidate]) -> str:
     draw_front(search, found, reference)
     for old in (search.directory / "front").glob("*.json"):
         old.unlink()
-    lines = [
-        f"Pareto front of {len(found)} networks, mAP on held-out identities {search.scored}:",
-        f"{'M multiply-adds':>15}{'ms':>8}{'input':>10}{'stride':>8}{'mAP':>8}  stages: depth x width/expansion",
-    ]
+    rows = [["M multiply-adds", "ms", "input", "stride", "mAP", "stages: depth x width/expansion"]]
     front = pareto_front([c.costs[-1] for c in found], [c.mAP for c in found])
     for place, c in enumerate((found[i] for i in front), 1):
         write_spec(search, search.directory / "front" / f"{place:02}-{c.costs[0] / 1e6:.1f}M.json", c)
         stages = " ".join(f"{s.depth}x{s.width}/{s.expansion}k{s.kernel}{'s' if s.se else ''}" for s in c.spec.stages)
         ms, size = f"{c.costs[1] * 1e3:.2f}" if len(c.costs) > 1 else "-", "x".join(map(str, c.size))
-        lines.append(f"{c.costs[0] / 1e6:>15.1f}{ms:>8}{size:>10}{c.spec.last_stride:>8}{c.mAP:>8.2f}  {stages}")
-    return "\n".join([*lines, f"MobileNetV2 1.0 {search.scored} has {reference:.2f}"])
+        rows.append([f"{c.costs[0] / 1e6:.1f}", ms, size, str(c.spec.last_stride), f"{c.mAP:.2f}", stages])
+    title = f"Pareto front of {len(found)} networks, mAP on held-out identities {search.scored}:"
+    last = f"MobileNetV2 1.0 {search.scored} has {reference:.2f}"
+    return "\n".join([title, text_table(rows, str.ljust), last])
 
 
 def write_winner(search: Search, candidate: Candidate, score: float | None) -> Path:
@@ -115,17 +114,16 @@ def compare(search: Search, results: dict[str, list[dict]]) -> str:
 
     results: of each network one result per seed.
     """
-    rows = []
+    rows, shown = [], [["trained alone", "M multiply-adds", "M parameters", "mAP", "Rank-1", "n"]]
     figure = Figure(figsize=(7.2, 5.4), dpi=110, layout="constrained")
     axis = figure.subplots()
-    lines = [f"{'trained alone':<24}{'M multiply-adds':>16}{'M parameters':>14}{'mAP':>16}{'Rank-1':>16}{'n':>4}"]
     for name, runs in results.items():
         costs = count(Config.from_dict(runs[0]["settings"]).replace(weights="none"))
         scores = {key: [r["scores"]["plain"][key] for r in runs] for key in ("mAP", "rank1")}
         rows.append({"name": name, **costs, **scores, "seeds": len(runs)})
         million, mAP = (costs["multiply-adds"] / 1e6, costs["parameters"] / 1e6), scores["mAP"]
-        cells = "".join(f"{mean_and_std(values):>16}" for values in scores.values())
-        lines.append(f"{name:<24}{million[0]:>16.1f}{million[1]:>14.2f}{cells}{len(runs):>4}")
+        cells = map(mean_and_std, scores.values())
+        shown.append([name, f"{million[0]:.1f}", f"{million[1]:.2f}", *cells, str(len(runs))])
         mean = statistics.mean(mAP)
         bars = [[mean - min(mAP)], [max(mAP) - mean]]
         axis.errorbar([million[0]], [mean], bars, fmt="o", capsize=3, label=MARKED.get(name, name))
@@ -137,7 +135,7 @@ def compare(search: Search, results: dict[str, list[dict]]) -> str:
     about = {"command": typed_command(), "epochs": search.cfg.solver.epochs, "dataset": search.cfg.data.dataset}
     about |= {key: runs[0][key] for key in ("note", "hardware")}
     write_json(search.directory / "comparison.json", about | {"rows": rows})
-    return "\n".join(lines + [difference(rows[0], row) for row in rows[1:]])
+    return "\n".join([text_table(shown), *(difference(rows[0], row) for row in rows[1:])])
 
 
 def difference(winner: dict, other: dict) -> str:
@@ -177,7 +175,7 @@ def check_ranking(search: Search, number: int, seeds: int) -> None:
     """Kendall's tau between scores with shared weights and scores after training alone, for random networks.
 
     Also that of multiply-adds and, with several seeds, that of one training with another, which is the best to hope
-    for. Logs them and writes ranking.json and ranking.png.
+    for. Logs them and writes ranking.json.
     """
     networks = sorted(search.run(number, number), key=lambda c: spec_id(c.spec))  # not in the order of scores
     trained = [search.train_each(networks, search.cfg.run.seed + n) for n in range(seeds)]
@@ -197,12 +195,6 @@ def check_ranking(search: Search, number: int, seeds: int) -> None:
         for c, score, each in zip(networks, alone, zip(*trained, strict=True), strict=True)
     ]
     write_json(search.directory / "ranking.json", {"command": typed_command(), **result, "rows": rows})
-    figure = Figure(figsize=(6.0, 5.0), dpi=110, layout="constrained")
-    axis = figure.subplots()
-    figure.colorbar(axis.scatter(shared, alone, c=np.array(costs) / 1e6), label="M multiply-adds")
-    axis.set(xlabel="mAP in % with the shared weights", ylabel="mAP in % when trained alone")
-    axis.grid(alpha=0.3)
-    save(figure, search.directory / "ranking.png")
 
 
 def check_latency(cfg: Config, number: int, batch: int) -> None:
