@@ -21,7 +21,7 @@ from processor import FeatureExtractor
 from processor.checkpoint import save_checkpoint
 from tools.gallery import answer, engines, threshold
 from tools.gallery import index as indexes
-from tools.gallery.engines import build_engine, nearest, read_engine, search_engine
+from tools.gallery.engines import build_engine, nearest, search_engine
 from tools.gallery.index import add, changing, make_index, read_index, remove
 from tools.gallery.threshold import FEWEST, Bootstrap, Rate, Thresholds, find_thresholds, pool_tracklets, promised
 from tools.search import find
@@ -83,7 +83,7 @@ def test_a_graph_finds_what_exact_search_finds(rows, tmp_path):
         gone = np.random.default_rng(0).permutation(1000)[:removed]
         faiss.write_index(engine, str(tmp_path / "e.faiss"))
         ids = np.setdiff1d(np.arange(1000), gone)
-        value, row = search_engine(read_engine(tmp_path / "e.faiss", 24), rows[:50], 5, ids)
+        value, row = search_engine(faiss.read_index(str(tmp_path / "e.faiss")), rows[:50], 5, ids)
         assert recall(row, rows[ids], rows[:50]) > 0.9, removed
         np.testing.assert_allclose(value, (rows[:50, None] * rows[ids][row]).sum(2), atol=1e-5)
     for size in (1, 2, 40, 200):  # of few rows, all are found
@@ -94,15 +94,7 @@ def test_a_graph_finds_what_exact_search_finds(rows, tmp_path):
     assert (search_engine(build_engine(rows, np.arange(1000)), rows[:3], many, np.arange(1000))[1] >= 0).all()
 
 
-def test_bad_engines_are_refused(rows, tmp_path, monkeypatch):
-    import faiss
-
-    (tmp_path / "a.faiss").write_bytes(b"hello, this is no index")
-    faiss.write_index(build_engine(rows, np.arange(1000)), str(tmp_path / "b.faiss"))
-    faiss.write_index(faiss.IndexFlatIP(24), str(tmp_path / "c.faiss"))
-    for name, width in (("a.faiss", 24), ("b.faiss", 25), ("c.faiss", 24)):
-        with pytest.raises(UserError, match=name):
-            read_engine(tmp_path / name, width)
+def test_bad_engines_are_refused(rows, monkeypatch):
     with pytest.raises(UserError, match="--engine hnsw"):
         build_engine(rows[:0], np.arange(0))
     monkeypatch.setitem(sys.modules, "faiss", None)
@@ -460,6 +452,9 @@ def test_damage_is_found_and_named(folder, tmp_path):
             read_index(index).find(query, 3, exact=name == "features.npy")
         shutil.rmtree(index)
     other = read_index(whole)
+    other.about["engine"]["kind"] = "ivf"
+    with pytest.raises(UserError, match=r"engine.faiss.*ivf"):
+        other.find(query, 3)
     other.about["format"] = "PlainReID index 3"
     other.save()
     with pytest.raises(UserError, match="index 3"):

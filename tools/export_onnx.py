@@ -18,7 +18,6 @@ import json
 import math
 import os
 import re
-import statistics
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -58,7 +57,6 @@ from processor.test import Stored, TestJob, parse_test, prepare_test
 from tools.export import deepsort, graph
 from utils.errors import UserError, run
 from utils.files import write_atomically, write_json
-from utils.latency import time_calls
 from utils.logging import log, setup_logging
 from utils.metrics import evaluate
 
@@ -78,8 +76,6 @@ LEAST_COSINE = 0.9999  # between an embedding of a float32 file and PyTorch's
 CROPS = 64  # of the test split, on which a file is compared
 RANDOM = 8  # pictures instead, if there is no test split
 CALIBRATION_CROPS = 128  # of the training split
-LATENCY_BATCHES = (1, 16)
-RUNS = 7  # that are timed
 
 
 @dataclass
@@ -240,43 +236,25 @@ def lowest_cosine(embeddings: torch.Tensor, reference: torch.Tensor) -> float:
 def check_like(found: dict[str, float], precision: str) -> None:
     """Raises UserError where `compare` found embeddings unlike PyTorch's; half precision and 8 bits may differ."""
     cosine = found["lowest_cosine"]
-    if math.isnan(cosine):
-        fix = "leave --half or --int8 out" if precision != "float32" else "the model's are not either; train it again"
-        raise UserError(f"the file is not kept, because it gives embeddings that are not finite; {fix}")
-    if precision == "float32" and cosine < LEAST_COSINE:
+    if math.isnan(cosine) or (precision == "float32" and cosine < LEAST_COSINE):
         raise UserError(
             f"the file is not kept, because the lowest cosine of its embeddings to PyTorch's, of {found['crops']} "
-            f"pictures, is {cosine:.6f}, below {LEAST_COSINE}; try another --format"
+            f"pictures, is {cosine:.6f}, not at least {LEAST_COSINE}; try another --format, no --half and no --int8"
         )
 
 
 def measure(test: TestJob, file: FileModel, precision: str) -> dict[str, Any]:
-    """The check of a file, its scores on the test split where it is not float32, and its latency, each next to
-    PyTorch's in float32. Raises UserError where its embeddings are not those of PyTorch."""
-    cfg, model, found = test.cfg, test.model, {"check": compare(test, file)}
+    """The check of a file, and where it is not float32, its scores on the test split next to PyTorch's in float32.
+    Raises UserError where its embeddings are not those of PyTorch."""
+    found = {"check": compare(test, file)}
     check_like(found["check"], precision)
     if precision != "float32":
-        plain, scores = plain_settings(cfg).replace(test_precision="float32"), {}
-        for name, scored in (("PyTorch", model), ("file", file)):
+        plain, scores = plain_settings(test.cfg).replace(test_precision="float32"), {}
+        for name, scored in (("PyTorch", test.model), ("file", file)):
             scores[name] = do_inference(plain, scored, test.query, test.gallery, test.device).scores["plain"]
         found["scores"] = score_values(scores)
         before, after = found["scores"].values()
         found["change"] = {key: round(after[key] - before[key], 4) for key in ("mAP", "rank1")}
-    path = test.query.samples[0].path
-    pixels = torch.from_numpy(read_input(path, cfg.data))[None]
-    images, inside = normalise(pixels), file.network.kind == np.uint8
-    if inside:
-        model = nn.Sequential(graph.Preprocess(cfg.data.height, cfg.data.width, cfg.data.shrink), model)
-    found["latency"] = []
-    for size in LATENCY_BATCHES:
-        batch = (pixels if inside else images).repeat(size, 1, 1, 1)
-        given = file.prepared(images.repeat(size, 1, 1, 1))
-        with torch.no_grad():
-            calls = [lambda b=given: file.network.run(b), lambda b=batch: model(b)]
-            times = time_calls(calls, test.device, RUNS, warmup=3)
-        ms, pytorch = (1e3 * statistics.median(seconds) for seconds in times)
-        row = {"batch": size, "ms": round(ms, 3), "pytorch_ms": round(pytorch, 3), "ratio": round(ms / pytorch, 3)}
-        found["latency"].append(row)
     return found
 
 
@@ -299,9 +277,6 @@ def log_results(record: dict) -> None:
             "resize: on %(queries)d queries in %(images)d test images mAP is %(own).2f with ours, %(bilinear).2f with "
             "the bilinear one of trackers", record["resize_mAP"],
         )  # fmt: skip
-    for row in record["latency"]:
-        log.info("batch of %(batch)d: %(ms).1f ms, PyTorch %(pytorch_ms).1f ms, ratio %(ratio).2f", row)
-    log.info("pictures of the input size, median of %d runs each, on %s", RUNS, record["hardware"])
 
 
 def main() -> None:
@@ -321,7 +296,7 @@ def main() -> None:
 
 
 def write_file(test: TestJob, options: Options, stored: Stored | None) -> None:
-    """Make, check and measure the file, and write it with its JSON."""
+    """Make the file and check it, and write it with its JSON."""
     cfg = test.cfg
     name = str(stored[0]) if stored else f"{cfg.model.backbone} with weights {cfg.model.weights}"
     extras = [word for word in ("preprocessing", "normalise", "half", "int8") if getattr(options, word)]
@@ -339,7 +314,7 @@ def write_file(test: TestJob, options: Options, stored: Stored | None) -> None:
     record |= {"note": scores_note(test.cfg, test.note), "file": str(path), "metadata": about}
     record |= {"bytes": sum(map(len, files.values())), "pytorch_bytes": sum(x.nbytes for x in weights)}
     write_json(f"{path}.json", record | {"command": typed_command(), **environment})
-    log_results(record | environment)
+    log_results(record)
     log.info("written to %s and %s.json", " and ".join(str(path.with_suffix(x)) for x in files), path)
 
 

@@ -30,7 +30,7 @@ from config.config import DataSettings
 from datasets.folder import list_pictures
 from datasets.own import read_csv
 from processor.extractor import FeatureExtractor
-from tools.gallery.engines import build_engine, load_faiss, nearest, read_engine, search_engine
+from tools.gallery.engines import build_engine, load_faiss, nearest, search_engine
 from utils.errors import Stopped, UserError
 from utils.files import lock_directory, reading, write_atomically, write_rows
 from utils.logging import log
@@ -103,10 +103,12 @@ class Index:
         if "engine" not in self.about:
             return None
         path = self.directory / self.about["engine"]["file"]
-        with reading(path, "ask with --exact, or index again"):
+        with reading(path, "ask with --exact, or index again with --engine hnsw"):
             if zlib.crc32(np.memmap(path, np.uint8, "r")) != self.about["engine"]["crc"]:
                 raise ValueError("its checksum is wrong")
-        return read_engine(path, self.about["dim"])
+            if self.about["engine"]["kind"] != "hnsw":  # of an older version
+                raise ValueError(f"it is of the kind {self.about['engine']['kind']}")
+            return load_faiss().read_index(str(path))
 
     def find(
         self, query: torch.Tensor, k: int, exact: bool = False, where: Where = EVERYWHERE
