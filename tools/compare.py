@@ -76,16 +76,15 @@ def shaping(result: dict[str, Any]) -> dict[str, str]:
 
 def group_results(results: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Results that differ in the seed only, under the name of the first and the number of the others."""
-    groups: dict[tuple, list[str]] = {}
+    alike: dict[str, list[str]] = {}
     for name, result in results.items():
-        groups.setdefault(tuple(shaping(result).values()), []).append(name)
-    for first, *others in groups.values():
+        alike.setdefault(str(shaping(result)), []).append(name)
+    groups = {}
+    for first, *others in alike.values():
         if others:
             log.info("%s +%d: also %s", first, len(others), ", ".join(others))
-    return {
-        f"{names[0]} +{len(names) - 1}" if names[1:] else names[0]: [results[name] for name in names]
-        for names in groups.values()
-    }
+        groups[f"{first} +{len(others)}" if others else first] = [results[name] for name in (first, *others)]
+    return groups
 
 
 def score_rows(groups: dict[str, list[dict[str, Any]]]) -> list[list[str]]:

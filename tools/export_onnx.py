@@ -36,7 +36,7 @@ from config import Config
 from config.cli import typed_command
 from datasets.augment import MEAN, STD, normalise
 from datasets.base import ReIDDataset, Sample
-from datasets.images import decode, read_image, read_input
+from datasets.images import decode, read_input
 from datasets.loaders import TestLoader
 from datasets.make import make_dataset, make_test_set
 from datasets.subsets import spread
@@ -58,7 +58,6 @@ from tools.export import deepsort, graph
 from utils.errors import UserError, run
 from utils.files import write_atomically, write_json
 from utils.logging import log, setup_logging
-from utils.metrics import evaluate
 
 SUFFIX = {"onnx": ".onnx", "export": ".pt2", "openvino": ".xml", "deepsort": ".pt"}
 TARGETS = {  # of --for: the format, and what the program gives to the file
@@ -209,22 +208,16 @@ def compare(test: TestJob, file: FileModel) -> dict[str, float]:
     return {"crops": len(paths), "lowest_cosine": lowest_cosine(embeddings, reference.repeat(2, 1))}
 
 
-@torch.no_grad()
 def resize_cost(test: TestJob) -> dict[str, Any]:
     """What the bilinear resize of trackers costs: mAP of some test images as our tests resize them, and with that."""
-    data, features = test.cfg.data, {}
     sides = few_images(test.query.samples, test.gallery.samples, RESIZE_QUERIES, RESIZE_IMAGES)
-    for name, shrink in (("own", data.shrink), ("bilinear", "bilinear")):
-        features[name] = [[], []]
-        for rows, side in zip(features[name], sides, strict=True):
-            for sample in side:
-                small = read_image(sample.path, data.height, data.width, data.pixel_range, shrink)
-                rows.append(test.model(normalise(torch.from_numpy(small)[None])).float())
-    ids = [[getattr(x, key) for x in side] for key in ("pid", "camid") for side in sides]
-    scores = {
-        name: evaluate(*map(torch.cat, rows), *ids, metric=test.cfg.eval.metric) for name, rows in features.items()
-    }
-    return {"queries": len(sides[0]), "images": len(sides[1])} | {k: round(100 * s.mAP, 2) for k, s in scores.items()}
+    found = dict(zip(("queries", "images"), map(len, sides), strict=True))
+    plain = plain_settings(test.cfg).replace(test_precision="float32", protocol="standard", disk_gb=0)
+    for name, shrink in (("own", plain.data.shrink), ("bilinear", "bilinear")):
+        cfg = plain.replace(shrink=shrink)
+        loaders = (TestLoader(cfg, side, "images") for side in sides)
+        found[name] = round(100 * do_inference(cfg, test.model, *loaders, test.device).scores["plain"].mAP, 2)
+    return found
 
 
 def lowest_cosine(embeddings: torch.Tensor, reference: torch.Tensor) -> float:

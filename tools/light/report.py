@@ -30,6 +30,8 @@ MARKED = {  # backbones whose costs are marked in the picture
     "mobilenet_v3_small": "MobileNetV3 small", "mobilenet_v3_large": "MobileNetV3 large",
 }  # fmt: skip
 
+DRAWS = 2000  # bootstrap samples
+
 
 def report(search: Search, found: Sequence[Candidate]) -> str:
     """Write pareto.png and front/*.json; the Pareto front as text, one line per network."""
@@ -151,24 +153,19 @@ def difference(winner: dict, other: dict) -> str:
 # ---- checks: the ranking by shared weights, and latency as a sum of blocks
 
 
-def kendall(a: Sequence[float], b: Sequence[float], groups: Sequence[object]) -> float:
-    """Kendall's tau-b of two lists (N,) over the pairs within a group, which scipy's function does not offer.
+def kendall(a: Sequence[float], b: Sequence[float], groups: Sequence[str]) -> tuple[float, list[float]]:
+    """Kendall's tau-b of two lists (N,) over the pairs within a group, which scipy's function does not offer, and its
+    5th and 95th percentile over bootstrap samples of the networks. NaN where one of the lists has only ties."""
+    same = np.equal.outer(groups, groups)
+    first, second = (np.sign(np.subtract.outer(x, x)) * same for x in (a, b))
 
-    NaN where one of the lists has only ties.
-    """
-    pairs = np.triu_indices(len(a), 1)
-    same = np.array([groups[i] == groups[j] for i, j in zip(*pairs, strict=True)], dtype=bool)
-    first, second = (np.sign(np.subtract.outer(x, x))[pairs][same] for x in (a, b))
-    weight = np.sqrt(np.abs(first).sum() * np.abs(second).sum())
-    return float((first * second).sum() / weight) if weight else float("nan")
+    def tau(rows: np.ndarray) -> float:
+        x, y = (signs[np.ix_(rows, rows)] for signs in (first, second))
+        weight = np.sqrt(np.abs(x).sum() * np.abs(y).sum())
+        return float((x * y).sum() / weight) if weight else float("nan")
 
-
-def interval(a: Sequence[float], b: Sequence[float], groups: Sequence[object], draws: int = 2000) -> list[float]:
-    """5th and 95th percentile of Kendall's tau over bootstrap samples of the networks."""
-    rng, found = np.random.default_rng(0), []
-    for rows in rng.integers(len(a), size=(draws, len(a))):
-        found.append(kendall(*([some[i] for i in rows] for some in (a, b, groups))))
-    return np.nanpercentile(found, [5, 95]).tolist()
+    draws = np.random.default_rng(0).integers(len(a), size=(DRAWS, len(a)))
+    return tau(np.arange(len(a))), np.nanpercentile([tau(rows) for rows in draws], [5, 95]).tolist()
 
 
 def check_ranking(search: Search, number: int, seeds: int) -> None:
@@ -180,14 +177,14 @@ def check_ranking(search: Search, number: int, seeds: int) -> None:
     networks = sorted(search.run(number, number), key=lambda c: spec_id(c.spec))  # not in the order of scores
     trained = [search.train_each(networks, search.cfg.run.seed + n) for n in range(seeds)]
     alone, shared = np.mean(trained, axis=0).tolist(), [c.mAP for c in networks]
-    costs, sizes = [c.costs[0] for c in networks], [c.size for c in networks]
+    costs, sizes = [c.costs[0] for c in networks], [str(c.size) for c in networks]
     pairs = {"shared weights": (shared, alone), "multiply-adds": (costs, alone)}
     if len(trained) > 1:
         pairs["one training and another"] = tuple(trained[:2])
     result = {}
     for name, (a, b) in pairs.items():
-        for suffix, groups in (("", [0] * len(a)), (" within each image size", sizes)):
-            tau, bounds = kendall(a, b, groups), interval(a, b, groups)
+        for suffix, groups in (("", [""] * len(a)), (" within each image size", sizes)):
+            tau, bounds = kendall(a, b, groups)
             result[name + suffix] = {"kendall": tau, "90 % of bootstraps": bounds}
             log.info("Kendall's tau %.2f (90 %%: %.2f to %.2f): %s", tau, *bounds, name + suffix)
     rows = [
