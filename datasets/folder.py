@@ -30,23 +30,21 @@ def find_pictures(folder: str | Path) -> tuple[list[str], int]:
     Pictures are recognised by their suffix. Hidden files and folders are skipped. Links are followed, and every folder
     is entered once, however many links lead to it. Raises UserError where a folder cannot be read.
     """
-    pictures, others, entered = [], 0, {os.path.realpath(folder)}
+    pictures, others, top = [], 0, Path(folder).resolve()
+    entered = {str(place) for place in (top, *top.parents)}
 
     def unreadable(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
 
     for base, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
-        real = {name: os.path.realpath(os.path.join(base, name)) for name in sorted(folders) if name[0] != "."}
-        folders[:] = []
-        for name, place in real.items():
-            if place not in entered:
+        found, folders[:] = sorted(name for name in folders if name[0] != "."), []
+        for name in found:
+            if (place := os.path.realpath(os.path.join(base, name))) not in entered:
                 entered.add(place)
                 folders.append(name)
         for name in files:
-            if name[0] == ".":
-                continue
-            if Path(name).suffix.lower() in PICTURES:
+            if name[0] != "." and Path(name).suffix.lower() in PICTURES:
                 pictures.append(Path(os.path.relpath(os.path.join(base, name), folder)).as_posix())
             else:
-                others += 1
+                others += name[0] != "."
     return sorted(pictures), others
