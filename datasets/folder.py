@@ -3,9 +3,12 @@
 import os
 from pathlib import Path
 
-from datasets.layouts import PICTURES
 from utils.errors import UserError
 from utils.logging import log
+
+# Formats that cannot be read here are listed like the others, so that they are refused by name, not overlooked.
+PICTURES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff",
+            ".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".dng", ".cr2", ".nef"}  # fmt: skip
 
 
 def list_pictures(place: str | Path) -> list[Path]:
@@ -42,9 +45,10 @@ def find_pictures(folder: str | Path) -> tuple[list[str], int]:
             if (place := os.path.realpath(os.path.join(base, name))) not in entered:
                 entered.add(place)
                 folders.append(name)
+        below = Path(base).relative_to(folder)
         for name in files:
-            if name[0] != "." and Path(name).suffix.lower() in PICTURES:
-                pictures.append(Path(os.path.relpath(os.path.join(base, name), folder)).as_posix())
+            if name[0] != "." and os.path.splitext(name)[1].lower() in PICTURES:
+                pictures.append((below / name).as_posix())
             else:
                 others += name[0] != "."
     return sorted(pictures), others
