@@ -251,17 +251,17 @@ def _cameras(pictures: list[Picture], pattern: str) -> tuple[Iterable[int], dict
     if pattern == "none":
         return unknown
     try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"--camera-pattern {pattern!r} is not a regular expression: {error}") from error
-    if not compiled.groups:
-        raise UserError(rf"--camera-pattern {pattern!r} needs a group around the camera, like the one in _c(\d+)")
+        grouped = re.compile(pattern).groups > 0
+    except re.error:
+        grouped = False
+    if not grouped:
+        raise UserError(rf"--camera-pattern {pattern!r} is no regular expression with a group, as in _c(\d+)")
     words = [p.camera for p in pictures]
     if any(words) and not all(words):
         without, given = (next(p.path for p in pictures if bool(p.camera) == has) for has in (False, True))
         raise UserError(f"{without} is in no camera's folder, but {given} is; make such folders for all or for none")
     if not any(words):
-        matches = [compiled.search(os.path.basename(p.path)) for p in pictures]
+        matches = [re.search(pattern, os.path.basename(p.path)) for p in pictures]
         words = [(match[1] or "") if match else "" for match in matches]
         if any(words) and not all(words):
             without = pictures[words.index("")].path

@@ -23,17 +23,9 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
 
 
 def select_train(dataset: ReIDDataset, holdout_ids: int, train_ids: int) -> ReIDDataset:
-    """Move the last `holdout_ids` training identities to `heldout`, and keep the first `train_ids` (0: all) others.
-
-    Raises UserError when fewer than two identities would remain to be trained on.
-    """
+    """Move the last `holdout_ids` training identities to `heldout`, and keep the first `train_ids` (0: all) others."""
     pids, note = identities(dataset.train), dataset.train_note
     rest = pids[: max(len(pids) - holdout_ids, 0)]
-    if holdout_ids and len(rest) < 2:
-        raise UserError(
-            f"{dataset.name}: --holdout-ids {holdout_ids} of {len(pids)} training identities is not possible; two or "
-            f"more must remain, so hold out at most {max(len(pids) - 2, 0)}"
-        )
     if holdout_ids:
         note = join_notes(note, f"trained without the last {holdout_ids} of {len(pids)} identities")
     kept = rest[: train_ids or None]

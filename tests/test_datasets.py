@@ -62,7 +62,7 @@ def test_first_identities_cut_both_sides_and_last_ones_are_held_out(tiny):
 def test_too_few_identities_on_a_side_are_refused(tiny):
     assert len(pids(make_dataset(tiny.replace(holdout_ids=4)).train)) == 2
     for count in (5, 6, 700):
-        with pytest.raises(UserError, match=rf"--holdout-ids {count} of 6 .* at most 4"):
+        with pytest.raises(UserError, match=r"fewer than two identities .*--holdout-ids"):
             make_dataset(tiny.replace(holdout_ids=count))
     with pytest.raises(UserError, match="--train-ids"):
         make_dataset(tiny.replace(train_ids=1))
