@@ -147,19 +147,13 @@ def _guess_levels(path: Path, nested: set[tuple[str, str]]) -> str:
     if cameras == [False, True]:
         return "identity_camera"
     if cameras == [True, False] or (2 * returning >= len(inner) and len(outer) < len(inner)):
-        log.info(
-            "%s: the outer folders are read as cameras, the inner ones as identities (%s); if it is the other way "
-            "round: --folders identity_camera; if equal names are different people: --folders site_identity",
-            path,
-            example,
-        )
+        log.info("%s: outer folders are cameras, inner ones identities (%s); if not so, set --folders", path, example)
         return "camera_identity"
     if 2 * returning >= len(inner) or len(nested) < 2 * len(outer) or len(inner) < 3:
         return "identity_camera"
     raise UserError(
-        f"{path} holds folders in folders, like {example}, which may be an identity with its cameras, or a place with "
-        "its identities; choose with --folders identity_camera or --folders site_identity (or camera_identity, where "
-        "the outer folders are cameras)"
+        f"{path} holds folders in folders, like {example}; say what the outer and the inner ones are with --folders "
+        "identity_camera, --folders site_identity or --folders camera_identity"
     )
 
 
