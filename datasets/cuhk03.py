@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from datasets.base import ReIDDataset, Sample
 from datasets.layouts import check_counts, find_base, match_images, read_layout
+from datasets.new_directory import new_directory
 from utils.errors import UserError
-from utils.files import new_directory, reading
+from utils.files import reading
 from utils.logging import log
 
 NAMES = ("cuhk03-np", "CUHK03-NP", "cuhk03_np", "cuhk03/cuhk03-np", "cuhk03", "CUHK03", ".")

@@ -5,7 +5,6 @@ import csv
 import json
 import os
 import pickle
-import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -90,22 +89,6 @@ def lock_directory(directory: str | Path, *, wait: bool = False, leftovers: str 
         yield locked
     finally:
         lock.release()
-
-
-@contextlib.contextmanager
-def new_directory(path: str | Path) -> Iterator[Path]:
-    """A hidden directory to fill, which is renamed to `path` at the end: what is there is complete.
-
-    Raises OSError where it cannot be written, or something is at `path`.
-    """
-    partial = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed program with the same process number
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_atomically(

@@ -89,8 +89,9 @@ class Features:
         self.width, self.device = query.shape[1], query.device
         if self.size == 0:
             raise ValueError("there is neither a query nor a gallery feature to re-rank")
-        scale = unit_factors if metric == "cosine" else torch.ones_like
-        self.parts = [(query, scale(norms[0]).float()), (gallery, scale(norms[1]).float())]  # rows, and their factors
+        self.parts = [(query, None), (gallery, None)]  # rows, and the factors that turn them into unit rows
+        if metric == "cosine":
+            self.parts = [(query, unit_factors(norms[0])), (gallery, unit_factors(norms[1]))]
         # the largest n for which two tiles (n, n) of distances and two (n, D) of features fit: 8 n (n + D) bytes
         n = int((math.sqrt(self.width**2 + block_bytes(self.device) / 2) - self.width) / 2)
         self.step = max(16, n // 64 * 64 if n >= 64 else n)
@@ -110,7 +111,10 @@ class Features:
         of_gallery = start >= self.queries
         source, factor = self.parts[of_gallery]
         part = slice(start - self.queries * of_gallery, stop - self.queries * of_gallery)
-        rows = buffer[: stop - start].copy_(source[part]).mul_(factor[part, None]).sub_(self.mean)
+        rows = buffer[: stop - start].copy_(source[part])
+        if factor is not None:
+            rows.mul_(factor[part, None])
+        rows.sub_(self.mean)
         return rows, torch.linalg.vector_norm(rows, dim=1).square_()
 
     def __getitem__(self, index: Tensor) -> Tensor:
@@ -119,7 +123,7 @@ class Features:
         of_query = index < self.queries
         for chosen, first, (source, factor) in zip((of_query, ~of_query), (0, self.queries), self.parts, strict=True):
             place = index[chosen] - first
-            rows[chosen] = source[place].float() * factor[place, None]
+            rows[chosen] = source[place].float() if factor is None else source[place].float() * factor[place, None]
         return rows
 
 

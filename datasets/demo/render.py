@@ -16,7 +16,7 @@ from datasets.demo import street
 from datasets.demo.pedestrian import Figure, Pose, draw_person
 from datasets.demo.street import CAMERAS, HEIGHT, SCALE, WIDTH, Camera, cloud
 from datasets.demo.wardrobe import Look, make_look
-from utils.files import new_directory
+from datasets.new_directory import new_directory
 
 SHARED, SCENE, STRANGER, LOOK, TRACK, IMAGE, EXTRA, DISTRACTOR, SPLIT = range(9)  # what a random stream is for
 TALL, WIDE = HEIGHT * SCALE, WIDTH * SCALE  # of an image while it is drawn
