@@ -18,7 +18,14 @@ from tools.model_summary import count
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = {"demo", "demo_light"}
-OF_THEIR_OWN = {"light_210m", "light_210m_long", "light_210m_512", "hn_lightmbn"}  # networks that other tests are about
+OF_THEIR_OWN = {
+    "light_212m",
+    "light_212m_long",
+    "light_210m",
+    "light_210m_long",
+    "light_210m_512",
+    "hn_lightmbn",
+}  # networks that other tests are about
 PRESETS = describe_presets()
 KNOWN = {name: load_preset(name) for name in PRESETS if name not in DEMO | OF_THEIR_OWN}  # with facts below
 
