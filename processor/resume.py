@@ -47,6 +47,7 @@ def restore(state: TrainState) -> None:
     for name in PROGRESS:
         setattr(state, name, stored[name])
     log_changes(state, stored)
+    state.saved = state.epoch, state.step
     if ranks.first:
         rename_damaged(state.directory, path)
     log.info("resumed %s after epoch %d and %d steps", path, state.epoch, state.step)

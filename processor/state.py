@@ -55,8 +55,8 @@ class TrainState:
     seconds: float = 0.0  # of training, in all sessions, without evaluation
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry per finished epoch
     test_seconds: float = 0.0  # of the latest evaluation in this session
-    saved: tuple[int, int] | None = None  # epoch and step of the last checkpoint written here
-    saved_at: float = 0.0  # when that was, and how many seconds it took
+    saved: tuple[int, int] = (0, 0)  # epoch and step of the last checkpoint, or where the session started
+    saved_at: float = field(default_factory=time.perf_counter)  # when that was, and how many seconds it took
     save_seconds: float = 0.0
 
     @property

@@ -92,7 +92,7 @@ def test_losses_and_gradients_of_20_steps_in_bf16_are_near_those_of_float32(larg
         half.model.load_state_dict(full.model.state_dict())
         half.criterion.load_state_dict(full.criterion.state_dict())
         pairs = ((full, full_network), (half, half_network), (alone, alone_network))
-        exact, rounded, own = (train_step(*pair, images, [labels]) for pair in pairs)
+        (exact,), (rounded,), (own,) = (train_step(*pair, [(images, labels)]) for pair in pairs)
         assert rounded["loss"] != exact["loss"]
         assert rounded["loss"].item() == pytest.approx(exact["loss"].item(), rel=0.02)
         assert own["loss"].item() == pytest.approx(exact["loss"].item(), rel=0.06)
@@ -247,7 +247,7 @@ def test_a_compiled_model_trains_as_the_plain_one(tiny, monkeypatch):
     runs = [ready(cfg.replace(compile=c), "float32", str(c)) for c in (False, True)]
     (plain, plain_network, batches), (compiled, compiled_network, _) = runs
     for images, labels in batches[:2]:
-        expected, found = (train_step(run, network, images, [labels]) for run, network, _ in runs)
+        (expected,), (found,) = (train_step(run, network, [(images, labels)]) for run, network, _ in runs)
         assert found["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-3)
     assert plain_network.module is plain.model and compiled_network.module is not compiled.model
     assert next(iter(compiled.model.state_dict())) == next(iter(plain.model.state_dict()))  # names as without

@@ -29,8 +29,9 @@ def test_diverged_weights_replace_no_good_checkpoint_and_the_message_names_it(ti
     cfg = tiny.replace(epochs=4, width_multiplier=0.25, log_every=1, save_minutes=0, bad_steps=6, eval_every=9)
     real = processor.train.train_step
 
-    def diverge(state, network, images, *args):
-        return real(state, network, images * float("nan") if (state.epoch, state.step) > (1, 0) else images, *args)
+    def diverge(state, network, batches, number):
+        (images, labels), factor = next(batches), float("nan") if (state.epoch, state.step) > (1, 0) else 1
+        return real(state, network, [(images * factor, labels)], number)
 
     monkeypatch.setattr(processor.train, "train_step", diverge)
     last = Path(cfg.run.log_dir) / "demo" / "last.pth"
