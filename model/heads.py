@@ -1,13 +1,11 @@
 """Classification heads: features after the neck (B, D) to logits (B, C) for a cross entropy.
 
-`head(features)` gives plain logits, for tests and accuracies. `head(features, labels)` lowers the logits of the labels
-by the margin, for training; it is `head.add_margin(head(features), labels)`, so that a step that needs both computes
-the product once.
+`head(features)` gives plain logits, for tests and accuracies; `head.add_margin(logits, labels)` lowers those of the
+labels by the margin, for training.
 """
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from config import Config
 from utils.lookup import load
@@ -38,13 +36,6 @@ class LinearHead(nn.Linear):
         super().__init__(feature_dim, num_classes, bias=False)
         nn.init.normal_(self.weight, std=self.std)
 
-    def plain(self, features: torch.Tensor) -> torch.Tensor:
-        return F.linear(features, self.weight)
-
     def add_margin(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Plain logits (B, C) and labels (B,) to the logits for training."""
         return logits
-
-    def forward(self, features: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        logits = self.plain(features)
-        return logits if labels is None else self.add_margin(logits, labels)

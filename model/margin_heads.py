@@ -23,7 +23,7 @@ class CosineHead(LinearHead):
         with torch.autocast(features.device.type, enabled=False):
             return F.linear(F.normalize(at_least_float32(features)), F.normalize(at_least_float32(self.weight)))
 
-    def plain(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.scale * self.cosines(features)
 
 

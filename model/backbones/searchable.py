@@ -183,23 +183,12 @@ class InvertedResidual(nn.Module):
         return x + self.layers(x) if self.shortcut else self.layers(x)
 
 
-class NoWeights:
-    """In place of torchvision's ImageNet weights, which searched networks do not have."""
-
-    url = ""
-
-    def get_state_dict(self, progress: bool, check_hash: bool):
-        raise UserError("searched networks have no ImageNet weights; give --weights none, or a file")
-
-
 class Searched(Staged):
     """The network of a specification: (B, 3, H, W) to (B, head, H/16, W/16), or H/32 with last stride 2.
 
     Layers are stem, stage1, stage2, ..., head. Blocks with a shortcut start as the identity (Goyal et al., Accurate,
     Large Minibatch SGD, 2017), as in the supernet.
     """
-
-    imagenet = NoWeights()
 
     def __init__(self, spec: Spec):
         strides = STRIDES[len(spec.stages)]

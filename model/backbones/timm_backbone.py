@@ -1,6 +1,6 @@
 """Every network of the optional package timm (Wightman, PyTorch Image Models) that gives a map, as `timm/NAME`."""
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,25 +8,6 @@ from torch import nn
 
 from config import Config
 from utils.errors import UserError, did_you_mean
-
-
-@dataclass(frozen=True)
-class TimmWeights:
-    """timm's weights of a network, which timm itself downloads and fits to the image size."""
-
-    name: str
-    options: dict[str, Any]
-    url: str
-
-    def get_state_dict(self, progress: bool, check_hash: bool) -> dict[str, torch.Tensor]:
-        """Raises UserError when there are none, or the download fails."""
-        try:
-            return load_timm().create_model(self.name, pretrained=True, **self.options).state_dict()
-        except Exception as error:  # what a failed download raises depends on the version of three other packages
-            raise UserError(
-                f"timm could not load weights of {self.name} ({_first_line(error)}); download pytorch_model.bin "
-                f"elsewhere ({self.url}) and give it with --weights FILE, or train from scratch with --weights none"
-            ) from error
 
 
 def timm_backbone(cfg: Config) -> nn.Module:
@@ -45,9 +26,20 @@ def timm_backbone(cfg: Config) -> nn.Module:
     net.register_forward_hook(as_map)
     net.out_channels = probe(net, name, cfg)
     net.stage_channels = (net.out_channels,)
-    source = net.pretrained_cfg.get("hf_hub_id")
-    net.imagenet = TimmWeights(name, options, f"https://huggingface.co/{source}" if source else "timm names no address")
+    net.imagenet = partial(load_weights, name, options, net.pretrained_cfg.get("hf_hub_id"))
     return net
+
+
+def load_weights(name: str, options: dict[str, Any], source: str | None) -> dict[str, torch.Tensor]:
+    """timm's weights, which it downloads and fits to the image size itself. Raises UserError if there are none."""
+    try:
+        return load_timm().create_model(name, pretrained=True, **options).state_dict()
+    except Exception as error:  # what a failed download raises depends on the version of three other packages
+        address = f"https://huggingface.co/{source}" if source else "timm names no address"
+        raise UserError(
+            f"timm could not load weights of {name} ({_first_line(error)}); download pytorch_model.bin elsewhere "
+            f"({address}) and give it with --weights FILE, or train from scratch with --weights none"
+        ) from error
 
 
 def load_timm() -> Any:
