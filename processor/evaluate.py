@@ -14,7 +14,7 @@ from config import Config
 from datasets.base import ONE_CAMERA, ReIDDataset
 from datasets.loaders import TestLoader
 from model import ReIDModel
-from processor.precision import autocast
+from processor.precision import autocast, layout
 from processor.ranks import ALONE, Ranks
 from utils.distance import pairwise_distance
 from utils.errors import UserError, printable
@@ -48,8 +48,7 @@ def feature_batches(
         with bar:
             for images in loader.batches(device):
                 with torch.no_grad(), autocast(device, cfg.loop.test_precision):
-                    if not cfg.loop.channels_last:
-                        images = images.contiguous()
+                    images = images.contiguous(memory_format=layout(cfg))
                     features = model(images).float()
                     flipped = (features + model(images.flip(3)).float()) / 2 if flip else None
                 yield features, flipped

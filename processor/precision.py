@@ -34,6 +34,11 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return contextlib.nullcontext() if precision == "float32" else torch.autocast(device.type, DTYPES[precision])
 
 
+def layout(cfg: Config) -> torch.memory_format:
+    """Of images and convolutions."""
+    return torch.channels_last if cfg.loop.channels_last else torch.contiguous_format
+
+
 class Scaler(torch.amp.GradScaler):
     """torch's scaler of the loss (Micikevicius et al., Mixed Precision Training, ICLR 2018). It skips steps with NaN,
     inf or TOO_LARGE in the gradient. In float32 and bf16 the scale is always 1.

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch.optim import Optimizer
 
 from config import Config
@@ -18,7 +17,7 @@ from loss import Criterion, make_criterion
 from model import ReIDModel, find_backbone, make_model
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import resolve_protocol, scores_note
-from processor.precision import Scaler, configure_torch, resolve_precision
+from processor.precision import Scaler, configure_torch, layout, resolve_precision
 from processor.ranks import ALONE, Ranks, init_distributed
 from processor.signals import StopSignals
 from processor.state import Session, TrainState, has_checkpoint, seed_all
@@ -66,8 +65,7 @@ def training_model(cfg: Config, session: Session, data: Loaders) -> ReIDModel:
         model = make_model(cfg, len(data.labels))
         if cfg.data.start_sizes:
             load("processor.sizes:check_sizes")(cfg, model)
-    model = ranks.sync_batch_norm(cfg, model, device)
-    model = model.to(device, memory_format=torch.channels_last if cfg.loop.channels_last else torch.contiguous_format)
+    model = ranks.sync_batch_norm(cfg, model, device).to(device, memory_format=layout(cfg))
     ranks.broadcast(model.state_dict().values())
     return model
 

@@ -64,11 +64,6 @@ class TrainState:
         """The model that is evaluated, and that a checkpoint holds as `model`."""
         return self.model if self.average is None else self.average
 
-    @property
-    def best(self) -> tuple[float, int]:
-        """As `best_score`."""
-        return best_score(self.history)
-
     def summary(self) -> dict[str, Any]:
         """The plain values of a checkpoint."""
         return self.about | {name: getattr(self, name) for name in PROGRESS}

@@ -16,9 +16,9 @@ from loss import Criterion
 from model import ReIDModel
 from processor.checkpoint import LAST
 from processor.evaluate import do_inference, plain_settings, report, resolve_protocol, result_record
-from processor.precision import FiniteStatistics, autocast
+from processor.precision import FiniteStatistics, autocast, layout
 from processor.setup import run_directory, start_session, start_state, training_criterion, training_data, training_model
-from processor.state import Session, TrainState
+from processor.state import Session, TrainState, best_score
 from processor.watch import Progress, Watchers
 from solver import make_optimizer, set_frozen, set_lr
 from utils.errors import Stopped, UserError
@@ -122,8 +122,7 @@ class Network:
     def add_gradient(self, images: torch.Tensor, targets: Targets, place: int = 0, group: int = 1) -> Gradient:
         """Forward pass, losses and backward pass."""
         state, cfg, session = self.state, self.state.cfg, self.state.session
-        if not cfg.loop.channels_last:
-            images = images.contiguous()
+        images = images.contiguous(memory_format=layout(cfg))
         # processes exchange the gradients of a group only once
         once = place == group - 1 or session.ranks.size == 1
         with contextlib.nullcontext() if once else self.module.no_sync():
@@ -317,7 +316,7 @@ def evaluate_epoch(state: TrainState, data: Loaders, watchers: Watchers) -> None
         log.info("before training:" if state.epoch == 0 else f"after epoch {state.epoch}:")
         values = report(inference, state.about["note"], data.dataset.camera_names)
     values = session.ranks.all_gather(values)[0]
-    best = values["scores"]["plain"]["mAP"] > state.best[0]
+    best = values["scores"]["plain"]["mAP"] > best_score(state.history)[0]
     if state.epoch == 0:
         state.history.append({"epoch": 0})
     state.history[-1] |= values
@@ -339,6 +338,7 @@ def write_result(state: TrainState) -> None:
     log.info(
         "to report: plain, %s, epoch %d: mAP %.2f, Rank-1 %.2f%s (best.pth, epoch %d, was chosen on the test split)",
         LAST, state.epoch, plain["mAP"], plain["rank1"],
-        f"; before training: {before['mAP']:.2f}, {before['rank1']:.2f}" if before else "", state.best[1],
+        f"; before training: {before['mAP']:.2f}, {before['rank1']:.2f}" if before else "",
+        best_score(state.history)[1],
     )  # fmt: skip
     log.info("files: %s; next: python test.py, python get_vis_result.py, python tools/report.py", state.directory)

@@ -331,7 +331,7 @@ def test_a_process_ends_with_torchrun(base):
 def test_processes_that_cannot_connect_are_refused(base, monkeypatch):
     variables = {"RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
     for environ, changes, words in (
-        ({}, {}, "RANK and MASTER_ADDR and MASTER_PORT is not set"),
+        ({}, {}, "RANK expected, but not set"),
         (variables, {"device": "cuda:1"}, "--device cuda:1"),
         (variables, {"backend": "nccl"}, "--backend nccl"),
         (variables | {"RANK": "zero"}, {}, "x:1"),
