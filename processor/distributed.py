@@ -57,22 +57,17 @@ def join_processes(cfg: Config, environ: Mapping[str, str]) -> Iterator[Ranks]:
                 f"the {size} processes of WORLD_SIZE could not connect at {place}: {reason}; start them with torchrun, "
                 "or unset WORLD_SIZE to train in one process"
             ) from error
-        yield from connected(DistributedRanks(dist.get_rank(), size, waits), backend)
-
-
-def connected(ranks: Ranks, backend: str) -> Iterator[Ranks]:
-    """Yields the ranks, and disconnects. Raises UserError if another process ends early."""
-    done = False
-    try:
-        yield ranks
-        done = True
-    except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
-            raise
-        raise UserError("another process has ended, so this one cannot continue; see the other's message") from error
-    finally:
-        if done or backend == "gloo":  # after an error NCCL would wait for the others, and torchrun for this one
-            dist.destroy_process_group()
+        done = False
+        try:
+            yield DistributedRanks(dist.get_rank(), size, waits)
+            done = True
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+                raise
+            raise UserError("another process has ended, so this one cannot continue; see its message") from error
+        finally:
+            if done or backend == "gloo":  # after an error NCCL would wait for the others, and torchrun for this one
+                dist.destroy_process_group()
 
 
 class Waits:

@@ -40,10 +40,9 @@ def start_session(cfg: Config, command: str = "") -> Iterator[Session]:
         ranks.check_same_settings(cfg)
         with ranks.sync_errors():
             device = pick_device(cfg.run.device)
-        precision = resolve_precision(cfg, device)
-        numerics = configure_torch(cfg, device, precision)
+        configure_torch(cfg, device)
         seed_all(cfg.run.seed)
-        yield Session(ranks, signals, device, precision, numerics, ranks.command(command))
+        yield Session(ranks, signals, device, resolve_precision(cfg, device), ranks.command(command))
 
 
 def training_data(cfg: Config, session: Session) -> Loaders:
@@ -157,7 +156,6 @@ def log_run(state: TrainState, data: Loaders) -> None:
     environment = ", ".join(f"{name} {value}" for name, value in state.about["environment"].items())
     log.info("run %s, seed %d: %s", state.directory, cfg.run.seed, environment)
     log.info("command: %s", session.command or "(called from Python)")
-    log.info("%s; %s", f"{ranks.size} processes" if ranks.size > 1 else "one process", session.numerics)
     log.info("%s", data.dataset.name)
     log.info(data.dataset.describe())
     log.info(

@@ -31,7 +31,6 @@ class Session:
     signals: StopSignals
     device: torch.device
     precision: str  # of training
-    numerics: str  # precision and torch's switches, as a sentence for the log
     command: str = ""  # repeats the run
 
 

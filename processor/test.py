@@ -93,7 +93,7 @@ def prepare_test(
     ranks.check_same_settings(cfg)
     with ranks.sync_errors(first_alone=True):
         device = pick_device(cfg.run.device)
-        configure_torch(cfg, device, cfg.loop.test_precision)
+        configure_torch(cfg, device)
         dataset = dataset or make_test_set(cfg)
         cfg = with_pixel_range(resolve_protocol(cfg, dataset, ranked_lists), dataset)
         if stored and dataset.drawn:

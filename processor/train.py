@@ -60,7 +60,8 @@ def train(
         with contextlib.closing(Watchers(state)) as watchers, session.signals.held(ranks.size > 1):
             evaluated = state.step > 0 or (state.history and "scores" in state.history[-1])  # state is resumed
             if should_evaluate(cfg, state.epoch) and not evaluated:
-                evaluate_epoch(state, data, watchers)
+                # a resumed run may be at the start of the next size
+                evaluate_epoch(state, sized_data(state, data, max(state.epoch - 1, 0)), watchers)
             for entry in state.history[-1:]:  # the program may have ended between its checkpoint and its events
                 watchers.log_entry(entry)
             while state.epoch < cfg.solver.epochs:
@@ -249,17 +250,16 @@ def add_losses(state: TrainState, recent: Sequence[Sequence[Losses]], loader: Tr
 
 
 def refuse_bad_steps(state: TrainState, loader: TrainLoader, step: int) -> None:
-    """Raises UserError in the first process that names the images of the last bad step, and ends the others."""
+    """Raises UserError that names the images of the last bad step."""
     files = "; ".join(state.session.ranks.all_gather(loader.files(state.epoch, step)))
-    if not state.session.ranks.first:
-        raise SystemExit(2)
     last = state.directory / LAST
     fix = f"continue with --resume from {last}, saved before them" if last.exists() else "start again"
-    raise UserError(
-        f"the loss or its gradient was NaN or inf in {state.bad} consecutive steps, the last time in epoch "
-        f"{state.epoch + 1}, step {step + 1}, on {files}; lower --lr ({state.cfg.solver.lr}) or raise --warmup-epochs, "
-        f"then {fix}"
-    )
+    with state.session.ranks.sync_errors():  # the other processes end in silence
+        raise UserError(
+            f"the loss or its gradient was NaN or inf in {state.bad} consecutive steps, the last time in epoch "
+            f"{state.epoch + 1}, step {step + 1}, on {files}; lower --lr ({state.cfg.solver.lr}) or raise "
+            f"--warmup-epochs, then {fix}"
+        )
 
 
 def means(state: TrainState) -> dict[str, float]:
@@ -307,7 +307,6 @@ def evaluate_epoch(state: TrainState, data: Loaders, watchers: Watchers) -> None
     so far. Only after the last epoch all scores of the settings are computed, before it the plain ones."""
     session, last = state.session, state.epoch >= state.cfg.solver.epochs
     save_or_stop(state)
-    data = sized_data(state, data, max(state.epoch - 1, 0))  # a resumed run may be at the start of the next size
     cfg = resolve_protocol(state.cfg if last else plain_settings(state.cfg), data.dataset)
     started = time.perf_counter()
     inference = do_inference(cfg, state.eval_model, data.query, data.gallery, session.device, session.ranks)

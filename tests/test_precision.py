@@ -220,13 +220,12 @@ def test_a_cpu_flushes_denormal_numbers():
 
     torch.set_flush_denormal(False)
     assert tenth() > 0
-    configure_torch(Config(), CPU, "float32")
+    configure_torch(Config(), CPU)
     assert tenth() == 0
 
 
 def test_deterministic_runs_end_with_bit_identical_weights(tiny):
     runs = [do_train(tiny.replace(epochs=1, eval_first=False, deterministic=True, name=name)) for name in "ab"]
-    assert "deterministic" in (runs[0].directory / "train.log").read_text()
     first, second = ([*run.model.state_dict().values(), *run.criterion.state_dict().values()] for run in runs)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
