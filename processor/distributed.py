@@ -26,7 +26,7 @@ from torch import nn
 from config import Config
 from config.config import option
 from processor.ranks import Ranks
-from utils.errors import UserError
+from utils.errors import UserError, reason
 
 TIMEOUT = timedelta(hours=2)  # others wait while one re-ranks a large gallery
 SAY_AFTER, END_AFTER = 60.0, 20.0  # seconds that a process waits for others, see `Waits`
@@ -52,10 +52,9 @@ def join_processes(cfg: Config, environ: Mapping[str, str]) -> Iterator[Ranks]:
             with waits.on(f"all {size} processes to connect at {place}"):
                 dist.init_process_group(backend, timeout=TIMEOUT)
         except (ValueError, dist.DistError) as error:
-            reason = str(error).splitlines()[0]
             raise UserError(
-                f"the {size} processes of WORLD_SIZE could not connect at {place}: {reason}; start them with torchrun, "
-                "or unset WORLD_SIZE to train in one process"
+                f"the {size} processes of WORLD_SIZE could not connect at {place}: {reason(error)}; start them with "
+                "torchrun, or unset WORLD_SIZE to train in one process"
             ) from error
         done = False
         try:

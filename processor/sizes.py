@@ -11,7 +11,7 @@ from datasets.cache import Images
 from datasets.loaders import Loaders
 from model import ReIDModel
 from processor.state import TrainState
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.logging import log
 
 
@@ -38,7 +38,7 @@ def check_sizes(cfg: Config, model: ReIDModel) -> None:
             model.eval()(torch.zeros(1, 3, height, width))
         except (RuntimeError, ValueError, AssertionError) as error:
             raise UserError(
-                f"--backbone {cfg.model.backbone} does not take images of {height}x{width} "
-                f"({str(error).partition(chr(10))[0]}); leave --start-sizes out, or choose other sizes"
+                f"--backbone {cfg.model.backbone} does not take images of {height}x{width} ({reason(error)}); leave "
+                "--start-sizes out, or choose other sizes"
             ) from error
     model.train()

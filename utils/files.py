@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.logging import log
 
 # What the readers of JSON, CSV, NumPy, zip, pickle and torch files raise for files that are missing or damaged.
@@ -31,8 +31,7 @@ def reading(path: str | Path, fix: str = "") -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
-        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-        raise UserError(f"{path} cannot be read ({reason.splitlines()[0]})" + (f"; {fix}" if fix else "")) from error
+        raise UserError(f"{path} cannot be read ({reason(error)})" + (f"; {fix}" if fix else "")) from error
 
 
 def load_plain(path: str | Path, allowed: Sequence[Any] = ()) -> Any:
