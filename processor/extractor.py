@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +118,8 @@ class FeatureExtractor:
                 some = {place: as_array(picture, place) for place, picture in islice(source, self.batch_size)}
                 return {place: pool.submit(self._resize, picture) for place, picture in some.items()}
 
-            coming = start_block()
-            try:
-                while coming:
-                    now, coming = coming, start_block()
-                    yield {place: future.result() for place, future in now.items()}
-            finally:
-                pool.shutdown(cancel_futures=True)
+            for now, _next in pairwise(chain(iter(start_block, {}), [None])):
+                yield {place: future.result() for place, future in now.items()}
 
     def _resize(self, picture: Any) -> np.ndarray | UserError:
         data = self.cfg.data

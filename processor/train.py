@@ -102,6 +102,8 @@ class Network:
     def train(self, frozen: bool) -> None:
         """Put the model into training mode, but not a frozen backbone."""
         state = self.state
+        if frozen == self.frozen and state.model.training:  # no evaluation came between
+            return
         set_frozen(state.model, state.optimizer, frozen)
         if frozen != self.frozen:  # DistributedDataParallel must know which weights get a gradient
             self.frozen, self.graph = frozen, None
@@ -143,7 +145,7 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
     """The rest of the current epoch, then a checkpoint. Losses stay on the device until they are logged."""
     save_or_stop(state)
     cfg, session, steps = state.cfg, state.session, len(loader)
-    alone, frozen = session.ranks.size == 1, None
+    alone = session.ranks.size == 1
     recent: list[Sequence[Losses]] = []  # those of the batches of each optimizer step
     progress = Progress(f"epoch {state.epoch + 1}/{cfg.solver.epochs}", steps, cfg.data.batch_size, state.step, session)
     with contextlib.closing(progress), session.signals.held(alone):
@@ -152,9 +154,7 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
             batches = watchers.show_first(batches)
         while state.step < steps:
             epochs_done = state.epoch + state.step / steps
-            if frozen != (epochs_done < cfg.solver.freeze_epochs):
-                frozen = epochs_done < cfg.solver.freeze_epochs
-                network.train(frozen)
+            network.train(frozen=epochs_done < cfg.solver.freeze_epochs)
             lr = set_lr(cfg, state.optimizer, epochs_done, steps)
             recent.append(train_step(state, network, batches, min(cfg.loop.accumulate, steps - state.step)))
             state.step += len(recent[-1])
