@@ -78,7 +78,7 @@ def restore_weights(state: TrainState, path: Path, stored: dict[str, Any]) -> No
     if state.average is not None:
         load_weights(state.average, stored, path, state.cfg)
     before = stored_config(stored, path)
-    with reading(path, "leave the settings of losses and optimizer as they were"):
+    with reading(path, "it has other losses or another optimizer; leave their settings as they were"):
         for name in OPTIMIZER_SETTINGS:
             if before.get(name) != state.cfg.get(name):
                 raise ValueError(f"{option(name)} was {before.get(name)}")
