@@ -18,8 +18,9 @@ from helpers import ROOT, start_training
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from config import PRESETS, Config, load_preset
+from config import Config, load_preset
 from config.config import METRIC_LOSSES, SETTINGS
+from config.presets import describe_presets
 from datasets.cache import Images
 from processor.environment import pick_device
 from processor.evaluate import do_inference, score_features
@@ -238,7 +239,7 @@ SOON = ("demo",)  # the others take seconds
 
 
 @pytest.mark.parametrize(
-    "preset", [*SOON, *(pytest.param(x, marks=pytest.mark.slow) for x in PRESETS if x not in SOON)]
+    "preset", [*SOON, *(pytest.param(x, marks=pytest.mark.slow) for x in describe_presets() if x not in SOON)]
 )
 def test_the_steps_of_a_preset_wait_for_nothing(preset, tmp_path, gpu):
     losses, inference = train_and_evaluate(config(tmp_path, preset))

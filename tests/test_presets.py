@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import write_tree
 
-from config import PRESETS, Config, load_preset
+from config import Config, load_preset
+from config.presets import describe_presets
 from loss import make_criterion
 from model import ReIDModel, build_model
 from processor import do_train
@@ -18,6 +19,7 @@ from tools.model_summary import count
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = {"demo", "demo_light"}
 OF_THEIR_OWN = {"light_210m", "light_210m_long", "light_210m_512", "hn_lightmbn"}  # networks that other tests are about
+PRESETS = describe_presets()
 KNOWN = {name: load_preset(name) for name in PRESETS if name not in DEMO | OF_THEIR_OWN}  # with facts below
 
 

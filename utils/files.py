@@ -153,15 +153,12 @@ def write_rows(path: str | Path, length: int, parts: Iterable[np.ndarray]) -> No
     """
 
     def write(temporary: Path) -> None:
-        rows, kind = 0, None
+        rows = 0
         with open(temporary, "wb") as file:
-            for part in parts:
-                if kind is None:
-                    kind = part.dtype, part.shape[1:]
+            for number, part in enumerate(parts):
+                if number == 0:
                     header = np.lib.format.header_data_from_array_1_0(part) | {"fortran_order": False}
                     np.lib.format.write_array_header_1_0(file, header | {"shape": (length, *part.shape[1:])})
-                if (part.dtype, part.shape[1:]) != kind:
-                    raise ValueError(f"rows of {part.dtype} {part.shape[1:]} cannot be added to a file of {kind}")
                 file.write(np.ascontiguousarray(part).data)
                 rows += len(part)
         if rows != length:
