@@ -187,7 +187,6 @@ def test_autocast_changes_rounding_only_and_large_products_do_not_overflow(name)
 def test_each_stage_gets_a_module_of_its_width_and_a_missing_stage_is_refused():
     attention = make_attention("nonlocal", (2, 3), (256, 512, 1024, 2048), 0.0625)
     assert [(n, *module.theta.weight.shape[:2]) for n, module in attention.items()] == [("2", 32, 512), ("3", 64, 1024)]
-    assert len(make_attention("none", (2, 3), (), 0.0625)) == 0
     for stage in (0, 3, -1):
         with pytest.raises(UserError, match=rf"--attention-stages {stage} "):
             make_attention("se", (1, stage), (8, 16), 0.0625)

@@ -95,7 +95,7 @@ def test_a_tensor_whose_entry_says_directory_is_refused_as_torch_would_fill_it_w
             place += 46 + name + more + comment
     saved.write_bytes(whole)
     assert zipfile.ZipFile(saved).testzip() is None  # zipfile sees nothing
-    refused(saved, "is damaged")
+    refused(saved, "cannot be read")
 
 
 def test_a_file_that_is_cut_off_or_overwritten_never_gives_other_values_or_another_error(saved):
@@ -171,7 +171,7 @@ def test_a_missing_file_and_a_series_of_damaged_ones_are_refused(tmp_path):
         path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError) as error:
         newest_valid(tmp_path / "last.pth")
-    assert f"{tmp_path}/last.pth is damaged" in str(error.value) and "last.1.pth" not in str(error.value)
+    assert f"{tmp_path}/last.pth cannot be read" in str(error.value) and "last.1.pth" not in str(error.value)
     assert "nor can the 2 before it" in str(error.value)
 
 

@@ -221,15 +221,12 @@ def train_and_evaluate(cfg: Config) -> tuple[list[float], Any]:
     """The losses of an epoch, in which nothing waits but the log, and the scores."""
     state, network, data = start_training(cfg)
     network.train(frozen=False)
-    recent: list[list[dict[str, torch.Tensor]]] = []
+    recent, batches = [], data.train.epoch(0, state.session.device)
     GPU.waits.clear()
-    for images, *targets in data.train.epoch(0, state.session.device):
-        place = state.step % cfg.loop.accumulate
-        recent += [[]] if place == 0 else []
-        recent[-1].append(train_step(state, network, images, targets, place, cfg.loop.accumulate))
-        network.statistics.check()
-        state.step += 1
-        if state.average is not None and place == cfg.loop.accumulate - 1:
+    while state.step < len(data.train):
+        recent.append(train_step(state, network, batches, cfg.loop.accumulate))
+        state.step += len(recent[-1])
+        if state.average is not None:
             update_average(cfg, state.average, state.model, state.step)
     assert not GPU.waits
     add_losses(state, recent, data.train)

@@ -3,6 +3,7 @@
 import hashlib
 import urllib.error
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import Config
+from model import weights
 from model.backbones import resnet_ibn
 from model.backbones.osnet import osnet
-from model.backbones.resnet_ibn import ReleasedWeights
 from model.reid import embedding
 from model.weights import load_backbone
 from utils.errors import UserError
@@ -112,17 +113,18 @@ def test_imagenet_weights_are_the_authors_release_checked_by_their_hash(tmp_path
     for digits, right in ((hashlib.sha256(content).hexdigest()[:8], True), ("00000000", False)):
         file = tmp_path / f"w-{digits}.pth"
         file.write_bytes(content)
+        net = SimpleNamespace(imagenet=file.as_uri())
         if right:
-            assert torch.equal(ReleasedWeights(file.as_uri()).get_state_dict(False, True)["a"], torch.ones(2))
+            assert torch.equal(weights.download(net)["a"], torch.ones(2))
         else:
-            with pytest.raises(RuntimeError, match="invalid hash"):
-                ReleasedWeights(file.as_uri()).get_state_dict(False, True)
+            with pytest.raises(UserError, match=r"invalid hash.*--weights FILE"):
+                weights.download(net)
 
-    def offline(url: str, progress: bool, check_hash: bool, **_options):
+    def offline(url: str, check_hash: bool, **_options):
         assert check_hash and torch.hub.HASH_REGEX.search(url.rsplit("/", 1)[-1])
         raise urllib.error.URLError("no such host")
 
-    monkeypatch.setattr(resnet_ibn, "load_state_dict_from_url", offline)
+    monkeypatch.setattr(weights, "load_state_dict_from_url", offline)
     for name in THEIRS:
         address = rf"https://github\.com/XingangPan/IBN-Net/releases/download/v1\.0/{name}-[0-9a-f]{{8}}\.pth"
         with torch.device("meta"), pytest.raises(UserError, match=rf"{address}.*--weights FILE"):

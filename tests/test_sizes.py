@@ -80,7 +80,7 @@ def test_a_step_is_recorded_again_for_images_of_another_size(tiny, monkeypatch):
     network.train(frozen=False)
     network.use_graph = True
     for height in (32, 32, 48):
-        train_step(state, network, torch.randn(8, 3, height, 16), [torch.arange(8) // 2])
+        train_step(state, network, [(torch.randn(8, 3, height, 16), torch.arange(8) // 2)])
     assert [shape[2] for shape in recorded] == [32, 48]
 
 

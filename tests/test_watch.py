@@ -26,9 +26,9 @@ def whole(tmp_path_factory) -> tuple[TrainState, list[torch.Tensor]]:
     base = tmp_path_factory.mktemp("whole")
     write_tree(base / "data" / "demo")
     cfg = tiny_config(base, batch_size=12, width_multiplier=0.25, ranked_lists=2)
-    batches, real = [], processor.train.train_step
+    batches, real = [], processor.train.Network.gradient
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processor.train, "train_step", lambda *args: batches.append(args[2]) or real(*args))
+        patch.setattr(processor.train.Network, "gradient", lambda *args: batches.append(args[1]) or real(*args))
         return do_train(cfg), batches
 
 
@@ -86,7 +86,7 @@ def killed(monkeypatch, what: str, nth: int):
     monkeypatch.setattr(Watchers, what, method)
 
 
-@pytest.mark.parametrize(("what", "nth"), [("log_losses", 2), ("log_evaluation", 3)])
+@pytest.mark.parametrize(("what", "nth"), [("log_entry", 2), ("draw_evaluation", 3)])
 def test_what_a_kill_kept_from_tensorboard_is_logged_by_the_resumed_run(quick, monkeypatch, what, nth):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         killed(patch, what, nth)
