@@ -43,6 +43,13 @@ def program(*args: object) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(argv, code or 0, out.getvalue(), err.getvalue())
 
 
+def done(*args: object) -> str:
+    """What a script prints that succeeds."""
+    shown = program(*args)
+    assert shown.returncode == 0, f"{args}\n{shown.stdout}{shown.stderr}"
+    return shown.stdout
+
+
 def arguments(cfg: Config, *left_out: str) -> list[str]:
     """The settings as words of a command line, but for switches, empty ones and those left out."""
     words = []

@@ -259,6 +259,3 @@ def test_imagenet_weights_and_our_own_checkpoints_start_mgn(tmp_path, monkeypatc
     torch.save({"model": model.state_dict()}, tmp_path / "own.pth")
     state = make_model(cfg.replace(weights=str(tmp_path / "own.pth")), 9).backbone.state_dict()
     assert all(torch.equal(state[key], value) for key, value in model.backbone.state_dict().items())
-
-
-# ---- stripes and dropped rows

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 
 from config import Config
 from datasets import cache
@@ -20,7 +21,6 @@ from datasets.cache import Images
 from datasets.images import read_image, read_input
 from utils.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
 HEIGHT, WIDTH, COUNT = 24, 16, 7
 CPU = torch.device("cpu")
 SIZE = HEIGHT * WIDTH * 3  # bytes of an image

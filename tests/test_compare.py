@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import program, refused
+from helpers import done, program, refused
 
 from config import Config
 
@@ -23,9 +23,8 @@ def write_run(log: Path, name: str, mAP: float, rows: tuple[str, ...] = ("plain"
 
 def compare(log: Path, *runs: object) -> list[list[str]]:
     """The words of each line."""
-    shown = program("tools/compare.py", *runs, "--log-dir", log)
-    assert shown.returncode == 0, shown.stderr
-    return [line.split() for line in shown.stdout.splitlines()]
+    shown = done("tools/compare.py", *runs, "--log-dir", log)
+    return [line.split() for line in shown.splitlines()]
 
 
 def test_runs_that_differ_in_the_seed_are_one_group_and_other_differences_are_listed(tmp_path):

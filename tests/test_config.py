@@ -3,10 +3,10 @@ import math
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import pytest
+from helpers import ROOT
 
 from config import PRESETS, Config, load_preset
 from config.cli import parse_settings, parse_train
@@ -16,8 +16,6 @@ from config.options import parse_command, parse_options
 from config.presets import describe_presets
 from loss.criterion import metric_losses
 from utils.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_presets_load_check_and_carry_their_name():

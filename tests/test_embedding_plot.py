@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import program, refused, save_model
+from helpers import done, program, refused, save_model
 
 from datasets.make import make_test_set
 from tools.embedding_plot import pca, tsne
@@ -41,8 +41,7 @@ def test_the_csv_has_every_test_image_of_the_identities_and_no_distractor(tiny, 
     where = ["tools/embedding_plot.py", "--log-dir", tiny.run.log_dir]
 
     def draw(name: str, *args: object) -> list[dict[str, str]]:
-        shown = program(*where, *args, "--output", tmp_path / f"{name}.png")
-        assert shown.returncode == 0, shown.stderr
+        done(*where, *args, "--output", tmp_path / f"{name}.png")
         assert cv2.imread(str(tmp_path / f"{name}.png")) is not None
         with open(tmp_path / f"{name}.csv", newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))

@@ -1,13 +1,11 @@
 """The notebook runs from its first to its last cell, and its pictures are not empty."""
 
-from pathlib import Path
-
 import pytest
+from helpers import ROOT
 
 nbformat = pytest.importorskip("nbformat", reason="the notebook needs nbformat and nbclient: requirements-dev.txt")
 nbclient = pytest.importorskip("nbclient", reason="the notebook needs nbclient: requirements-dev.txt")
 
-ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
 SETTINGS = 'name="quickstart", epochs=8, steps=(5.0, 7.0), eval_every=8, resume=True'
 

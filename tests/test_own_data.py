@@ -57,16 +57,6 @@ def test_words_are_numbered_in_order_and_whole_numbers_keep_theirs():
 # ---- folders
 
 
-def test_a_folder_in_markets_layout_is_read_as_market(tmp_path, recwarn):
-    base = write_tree(tmp_path / "PersonX")
-    dataset = read(base)
-    assert dataset.name == "PersonX" and dataset.note == ""
-    assert (len(dataset.train), len(dataset.query), len(dataset.gallery)) == (36, 12, 25)
-    assert {s.pid for s in dataset.gallery} == {0, 7, 8, 9, 10} and not recwarn.list  # junk is gone
-    (base / "query").rename(base / "queries")
-    refused(base, "query is missing")
-
-
 def test_one_folder_per_identity_without_cameras_counts_each_image_as_its_own_camera(tmp_path, monkeypatch):
     base = touch(tmp_path / "my.cats", "BOB/2.jpg", "BOB/1.PNG", "ALICE/b.jpeg", "ALICE/a.jpg", "ZOE/only.webp")
     dataset = read(base, share=1)

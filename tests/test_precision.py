@@ -3,7 +3,6 @@
 import itertools
 import os
 import shutil
-from functools import partial
 
 import conftest
 import numpy as np
@@ -11,21 +10,16 @@ import pytest
 import torch
 from helpers import start_training
 from torch import nn
-from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.nn.functional import cosine_similarity
 
 import loss.triplet
 import processor.cpu_precision
 import processor.precision
 import processor.setup
 from config import Config
-from config.config import METRIC_LOSSES
 from datasets.loaders import make_loaders
-from loss.center import CenterLoss
-from loss.criterion import metric_losses
-from loss.cross_entropy import focal_loss
 from loss.matrices import euclidean_distances
 from loss.triplet import batch_hard_triplet
-from loss.weighted_triplet import weighted_triplet
 from model import BACKBONES, make_model
 from model.backbones.stages import Staged
 from processor import do_train
@@ -132,17 +126,6 @@ def scaled(dtype: torch.dtype, factor: float, width: int = 64) -> tuple[torch.Te
     centres = torch.randn(4, width, generator=generator).repeat_interleave(4, 0)
     features = factor * (centres + 0.3 * torch.randn(16, width, generator=generator))
     return features.to(dtype).requires_grad_(), torch.arange(4).repeat_interleave(4)
-
-
-EVERY = Config(**{f"{name}_weight": 1.0 for name in METRIC_LOSSES})
-LOSSES = {name: loss for name, (_, loss) in metric_losses(EVERY).items()}
-LOSSES |= {"soft triplet": partial(batch_hard_triplet, margin=None), "weighted triplet": weighted_triplet}
-LOSSES |= {
-    "id": lambda logits, labels: cross_entropy(logits.float(), labels),
-    "focal": focal_loss,
-    "center": lambda features, labels: center(features, labels),
-}
-center = CenterLoss(4, 64)
 
 
 def test_the_distance_of_an_image_to_itself_is_almost_zero(monkeypatch):

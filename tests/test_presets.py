@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import write_tree
+from helpers import ROOT
 
 from config import PRESETS, Config, load_preset
 from loss import make_criterion
@@ -15,7 +15,6 @@ from processor import do_train
 from solver import lr_factor
 from tools.model_summary import count
 
-ROOT = Path(__file__).resolve().parents[1]
 DEMO = {"demo", "demo_light"}
 OF_THEIR_OWN = {"light_210m", "light_210m_long", "light_210m_512", "hn_lightmbn"}  # networks that other tests are about
 KNOWN = {name: load_preset(name) for name in PRESETS if name not in DEMO | OF_THEIR_OWN}  # with facts below

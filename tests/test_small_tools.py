@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_tree
-from helpers import program, refused, save_model
+from helpers import done, program, refused, save_model
 
 import processor.checkpoint
 from config import Config
@@ -141,8 +141,7 @@ def test_a_batch_is_drawn_with_each_transform_alone_and_all_together(tiny, tmp_p
     assert np.array_equal(found.pop("original"), images.numpy())
     assert all(c.shape == images.shape and not np.array_equal(c, images.numpy()) for c in found.values())
     args = ["--data-root", tiny.data.data_root, "--height", 32, "--width", 16, "--batch-size", 8, "--images-per-id", 2]
-    shown = program("tools/visualize_augmentation.py", *args, "--num", 2, "--log-dir", tmp_path, "--workers", 2)
-    assert shown.returncode == 0, shown.stdout + shown.stderr
+    done("tools/visualize_augmentation.py", *args, "--num", 2, "--log-dir", tmp_path, "--workers", 2)
     picture = cv2.imread(str(tmp_path / "augmentation_demo.png"))
     assert picture.shape[1] > 1000 and picture.std() > 20
     refused(program("tools/visualize_augmentation.py", *args, "--num", 0), "--num")

@@ -128,6 +128,3 @@ def test_wandb_offline_gets_every_number_and_a_resumed_run_continues_there(quick
     logged.clear()
     do_train(cfg.replace(resume=True))
     assert logged[0]["id"] == "demo-0" and logged[0]["resume"] == "allow"
-
-
-# ---- the bar
