@@ -220,13 +220,8 @@ def test_no_rate_is_promised_that_the_pairs_cannot_show():
 def test_answers():
     rates = {name: Rate(n, 100, 9, 0, 0.1) for n, name in enumerate(("fmr", "refused", "unknown", "fpir", "fnir"), 1)}
     known = Thresholds(0.6, 0.3, 0.8, "here", 9, rates)
-    cases = (
-        (0.8, "same", "same"),
-        (0.6, "same", "unknown"),
-        (0.3, "unknown", "unknown"),
-        (0.29, "different", "different"),
-    )
-    for cosine, pair, hit in cases:
+    cases = {0.8: ("same", "same"), 0.6: ("same", "unknown"), 0.3: ("unknown",) * 2, 0.29: ("different",) * 2}
+    for cosine, (pair, hit) in cases.items():
         assert known.answer(cosine) == pair and known.answer(cosine, search=True) == hit
     reasons = [known.reason(*of) for of in (("same",), ("different",), ("unknown",), ("same", True), ("unknown", True))]
     assert all(f"{n} %" in reason for n, reason in enumerate(reasons, 1))

@@ -14,6 +14,7 @@ from utils import distance as distances
 from utils import metrics, roc
 from utils.distance import pairwise_distance
 from utils.metrics import evaluate, evaluate_distance, ranked_order
+from utils.roc import Roc, RocCounter
 
 SOME = settings(max_examples=150, deadline=None, derandomize=True)
 METRICS = ("euclidean", "cosine")
@@ -313,3 +314,60 @@ def test_market1501_scores_are_exact_and_equal_a_stable_sort(market_arrays):
         some = (ids[0][chosen], ids[1], ids[2][chosen], ids[3])
         distance = pairwise_distance(query[chosen], gallery, metric).numpy()
         assert_same(evaluate(query[chosen], gallery, *some, metric=metric), reference.evaluation(distance, *some))
+
+
+# ---- the verification curve against all thresholds tried one by one
+
+
+def random_distances(seed: int) -> tuple[np.ndarray, tuple]:
+    """(distances, ids) of up to 10 queries and 40 images: real, few different values, all equal, or with infinities."""
+    rng = np.random.default_rng(seed)
+    queries, images = rng.integers(1, 11), rng.integers(1, 41)
+    ids = tuple(rng.integers(0, top, n) for top in rng.integers(1, (9, 4)) for n in (queries, images))
+    distance = rng.normal(size=(queries, images)).astype((np.float32, np.float64)[seed % 2])
+    if seed % 5 == 1:
+        distance = np.round(distance)  # 0 and -0 among them
+    elif seed % 5 == 2:
+        distance[:] = 0.5
+    elif seed % 5 == 3:
+        distance[rng.random(distance.shape) < 0.3] = np.inf
+        distance[rng.random(distance.shape) < 0.1] = -np.inf
+    return distance, ids
+
+
+def counted(distance: np.ndarray, ids: tuple, rows: int, max_fpr: float) -> Roc:
+    """The curve from blocks of so many rows, as `metrics` passes them: ignored entries are NaN."""
+    same_pid, same_camera = ids[0][:, None] == ids[1], ids[2][:, None] == ids[3]
+    counter = RocCounter(int((~same_pid).sum()), max_fpr)
+    masked = torch.from_numpy(np.where(same_pid & same_camera, np.nan, distance))
+    for start in range(0, len(distance), rows):
+        where = np.nonzero((same_pid & ~same_camera)[start : start + rows])
+        counter.add(masked[start : start + rows], *(torch.from_numpy(x) for x in where))
+    return counter.result()
+
+
+def assert_is_the_curve(found: Roc, positives: list, negatives: list) -> None:
+    assert found.num_negatives == len(negatives)
+    assert found.positives.tolist() == sorted(positives)
+    assert found.negatives.tolist() == sorted(negatives)[: len(found.negatives)]
+    for fpr in {0.0, *(k * found.max_fpr / 7 for k in range(1, 7)), found.max_fpr}:
+        expected = reference.largest_tpr(positives, negatives, fpr)
+        assert found.tpr(fpr) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+def test_the_curve_is_that_of_all_thresholds(monkeypatch):
+    for seed in range(150):
+        distance, ids = random_distances(seed)
+        positives, negatives = reference.accepted_pairs(distance, *ids)
+        if not positives:
+            continue
+        monkeypatch.setattr(roc, "PIECE", (1, 5, 50, 1 << 20)[seed % 4])
+        monkeypatch.setattr(metrics, "BLOCK_BYTES", (1, 300, 64 << 20)[seed % 3])
+        max_fpr = (0.0, 0.01, 0.1, 0.3, 0.5, 1.0)[seed % 6]
+        assert_is_the_curve(counted(distance, ids, 1 + seed % 10, max_fpr), positives, negatives)
+        scores = evaluate_distance(torch.from_numpy(distance), *ids, roc=True)
+        assert_is_the_curve(scores.roc, positives, negatives)
+        assert scores.roc.max_fpr == 0.01
+        expected = evaluate_distance(torch.from_numpy(distance), *ids)
+        assert expected.roc is None
+        assert scores.mAP == pytest.approx(expected.mAP, rel=1e-12)  # counting pairs changes no score

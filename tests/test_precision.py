@@ -180,7 +180,8 @@ def a_step(model, optimizer, scaler, spoilt: float | None = None) -> list[torch.
 
 
 def test_a_gradient_that_is_not_finite_skips_the_step():
-    cases = itertools.product(OPTIMIZERS, (True, False), ("float32", "bf16", "fp16"), (torch.inf, torch.nan))
+    spoilt = (torch.inf, torch.nan, 1e30)  # the last one is finite, but its square is not
+    cases = itertools.product(OPTIMIZERS, (True, False), ("float32", "bf16", "fp16"), spoilt)
     for optimizer, fused, precision, value in cases:
         case = (optimizer, fused, precision, value)
         parts = toy(precision, optimizer, fused)

@@ -20,7 +20,8 @@ from datasets.base import ReIDDataset
 from processor.checkpoint import read_checkpoint, save_checkpoint
 from processor.evaluate import Inference
 from tools.report.page import BARS, NEAREST, STEPS, camera_table, make_page, pair_values, rank_gallery, thumbnails
-from utils.metrics import evaluate, evaluate_distance
+from utils.metrics import evaluate_distance
+from utils.protocols import evaluate_by_camera
 from utils.roc import count_pairs
 
 HOSTILE = '<img src=x onerror=alert(1)> & "O\'Neil" {{data}}'  # a name of a folder
@@ -90,23 +91,19 @@ def test_the_pairs_of_the_page_are_counted_by_their_cosines():
 
 def test_the_camera_table_is_the_scores_of_each_pair_of_cameras():
     for reranked in (False, True):
-        inference, cfg, (qp, gp, qc, gc) = made_test(reranked)
-        qc[qc == 2] = 1  # no query comes from camera 2
-        table = camera_table(cfg, ReIDDataset("tests"), inference, (qp, gp, qc, gc))
+        inference, cfg, ids = made_test(reranked)
+        ids[2][ids[2] == 2] = 1  # no query comes from camera 2
+        table = camera_table(cfg, ReIDDataset("tests"), inference, ids)
         assert table["rows"] == [1, 3] and table["columns"] == [1, 2, 3]
-        for row, q in zip(table["cells"], table["rows"], strict=True):
-            for cell, g in zip(row, table["columns"], strict=True):
-                if q == g:
-                    assert cell is None
-                    continue
-                rows, columns = np.flatnonzero(qc == q), np.flatnonzero(gc == g)
-                ids = (qp[rows], gp[columns], qc[rows], gc[columns])
-                if reranked:
-                    scores = evaluate_distance(inference.reranked[rows][:, columns], *ids)
+        parts = inference.query, inference.gallery
+        expected = evaluate_by_camera(*parts, *ids, metric="euclidean", distance=inference.reranked)
+        for q, row in zip((1, 3), table["cells"], strict=True):
+            for g, cell in zip((1, 2, 3), row, strict=True):
+                if scores := expected.get((q, g)):
+                    figures = (100 * scores.mAP, 100 * scores.rank(1), scores.num_valid_queries)
+                    assert tuple(cell[key] for key in ("mAP", "rank1", "queries")) == pytest.approx(figures)
                 else:
-                    scores = evaluate(inference.query[rows], inference.gallery[columns], *ids, metric="euclidean")
-                expected = {"mAP": 100 * scores.mAP, "rank1": 100 * scores.rank(1), "queries": scores.num_valid_queries}
-                assert cell == pytest.approx(expected)
+                    assert cell is None
 
 
 # ---- the file

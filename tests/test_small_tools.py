@@ -1,8 +1,10 @@
 """check_dataset, visualize_augmentation, results_table, model_summary and publish as people run them."""
 
+import csv
 import json
 import shutil
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -18,10 +20,12 @@ from config import Config
 from config.cli import parse_train
 from datasets.augment_rare import TRANSFORMS
 from datasets.loaders import make_loaders
+from datasets.make import make_test_set
 from processor import do_train, load_model
 from processor.checkpoint import read_checkpoint
 from tools import results_table
 from tools.check_dataset import doubt_names
+from tools.embedding_plot import pca, tsne
 from tools.model_summary import count
 from tools.visualize_augmentation import columns
 from utils.errors import UserError
@@ -287,3 +291,133 @@ def test_a_published_model_gives_the_same_features_from_a_small_file_and_is_used
     assert list((elsewhere / "small" / "results").glob("*.json"))
     shown = program("tools/search.py", "index", tmp_path / "data" / "demo" / "query", "--log-dir", elsewhere)
     assert shown.returncode == 0 and (elsewhere / "small" / "gallery" / "index.json").is_file(), shown.stderr
+
+
+# ---- tools/compare.py
+
+
+def write_run(log: Path, name: str, mAP: float, rows: tuple[str, ...] = ("plain",), **settings: object) -> None:
+    """What a finished run leaves: its evaluations were 2 before, 90 after epoch 1 and `mAP` after epoch 3."""
+    cfg = Config(name=name, log_dir=str(log), **settings)
+    scores = {row: {"mAP": mAP + i, "mINP": 1.0, "rank1": 60.0, "valid_queries": 9} for i, row in enumerate(rows)}
+    result = {"scores": scores, "note": "", "seed": cfg.run.seed, "epochs": 3, "settings": cfg.to_dict()}
+    (log / name / "results").mkdir(parents=True)
+    (log / name / "results" / "train.json").write_text(json.dumps(result))
+    history = [{"epoch": e, "scores": {"plain": {"mAP": m}}} for e, m in ((0, 2.0), (1, 90.0), (3, mAP))]
+    (log / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, history)))
+
+
+def compare(log: Path, *runs: object) -> list[list[str]]:
+    """The words of each line."""
+    shown = done("tools/compare.py", *runs, "--log-dir", log)
+    return [line.split() for line in shown.splitlines()]
+
+
+def test_runs_that_differ_in_the_seed_are_one_group_and_other_differences_are_listed(tmp_path):
+    write_run(tmp_path, "a", 50.0, seed=0, workers=1)
+    write_run(tmp_path, "b", 60.0, seed=1, workers=2)  # workers change nothing
+    write_run(tmp_path, "c", 95.0, rows=("plain", "flip"), lr=0.5, flip=True)
+    file = tmp_path / "c" / "results" / "train.json"
+    older = json.loads(file.read_text())
+    del older["settings"]["circle_weight"]  # as of a version that did not have it
+    file.write_text(json.dumps(older | {"note": "first 3 of 6 identities; not comparable"}))
+    lines = compare(tmp_path)
+    assert lines == compare(tmp_path, "a", "b", "c")
+    rows = [line for line in lines if {"plain", "flip"} & set(line[:6])]
+    assert rows[0][:11] == ["a", "+1", "0", "1", "plain", "55.00", "±", "7.07", "1.00", "±", "0.00"]
+    assert rows[0][-5:] == ["3", "90.00", "(1),", "90.00", "(1)"]
+    assert rows[1] == ["c", "0", "plain", "95.00", "1.00", "60.00", "9", "3", "95.00", "(3)"]
+    assert rows[2] == ["c", "0", "flip", "96.00", "1.00", "60.00", "9", "3"]
+    differ = lines[lines.index(["setting", "a", "+1", "c"]) + 1 : -1]
+    assert sorted(differ) == [["flip", "False", "True"], ["lr", str(Config().solver.lr), "0.5"]]
+    assert lines[-1][:4] == ["note", "on", "c:", "first"]
+
+
+def test_differences_on_the_same_queries_have_the_intervals_of_a_paired_bootstrap(tmp_path):
+    rng = np.random.default_rng(1)
+    base = rng.uniform(0, 1, 400)
+    ap = {"a": base, "b": np.clip(base + 0.05 + rng.normal(0, 0.1, 400), 0, 1), "c": base + rng.normal(0, 0.1, 400)}
+    for name, values in ap.items():
+        write_run(tmp_path, name, 100 * values.mean(), lr=len(name) + values.sum())
+        file = tmp_path / name / "results" / "train.json"
+        queries = {"plain": {"ap": values.tolist(), "first": [1 + (x < 0.5) for x in values.tolist()]}}
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"queries": queries, "images": ["q", "g"]}))
+    lines = compare(tmp_path)
+    row = next(line for line in lines if line[0] == "a")
+    drawn = np.random.default_rng(2).choice(100 * base, (4000, 400)).mean(1)
+    low, high = (float(word.strip("[,]")) for word in row[4:6])
+    assert [low, high] == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.3)
+    found = {(line[1], line[2]): line for line in lines if line[:1] == ["plain"]}
+    assert set(found) == {("a", "b"), ("a", "c"), ("b", "c")}
+    assert {pair: line[6:8] == ["within", "chance"] for pair, line in found.items()} == {
+        ("a", "b"): False, ("a", "c"): True, ("b", "c"): False
+    }  # fmt: skip
+    change = 100 * (ap["b"] - ap["a"])
+    low, high = (float(word.strip("[,]")) for word in found["a", "b"][4:6])
+    spread = 1.96 * change.std() / 20
+    assert [low, high] == pytest.approx([change.mean() - spread, change.mean() + spread], abs=0.15)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"seed": 0}'])
+def test_what_is_no_result_is_refused(tmp_path, content):
+    refused(program("tools/compare.py", "--log-dir", tmp_path), tmp_path)
+    refused(program("tools/compare.py", "nothing", "--log-dir", tmp_path), "nothing", "train.json")
+    (tmp_path / "x.json").write_text(content)
+    refused(program("tools/compare.py", tmp_path / "x.json"), "x.json")
+
+
+# ---- tools/embedding_plot.py
+
+
+def test_pca_is_that_of_the_covariance_s_eigenvectors_and_tsne_keeps_identities_together():
+    rng, pids = np.random.default_rng(0), np.repeat(np.arange(5), 8)
+    features = torch.from_numpy(10 * rng.normal(size=(5, 16))[pids] + rng.normal(size=(40, 16))).float()
+    points, shares = pca(features)
+    x = features.double().numpy()
+    x = x - x.mean(0)
+    values, vectors = np.linalg.eigh(x.T @ x)
+    for number in (0, 1):
+        expected = x @ vectors[:, -1 - number]
+        expected *= np.sign(expected[np.abs(expected).argmax()])
+        np.testing.assert_allclose(points[:, number], expected, atol=1e-4)
+        assert shares[number] == pytest.approx(values[-1 - number] / values.sum())
+    for shape in ((1, 4), (3, 1), (4, 4)):
+        points, shares = pca(torch.ones(shape))
+        assert points.shape == (shape[0], 2) and not points.any() and shares == [0, 0]
+    pytest.importorskip("sklearn")
+    points = tsne(features, 0)
+    distance = np.linalg.norm(points[:, None] - points[None], axis=2) + np.diag(np.full(len(pids), np.inf))
+    assert (pids[distance.argmin(1)] == pids).all()
+    assert np.isfinite(tsne(features[:4], 0)).all()
+
+
+@pytest.mark.slow
+def test_the_csv_has_every_test_image_of_the_identities_and_no_distractor(tiny, tmp_path, monkeypatch):
+    save_model(tiny)
+    where = ["tools/embedding_plot.py", "--log-dir", tiny.run.log_dir]
+
+    def draw(name: str, *args: object) -> list[dict[str, str]]:
+        done(*where, *args, "--output", tmp_path / f"{name}.png")
+        assert cv2.imread(str(tmp_path / f"{name}.png")) is not None
+        with open(tmp_path / f"{name}.csv", newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    dataset = make_test_set(tiny)
+    expected = {(s.path, str(s.pid), str(s.camid), "query") for s in dataset.query}
+    expected |= {(s.path, str(s.pid), str(s.camid), "gallery") for s in dataset.gallery if s.pid > 0}
+    rows = draw("all", "--method", "pca", "--flip")
+    assert {(r["path"], r["pid"], r["camid"], r["split"]) for r in rows} == expected and len(rows) == 36
+    assert np.isfinite([[float(r["x"]), float(r["y"])] for r in rows]).all()
+    chosen = []
+    for seed in (0, 1, 2, 0):
+        rows = draw("some", "--method", "pca", "--ids", 2, "--seed", seed)
+        chosen.append(frozenset(row["pid"] for row in rows))
+    assert chosen[0] == chosen[3] and len(set(chosen)) > 1 and {len(pids) for pids in chosen} == {2}
+
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    refused(program(*where), "pip install scikit-learn", "--method pca")
+    monkeypatch.undo()
+    pytest.importorskip("sklearn")
+    assert len(draw("tsne")) == 36
+    refused(program(*where, "--ids", 0), "--ids")
+    refused(program(*where, "--test-dataset", tmp_path / "gone"), tmp_path / "gone")

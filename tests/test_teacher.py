@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import arguments, contents, done, fails, program, refused, save_model
-from test_bad_images import SKIP, damage
+from test_cache import SKIP, damage
 from test_resume import short, stop_at
 
 from config import Config

@@ -37,10 +37,9 @@ def test_test_py_scores_the_newest_run_and_writes_json(trained, tmp_path):
     assert f"{result['scores']['plain']['mAP']:.2f}" in by_path
 
 
-@pytest.mark.parametrize("entrance", ["get_vis_result.py", "tools/get_vis_result.py"])
-def test_ranked_lists_are_drawn(trained, tmp_path, entrance):
+def test_ranked_lists_are_drawn(trained, tmp_path):
     out = tmp_path / "pictures"
-    done(entrance, "demo", "--log-dir", trained.run.log_dir, "--sort", "best", "--num", "3", "--output", out)
+    done("get_vis_result.py", "demo", "--log-dir", trained.run.log_dir, "--sort", "best", "--num", "3", "--output", out)
     names = sorted(p.name for p in out.iterdir())
     assert len(names) == 4 and names[-1] == "overview.png" and names[0].startswith("001_ap")
     picture = cv2.imread(str(out / names[0]))
