@@ -104,9 +104,9 @@ def test_a_checkpoint_holds_everything_and_all_of_it_is_restored(tiny):
     cfg = short(tiny, ema_decay=0.9, precision="fp16", optimizer="amsgrad", backbone_lr_factor=0.5)
     fresh = flat(start_training(cfg.replace(name="fresh"))[0].state_dict())
     run, network, data = start_training(cfg)
+    run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": 8.0, "_growth_tracker": 99})
     with contextlib.closing(Watchers(run)) as watchers:
         train_one_epoch(run, network, data.train, watchers)
-    run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": 8.0, "_growth_tracker": 99})
     run.epoch, run.step, run.bad, run.sums, run.seconds, run.history = 5, 1, 3, {"loss": (1.5, 2)}, 7.0, [{"epoch": 1}]
     random.random(), np.random.rand(), torch.rand(1)
     for path in run.directory.glob("last*.pth"):
