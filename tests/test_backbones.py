@@ -20,7 +20,6 @@ from torchvision import models
 from config import Config
 from config.config import BOTTLENECKS
 from model.backbones import BACKBONES, find_backbone, resnet_ibn
-from model.backbones.osnet import osnet
 from model.backbones.resnet_ibn import ReleasedWeights
 from model.backbones.vit import resize_positions
 from model.reid import embedding
@@ -357,8 +356,7 @@ TORCHREID = {
 
 def make_osnet(name: str) -> nn.Module:
     """The backbone with its embedding under the name that it has in published files."""
-    torch.manual_seed(0)
-    net = osnet(Config(backbone=name, weights="none"))
+    net = make(name)
     net.fc = embedding(net.out_channels, 512)
     return net
 
@@ -402,19 +400,14 @@ THEIRS = {
 }
 
 
-def make_ibn(name: str, **settings) -> nn.Module:
-    torch.manual_seed(0)
-    return resnet_ibn.resnet_ibn(Config(backbone=name, weights="none", **settings))
-
-
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "resnet101_ibn_a" else []) for n in THEIRS]
 )
 def test_names_shapes_and_maps_are_theirs_with_either_last_stride(name):
-    net = filled(make_ibn(name, last_stride=2))
+    net = filled(make(name, last_stride=2))
     text = "\n".join(f"{k} {tuple(v.shape)}" for k, v in sorted(net.state_dict().items()))
     assert hashlib.sha256(text.encode()).hexdigest()[:12] == THEIRS[name][0]
-    finer = make_ibn(name, last_stride=1).double().eval()
+    finer = make(name, last_stride=1).double().eval()
     finer.load_state_dict(net.state_dict())
     images = torch.from_numpy(np.random.RandomState(1).randn(1, 3, 64, 32))
     with torch.no_grad():
@@ -444,4 +437,4 @@ def test_imagenet_weights_are_the_authors_release_checked_by_their_hash(tmp_path
     for name in THEIRS:
         address = rf"https://github\.com/XingangPan/IBN-Net/releases/download/v1\.0/{name}-[0-9a-f]{{8}}\.pth"
         with torch.device("meta"), pytest.raises(UserError, match=rf"{address}.*--weights FILE"):
-            load_backbone(make_ibn(name), "imagenet")
+            load_backbone(make(name), "imagenet")

@@ -9,6 +9,7 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import assert_same_scores
 
 from utils import distance as distances
 from utils import metrics, roc
@@ -39,12 +40,6 @@ def simple(queries: int = 4, images: int = 20, width: int = 6, seed: int = 0):
     return *features, ids
 
 
-def assert_same(scores, expected, tolerance: float = 1e-8) -> None:
-    assert scores.num_valid_queries == expected.num_valid_queries and scores.cmc.shape == expected.cmc.shape
-    for name in ("mAP", "mINP", "cmc", "ap"):  # NaN equals NaN only
-        np.testing.assert_allclose(getattr(scores, name), getattr(expected, name), rtol=0, atol=tolerance)
-
-
 def assert_agree(score, distance, ids, max_rank: int = 50) -> None:
     """`score()` gives what the reference gives on this distance matrix, or the error if nothing can be scored."""
     expected = reference.evaluation(distance, *ids, max_rank)
@@ -52,7 +47,7 @@ def assert_agree(score, distance, ids, max_rank: int = 50) -> None:
         with pytest.raises(ValueError, match="no query has a match"):
             score()
     else:
-        assert_same(score(), expected)
+        assert_same_scores(score(), expected)
 
 
 # ---- distances
@@ -86,7 +81,7 @@ def test_neither_autocast_nor_a_lower_precision_of_matrix_products_changes_anyth
             torch.set_float32_matmul_precision("medium")  # bfloat16, where the processor has it
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 assert torch.equal(pairwise_distance(query, gallery, metric), expected[0])
-                assert_same(evaluate(query, gallery, *ids, metric=metric), expected[1], 0)
+                assert_same_scores(evaluate(query, gallery, *ids, metric=metric), expected[1], 0)
             with pytest.raises(ValueError, match="no query has a match"):
                 evaluate(query, gallery, ids[0], ids[1] + 10, *ids[2:], metric=metric)
             assert torch.get_float32_matmul_precision() == "medium"
@@ -313,7 +308,9 @@ def test_market1501_scores_are_exact_and_equal_a_stable_sort(market_arrays):
         assert scores.mAP == pytest.approx(mAP, abs=1e-7) == pytest.approx(scores.ap.mean(), abs=1e-12)
         some = (ids[0][chosen], ids[1], ids[2][chosen], ids[3])
         distance = pairwise_distance(query[chosen], gallery, metric).numpy()
-        assert_same(evaluate(query[chosen], gallery, *some, metric=metric), reference.evaluation(distance, *some))
+        assert_same_scores(
+            evaluate(query[chosen], gallery, *some, metric=metric), reference.evaluation(distance, *some)
+        )
 
 
 # ---- the verification curve against all thresholds tried one by one

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import reference
 import torch
-from reference import Allocations
+from reference import Allocations, assert_same_scores
 
 from utils import expansion
 from utils.distance import pairwise_distance
 from utils.expansion import augment_gallery, expand_queries
-from utils.metrics import Scores, evaluate
+from utils.metrics import evaluate
 from utils.protocols import (
     evaluate_by_camera,
     evaluate_single_shot,
@@ -118,12 +118,6 @@ def assert_trials(score, ranks: np.ndarray, max_rank: int) -> None:
         assert ap == pytest.approx(np.mean(reciprocal)) if reciprocal else math.isnan(ap)
 
 
-def assert_same(scores: Scores, expected: Scores) -> None:
-    assert scores.num_valid_queries == expected.num_valid_queries
-    for name in ("mAP", "mINP", "cmc", "ap"):  # NaN equals NaN only
-        np.testing.assert_allclose(getattr(scores, name), getattr(expected, name), rtol=0, atol=1e-8)
-
-
 # ---- multi-query
 
 
@@ -189,7 +183,7 @@ def test_scores_of_pairs_of_cameras_equal_a_loop():
             found = evaluate_by_camera(query, gallery, *ids, **options)
             assert list(found) == list(expected)
             for pair, scores in found.items():
-                assert_same(scores, expected[pair])
+                assert_same_scores(scores, expected[pair])
     scores = evaluate_by_camera(
         line(0, 0), line(1, 2, 0, 0), [1, 2], [2, 1, 1, 3], [4, 6], [5, 5, 4, 6], metric="euclidean"
     )
