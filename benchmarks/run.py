@@ -44,9 +44,8 @@ def measure_all(task: Task) -> dict[str, dict]:
 
 def in_fresh_process(task: Task, contender: str) -> dict:
     """The row of a contender. Raises UserError if its process dies."""
-    usual = multiprocessing.set_start_method, (multiprocessing.get_start_method(), True)  # for a loader's workers
     try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), *usual) as pool:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             return pool.submit(task.measure, contender).result()
     except BrokenProcessPool as error:
         raise UserError(f"{contender} was killed, probably out of memory; try --skip {contender}") from error
