@@ -1,4 +1,4 @@
-"""README and docs: every command line is accepted by its program's parser, and every code block runs, shortened."""
+"""README, docs and the notebook: every command line is accepted by its program's parser, and all code runs, shortened."""
 
 import json
 import os
@@ -41,7 +41,7 @@ NOT_RUN = {  # beginnings of commands
     "srun": "Slurm",
     "[ $? = 138 ]": "Slurm",
     "scontrol": "Slurm",
-    "python train.py --backbone own": "the files of its section; tests/test_own_parts.py runs it with them",
+    "python train.py --backbone own": "the files of its section; the README's own test runs it with them",
 }
 TINY = "--device cpu --height 32 --width 16 --pad 2 --batch-size 8 --images-per-id 2 --weights none --epochs 1 --steps"
 TINY += " --warmup-epochs 0 --workers 2 --no-rerank"
@@ -177,7 +177,7 @@ def test_every_block_of_the_page_runs(page, ready, tmp_path, monkeypatch):
         if language == "sh":
             for line in lines(code):
                 run_line(line)
-        elif not code.startswith("# ") and page.stem != "trackers":  # see tests/test_own_parts.py, test_trackers.py
+        elif not code.startswith("# ") and page.stem != "trackers":  # they have tests of their own
             if "feats/index.json" in code:
                 run_line("python tools/extract_features.py FOLDER --output feats")
             exec(compile(code, str(page), "exec"), {})
@@ -290,3 +290,32 @@ def test_a_loss_of_ones_own_is_checked_like_the_others(copy):
     code = "from config import Config; Config(triplet_weight=0.0, own_weight=0.5, sampler='shuffle').check()"
     done = run(copy, "-c", code)
     assert "the own loss needs several images" in done.stderr, done.stderr
+
+
+# ---- the notebook
+
+
+NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
+SETTINGS = 'name="quickstart", epochs=8, steps=(5.0, 7.0), eval_every=8, resume=True'
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_first_to_last_cell(tree, tmp_path, monkeypatch):
+    nbformat, nbclient = (pytest.importorskip(name) for name in ("nbformat", "nbclient"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    book = nbformat.read(NOTEBOOK, 4)
+    tiny = f'name="quickstart", epochs=1, steps=(), eval_every=1, data_root={str(tree)!r}, log_dir={str(tmp_path)!r}'
+    tiny += ', device="cpu", batch_size=8, images_per_id=2, height=32, width=16, k1=4, k2=2, ranked_lists=2'
+    cell = next(cell for cell in book.cells if SETTINGS in cell.source)
+    cell.source = cell.source.replace(SETTINGS, tiny)
+    nbclient.NotebookClient(book, timeout=600, kernel_name="python3", resources={"metadata": {"path": ROOT}}).execute()
+    outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+    printed = "".join(output.get("text", "") for output in outputs)
+    assert "flip+rerank" in printed and (tmp_path / "quickstart" / "last.pth").exists()
+
+
+def test_the_notebook_is_stored_without_outputs():
+    """Pictures of a run would make every commit of it large, and could show what must not be shown."""
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    assert not any(cell["outputs"] for cell in cells if cell["cell_type"] == "code")
