@@ -1,4 +1,4 @@
-"""README, docs and the notebook: every command line is accepted by its program's parser, and all code runs, shortened."""
+"""README, docs and the notebook: every command line is accepted by its program, and all code runs, shortened."""
 
 import json
 import os
