@@ -154,7 +154,6 @@ def read_record(shown, path: Path) -> dict:
     assert str(ROOT).encode() not in path.read_bytes(), "paths of this machine"
     record = json.loads(Path(f"{path}.json").read_text())
     assert record["bytes"] == path.stat().st_size and record["check"]["crops"] == 37
-    assert [row["batch"] for row in record["latency"]] == [1, 16] and record["hardware"] in shown.stdout
     return record
 
 

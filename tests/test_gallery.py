@@ -21,7 +21,7 @@ from processor import FeatureExtractor
 from processor.checkpoint import save_checkpoint
 from tools.gallery import answer, engines, threshold
 from tools.gallery import index as indexes
-from tools.gallery.engines import build_engine, nearest, read_engine, search_engine
+from tools.gallery.engines import build_engine, nearest, search_engine
 from tools.gallery.index import add, changing, make_index, read_index, remove
 from tools.gallery.threshold import FEWEST, Bootstrap, Rate, Thresholds, find_thresholds, pool_tracklets, promised
 from tools.search import find
@@ -83,7 +83,7 @@ def test_a_graph_finds_what_exact_search_finds(rows, tmp_path):
         gone = np.random.default_rng(0).permutation(1000)[:removed]
         faiss.write_index(engine, str(tmp_path / "e.faiss"))
         ids = np.setdiff1d(np.arange(1000), gone)
-        value, row = search_engine(read_engine(tmp_path / "e.faiss", 24), rows[:50], 5, ids)
+        value, row = search_engine(faiss.read_index(str(tmp_path / "e.faiss")), rows[:50], 5, ids)
         assert recall(row, rows[ids], rows[:50]) > 0.9, removed
         np.testing.assert_allclose(value, (rows[:50, None] * rows[ids][row]).sum(2), atol=1e-5)
     for size in (1, 2, 40, 200):  # of few rows, all are found
@@ -94,15 +94,7 @@ def test_a_graph_finds_what_exact_search_finds(rows, tmp_path):
     assert (search_engine(build_engine(rows, np.arange(1000)), rows[:3], many, np.arange(1000))[1] >= 0).all()
 
 
-def test_bad_engines_are_refused(rows, tmp_path, monkeypatch):
-    import faiss
-
-    (tmp_path / "a.faiss").write_bytes(b"hello, this is no index")
-    faiss.write_index(build_engine(rows, np.arange(1000)), str(tmp_path / "b.faiss"))
-    faiss.write_index(faiss.IndexFlatIP(24), str(tmp_path / "c.faiss"))
-    for name, width in (("a.faiss", 24), ("b.faiss", 25), ("c.faiss", 24)):
-        with pytest.raises(UserError, match=name):
-            read_engine(tmp_path / name, width)
+def test_bad_engines_are_refused(rows, monkeypatch):
     with pytest.raises(UserError, match="--engine hnsw"):
         build_engine(rows[:0], np.arange(0))
     monkeypatch.setitem(sys.modules, "faiss", None)
@@ -277,8 +269,8 @@ def check(index: Path, folder: Path, expected: set[str] | None = None, whole: bo
         data = (folder / file.path).read_bytes()
         assert np.array_equal(feature, Fake.feature(data)[0]), file.path
         for exact in (True, False):
-            (value,), (row,) = index.search(torch.from_numpy(Fake.feature(data)), 1, exact)
-            assert value[0] == pytest.approx(1, abs=1e-5) and index.files[row[0]].path == file.path
+            ((cosine, found),) = index.find(torch.from_numpy(Fake.feature(data)), 1, exact)
+            assert cosine == pytest.approx(1, abs=1e-5) and found.path == file.path
     assert (np.diff(index.ids) > 0).all() and expected in (None, {file.path for file in index.files})
 
 
@@ -437,7 +429,7 @@ def test_damage_is_found_and_named(folder, tmp_path):
             shutil.copytree(whole, index)
             (index / name).write_bytes(damaged)
             with pytest.raises(UserError, match=re.escape(str(index / name))) as caught:
-                read_index(index).search(query, 3, exact=name == "features.npy")
+                read_index(index).find(query, 3, exact=name == "features.npy")
             assert "\n" not in str(caught.value)
             if name == "features.npy":  # nor is it copied to a new file with a checksum that fits
                 before = (index / "index.json").read_bytes()
@@ -445,16 +437,18 @@ def test_damage_is_found_and_named(folder, tmp_path):
                     remove(opened, ["a.png"])
                 assert (index / "index.json").read_bytes() == before
             if name == "engine.faiss":
-                check_rows = read_index(index).search(query, 3, exact=True)[1]
-                assert read_index(index).files[check_rows[0][0]].path == "a.png"
+                assert read_index(index).find(query, 3, exact=True)[0][1].path == "a.png"
             shutil.rmtree(index)
     for name in ("features.npy", "engine.faiss"):
         shutil.copytree(whole, index)
         (index / name).unlink()
         with pytest.raises(UserError, match=name):
-            read_index(index).search(query, 3, exact=name == "features.npy")
+            read_index(index).find(query, 3, exact=name == "features.npy")
         shutil.rmtree(index)
     other = read_index(whole)
+    other.about["engine"]["kind"] = "ivf"
+    with pytest.raises(UserError, match=r"engine.faiss.*ivf"):
+        other.find(query, 3)
     other.about["format"] = "PlainReID index 3"
     other.save()
     with pytest.raises(UserError, match="index 3"):

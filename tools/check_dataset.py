@@ -35,6 +35,7 @@ from datasets.make import DATASETS, find_dataset, make_dataset, short_name
 from datasets.own_recipe import choose_settings
 from datasets.sampler import make_sampler
 from datasets.subsets import spread
+from tools.tables import text_table
 from utils.errors import UserError, printable, run
 from utils.files import write_csv
 from utils.logging import log, setup_logging
@@ -94,23 +95,21 @@ def describe(dataset: ReIDDataset) -> list[str]:
         for s in samples:
             cameras[s.camid][split].append(s.pid)
     if dataset.cameras and len(cameras) <= MOST_CAMERAS:
-        lines.append(f"{'camera':<8}" + "".join(f"{split + ' img':>13}{'ids':>7}" for split in SIDES))
+        rows = [["camera", *(title for split in SIDES for title in (f"{split} img", "ids"))]]
         for camera, pids in sorted(cameras.items()):
-            lines.append(
-                f"{dataset.camera_names.get(camera, camera):<8}"
-                + "".join(f"{len(p):>13}{len(set(p) - {0}):>7}" for p in pids.values())
-            )
+            numbers = (str(number) for p in pids.values() for number in (len(p), len(set(p) - {0})))
+            rows.append([str(dataset.camera_names.get(camera, camera)), *numbers])
+        lines.append(text_table(rows))
     return lines
 
 
-def describe_sizes(files: dict[str, File]) -> list[str]:
+def describe_sizes(files: dict[str, File]) -> str:
     """Quantiles of width, height and height:width."""
-    lines = [f"{len(files)} files{'least':>12}{'5 %':>8}{'median':>8}{'95 %':>8}{'most':>8}"]
+    rows = [[f"{len(files)} files", "least", "5 %", "median", "95 %", "most"]]
     sizes = np.array([(f.width, f.height, f.height / f.width) for f in files.values() if not f.error])
     for name, values, digits in zip(("width", "height", "height:width"), sizes.T, (0, 0, 2), strict=bool(len(sizes))):
-        quantiles = np.quantile(values, (0, 0.05, 0.5, 0.95, 1))
-        lines.append(f"{name:<14}" + "".join(f"{q:>8.{digits}f}" for q in quantiles))
-    return lines
+        rows.append([name, *(f"{q:.{digits}f}" for q in np.quantile(values, (0, 0.05, 0.5, 0.95, 1)))])
+    return text_table(rows)
 
 
 def find_problems(dataset: ReIDDataset, files: dict[str, File]) -> dict[str, list[str]]:
@@ -256,7 +255,7 @@ def main() -> None:
     with ThreadPoolExecutor(options.workers) as pool:
         progress = tqdm(pool.map(inspect, paths), "check", len(paths), leave=False, disable=None)
         files = dict(zip(paths, progress, strict=True))
-    log.info("\n".join(describe_sizes(files)))
+    log.info(describe_sizes(files))
     sheet = Path(options.output or Path("log") / f"check_{short_name(options.dataset)}.png")
     draw_sheet(sheet, dataset, files, options.people)
     doubts = 0

@@ -26,7 +26,7 @@ from processor.checkpoint import FILES
 from processor.resume import FREE_SETTINGS
 from processor.state import best_score
 from tools.curves import METRICS, read_history
-from tools.results_table import mean_and_std
+from tools.tables import mean_and_std, text_table
 from utils.errors import UserError, run
 from utils.files import reading
 from utils.logging import log, setup_logging
@@ -76,16 +76,15 @@ def shaping(result: dict[str, Any]) -> dict[str, str]:
 
 def group_results(results: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Results that differ in the seed only, under the name of the first and the number of the others."""
-    groups: dict[tuple, list[str]] = {}
+    alike: dict[str, list[str]] = {}
     for name, result in results.items():
-        groups.setdefault(tuple(shaping(result).values()), []).append(name)
-    for first, *others in groups.values():
+        alike.setdefault(str(shaping(result)), []).append(name)
+    groups = {}
+    for first, *others in alike.values():
         if others:
             log.info("%s +%d: also %s", first, len(others), ", ".join(others))
-    return {
-        f"{names[0]} +{len(names) - 1}" if names[1:] else names[0]: [results[name] for name in names]
-        for names in groups.values()
-    }
+        groups[f"{first} +{len(others)}" if others else first] = [results[name] for name in (first, *others)]
+    return groups
 
 
 def score_rows(groups: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
@@ -146,21 +145,15 @@ def difference_rows(groups: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
 
 def log_comparison(groups: dict[str, list[dict[str, Any]]]) -> None:
     """The tables of results by name, with the settings that differ and the notes."""
-    log.info(table(score_rows(groups)))
+    log.info(text_table(score_rows(groups), str.ljust))
     if len(differences := difference_rows(groups)) > 1:
-        log.info(f"\ndifferences, with intervals of 95 %\n{table(differences)}")
+        log.info(f"\ndifferences, with intervals of 95 %\n{text_table(differences, str.ljust)}")
     trained = {name: r for name, r in groups.items() if not r[0]["settings"]["backbone"].endswith(FILES)}
     if len(trained) > 1:
-        log.info(f"\nsettings that differ\n{table(setting_rows(trained))}")
+        log.info(f"\nsettings that differ\n{text_table(setting_rows(trained), str.ljust)}")
     for name, results in groups.items():
         for note in dict.fromkeys(result["note"] for result in results if result["note"]):
             log.info("note on %s: %s", name, note)
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Text in columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def main() -> None:

@@ -18,10 +18,8 @@ import json
 import math
 import os
 import re
-import statistics
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,7 +36,7 @@ from config import Config
 from config.cli import typed_command
 from datasets.augment import MEAN, STD, normalise
 from datasets.base import ReIDDataset, Sample
-from datasets.images import decode, read_image, read_input
+from datasets.images import decode, read_input
 from datasets.loaders import TestLoader
 from datasets.make import make_dataset, make_test_set
 from datasets.subsets import spread
@@ -59,9 +57,7 @@ from processor.test import Stored, TestJob, parse_test, prepare_test
 from tools.export import deepsort, graph
 from utils.errors import UserError, run
 from utils.files import write_atomically, write_json
-from utils.latency import time_calls
 from utils.logging import log, setup_logging
-from utils.metrics import evaluate
 
 SUFFIX = {"onnx": ".onnx", "export": ".pt2", "openvino": ".xml", "deepsort": ".pt"}
 TARGETS = {  # of --for: the format, and what the program gives to the file
@@ -79,8 +75,6 @@ LEAST_COSINE = 0.9999  # between an embedding of a float32 file and PyTorch's
 CROPS = 64  # of the test split, on which a file is compared
 RANDOM = 8  # pictures instead, if there is no test split
 CALIBRATION_CROPS = 128  # of the training split
-LATENCY_BATCHES = (1, 16)
-RUNS = 7  # that are timed
 
 
 @dataclass
@@ -106,7 +100,7 @@ def check_options(options: Options) -> None:
     if options.output and (Path(options.output).suffix != suffix or Path(options.output).is_dir()):
         raise UserError(f"--output {options.output} must be a file that ends in {suffix} (see --format)")
     if options.format in ("onnx", "openvino"):
-        graph.load_package("onnx")
+        graph.load_onnx()
 
 
 def metadata(options: Options, test: TestJob, name: str, environment: dict[str, str]) -> dict[str, str]:
@@ -144,30 +138,30 @@ def make_file(options: Options, test: TestJob, name: str, about: dict[str, str])
     else:
         module = nn.Sequential(graph.Normalise(*input_of(test.cfg)), embed)
         example, dynamic = torch.zeros(2, 3, data.height, data.width), 1
-    dims = [None] * dynamic + list(example.shape[dynamic:])
 
-    def opened(run: Callable[[np.ndarray], Any]) -> FileModel:
-        kind = np.dtype("u1" if options.preprocessing else "f4")
-        return FileModel(Path(f"the {suffix} file"), test.cfg, Network(run, dims, kind, [graph.OUTPUT], {}))
+    def opened(network: Network) -> FileModel:
+        return FileModel(Path(f"the {suffix} file"), test.cfg, network)
 
     if options.format == "export":
         content = graph.pt2_bytes(graph.trace(module, example, dynamic, name), about)
         with graph.quiet():
             loaded = torch.export.load(io.BytesIO(content)).module()
-        return {suffix: content}, opened(lambda images: [loaded(torch.from_numpy(images))])
+        run, kind = lambda images: [loaded(torch.from_numpy(images))], np.dtype("u1" if options.preprocessing else "f4")
+        dims = [None] * dynamic + list(example.shape[dynamic:])
+        return {suffix: content}, opened(Network(run, dims, kind, [graph.OUTPUT], {}))
     model = graph.to_onnx(module, example, dynamic, name)
     if options.int8:
-        check_like(compare(test, opened(open_onnx(model.SerializeToString()).run)), "float32")
-        crops = calibration_crops(test.cfg)
-        model = graph.quantise(model, opened(lambda images: [images]).prepared(crops))
+        unquantised = opened(open_onnx(model.SerializeToString()))
+        check_like(compare(test, unquantised), "float32")
+        model = graph.quantise(model, unquantised.prepared(calibration_crops(test.cfg)))
     content = graph.onnx_bytes(model, about)
     if options.format == "openvino":
         files = graph.openvino_bytes(content, about, options.half)
         with tempfile.TemporaryDirectory() as folder:
             for ending, part in files.items():
                 Path(folder, f"it{ending}").write_bytes(part)
-            return files, opened(open_openvino(Path(folder, "it.xml")).run)
-    return {suffix: content}, opened(open_onnx(content).run)
+            return files, opened(open_openvino(Path(folder, "it.xml")))
+    return {suffix: content}, opened(open_onnx(content))
 
 
 def test_images(cfg: Config, directory: str, needed: bool) -> ReIDDataset:
@@ -214,22 +208,16 @@ def compare(test: TestJob, file: FileModel) -> dict[str, float]:
     return {"crops": len(paths), "lowest_cosine": lowest_cosine(embeddings, reference.repeat(2, 1))}
 
 
-@torch.no_grad()
 def resize_cost(test: TestJob) -> dict[str, Any]:
     """What the bilinear resize of trackers costs: mAP of some test images as our tests resize them, and with that."""
-    data, features = test.cfg.data, {}
     sides = few_images(test.query.samples, test.gallery.samples, RESIZE_QUERIES, RESIZE_IMAGES)
-    for name, shrink in (("own", data.shrink), ("bilinear", "bilinear")):
-        features[name] = [[], []]
-        for rows, side in zip(features[name], sides, strict=True):
-            for sample in side:
-                small = read_image(sample.path, data.height, data.width, data.pixel_range, shrink)
-                rows.append(test.model(normalise(torch.from_numpy(small)[None])).float())
-    ids = [[getattr(x, key) for x in side] for key in ("pid", "camid") for side in sides]
-    scores = {
-        name: evaluate(*map(torch.cat, rows), *ids, metric=test.cfg.eval.metric) for name, rows in features.items()
-    }
-    return {"queries": len(sides[0]), "images": len(sides[1])} | {k: round(100 * s.mAP, 2) for k, s in scores.items()}
+    found = dict(zip(("queries", "images"), map(len, sides), strict=True))
+    plain = plain_settings(test.cfg).replace(test_precision="float32", protocol="standard", disk_gb=0)
+    for name, shrink in (("own", plain.data.shrink), ("bilinear", "bilinear")):
+        cfg = plain.replace(shrink=shrink)
+        loaders = (TestLoader(cfg, side, "images") for side in sides)
+        found[name] = round(100 * do_inference(cfg, test.model, *loaders, test.device).scores["plain"].mAP, 2)
+    return found
 
 
 def lowest_cosine(embeddings: torch.Tensor, reference: torch.Tensor) -> float:
@@ -241,43 +229,25 @@ def lowest_cosine(embeddings: torch.Tensor, reference: torch.Tensor) -> float:
 def check_like(found: dict[str, float], precision: str) -> None:
     """Raises UserError where `compare` found embeddings unlike PyTorch's; half precision and 8 bits may differ."""
     cosine = found["lowest_cosine"]
-    if math.isnan(cosine):
-        fix = "leave --half or --int8 out" if precision != "float32" else "the model's are not either; train it again"
-        raise UserError(f"the file is not kept, because it gives embeddings that are not finite; {fix}")
-    if precision == "float32" and cosine < LEAST_COSINE:
+    if math.isnan(cosine) or (precision == "float32" and cosine < LEAST_COSINE):
         raise UserError(
             f"the file is not kept, because the lowest cosine of its embeddings to PyTorch's, of {found['crops']} "
-            f"pictures, is {cosine:.6f}, below {LEAST_COSINE}; try another --format"
+            f"pictures, is {cosine:.6f}, not at least {LEAST_COSINE}; try another --format, no --half and no --int8"
         )
 
 
 def measure(test: TestJob, file: FileModel, precision: str) -> dict[str, Any]:
-    """The check of a file, its scores on the test split where it is not float32, and its latency, each next to
-    PyTorch's in float32. Raises UserError where its embeddings are not those of PyTorch."""
-    cfg, model, found = test.cfg, test.model, {"check": compare(test, file)}
+    """The check of a file, and where it is not float32, its scores on the test split next to PyTorch's in float32.
+    Raises UserError where its embeddings are not those of PyTorch."""
+    found = {"check": compare(test, file)}
     check_like(found["check"], precision)
     if precision != "float32":
-        plain, scores = plain_settings(cfg).replace(test_precision="float32"), {}
-        for name, scored in (("PyTorch", model), ("file", file)):
+        plain, scores = plain_settings(test.cfg).replace(test_precision="float32"), {}
+        for name, scored in (("PyTorch", test.model), ("file", file)):
             scores[name] = do_inference(plain, scored, test.query, test.gallery, test.device).scores["plain"]
         found["scores"] = score_values(scores)
         before, after = found["scores"].values()
         found["change"] = {key: round(after[key] - before[key], 4) for key in ("mAP", "rank1")}
-    path = test.query.samples[0].path
-    pixels = torch.from_numpy(read_input(path, cfg.data))[None]
-    images, inside = normalise(pixels), file.network.kind == np.uint8
-    if inside:
-        model = nn.Sequential(graph.Preprocess(cfg.data.height, cfg.data.width, cfg.data.shrink), model)
-    found["latency"] = []
-    for size in LATENCY_BATCHES:
-        batch = (pixels if inside else images).repeat(size, 1, 1, 1)
-        given = file.prepared(images.repeat(size, 1, 1, 1))
-        with torch.no_grad():
-            calls = [lambda b=given: file.network.run(b), lambda b=batch: model(b)]
-            times = time_calls(calls, test.device, RUNS, warmup=3)
-        ms, pytorch = (1e3 * statistics.median(seconds) for seconds in times)
-        row = {"batch": size, "ms": round(ms, 3), "pytorch_ms": round(pytorch, 3), "ratio": round(ms / pytorch, 3)}
-        found["latency"].append(row)
     return found
 
 
@@ -300,9 +270,6 @@ def log_results(record: dict) -> None:
             "resize: on %(queries)d queries in %(images)d test images mAP is %(own).2f with ours, %(bilinear).2f with "
             "the bilinear one of trackers", record["resize_mAP"],
         )  # fmt: skip
-    for row in record["latency"]:
-        log.info("batch of %(batch)d: %(ms).1f ms, PyTorch %(pytorch_ms).1f ms, ratio %(ratio).2f", row)
-    log.info("pictures of the input size, median of %d runs each, on %s", RUNS, record["hardware"])
 
 
 def main() -> None:
@@ -322,7 +289,7 @@ def main() -> None:
 
 
 def write_file(test: TestJob, options: Options, stored: Stored | None) -> None:
-    """Make, check and measure the file, and write it with its JSON."""
+    """Make the file and check it, and write it with its JSON."""
     cfg = test.cfg
     name = str(stored[0]) if stored else f"{cfg.model.backbone} with weights {cfg.model.weights}"
     extras = [word for word in ("preprocessing", "normalise", "half", "int8") if getattr(options, word)]
@@ -340,7 +307,7 @@ def write_file(test: TestJob, options: Options, stored: Stored | None) -> None:
     record |= {"note": scores_note(test.cfg, test.note), "file": str(path), "metadata": about}
     record |= {"bytes": sum(map(len, files.values())), "pytorch_bytes": sum(x.nbytes for x in weights)}
     write_json(f"{path}.json", record | {"command": typed_command(), **environment})
-    log_results(record | environment)
+    log_results(record)
     log.info("written to %s and %s.json", " and ".join(str(path.with_suffix(x)) for x in files), path)
 
 

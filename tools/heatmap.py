@@ -39,7 +39,6 @@ OTHER = "#2b6cb0"  # frame of the picture that others are paired with
 OVERVIEW = 10  # images in the overview at most
 LONGEST = 256  # pixels of the longer side of an image
 BAR = "each map on its own scale"
-Column = list[Tile | None]  # the row of the whole model, then a row per branch
 
 
 @dataclass
@@ -136,48 +135,44 @@ def picture_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[
     return source, jobs
 
 
-def make_columns(source: Source, job: Job) -> list[Column]:
-    """The columns of the image alone, then those of each pair. They stay empty where the other image is missing."""
-    model, rows = source.model, source.rows
-    present = [job.image, *filter(None, job.others)]
+def make_rows(source: Source, job: Job) -> list[tuple[Tile | None, ...]]:
+    """The rows of the whole model and of its branches: the image alone, then each pair, empty without another image."""
+    model, rows, present = source.model, source.rows, [job.image, *filter(None, job.others)]
     drawn = [read_whole(p.path, LONGEST) for p in present]
     pixels = np.stack([read_input(p.path, source.cfg.data) for p in present])
     images = normalise(torch.from_numpy(pixels).to(source.device))
     if not source.cfg.loop.channels_last:
         images = images.contiguous()
 
-    def picture(number: int) -> Column:
-        return [Tile(drawn[number], *present[number][1:]), *[None] * (rows - 1)]
+    def filled(*tiles: Tile) -> list[Tile | None]:
+        return [*tiles, *[None] * (rows - len(tiles))]
 
-    def overlays(number: int, maps: torch.Tensor, branches: Sequence[int], captions: Sequence[str]) -> Column:
-        """The mean of maps (n, h, w), then each of them in the row of its branch."""
-        column: Column = [None] * rows
-        heats = {branch + 1: heat for branch, heat in zip(branches, maps, strict=False)} | {0: maps.mean(0)}
-        for row in heats.keys() & set(range(rows)):
-            image = overlay(drawn[number], heats[row].cpu().numpy())
-            column[row] = Tile(image, captions[row] if row < len(captions) else "", present[number].colour)
-        return column
+    def overlays(number: int, maps: torch.Tensor, captions: Sequence[str]) -> list[Tile | None]:
+        """Over a picture the mean of maps (n, h, w), then each of them, where all branches do not share one."""
+        heats, tiles = [maps.mean(0), *(maps if len(maps) > 1 else ())], []
+        for heat, caption in zip(heats[:rows], [*captions, *[""] * rows], strict=False):
+            tiles.append(Tile(overlay(drawn[number], heat.cpu().numpy()), caption, present[number].colour))
+        return filled(*tiles)
 
+    picture = [filled(Tile(image, *of[1:])) for image, of in zip(drawn, present, strict=True)]
     maps = activation_maps(model, images[:1])[0]
     maps = maps - maps.amin((1, 2), keepdim=True)  # as torchreid draws them
-    several = range(len(maps)) if len(maps) > 1 else []  # otherwise all branches share the map
-    columns = [picture(0), overlays(0, maps, several, ["", *(f"map {i} of {len(maps)}" for i in range(1, rows))])]
+    columns = [picture[0], overlays(0, maps, ["", *(f"map {i} of {len(maps)}" for i in range(1, rows))])]
     if source.names:
         maps, logits = class_maps(model, images[:1])
         share, label = logits[0].softmax(0).max(0)
-        columns.append(overlays(0, maps[0], range(rows), [f"{source.names[int(label)]}\nby {100 * share:.0f} %"]))
+        columns.append(overlays(0, maps[0], [f"{source.names[int(label)]}\nby {100 * share:.0f} %"]))
     number = 0
     for other in job.others:
-        columns.append([None] * rows)  # space
+        columns.append(filled())  # space
         if other is None:
-            columns += [[None] * rows] * 3
+            columns += [filled()] * 3
             continue
         number += 1
         *both, cosines = similarity_maps(model, images[:1], images[number : number + 1])
         captions = [f"cosine {c:.2f}" for c in (cosines[0].mean().item(), *cosines[0].tolist())]
-        columns.append(picture(number))
-        columns += [overlays(i, m[0], range(rows), captions) for i, m in zip((0, number), both, strict=True)]
-    return columns
+        columns += [picture[number], *(overlays(i, m[0], captions) for i, m in zip((0, number), both, strict=True))]
+    return list(zip(*columns, strict=True))
 
 
 def column_titles(source: Source, options: Options, pairs: int) -> list[str | None]:
@@ -200,7 +195,7 @@ def main() -> None:
     titles, overview = column_titles(source, options, len(jobs[0].others)), []
     remove_rows(directory)
     for job in jobs:
-        rows = list(zip(*make_columns(source, job), strict=True))
+        rows = make_rows(source, job)
         words = [job.title, *(f"branch {row} of {source.rows - 1}" for row in range(1, source.rows))]
         draw_rows(directory / f"{job.name}.png", list(zip(words, rows, strict=True)), titles, BAR)
         overview.append((job.title, rows[0]))

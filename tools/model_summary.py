@@ -4,7 +4,7 @@ Every setting of a model is an option. Counted is what turns one image into its 
 classifier. Multiply-adds are those of convolutions and matrix products (some tools add two per element of a batch norm
 and one per element of a ReLU or pooling, which makes ResNet50's 4.05 G 4.08 G). Activations are the elements of all
 outputs of convolutions (Radosavovic et al., Designing Network Design Spaces, CVPR 2020).
-Latency is the median of `--runs` runs on `--device`, random weights, float32.
+Latency is the median of 20 runs on `--device`, random weights, float32.
 """
 
 import math
@@ -23,18 +23,18 @@ from config import Config
 from config.cli import parse_settings, split_first
 from model import BACKBONES, build_model
 from processor.environment import describe_environment, pick_device
+from tools.tables import text_table
 from utils.errors import UserError, run
 from utils.latency import time_calls
 from utils.logging import log, setup_logging
 
-BATCHES = (1, 32)  # whose latency is measured
+BATCHES, RUNS = (1, 32), 20  # whose latency is measured, and how often, after three runs that do not count
 
 
 @dataclass
 class Options:
     all: bool = False  # a table of all backbones
     latency: bool = False  # also measure the time of a batch of 1 and of one of 32 images
-    runs: int = 20  # timed runs, after three that are not
 
 
 def count(cfg: Config) -> dict[str, int]:
@@ -66,20 +66,20 @@ def _count(cfg: Config) -> dict[str, int]:
     }
 
 
-def latency(cfg: Config, device: torch.device, batch: int, runs: int) -> float:
+def latency(cfg: Config, device: torch.device, batch: int) -> float:
     """Median seconds from a batch of images to its embeddings."""
     layout = torch.channels_last if cfg.loop.channels_last else torch.contiguous_format
     model = build_model(cfg, num_classes=1).to(device, memory_format=layout).eval()
     images = torch.randn(batch, 3, cfg.data.height, cfg.data.width, device=device).to(memory_format=layout)
     with torch.no_grad():
-        (seconds,) = time_calls([lambda: model(images)], device, runs, warmup=3)
+        (seconds,) = time_calls([lambda: model(images)], device, RUNS, warmup=3)
     return statistics.median(seconds)
 
 
 def main() -> None:
     name, args = split_first(None)
     cfg, options = parse_settings(
-        args, Config(backbone=name or "resnet50", weights="none"), os.environ, __doc__, Options, {"runs": "[1, inf)"},
+        args, Config(backbone=name or "resnet50", weights="none"), os.environ, __doc__, Options,
         sections=("data", "model"),
     )  # fmt: skip
     if name and options.all:
@@ -94,19 +94,17 @@ def main() -> None:
         try:
             one = cfg.replace(backbone=backbone).check()
             *numbers, width = count(one).values()
-            times = [f"{1e3 * latency(one, device, batch, options.runs):.1f}" for batch in batches]
+            times = [f"{1e3 * latency(one, device, batch):.1f}" for batch in batches]
             rows.append([backbone, *(f"{number / 1e6:.2f}" for number in numbers), str(width), *times])
         except UserError as error:
             if not options.all:
                 raise
             left_out.append(f"left out: {error}")
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     size = f"one image of {cfg.data.height} x {cfg.data.width}, last stride {cfg.model.last_stride}"
-    log.info("\n".join([size, *lines, *left_out]))
+    log.info("\n".join([size, text_table(rows), *left_out]))
     if options.latency:
         environment = ", ".join(f"{key} {value}" for key, value in describe_environment(device).items())
-        log.info("latency: median of %d runs, float32; %s", options.runs, environment)
+        log.info("latency: median of %d runs, float32; %s", RUNS, environment)
 
 
 if __name__ == "__main__":

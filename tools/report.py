@@ -18,7 +18,7 @@ from datasets.make import short_name, test_name
 from processor.evaluate import do_inference, report, scores_note
 from processor.test import parse_test, prepare_test
 from tools.report.page import heat_maps, make_page, plain_values, queries_with_maps, report_values, thumbnails
-from utils.errors import UserError, run
+from utils.errors import run
 from utils.files import write_atomically
 from utils.logging import log
 
@@ -38,11 +38,6 @@ def main() -> None:
     cfg, options, stored = parse_test(None, os.environ, __doc__, Options, RANGES)
     cfg = cfg.replace(roc=True, by_camera=False)  # the page has a camera table of its own
     test = prepare_test(cfg, stored, ranked_lists=True)
-    if len(test.gallery.samples) == 1:
-        raise UserError(
-            f"the gallery of {test_name(cfg)} holds one image, which comes first whatever the model does; add images, "
-            "or test on another set with --test-dataset"
-        )
     inference = do_inference(test.cfg, test.model, test.query, test.gallery, test.device)
     report(inference, scores_note(test.cfg, test.note))
     checkpoint = str(stored[0]) if stored else ""

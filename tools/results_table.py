@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from config.options import parse_options
+from tools.tables import mean_and_std
 from utils.errors import UserError, run
 from utils.files import reading, write_atomically
 
@@ -141,10 +142,6 @@ def plot_cpu_runs(runs: list[tuple[float, str, dict]], path: Path) -> None:
     axis.grid(color="#e5e5e5", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
-
-
-def mean_and_std(values: list[float]) -> str:
-    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def update(file: Path, start: str, end: str, content: str, check: bool) -> None:

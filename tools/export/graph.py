@@ -192,12 +192,12 @@ def quantise(model: Any, crops: np.ndarray) -> Any:
             nodes_to_exclude=[*first, *(node.name for node in model.graph.node if node.name not in names)],
             extra_options={"CalibMovingAverage": True},
         )  # fmt: skip
-        return load_package("onnx").load(f"{folder}/int8.onnx")
+        return load_onnx().load(f"{folder}/int8.onnx")
 
 
 def onnx_bytes(model: Any, metadata: dict[str, str]) -> bytes:
     """An ONNX model as the bytes of its file: with metadata, without the paths of this machine that PyTorch adds."""
-    onnx = load_package("onnx")
+    onnx = load_onnx()
     graph = model.graph
     for part in (*graph.node, *graph.input, *graph.output, *graph.initializer, graph, model):
         del part.metadata_props[:]
@@ -238,15 +238,15 @@ def pt2_bytes(program: torch.export.ExportedProgram, metadata: dict[str, str]) -
     return file.getvalue()
 
 
-def load_package(name: str) -> Any:
-    """onnx or onnxruntime. Raises UserError when one of the three packages for ONNX is not installed."""
+def load_onnx() -> Any:
+    """The package. Raises UserError when one of the three packages for ONNX is not installed."""
     try:
         import onnx
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401  PyTorch writes ONNX with it
     except ImportError as error:
         raise UserError(f"ONNX files need more packages ({error}): pip install onnx onnxscript onnxruntime") from error
-    return {"onnx": onnx, "onnxruntime": onnxruntime}[name]
+    return onnx
 
 
 @contextmanager

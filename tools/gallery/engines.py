@@ -4,7 +4,6 @@ exact multiplies matrices in PyTorch, a block of rows at a time. hnsw (Malkov an
 of neighbours in FAISS: faster, but it misses some rows.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,16 +78,3 @@ def search_engine(engine: Any, query: np.ndarray, k: int, ids: np.ndarray) -> tu
     value, found = engine.search(np.ascontiguousarray(query), count, params=faiss.SearchParametersHNSW(**options))
     row = np.minimum(np.searchsorted(ids, found), len(ids) - 1)
     return value, np.where(found >= 0, row, -1)
-
-
-def read_engine(path: Path, width: int) -> Any:
-    """Raises UserError for a file that is no graph of features of that width."""
-    faiss = load_faiss()
-    try:
-        engine = faiss.read_index(str(path))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0].split(": ")[-1]
-        raise UserError(f"{path} cannot be read by FAISS ({reason}); index again with --engine hnsw") from error
-    if engine.d != width or not isinstance(faiss.downcast_index(getattr(engine, "index", engine)), faiss.IndexHNSW):
-        raise UserError(f"{path} is no graph of features of width {width}; index again with --engine hnsw")
-    return engine

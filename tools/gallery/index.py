@@ -30,7 +30,7 @@ from config.config import DataSettings
 from datasets.folder import list_pictures
 from datasets.own import read_csv
 from processor.extractor import FeatureExtractor
-from tools.gallery.engines import build_engine, load_faiss, nearest, read_engine, search_engine
+from tools.gallery.engines import build_engine, load_faiss, nearest, search_engine
 from utils.errors import Stopped, UserError
 from utils.files import lock_directory, reading, write_atomically, write_rows
 from utils.logging import log
@@ -103,30 +103,27 @@ class Index:
         if "engine" not in self.about:
             return None
         path = self.directory / self.about["engine"]["file"]
-        with reading(path, "ask with --exact, or index again"):
+        with reading(path, "ask with --exact, or index again with --engine hnsw"):
             if zlib.crc32(np.memmap(path, np.uint8, "r")) != self.about["engine"]["crc"]:
                 raise ValueError("its checksum is wrong")
-        return read_engine(path, self.about["dim"])
-
-    def search(self, query: torch.Tensor, k: int, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Cosines (Q, K) of the k nearest pictures in descending order, and their rows; -1 for what was not found."""
-        if exact or self.engine is None:
-            value, row = nearest(query, torch.from_numpy(self.features), k)
-            return value.numpy(), row.numpy()
-        return search_engine(self.engine, query.numpy(), k, np.array(self.ids))
+            if self.about["engine"]["kind"] != "hnsw":  # of an older version
+                raise ValueError(f"it is of the kind {self.about['engine']['kind']}")
+            return load_faiss().read_index(str(path))
 
     def find(
         self, query: torch.Tensor, k: int, exact: bool = False, where: Where = EVERYWHERE
     ) -> list[tuple[float, File]]:
         """The k nearest entries to a query (1, D) with their cosines, in descending order. With `where`, exact."""
-        rows = np.arange(len(self))
-        if where == EVERYWHERE:
-            value, found = self.search(query, k, exact)
-        else:
-            rows = np.array([row for row in rows if where.keeps(self.files[row])], np.int64)
+        files, rows = self.files, slice(None)
+        if where != EVERYWHERE:
+            rows = [row for row, file in enumerate(self.files) if where.keeps(file)]
+            files = [self.files[row] for row in rows]
+        if where != EVERYWHERE or exact or self.engine is None:
             value, found = nearest(query, torch.from_numpy(self.features[rows]), k)
+        else:
+            value, found = search_engine(self.engine, query.numpy(), k, np.array(self.ids))
         pairs = zip(value[0].tolist(), found[0].tolist(), strict=True)
-        return [(cosine, self.files[rows[place]]) for cosine, place in pairs if place >= 0]
+        return [(cosine, files[place]) for cosine, place in pairs if place >= 0]
 
     def missing(self, files: Sequence[File]) -> list[File]:
         """Those of the files that are not in the index, or changed. Camera and time of the others are updated."""
@@ -142,9 +139,9 @@ class Index:
 
     def finish(self, wanted: Sequence[File] | None = None) -> None:
         """Remove what was replaced by a later entry of the same path, and all that is not `wanted`."""
-        last, kept = {file.path: row for row, file in enumerate(self.files)}, {file[:3] for file in wanted or ()}
-        gone = lambda file: wanted is not None and file[:3] not in kept  # noqa: E731
-        self.drop([row for row, file in enumerate(self.files) if last[file.path] != row or gone(file)])
+        last = {file.path: row for row, file in enumerate(self.files)}
+        kept = {file[:3] for file in (self.files if wanted is None else wanted)}
+        self.drop([row for row, file in enumerate(self.files) if last[file.path] != row or file[:3] not in kept])
 
     def entries(self) -> list[File]:
         return self.files
@@ -180,12 +177,11 @@ class Index:
         if not rows:
             return
         features, kept = self.features, np.setdiff1d(np.arange(len(self)), rows).tolist()
-        name, crc = unused(self.directory, "features", ".npy"), 0
-        blocks = [kept[i : i + COPIED] for i in range(0, len(kept), COPIED)]
-        write_rows(self.directory / name, len(kept), (features[block] for block in blocks))
-        for block in blocks:
-            crc = zlib.crc32(features[block], crc)
+        name = unused(self.directory, "features", ".npy")
+        blocks = (features[kept[i : i + COPIED]] for i in range(0, len(kept), COPIED))
+        write_rows(self.directory / name, len(kept), blocks)
         self.files, self.ids = [self.files[row] for row in kept], [self.ids[row] for row in kept]
+        crc = zlib.crc32(np.load(self.directory / name, mmap_mode="r")) if kept else 0
         self.about |= {"features": name, "crc": crc}
         self.__dict__.pop("features", None)
 
@@ -229,8 +225,6 @@ def read_index(directory: str | Path) -> Index:
     """Raises UserError if there is no index, or index.json is damaged or of another version."""
     directory = Path(directory)
     path = directory / "index.json"
-    if directory.is_file():
-        raise UserError(f"{directory} is a file and no index, or one of an older version; index again to a folder")
     if not path.is_file():
         raise UserError(f"there is no index {directory}; make one: python tools/search.py index FOLDER --output NAME")
     with reading(path, FIX):

@@ -6,7 +6,7 @@ depend on each other, so that a million pairs of a hundred people show less than
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import product, zip_longest
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from datasets.base import MOST_CAMERAS, ReIDDataset, Sample
+from tools.tables import text_table
 from utils.errors import UserError
 from utils.roc import count_pairs, pair_blocks
 
@@ -232,19 +233,16 @@ def promised(name: str, rate: float, number: int, source: str) -> float:
 
 def threshold_table(found: dict[str, Thresholds], camera_of: Callable[[int], str]) -> str:
     """What thresholds promise, one column per kind of thing compared (pictures, tracklets) next to each other."""
-    table = {"95 % intervals by bootstrap over people": list(found)}
-    table |= {name: [known.spread[name] for known in found.values()] for name in next(iter(found.values())).spread}
+    rows = [["95 % intervals by bootstrap over people", *found]]
+    rows += [[name, *(known.spread[name] for known in found.values())] for name in next(iter(found.values())).spread]
     full = "{0}, {0.errors:,} of {0.number:,}, people: {0.people:,}"
     for name, words in LINES.items():
         values = [known.rates.get(name) or getattr(known, name) for known in found.values()]
-        table[words] = [full.format(value) if isinstance(value, Rate) else f"{value:.3f}" for value in values]
+        rows.append([words, *(full.format(value) if isinstance(value, Rate) else f"{value:.3f}" for value in values)])
     cells = [{(a, b): rates for a, b, *rates in known.cameras} for known in found.values()]
     for pair in list(cells[0])[:LISTED]:
         shown = [zip(("FMR", "FNMR"), rates.get(pair, ()), strict=False) for rates in cells]
-        table[" in ".join(map(camera_of, pair))] = [
-            ", ".join(f"{name} {rate} of {rate.number:,}" for name, rate in row if rate.number) for row in shown
-        ]
-    rows = [[name, *texts] for name, texts in table.items()]
-    rows += [[f"and {len(cells[0]) - LISTED} pairs of cameras with a lower FMR"]] * (len(cells[0]) > LISTED)
-    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        words = (", ".join(f"{name} {rate} of {rate.number:,}" for name, rate in row if rate.number) for row in shown)
+        rows.append([" in ".join(map(camera_of, pair)), *words])
+    more = len(cells[0]) - LISTED
+    return text_table(rows, str.ljust) + f"\nand {more} pairs of cameras with a lower FMR" * (more > 0)

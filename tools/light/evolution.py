@@ -3,15 +3,16 @@
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from model.backbones.searchable import Spec
-from tools.light.space import TRIES, Space
+from tools.light.space import TRIES, Space, pick
 from utils.errors import UserError
 
+MUTATION = 0.15  # probability that a gene of a child is drawn again
 Limits = list[tuple[Callable[[Spec], float], float]]  # cost functions of a network, each with its largest allowed value
 
 
@@ -73,60 +74,48 @@ def costs_within(spec: Spec, limits: Limits) -> tuple[float, ...] | None:
     return tuple(costs)
 
 
-@dataclass
-class Evolution:
-    """Evolution of networks within limits (Real et al., Regularized Evolution for Image Classifier Architecture Search,
-    AAAI 2019), with parents from the Pareto front (as in Deb et al., NSGA-II, 2002).
+def evolve(
+    space: Space, limits: Limits, score: Callable[[Spec], float], count: int, at_random: int,
+    seed: int | tuple[int, ...] = 0,
+) -> list[Candidate]:  # fmt: skip
+    """Score `count` networks within limits, of which the first `at_random` are random; best first. Fewer, perhaps none,
+    where not enough networks are within the limits.
 
-    All randomness follows from the seed: a search that was stopped and starts again repeats itself, quickly where
-    `score` remembers.
+    Real et al., Regularized Evolution for Image Classifier Architecture Search, AAAI 2019, with parents from the Pareto
+    front, as in Deb et al., NSGA-II, 2002. All randomness follows from the seed: a search that was stopped and starts
+    again repeats itself, quickly where `score` remembers.
     """
+    rng, found = np.random.default_rng(seed), {}
 
-    space: Space
-    limits: Limits
-    score: Callable[[Spec], float]
-    seed: int | tuple[int, ...] = 0
-    mutation: float = 0.15  # probability that a gene of a child is drawn again
-    found: dict[Spec, Candidate] = field(default_factory=dict)
+    def child() -> Spec:
+        """A mutant of a parent, or of a cross of two."""
+        parents = choose_parents(list(found.values())) or [space.smallest()]
+        first, second = pick(parents, rng), pick(parents, rng)
+        return space.mutate(space.cross(first, second, rng) if rng.random() < 0.5 else first, rng, MUTATION)
 
-    def __post_init__(self):
-        self.rng = np.random.default_rng(self.seed)
-
-    def run(self, count: int, at_random: int) -> list[Candidate]:
-        """Score `count` networks, of which the first `at_random` are random; best first.
-
-        Fewer, perhaps none, where not enough networks are within the limits.
-        """
-        while len(self.found) < count:
-            at_first = len(self.found) < at_random
-            if not (at_first and self.add(lambda: self.space.random(self.rng))) and not self.add(self.child):
-                break
-        return best_first(self.found.values())
-
-    def add(self, make: Callable[[], Spec]) -> bool:
+    def add(make: Callable[[], Spec]) -> bool:
         """Score a new network within the limits; False if `make` gives none."""
         for _ in range(TRIES):
             spec = make()
-            known = spec in self.found or not self.space.allows(spec)
-            costs = None if known else costs_within(spec, self.limits)
+            known = spec in found or not space.allows(spec)
+            costs = None if known else costs_within(spec, limits)
             if costs is not None:
-                self.found[spec] = Candidate(spec, costs, self.score(spec))
+                found[spec] = Candidate(spec, costs, score(spec))
                 return True
         return False
 
-    def child(self) -> Spec:
-        """A mutant of a parent, or of a cross of two."""
-        parents = self.parents()
-        first, second = (parents[self.rng.integers(len(parents))] for _ in range(2))
-        spec = self.space.cross(first, second, self.rng) if self.rng.random() < 0.5 else first
-        return self.space.mutate(spec, self.rng, self.mutation)
+    while len(found) < count:
+        at_first = len(found) < at_random
+        if not (at_first and add(lambda: space.random(rng))) and not add(child):
+            break
+    return best_first(found.values())
 
-    def parents(self) -> list[Spec]:
-        """The Pareto front of score and last cost, and the quarter with the best scores."""
-        candidates = list(self.found.values())
-        front = pareto_front([c.costs[-1] for c in candidates], [c.mAP for c in candidates])
-        best = best_first(candidates)[: max(len(candidates) // 4, 2)]
-        return list(dict.fromkeys(c.spec for c in [candidates[i] for i in front] + best)) or [self.space.smallest()]
+
+def choose_parents(candidates: Sequence[Candidate]) -> list[Spec]:
+    """The Pareto front of score and last cost, and the quarter with the best scores."""
+    front = pareto_front([c.costs[-1] for c in candidates], [c.mAP for c in candidates])
+    best = best_first(candidates)[: max(len(candidates) // 4, 2)]
+    return list(dict.fromkeys(c.spec for c in [candidates[i] for i in front] + best))
 
 
 def best_first(candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -144,8 +133,8 @@ def search_each_size(
     found: list[Candidate] = []
     for number, size in enumerate(space.sizes):  # large images first, as they have the fewest networks
         share = (count - len(found)) // (len(space.sizes) - number)
-        evolution = Evolution(space.of_size(size), limits, score, (seed, number))
-        found += evolution.run(share, -(-share * at_random // count))
+        random = -(-share * at_random // count)
+        found += evolve(space.of_size(size), limits, score, share, random, (seed, number))
     if not found:
         raise UserError(
             "no network of the space is within the limits; raise --max-flops or --max-latency, or give a smaller "

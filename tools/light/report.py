@@ -20,7 +20,7 @@ from tools.light.latency import measure, parts
 from tools.light.runs import Search, spec_id, usual_last_stride
 from tools.light.space import Space, mobilenet_v2
 from tools.model_summary import count
-from tools.results_table import mean_and_std
+from tools.tables import mean_and_std, text_table
 from utils.errors import UserError
 from utils.files import write_atomically, write_json
 from utils.logging import log
@@ -30,6 +30,8 @@ MARKED = {  # backbones whose costs are marked in the picture
     "mobilenet_v3_small": "MobileNetV3 small", "mobilenet_v3_large": "MobileNetV3 large",
 }  # fmt: skip
 
+DRAWS = 2000  # bootstrap samples
+
 
 def report(search: Search, found: Sequence[Candidate]) -> str:
     """Write pareto.png and front/*.json; the Pareto front as text, one line per network."""
@@ -37,17 +39,16 @@ def report(search: Search, found: Sequence[Candidate]) -> str:
     draw_front(search, found, reference)
     for old in (search.directory / "front").glob("*.json"):
         old.unlink()
-    lines = [
-        f"Pareto front of {len(found)} networks, mAP on held-out identities {search.scored}:",
-        f"{'M multiply-adds':>15}{'ms':>8}{'input':>10}{'stride':>8}{'mAP':>8}  stages: depth x width/expansion",
-    ]
+    rows = [["M multiply-adds", "ms", "input", "stride", "mAP", "stages: depth x width/expansion"]]
     front = pareto_front([c.costs[-1] for c in found], [c.mAP for c in found])
     for place, c in enumerate((found[i] for i in front), 1):
         write_spec(search, search.directory / "front" / f"{place:02}-{c.costs[0] / 1e6:.1f}M.json", c)
         stages = " ".join(f"{s.depth}x{s.width}/{s.expansion}k{s.kernel}{'s' if s.se else ''}" for s in c.spec.stages)
         ms, size = f"{c.costs[1] * 1e3:.2f}" if len(c.costs) > 1 else "-", "x".join(map(str, c.size))
-        lines.append(f"{c.costs[0] / 1e6:>15.1f}{ms:>8}{size:>10}{c.spec.last_stride:>8}{c.mAP:>8.2f}  {stages}")
-    return "\n".join([*lines, f"MobileNetV2 1.0 {search.scored} has {reference:.2f}"])
+        rows.append([f"{c.costs[0] / 1e6:.1f}", ms, size, str(c.spec.last_stride), f"{c.mAP:.2f}", stages])
+    title = f"Pareto front of {len(found)} networks, mAP on held-out identities {search.scored}:"
+    last = f"MobileNetV2 1.0 {search.scored} has {reference:.2f}"
+    return "\n".join([title, text_table(rows, str.ljust), last])
 
 
 def write_winner(search: Search, candidate: Candidate, score: float | None) -> Path:
@@ -115,17 +116,16 @@ def compare(search: Search, results: dict[str, list[dict]]) -> str:
 
     results: of each network one result per seed.
     """
-    rows = []
+    rows, shown = [], [["trained alone", "M multiply-adds", "M parameters", "mAP", "Rank-1", "n"]]
     figure = Figure(figsize=(7.2, 5.4), dpi=110, layout="constrained")
     axis = figure.subplots()
-    lines = [f"{'trained alone':<24}{'M multiply-adds':>16}{'M parameters':>14}{'mAP':>16}{'Rank-1':>16}{'n':>4}"]
     for name, runs in results.items():
         costs = count(Config.from_dict(runs[0]["settings"]).replace(weights="none"))
         scores = {key: [r["scores"]["plain"][key] for r in runs] for key in ("mAP", "rank1")}
         rows.append({"name": name, **costs, **scores, "seeds": len(runs)})
         million, mAP = (costs["multiply-adds"] / 1e6, costs["parameters"] / 1e6), scores["mAP"]
-        cells = "".join(f"{mean_and_std(values):>16}" for values in scores.values())
-        lines.append(f"{name:<24}{million[0]:>16.1f}{million[1]:>14.2f}{cells}{len(runs):>4}")
+        cells = map(mean_and_std, scores.values())
+        shown.append([name, f"{million[0]:.1f}", f"{million[1]:.2f}", *cells, str(len(runs))])
         mean = statistics.mean(mAP)
         bars = [[mean - min(mAP)], [max(mAP) - mean]]
         axis.errorbar([million[0]], [mean], bars, fmt="o", capsize=3, label=MARKED.get(name, name))
@@ -137,7 +137,7 @@ def compare(search: Search, results: dict[str, list[dict]]) -> str:
     about = {"command": typed_command(), "epochs": search.cfg.solver.epochs, "dataset": search.cfg.data.dataset}
     about |= {key: runs[0][key] for key in ("note", "hardware")}
     write_json(search.directory / "comparison.json", about | {"rows": rows})
-    return "\n".join(lines + [difference(rows[0], row) for row in rows[1:]])
+    return "\n".join([text_table(shown), *(difference(rows[0], row) for row in rows[1:])])
 
 
 def difference(winner: dict, other: dict) -> str:
@@ -153,43 +153,38 @@ def difference(winner: dict, other: dict) -> str:
 # ---- checks: the ranking by shared weights, and latency as a sum of blocks
 
 
-def kendall(a: Sequence[float], b: Sequence[float], groups: Sequence[object]) -> float:
-    """Kendall's tau-b of two lists (N,) over the pairs within a group, which scipy's function does not offer.
+def kendall(a: Sequence[float], b: Sequence[float], groups: Sequence[str]) -> tuple[float, list[float]]:
+    """Kendall's tau-b of two lists (N,) over the pairs within a group, which scipy's function does not offer, and its
+    5th and 95th percentile over bootstrap samples of the networks. NaN where one of the lists has only ties."""
+    same = np.equal.outer(groups, groups)
+    first, second = (np.sign(np.subtract.outer(x, x)) * same for x in (a, b))
 
-    NaN where one of the lists has only ties.
-    """
-    pairs = np.triu_indices(len(a), 1)
-    same = np.array([groups[i] == groups[j] for i, j in zip(*pairs, strict=True)], dtype=bool)
-    first, second = (np.sign(np.subtract.outer(x, x))[pairs][same] for x in (a, b))
-    weight = np.sqrt(np.abs(first).sum() * np.abs(second).sum())
-    return float((first * second).sum() / weight) if weight else float("nan")
+    def tau(rows: np.ndarray) -> float:
+        x, y = (signs[np.ix_(rows, rows)] for signs in (first, second))
+        weight = np.sqrt(np.abs(x).sum() * np.abs(y).sum())
+        return float((x * y).sum() / weight) if weight else float("nan")
 
-
-def interval(a: Sequence[float], b: Sequence[float], groups: Sequence[object], draws: int = 2000) -> list[float]:
-    """5th and 95th percentile of Kendall's tau over bootstrap samples of the networks."""
-    rng, found = np.random.default_rng(0), []
-    for rows in rng.integers(len(a), size=(draws, len(a))):
-        found.append(kendall(*([some[i] for i in rows] for some in (a, b, groups))))
-    return np.nanpercentile(found, [5, 95]).tolist()
+    draws = np.random.default_rng(0).integers(len(a), size=(DRAWS, len(a)))
+    return tau(np.arange(len(a))), np.nanpercentile([tau(rows) for rows in draws], [5, 95]).tolist()
 
 
 def check_ranking(search: Search, number: int, seeds: int) -> None:
     """Kendall's tau between scores with shared weights and scores after training alone, for random networks.
 
     Also that of multiply-adds and, with several seeds, that of one training with another, which is the best to hope
-    for. Logs them and writes ranking.json and ranking.png.
+    for. Logs them and writes ranking.json.
     """
     networks = sorted(search.run(number, number), key=lambda c: spec_id(c.spec))  # not in the order of scores
     trained = [search.train_each(networks, search.cfg.run.seed + n) for n in range(seeds)]
     alone, shared = np.mean(trained, axis=0).tolist(), [c.mAP for c in networks]
-    costs, sizes = [c.costs[0] for c in networks], [c.size for c in networks]
+    costs, sizes = [c.costs[0] for c in networks], [str(c.size) for c in networks]
     pairs = {"shared weights": (shared, alone), "multiply-adds": (costs, alone)}
     if len(trained) > 1:
         pairs["one training and another"] = tuple(trained[:2])
     result = {}
     for name, (a, b) in pairs.items():
-        for suffix, groups in (("", [0] * len(a)), (" within each image size", sizes)):
-            tau, bounds = kendall(a, b, groups), interval(a, b, groups)
+        for suffix, groups in (("", [""] * len(a)), (" within each image size", sizes)):
+            tau, bounds = kendall(a, b, groups)
             result[name + suffix] = {"kendall": tau, "90 % of bootstraps": bounds}
             log.info("Kendall's tau %.2f (90 %%: %.2f to %.2f): %s", tau, *bounds, name + suffix)
     rows = [
@@ -197,12 +192,6 @@ def check_ranking(search: Search, number: int, seeds: int) -> None:
         for c, score, each in zip(networks, alone, zip(*trained, strict=True), strict=True)
     ]
     write_json(search.directory / "ranking.json", {"command": typed_command(), **result, "rows": rows})
-    figure = Figure(figsize=(6.0, 5.0), dpi=110, layout="constrained")
-    axis = figure.subplots()
-    figure.colorbar(axis.scatter(shared, alone, c=np.array(costs) / 1e6), label="M multiply-adds")
-    axis.set(xlabel="mAP in % with the shared weights", ylabel="mAP in % when trained alone")
-    axis.grid(alpha=0.3)
-    save(figure, search.directory / "ranking.png")
 
 
 def check_latency(cfg: Config, number: int, batch: int) -> None:

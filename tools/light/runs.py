@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from config import Config, load_preset
@@ -240,23 +240,7 @@ class Scorer:
 
     def __call__(self, spec: Spec) -> float:
         self.model.backbone.select(spec)
-        recalibrate(self.model, self.batches)
+        update_bn(self.batches, self.model)
         query, gallery = (extract_features(self.cfg, self.model, x, self.device)[0] for x in (self.query, self.gallery))
         ids = (self.query.pids, self.gallery.pids, self.query.camids, self.gallery.camids)
         return 100 * evaluate(query, gallery, *ids, metric=self.cfg.eval.metric).mAP
-
-
-@torch.no_grad()
-def recalibrate(model: ReIDModel, batches: list[torch.Tensor]) -> None:
-    """Set the statistics of all batch norms to their mean over batches (B, 3, H, W), for the selected network."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches, not a moving average
-    model.train()
-    for images in batches:
-        model(images)
-    model.eval()
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum

@@ -68,7 +68,7 @@ class Supernet(nn.Module):
 
     The images are resized to those that the network takes. Each training step runs a random network, which depends on
     the seed and on the number of steps so far; a checkpoint holds that number. In evaluation mode the largest runs.
-    `select` chooses one for both. A part needs batch norm statistics of its own (`runs.recalibrate`) before
+    `select` chooses one for both. A part needs batch norm statistics of its own (see `runs.Scorer`) before
     its score means anything. Blocks with a shortcut start as the identity (BigNAS, section 3.1); otherwise networks of
     different depths disturb each other for hundreds of steps.
     """

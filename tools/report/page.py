@@ -99,7 +99,7 @@ def report_values(
         "interval": rank1_interval(score_values(inference.scores)),
         "pairs": pair_values(pairs) | {"features": last.removesuffix("rerank").rstrip("+") or "plain"},
         "cameras": camera_table(cfg, dataset, inference, ids),
-        "history": training_curves(test.state["history"]),
+        "history": test.state["history"],
         "losses": ["loss", *loss_parts(test.state["history"])],
         "images": image_values(dataset, list(pictures.values())),
         "queries": queries,
@@ -172,25 +172,15 @@ def camera_table(cfg: Config, dataset: ReIDDataset, inference: Inference, ids: t
     query, gallery, distance = inference.query, inference.gallery, inference.reranked
     scores = evaluate_by_camera(query, gallery, *ids, metric=cfg.eval.metric, distance=distance)
     rows, columns = (sorted({pair[i] for pair in scores}) for i in (0, 1))
-    keys = ("mAP", "rank1", "queries")
     cells = {
-        p: dict(zip(keys, (100 * s.mAP, 100 * s.rank(1), s.num_valid_queries), strict=True)) for p, s in scores.items()
+        pair: {"mAP": 100 * s.mAP, "rank1": 100 * s.rank(1), "queries": s.num_valid_queries}
+        for pair, s in scores.items()
     }
-    named = ([dataset.camera_names.get(c, c) for c in some] for some in (rows, columns))
     return {
-        **dict(zip(("rows", "columns"), named, strict=True)),
+        "rows": [dataset.camera_names.get(c, c) for c in rows],
+        "columns": [dataset.camera_names.get(c, c) for c in columns],
         "cells": [[cells.get((q, g)) for g in columns] for q in rows],
     }
-
-
-def training_curves(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A checkpoint's history: the numbers of each epoch, and mAP and Rank-1 of each test in per cent."""
-    curves = []
-    for entry in history:
-        tests = {name: {key: row.get(key) for key in ("mAP", "rank1")} for name, row in entry.get("scores", {}).items()}
-        numbers = {key: value for key, value in entry.items() if isinstance(value, (int, float))}
-        curves.append(numbers | ({"scores": tests} if tests else {}))
-    return curves
 
 
 def notes(test: TestJob, dataset: ReIDDataset) -> list[str]:
