@@ -72,7 +72,9 @@ def batches(
     pictures: Pictures, rows: Iterable[Sequence[int]], workers: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Images (B, 3, H, W) float32 and labels (B,) of these rows, read by `workers` processes (0: this one)."""
-    return iter(DataLoader(pictures, batch_sampler=[list(map(int, batch)) for batch in rows], num_workers=workers))
+    kind = "fork" if workers else None  # as usual, also where this process was spawned
+    rows = [list(map(int, batch)) for batch in rows]
+    return iter(DataLoader(pictures, batch_sampler=rows, num_workers=workers, multiprocessing_context=kind))
 
 
 def loss_of(cfg: Config, logits: torch.Tensor, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -1,16 +1,15 @@
 """Speed and memory against the usual ways: `python benchmarks/run.py TASK [--save FILE]`.
 
-Each contender runs in a process of its own, so that its peak memory is its own, and prints one line of JSON.
-OMP_NUM_THREADS is the number of threads; `data` always uses one. docs/benchmarks.md explains the contenders.
+Each contender runs in a process of its own, so that its peak memory is its own. OMP_NUM_THREADS is the number of
+threads; `data` always uses one. docs/benchmarks.md explains the contenders.
 """
 
-import ctypes
-import json
+import multiprocessing
 import os
-import signal
-import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -32,60 +31,50 @@ TASKS = {  # loaded by name, so that a contender's memory does not hold what oth
 }
 
 
-def measure_all(options: Task, args: list[str]) -> dict[str, dict]:
-    """A row per contender, each from a fresh process; those that cannot run say why."""
+def measure_all(task: Task) -> dict[str, dict]:
+    """A row per contender; those that cannot run say why."""
     rows = {}
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
-        for name in (name for name in options.contenders if name not in options.skip):
-            reason = options.reason_not_to_run(name)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as task.scratch:
+        for name in (name for name in task.contenders if name not in task.skip):
+            reason = task.reason_not_to_run(name)
             print(f"{name}: not run, {reason}" if reason else f"{name} ...", flush=True)
-            rows[name] = {"not_run": reason} if reason else in_fresh_process([*args, "--scratch", scratch], name)
+            rows[name] = {"not_run": reason} if reason else in_fresh_process(task, name)
     return rows
 
 
-def in_fresh_process(args: list[str], contender: str) -> dict:
-    """The row that a contender prints. Raises UserError if it fails."""
-    command = [sys.executable, str(Path(__file__).resolve()), *args, "--contender", contender]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, preexec_fn=end_with_parent)
-    if done.returncode == -signal.SIGKILL:
-        raise UserError(f"{contender} was killed, probably out of memory; try --skip {contender}")
-    if done.returncode:
-        raise UserError(f"{contender} failed; see above")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def end_with_parent() -> None:
-    """However the parent ends, so does this process."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of prctl(2)
+def in_fresh_process(task: Task, contender: str) -> dict:
+    """The row of a contender. Raises UserError if its process dies."""
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(task.measure, contender).result()
+    except BrokenProcessPool as error:
+        raise UserError(f"{contender} was killed, probably out of memory; try --skip {contender}") from error
 
 
 def main() -> None:
-    word, rest = split_first(None)
+    word, _ = split_first(None)
     names = [word] if word in TASKS else TASKS
-    options = parse_command(None, {name: load(TASKS[name]) for name in names}, __doc__, {})
-    for name in {*options.skip, options.contender} - {"", *options.contenders}:
-        raise UserError(f"there is no contender {name}; choose {', '.join(options.contenders)}")
-    if os.environ.get("REID_DATA") and getattr(options, "data_root", "") == "data":
-        options.data_root = os.environ["REID_DATA"]
-    if options.contender:
-        return print(json.dumps(options.measure(options.contender)))
+    task = parse_command(None, {name: load(TASKS[name]) for name in names}, __doc__, {})
+    for name in {*task.skip} - {*task.contenders}:
+        raise UserError(f"there is no contender {name}; choose {', '.join(task.contenders)}")
+    if os.environ.get("REID_DATA") and getattr(task, "data_root", "") == "data":
+        task.data_root = os.environ["REID_DATA"]
 
     import torch
 
     from benchmarks.tables import table
     from processor.environment import describe_environment, pick_device
 
-    facts = {"task": options.task, **options.facts(), "command": typed_command()}
-    facts |= describe_environment(pick_device(options.device)) | {"threads": torch.get_num_threads()}
-    rows = measure_all(options, [word, *rest])
+    facts = {"task": task.task, **task.facts(), "command": typed_command()}
+    facts |= describe_environment(pick_device(task.device)) | {"threads": torch.get_num_threads()}
+    rows = measure_all(task)
     result = facts | {"rows": [{"contender": name, **row} for name, row in rows.items()]}
     print(table([result]))
-    result["differences"] = options.check({name: row for name, row in rows.items() if "not_run" not in row})
+    result["differences"] = task.check({name: row for name, row in rows.items() if "not_run" not in row})
     print("differences:", ", ".join(f"{name} {value:+.2g}" for name, value in result["differences"].items()) or "none")
-    if options.save:
-        write_json(options.save, result)
-        print(f"{options.save} written; python benchmarks/tables.py puts it into docs/benchmarks.md")
+    if task.save:
+        write_json(task.save, result)
+        print(f"{task.save} written; python benchmarks/tables.py puts it into docs/benchmarks.md")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,8 @@ class Task:
 
     skip: tuple[str, ...] = ()  # contenders to leave out
     save: str = ""  # JSON file for the measurement, such as results/benchmark_eval_market_cpu.json
-    contender: str = ""  # measure only this one, in this process, and print one line of JSON
-    scratch: str = ""  # directory of files that the contenders share
 
+    scratch = ""  # directory of files that the contenders share
     task = ""
     contenders = ()
     device = "cpu"

@@ -43,6 +43,13 @@ def program(*args: object) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(argv, code or 0, out.getvalue(), err.getvalue())
 
 
+def done(*args: object) -> str:
+    """What a script prints that succeeds."""
+    shown = program(*args)
+    assert shown.returncode == 0, f"{args}\n{shown.stdout}{shown.stderr}"
+    return shown.stdout
+
+
 def arguments(cfg: Config, *left_out: str) -> list[str]:
     """The settings as words of a command line, but for switches, empty ones and those left out."""
     words = []
@@ -53,8 +60,8 @@ def arguments(cfg: Config, *left_out: str) -> list[str]:
 
 
 def refused(shown: subprocess.CompletedProcess, *words: str) -> None:
-    """One clear sentence, exit code 1 or 2, no traceback."""
-    assert shown.returncode in (1, 2), shown.stdout + shown.stderr
+    """One clear sentence, exit code 2, no traceback."""
+    assert shown.returncode == 2, shown.stdout + shown.stderr
     assert "Traceback" not in shown.stderr
     message = [line for line in shown.stderr.splitlines() if line.startswith("error: ")]
     assert len(message) == 1, shown.stderr

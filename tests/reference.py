@@ -46,6 +46,13 @@ def evaluation(distance, query_pids, gallery_pids, query_camids, gallery_camids,
     return ReferenceScores(float(np.nanmean(ap)), float(np.nanmean(inp)), cmc, valid, ap)
 
 
+def assert_same_scores(scores, expected, tolerance: float = 1e-8) -> None:
+    """NaN equals NaN only."""
+    assert scores.num_valid_queries == expected.num_valid_queries and scores.cmc.shape == expected.cmc.shape
+    for name in ("mAP", "mINP", "cmc", "ap"):
+        np.testing.assert_allclose(getattr(scores, name), getattr(expected, name), rtol=0, atol=tolerance)
+
+
 def ranked_order(distance, query_pid, query_camid, gallery_pids, gallery_camids) -> list[int]:
     """One query's ranked list: by distance, then by place in the gallery, without its own camera's images of it."""
     kept = [g for g in range(len(distance)) if not (gallery_pids[g] == query_pid and gallery_camids[g] == query_camid)]

@@ -1,7 +1,8 @@
 """Benchmarks: the generated features, the classic baselines against the references, each task once, and the tables."""
 
 import json
-import subprocess
+import os
+import signal
 import sys
 
 import numpy as np
@@ -13,6 +14,8 @@ from helpers import ROOT, program, refused, save_model
 import benchmarks.models
 import benchmarks.run
 from benchmarks import classic, tables
+from benchmarks.scoring import Eval
+from benchmarks.task import Task
 from utils.errors import UserError
 
 
@@ -20,10 +23,7 @@ from utils.errors import UserError
 def in_this_process(monkeypatch):
     """Contenders run here: starting Python and torch for each takes seconds."""
 
-    def measure(args: list[str], contender: str) -> dict:
-        return json.loads(program("benchmarks/run.py", *args, "--contender", contender).stdout.splitlines()[-1])
-
-    monkeypatch.setattr(benchmarks.run, "in_fresh_process", measure)
+    monkeypatch.setattr(benchmarks.run, "in_fresh_process", lambda task, contender: task.measure(contender))
     monkeypatch.setattr(benchmarks.models, "MATMUL", {"cpu": (64, 1)})
 
     def run(*args: object) -> None:
@@ -66,18 +66,20 @@ def test_every_task_runs_and_its_outcomes_agree(in_this_process, tiny, tmp_path)
         assert all("not_run" in row or row["seconds"] > 0 for row in result["rows"])
         assert all("not_run" in row or row.get("peak_mb", 1) > 0 for row in result["rows"])
     assert len(tables.read_results(tmp_path)) == 6
-    for args in (("eval", "--skip", "nobody"), ("nothing",), ("rerank", "--contender", "nobody")):
+    for args in (("eval", "--skip", "nobody"), ("nothing",)):
         refused(program("benchmarks/run.py", *args), args[-1])
 
 
-def test_a_contender_has_a_process_of_its_own_and_one_that_dies_is_named(monkeypatch):
-    row = benchmarks.run.in_fresh_process(["eval", "--size", "tiny", "--width", "64"], "ours")
+class Doomed(Task):
+    def measure(self, contender: str) -> dict:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_contender_has_a_process_of_its_own_and_one_that_dies_is_named():
+    row = benchmarks.run.in_fresh_process(Eval(size="tiny", width=64), "ours")
     assert row["seconds"] > 0 and row["mAP"] > 0.5
-    for code, words in ((-9, "out of memory"), (1, "failed")):
-        died = subprocess.CompletedProcess([], code, "")
-        monkeypatch.setattr(benchmarks.run.subprocess, "run", lambda *_args, died=died, **_options: died)
-        with pytest.raises(UserError, match=f"ours .*{words}"):
-            benchmarks.run.in_fresh_process(["eval"], "ours")
+    with pytest.raises(UserError, match=r"ours .*out of memory"):
+        benchmarks.run.in_fresh_process(Doomed(), "ours")
 
 
 def test_tables_are_those_of_the_page_and_damaged_results_are_refused(tmp_path):

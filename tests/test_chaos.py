@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ROOT, arguments, contents, kill_at_rename, program, refused
+from helpers import ROOT, arguments, contents, kill_at_rename, program
 
 import processor.train
 from processor.checkpoint import read_checkpoint
@@ -134,16 +134,3 @@ def test_a_signal_waits_for_a_step_to_end_but_a_second_one_does_not():
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
     assert stop.value.exit_code == 143
-
-
-def test_a_finished_run_exits_with_0_and_what_the_user_can_fix_with_2(tiny):
-    cfg = tiny.replace(epochs=1, width_multiplier=0.25)
-    words = ("train.py", *arguments(cfg), "--no-flip", "--no-rerank")
-    assert program(*words, "--no-eval-first").returncode == 0
-    (Path(cfg.run.log_dir) / "demo" / "last.1.pth").unlink(missing_ok=True)
-    (Path(cfg.run.log_dir) / "demo" / "last.pth").write_bytes(b"")
-    file = Path(cfg.data.data_root) / "demo" / "query" / "0007_c1s1_000090_00.jpg"
-    for more, word in ((("--resume",), "--resume"), (("--batch-size", 3), "--batch-size"), (("--log-dir", file), file)):
-        shown = program(*words, *more)
-        refused(shown, word)
-        assert shown.returncode == 2

@@ -1,18 +1,25 @@
 """Curves of runs: what is read from metrics.jsonl, what is drawn of it, and the tool."""
 
 import json
+import warnings
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
-from helpers import program
+from helpers import done
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from config import Config
+from datasets.image_size import measure_ratio
 from processor import do_train
 from tools.curves import read_history
+from tools.report.page import letterbox
 from utils.errors import UserError
-from utils.plots import loss_parts, plot_curves
+from utils.fonts import drawable, installed_glyphs
+from utils.pictures import RIGHT, Tile, draw_rows
+from utils.plots import loss_parts, plain, plot_curves
 
 
 def entry(epoch: int, mAP: float | None = None, **more) -> dict:
@@ -102,9 +109,40 @@ def test_one_run_is_drawn_with_the_parts_of_its_loss_and_all_its_scores(tmp_path
 def test_a_run_of_this_program_is_drawn(tiny: Config, figures):
     run = do_train(tiny.replace(clip_grad=1.0, by_camera=True, center_weight=0.1))  # draws its own after each test
     assert loss_parts(run.history) == ["id", "triplet", "center"]
-    shown = program("tools/curves.py", "--log-dir", tiny.run.log_dir)
-    assert shown.returncode == 0, shown.stderr
-    assert "curves of demo written" in shown.stdout
+    shown = done("tools/curves.py", "--log-dir", tiny.run.log_dir)
+    assert "curves of demo written" in shown
     for title in ("loss", "accuracy on training batches", "learning rate", "training speed (images/s)"):
         assert [x for x, _ in drawn(figures[-1], title)[0]] == [1, 2, 3]
     assert [x for x, _ in drawn(figures[-1], "mAP (%)")[0]] == [0, 2, 3]
+
+
+# ---- rows of pictures
+
+
+def shape_of(pixels: np.ndarray) -> float:
+    """Height : width of what is pure blue."""
+    rows, columns = np.nonzero((pixels[..., 2] > 200) & (pixels[..., :2].max(2) < 50))
+    return (np.ptp(rows) + 1) / (np.ptp(columns) + 1)
+
+
+def test_pictures_keep_their_shape_among_others(tmp_path):
+    blue, others = np.array([0, 0, 255], np.uint8), [Tile(np.full((40, 20, 3), 99, np.uint8), "", RIGHT)] * 3
+    for height, width in ((32, 32), (20, 60), (90, 30)):
+        picture = np.broadcast_to(blue, (height, width, 3))
+        drawn = draw_rows(tmp_path / "rows.png", [("", [*others, Tile(picture, "", RIGHT)])], [""] * 4)
+        for pixels in (drawn, letterbox(picture, 64, 32)):
+            assert abs(np.log(shape_of(pixels) * width / height)) < 0.1
+    assert letterbox(picture, 64, 32).shape == (64, 32, 3) and measure_ratio([tmp_path / "rows.png"]) < 1
+
+
+def test_names_in_any_script_are_drawn_by_a_font_that_has_them_or_escaped(tmp_path):
+    code = next(code for code, family in installed_glyphs().items() if family)
+    known, unknown = f"José {chr(code)}", "\U0010fffd\udc80\t"
+    with rc_context(), warnings.catch_warnings():
+        drawable.cache_clear()
+        warnings.simplefilter("error")
+        assert plain(known) == known and plain("a\nb") == "a\nb" and plain("_$x") == r" _\$x"
+        warnings.filterwarnings("ignore", message="some characters")
+        assert plain(unknown) == r"\U0010fffd\udc80\t"
+        draw_rows(tmp_path / "rows.png", [(known + unknown, [Tile(np.zeros((4, 4, 3), np.uint8), known, RIGHT)])], [""])
+    drawable.cache_clear()  # fonts that were added are gone

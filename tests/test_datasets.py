@@ -1,14 +1,20 @@
 """Datasets by name, several at once, cuts and held-out identities, and the loaders of their images."""
 
+import hashlib
+import re
+from collections import defaultdict
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import write_tree
 
-from datasets import DATASETS, ReIDDataset, Sample, make_dataset, make_loaders
+from datasets import ReIDDataset, Sample, make_dataset, make_loaders
 from datasets.base import PID_OFFSET, check_test, check_train, label_map
+from datasets.demo import demo, render
+from datasets.demo.render import render_demo
 from datasets.make import make_test_set
 from datasets.subsets import last_identities, split_queries
 from utils.errors import UserError
@@ -23,10 +29,7 @@ def pids(samples: list[Sample]) -> set[int]:
 # ---- names
 
 
-def test_every_name_is_a_dataset_or_an_error_that_names_the_setting(tiny, tmp_path):
-    for name in set(DATASETS) - {"demo"}:
-        with pytest.raises(UserError, match=r"--data-root.*REID_DATA"):
-            make_dataset(tiny.replace(dataset=name, data_root=str(tmp_path)))
+def test_a_name_that_is_no_dataset_is_an_error_that_names_the_nearest(tiny):
     for name, hint in (("market", "market1501"), ("msmt", "msmt17"), ("xyz", "the names are")):
         for dataset in (name, f"demo+{name}"):
             with pytest.raises(UserError, match=rf"^'{name}' is neither .*{hint}"):
@@ -149,3 +152,66 @@ def test_the_test_loader_gives_every_image_once_in_order_also_in_parts(tiny):
     parts = [gallery.part(i, 3) for i in range(3)]
     assert torch.equal(torch.cat([x for part in parts for x in part.batches(CPU)]), torch.cat(batches))
     assert [s for part in parts for s in part.samples] == gallery.samples
+
+
+# ---- the rendered demo set
+
+
+NAME = re.compile(r"^(-?\d+)_c(\d)s\d_\d{6}_\d{2}\.jpg$")
+SMALL = {"train_ids": 2, "test_ids": 2, "distractors": 3, "junk": 2}
+
+
+def digests(directory: Path) -> dict[str, str]:
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def ids(directory: Path) -> list[tuple[int, int]]:
+    """(pid, camera) of every image of a folder; fails on any other file name."""
+    matches = [NAME.match(path.name) for path in sorted(directory.iterdir())]
+    assert all(matches), sorted(path.name for path in directory.iterdir())
+    return [(int(match[1]), int(match[2])) for match in matches]
+
+
+def test_the_rendered_set_depends_on_its_seed_alone_and_is_laid_out_like_market(tmp_path):
+    render_demo(tmp_path / "demo", seed=3, **SMALL)
+    np.random.seed(5)  # the global generator must not matter
+    render_demo(tmp_path / "again", seed=3, **SMALL)
+    render_demo(tmp_path / "other", seed=4, **SMALL)
+    assert digests(tmp_path / "again") == digests(tmp_path / "demo")
+    assert not set(digests(tmp_path / "other").values()) & set(digests(tmp_path / "demo").values())
+    for path in (tmp_path / "demo").rglob("*.jpg"):
+        assert cv2.imread(str(path)).shape == (128, 64, 3)
+    folders = ("bounding_box_train", "query", "bounding_box_test")
+    train, query, gallery = (ids(tmp_path / "demo" / folder) for folder in folders)
+    trained, tested, cameras = {pid for pid, _ in train}, {pid for pid, _ in query}, defaultdict(set)
+    assert len(trained) == len(tested) == 2 and not trained & tested and min(trained | tested) > 0
+    assert {pid for pid, _ in gallery} == tested | {0, -1} and {c for _, c in train} <= set(range(1, 7))
+    assert [[pid for pid, _ in gallery].count(pid) for pid in (0, -1)] == [3, 2]
+    for pid, camera in gallery:
+        cameras[pid].add(camera)
+    assert len(set(query)) == len(query)  # one per person and camera, with a match under another camera
+    assert all(cameras[pid] - {camera} and 3 <= len(cameras[pid]) <= 6 for pid, camera in query)
+
+
+def test_a_failed_run_leaves_nothing_and_what_exists_is_not_overwritten(tmp_path, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    small = SMALL | {"train_ids": 1, "test_ids": 1}
+    with pytest.raises(OSError):
+        render_demo(tmp_path / "full", **small)
+    assert [path.name for path in tmp_path.iterdir()] == ["full"] and (tmp_path / "full" / "mine.txt").is_file()
+
+    def fail(*_args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(render, "_write", fail)
+    with pytest.raises(OSError, match="disk full"):
+        render_demo(tmp_path / "demo", **small)
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_the_demo_set_is_rendered_once(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("datasets.demo.render_demo", lambda base: made.append(write_tree(base)))
+    assert len(demo(tmp_path).train) == len(demo(tmp_path).train) == 36 and len(made) == 1

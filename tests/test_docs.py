@@ -1,4 +1,4 @@
-"""README and docs: every command line is accepted by its program's parser, and every code block runs, shortened."""
+"""README, docs and the notebook: every command line is accepted by its program, and all code runs, shortened."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -19,11 +20,16 @@ import config.cli
 import config.options
 import processor.test  # noqa: F401  before a test replaces what it imports
 from config import Config
-from model import make_model
+from config.config import METRIC_LOSSES, Optimizer, Protocol, Sampler
+from model import BACKBONES, BRANCHES, make_model
+from model.attention import ATTENTION
+from model.heads import HEADS
+from model.pooling import POOLING
 from processor import do_train
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PARTS = (ROOT / "docs" / "parts.md").read_text()
 NAMES = {"PRESET": "tiny_b1", "NAME": "demo", "TASK": "eval", "FOLDER": "path/to/pictures", "QUERY": "query.jpg"}
 NAMES |= {"TARGET": "boxmot", "PICTURE": "path/to/pictures/anna/c1s1.jpg", "log/large": "log/demo"}
 NOT_RUN = {  # beginnings of commands
@@ -35,7 +41,7 @@ NOT_RUN = {  # beginnings of commands
     "srun": "Slurm",
     "[ $? = 138 ]": "Slurm",
     "scontrol": "Slurm",
-    "python train.py --backbone own": "the files of its section; tests/test_own_parts.py runs it with them",
+    "python train.py --backbone own": "the files of its section; the README's own test runs it with them",
 }
 TINY = "--device cpu --height 32 --width 16 --pad 2 --batch-size 8 --images-per-id 2 --weights none --epochs 1 --steps"
 TINY += " --warmup-epochs 0 --workers 2 --no-rerank"
@@ -171,7 +177,145 @@ def test_every_block_of_the_page_runs(page, ready, tmp_path, monkeypatch):
         if language == "sh":
             for line in lines(code):
                 run_line(line)
-        elif not code.startswith("# ") and page.stem != "trackers":  # see tests/test_own_parts.py, test_trackers.py
+        elif not code.startswith("# ") and page.stem != "trackers":  # they have tests of their own
             if "feats/index.json" in code:
                 run_line("python tools/extract_features.py FOLDER --output feats")
             exec(compile(code, str(page), "exec"), {})
+
+
+# ---- docs/parts.md
+
+
+@pytest.mark.parametrize(
+    ("section", "names"),
+    [
+        ("Backbones", [*BACKBONES, "timm/NAME", "searched:FILE.json", "supernet"]),
+        ("Attention", ATTENTION),
+        ("Pooling", POOLING),
+        ("Heads", HEADS),
+        ("Models of branches", BRANCHES),
+        ("Identity losses", ["cross_entropy", "focal"]),
+        ("Metric losses", ["triplet, hard", "triplet, weighted", *set(METRIC_LOSSES) - {"triplet"}, "center"]),
+        ("Optimizers", get_args(Optimizer)),
+        ("Schedules", ["steps", "cosine", "linear"]),
+        ("Samplers", get_args(Sampler)),
+        ("Evaluation", set(get_args(Protocol)) - {"auto"}),
+    ],
+)
+def test_every_part_is_in_its_section(section, names):
+    (text,) = re.findall(rf"^## {section}\b.*?(?=^## |\Z)", PARTS, re.MULTILINE | re.DOTALL)
+    assert set(names) <= set(re.findall("`(.+?)`", text))
+
+
+def test_every_file_exists():
+    assert not [path for path in re.findall(r"\]\(\.\./(\S+)\)", PARTS) if not (ROOT / path).exists()]
+
+
+# ---- the README's loss and backbone of one's own, word for word
+
+
+HEADING = "## A loss and a backbone of your own\n"
+
+
+def blocks(language: str) -> list[str]:
+    """The section's code in this language, block by block."""
+    section = (ROOT / "README.md").read_text().split(HEADING)[1].split("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
+
+
+def steps() -> list[tuple[str, str, str]]:
+    """What to write: the file, the beginning of the line that it goes below (empty: it is the whole file), the text."""
+    parts = []
+    for line in "".join(blocks("python")).splitlines(keepends=True):
+        if place := re.fullmatch(r"# (\S+\.py)(?:, below: (.+))?\n", line):
+            parts.append((place[1], place[2] or "", ""))
+        else:
+            name, beginning, text = parts.pop()
+            parts.append((name, beginning, text + line))
+    return parts
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The project without what runs have left in it."""
+    left_out = shutil.ignore_patterns("data", "log", ".*", "__pycache__", "tests", "docs", "results")
+    return Path(shutil.copytree(ROOT, tmp_path / "copy", ignore=left_out))
+
+
+def follow(copy: Path) -> None:
+    """Do in the copy what the README says."""
+    for name, beginning, text in steps():
+        if not beginning:
+            assert not (copy / name).exists()
+            (copy / name).write_text(text)
+            continue
+        lines = (copy / name).read_text().splitlines(keepends=True)
+        places = [i for i, line in enumerate(lines) if line.lstrip().startswith(beginning)]
+        assert len(places) == 1, f"{name} has {len(places)} lines that begin with {beginning}"
+        lines.insert(places[0] + 1, text)
+        (copy / name).write_text("".join(lines))
+
+
+def run(copy: Path, *words: str) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}  # nothing from outside the copy
+    return subprocess.run([sys.executable, *words], cwd=copy, env=environment, capture_output=True, text=True)
+
+
+def train(copy: Path, tree: Path, *more: str) -> subprocess.CompletedProcess:
+    """The README's command, shrunk to two steps of four people with three images each."""
+    (command,) = blocks("sh")
+    python, *words = shlex.split(command)
+    assert python == "python"
+    words += ["--data-root", str(tree), "--train-ids", "4", "--batch-size", "12", "--images-per-id", "3"]
+    words += ["--epochs", "1", "--steps", "1", "--height", "32", "--width", "16", "--pad", "2", "--no-rerank"]
+    return run(copy, *words, "--device", "cpu", *more)
+
+
+@pytest.mark.slow
+def test_the_readmes_loss_and_backbone_are_trained_by_its_command(copy, tree):
+    follow(copy)
+    done = train(copy, tree)
+    assert done.returncode == 0, done.stderr
+    log = copy / "log" / "demo"
+    *_, epoch = map(json.loads, (log / "metrics.jsonl").read_text().splitlines())
+    assert epoch["epoch"] == 1 and -2 <= epoch["own"] < 2 and "triplet" not in epoch
+    assert epoch["loss"] == pytest.approx(epoch["id"] + 0.5 * epoch["own"], abs=1e-4)
+    state = torch.load(log / "last.pth", weights_only=True)
+    assert state["model"]["backbone.2.weight"].shape == (256, 64, 3, 3)
+    assert {int(s["step"]) for s in state["optimizers"]["model"]["state"].values()} == {2}
+
+
+def test_a_loss_of_ones_own_is_checked_like_the_others(copy):
+    follow(copy)
+    code = "from config import Config; Config(triplet_weight=0.0, own_weight=0.5, sampler='shuffle').check()"
+    done = run(copy, "-c", code)
+    assert "the own loss needs several images" in done.stderr, done.stderr
+
+
+# ---- the notebook
+
+
+NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
+SETTINGS = 'name="quickstart", epochs=8, steps=(5.0, 7.0), eval_every=8, resume=True'
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_first_to_last_cell(tree, tmp_path, monkeypatch):
+    nbformat, nbclient = (pytest.importorskip(name) for name in ("nbformat", "nbclient"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    book = nbformat.read(NOTEBOOK, 4)
+    tiny = f'name="quickstart", epochs=1, steps=(), eval_every=1, data_root={str(tree)!r}, log_dir={str(tmp_path)!r}'
+    tiny += ', device="cpu", batch_size=8, images_per_id=2, height=32, width=16, k1=4, k2=2, ranked_lists=2'
+    cell = next(cell for cell in book.cells if SETTINGS in cell.source)
+    cell.source = cell.source.replace(SETTINGS, tiny)
+    nbclient.NotebookClient(book, timeout=600, kernel_name="python3", resources={"metadata": {"path": ROOT}}).execute()
+    outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+    printed = "".join(output.get("text", "") for output in outputs)
+    assert "flip+rerank" in printed and (tmp_path / "quickstart" / "last.pth").exists()
+
+
+def test_the_notebook_is_stored_without_outputs():
+    """Pictures of a run would make every commit of it large, and could show what must not be shown."""
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    assert not any(cell["outputs"] for cell in cells if cell["cell_type"] == "code")

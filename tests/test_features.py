@@ -6,16 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import program, refused, save_features, save_model
+from helpers import done, program, refused, save_features, save_model
 
 from config import Config
+from config.cli import parse_train
+from datasets import ReIDDataset, Sample, make_loaders
 from datasets.loaders import TestLoader, make_test_loaders
 from datasets.make import make_dataset
 from model import make_model
 from processor import extract_features
-from processor.evaluate import rank1_interval, score_features, score_values
+from processor.evaluate import rank1_interval, resolve_protocol, score_features, score_values
+from processor.test import parse_test
 from tools.extract_features import write_features
 from tools.score_features import ARRAYS, join_parts, part_name, read_features
+from utils.errors import UserError
 from utils.expansion import augment_gallery, expand_queries
 from utils.files import write_rows
 from utils.metrics import evaluate, evaluate_distance
@@ -54,10 +58,6 @@ def test_parts_of_a_split_are_written_and_joined_to_what_one_process_extracts(ti
         join_parts(tmp_path, "gf")
         assert [p.name for p in tmp_path.glob("gf*")] == ["gf.npy"]
         np.testing.assert_allclose(np.load(tmp_path / "gf.npy"), expected, rtol=1e-3, atol=1e-5)
-    for count in (1, 2, 3, 25):
-        some = [gallery.part(i, count).samples for i in range(count)]
-        assert [sample for part in some for sample in part] == gallery.samples
-        assert max(map(len, some)) - min(map(len, some)) <= 1
 
 
 def test_a_directory_reads_as_the_npz_does_and_is_memory_mapped(tmp_path, stored):
@@ -123,22 +123,20 @@ def test_extract_in_parts_then_score_gives_what_test_py_gives(tiny, tmp_path):
     path = save_model(tiny)
     out = tmp_path / "out"
     for part in ("2/3", "1/3", "3/3"):
-        shown = program(EXTRACT, path, "--part", part, "--output", out, "--flip", "--test-ids", "3")
-        assert shown.returncode == 0, shown.stderr
-    assert "(flip" in shown.stdout
+        shown = done(EXTRACT, path, "--part", part, "--output", out, "--flip", "--test-ids", "3")
+    assert "(flip" in shown
     refused(program(EXTRACT, path, "--part", "1/3", "--output", out), out, "flip")
-    shown = program(SCORE, out, "--rerank", "--roc", "--output", tmp_path / "scores.json")
-    assert shown.returncode == 0, shown.stderr
+    shown = done(SCORE, out, "--rerank", "--roc", "--output", tmp_path / "scores.json")
     scores = json.loads((tmp_path / "scores.json").read_text())
     tested = program("test.py", path, "--flip", "--rerank", "--test-ids", "3")
     assert tested.returncode == 0, tested.stderr
     file = path.parent / "results" / "test_last_demo_cosine_3ids_flip_rerank.json"
     expected = json.loads(file.read_text())["scores"]
-    assert list(scores["scores"]) == ["flip", "flip+rerank"] and "9 queries: flip Rank-1" in shown.stdout
+    assert list(scores["scores"]) == ["flip", "flip+rerank"] and "9 queries: flip Rank-1" in shown
     for name, row in scores["scores"].items():
         assert row["mAP"] == pytest.approx(expected[name]["mAP"], abs=1e-3)
         assert ("tpr@1e-02" in row) == (name == "flip")  # a re-ranked distance is no threshold for a pair
-    assert "not comparable" in scores["note"] and "not comparable" in shown.stdout  # the note of the cut set
+    assert "not comparable" in scores["note"] and "not comparable" in shown  # the note of the cut set
     for part in (["--part", "1/2"], []):  # features written whole replace earlier parts
         assert program(EXTRACT, path, "--output", tmp_path / "whole", *part).returncode == 0
     assert not list((tmp_path / "whole").glob("*of*"))
@@ -170,3 +168,59 @@ def test_bad_input_of_the_programs_gets_a_sentence(tiny, tmp_path):
     np.savez_compressed(tmp_path / "bomb.npz", qf=np.zeros((100_000, 64), "f4"))
     for name in ("text.npz", "empty.npz", "single.npy", "cut.npz", "nowhere.npz", "bomb.npz"):
         refused(program(SCORE, tmp_path / name), tmp_path / name, "qf (Q, D)")
+
+
+# ---- inference and protocols
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def parts(tiny):
+    torch.manual_seed(0)
+    cfg = tiny.replace(backbone="resnet18")
+    loaders = make_loaders(cfg)
+    return cfg, make_model(cfg, len(loaders.labels)).train(), loaders
+
+
+def test_features_follow_the_order_of_the_files_and_leave_the_model_in_its_mode(parts):
+    cfg, model, loaders = parts
+    plain, flipped = extract_features(cfg, model, loaders.gallery, CPU, flip=True)
+    assert not model.training and plain.shape == flipped.shape == (25, 512) and plain.dtype == torch.float32
+    images = torch.cat(list(loaders.gallery.batches(CPU)))
+    with torch.no_grad():
+        one_by_one = torch.cat([model.eval()(image[None]) for image in images])
+        mirrored = torch.cat([model(image[None].flip(3)) for image in images])
+    torch.testing.assert_close(plain, one_by_one, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(flipped, (one_by_one + mirrored) / 2, rtol=1e-3, atol=1e-4)
+
+
+def test_the_protocol_of_the_dataset_is_used(tiny):
+    vehicles = ReIDDataset("vehicles", query=[Sample("a", 1, 1)], gallery=[Sample("b", 1, 2)], protocol="vehicle_id")
+    plain = tiny.replace(rerank=False, flip=False)
+    assert resolve_protocol(plain, vehicles).eval.protocol == "vehicle_id" and plain.eval.protocol == "auto"
+    assert resolve_protocol(plain, vehicles, ranked_lists=True).eval.protocol == "standard"
+    assert resolve_protocol(plain.replace(protocol="standard", rerank=True), vehicles).eval.protocol == "standard"
+    with pytest.raises(UserError, match="--protocol single_shot"):
+        resolve_protocol(plain.replace(protocol="single_shot"), vehicles, ranked_lists=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*not defined")
+def test_settings_that_the_protocol_does_not_define_are_left_out_but_typed_ones_are_refused(tiny, monkeypatch):
+    vehicles = ReIDDataset("vehicles", query=[Sample("a", 1, 1)], gallery=[Sample("b", 1, 2)], protocol="vehicle_id")
+    state = {"config": tiny.replace(rerank=True, query_expansion=3, flip=True).to_dict()}
+    monkeypatch.setattr("processor.test.find_checkpoint", lambda name, log_dir: Path(name))
+    monkeypatch.setattr("processor.test.read_checkpoint", lambda path: state)
+    for typed in ([], ["--protocol", "single_shot"]):
+        run = parse_test(["run", *typed], {}, "")[0]
+        preset = parse_train(["demo", *typed], {}).replace(query_expansion=3)
+        for cfg in (run, preset):
+            assert cfg.eval.flip and cfg.eval.rerank
+            with pytest.warns(UserWarning) as warned:
+                found = resolve_protocol(cfg, vehicles).eval
+            assert found.flip and not found.rerank and found.query_expansion == 0
+            assert [str(w.message).split()[0] for w in warned] == ["--rerank", "--query-expansion"]
+        for option in ("--rerank", "--query-expansion=3", "--roc", "--by-camera"):
+            with pytest.raises(UserError, match=option.split("=")[0]):
+                resolve_protocol(parse_test(["run", *typed, option], {}, "")[0], vehicles)

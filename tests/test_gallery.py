@@ -212,15 +212,9 @@ def test_no_rate_is_promised_that_the_pairs_cannot_show():
 def test_answers():
     rates = {name: Rate(n, 100, 9, 0, 0.1) for n, name in enumerate(("fmr", "refused", "unknown", "fpir", "fnir"), 1)}
     known = Thresholds(0.6, 0.3, 0.8, "here", 9, rates)
-    cases = (
-        (0.8, "same", "same"),
-        (0.6, "same", "unknown"),
-        (0.3, "unknown", "unknown"),
-        (0.29, "different", "different"),
-    )
-    for cosine, pair, hit in cases:
+    cases = {0.8: ("same", "same"), 0.6: ("same", "unknown"), 0.3: ("unknown",) * 2, 0.29: ("different",) * 2}
+    for cosine, (pair, hit) in cases.items():
         assert known.answer(cosine) == pair and known.answer(cosine, search=True) == hit
-    assert known.answer(0.29) == known.answer(0.29, search=True) == "different"
     reasons = [known.reason(*of) for of in (("same",), ("different",), ("unknown",), ("same", True), ("unknown", True))]
     assert all(f"{n} %" in reason for n, reason in enumerate(reasons, 1))
 
@@ -491,9 +485,6 @@ def test_what_cannot_be_indexed_is_refused_and_left_alone(folder, tmp_path, monk
         patch.setattr(indexes, "npy_header", full)
         make_index(Fake(), [folder], tmp_path / "i")
     check(tmp_path / "i", folder, GOOD)
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(UserError, match="pip install faiss-cpu"):
-        make_index(Fake(), [folder], tmp_path / "i", "hnsw")
 
 
 def test_a_tracklet_is_one_entry_with_the_mean_of_its_features(folder, tmp_path, monkeypatch):
@@ -716,9 +707,8 @@ def test_indexed_pictures_are_found_by_their_cosine(base, drawings):
 def test_without_arguments_the_runs_gallery_is_indexed_and_its_first_query_asked(base, drawings, monkeypatch):
     monkeypatch.chdir(base)
     monkeypatch.setenv("REID_DATA", "data")
-    shown = program("tools/search.py")
-    assert shown.returncode == 0, shown.stderr
-    assert len(listed(shown.stdout)) == 10 and "0007_c1s1_000090_00.jpg: 10 of 25 pictures" in shown.stdout
+    shown = program("tools/search.py").stdout
+    assert len(listed(shown)) == 10 and "0007_c1s1_000090_00.jpg: 10 of 25 pictures" in shown
     assert drawings[0][0] == Path("log/demo/answer_0007_c1s1_000090_00.png")
     assert len(read_index("log/demo/gallery")) == 25  # junk is no part of it
     shutil.copytree("log/demo/gallery", "log/other/features")
@@ -848,6 +838,3 @@ def test_figures_of_tracklets_are_next_to_those_of_pictures(base):
     (base / "plain.csv").write_text("\n".join(["path,pid,track", *lines]))
     done(base, "threshold", base / "plain.csv")
     assert list(read_index(base / "g").about["threshold"]) == ["pictures"]
-
-
-# ---- the drawing

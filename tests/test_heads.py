@@ -1,16 +1,20 @@
-"""Classification heads and poolings against formulas in loops, at the edges of the cosine, and in half precision."""
+"""Classification heads, poolings and attention modules against loops, at the edges, and in half precision."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 from torch.nn.functional import cross_entropy
 
 from config import Config
+from model.attention import ATTENTION, make_attention
 from model.heads import HEADS, make_head
 from model.other_pooling import GeM
 from model.pooling import POOLING, make_pooling
+from utils.errors import UserError
 
 COSINE = [name for name in HEADS if name != "linear"]
 
@@ -178,3 +182,184 @@ def test_a_pooling_equals_the_loops_and_is_float32_in_half_precision(name):
 def test_gems_gradients_are_those_of_finite_differences():
     pool, x = GeM().double(), (0.5 + maps(2, 3, 3, 2).abs()).requires_grad_()
     assert torch.autograd.gradcheck(lambda x, p: torch.func.functional_call(pool, {"p": p}, (x,)), (x, pool.p))
+
+
+# ---- attention modules
+
+
+def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Weights and statistics of a trained module: nothing is 0 or 1 any more."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            if value.is_floating_point():
+                noise = torch.randn(value.shape, generator=generator, dtype=value.dtype)
+                value.copy_(noise.abs() + 0.5 if name.endswith("running_var") else 0.5 * noise)
+    return module
+
+
+# ---- the slow references: one image (C, H, W) at a time, in float64
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def softmax(x):
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def array(tensor):
+    return tensor.detach().numpy()
+
+
+def affine(layer, vector):
+    """A linear layer or a 1 × 1 convolution, of one position."""
+    weight = array(layer.weight).reshape(layer.weight.shape[0], -1)
+    return weight @ vector + (0 if layer.bias is None else array(layer.bias))
+
+
+def batch_norm(bn, x):
+    """The tested form, of (C, ...)."""
+    per = [array(v).reshape(-1, *[1] * (x.ndim - 1)) for v in (bn.running_mean, bn.running_var, bn.weight, bn.bias)]
+    return (x - per[0]) / np.sqrt(per[1] + bn.eps) * per[2] + per[3]
+
+
+def slow_se(m, x):
+    mean = np.array([channel.mean() for channel in x])
+    weights = sigmoid(affine(m.excite, np.maximum(affine(m.squeeze, mean), 0)))
+    return np.stack([w * channel for w, channel in zip(weights, x, strict=True)])
+
+
+def slow_cbam(m, x):
+    def mlp(vector):
+        return affine(m.channel[2], np.maximum(affine(m.channel[0], vector), 0))
+
+    weights = sigmoid(mlp(x.mean((1, 2))) + mlp(x.max((1, 2))))
+    x = x * weights[:, None, None]
+    both, kernel = np.stack([x.mean(0), x.max(0)]), array(m.spatial[0].weight)[0]
+    out = np.zeros_like(x)
+    for i in range(x.shape[1]):
+        for j in range(x.shape[2]):
+            total = 0.0
+            for di in range(-3, 4):
+                for dj in range(-3, 4):
+                    if 0 <= i + di < x.shape[1] and 0 <= j + dj < x.shape[2]:
+                        total += kernel[:, di + 3, dj + 3] @ both[:, i + di, j + dj]
+            out[:, i, j] = x[:, i, j] * sigmoid(batch_norm(m.spatial[1], np.array([total])))
+    return out
+
+
+def slow_context(m, x):
+    flat = x.reshape(len(x), -1)
+    weights = softmax(np.array([affine(m.attend, flat[:, n])[0] for n in range(flat.shape[1])]))
+    hidden = affine(m.transform[0], sum(w * flat[:, n] for n, w in enumerate(weights)))
+    norm = m.transform[1]
+    hidden = (hidden - hidden.mean()) / np.sqrt(hidden.var() + norm.eps) * array(norm.weight) + array(norm.bias)
+    return affine(m.transform[3], np.maximum(hidden, 0))[:, None, None]
+
+
+def slow_pairs(query, key, value, weigh, x):
+    """The sum over positions j of weigh(query(i) · key(j)) value(j), for every position i of (C, H, W)."""
+    flat = x.reshape(len(x), -1)
+    positions = range(flat.shape[1])
+    out = []
+    for i in positions:
+        dots = np.array([affine(query, flat[:, i]) @ affine(key, flat[:, j]) for j in positions])
+        out.append(sum(w * affine(value, flat[:, j]) for j, w in enumerate(weigh(dots))))
+    return np.stack(out, 1).reshape(-1, *x.shape[1:])
+
+
+def slow_non_local(m, x, weigh=lambda dots: dots / len(dots)):
+    gathered = slow_pairs(m.theta, m.phi, m.g, weigh, x)
+    out = np.stack([affine(m.out, v) for v in gathered.reshape(len(gathered), -1).T], 1).reshape(x.shape)
+    return x + batch_norm(m.bn, out)
+
+
+def slow_positions(m, x):
+    return x + batch_norm(m.bn, slow_pairs(m.query, m.key, m.value, softmax, x))
+
+
+def slow_channels(m, x):
+    out = np.zeros_like(x)
+    for i in range(len(x)):
+        similarity = np.array([(x[i] * x[j]).sum() for j in range(len(x))])
+        for j, weight in enumerate(softmax(similarity.max() - similarity)):
+            out[i] += weight * x[j]
+    return x + batch_norm(m.bn, out)
+
+
+SLOW_ATTENTION = {
+    "se": slow_se,
+    "cbam": slow_cbam,
+    "gc": lambda m, x: x + slow_context(m, x),
+    "gc_gate": lambda m, x: x * sigmoid(slow_context(m, x)),
+    "nonlocal": slow_non_local,
+    "nonlocal_softmax": lambda m, x: slow_non_local(m, x, softmax),
+    "plr": lambda m, x: slow_se(m[1], slow_positions(m[0], x)),
+    "fpb": lambda m, x: slow_channels(m[1], slow_positions(m[0], x)),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_a_trained_module_equals_the_loops_and_trains_at_any_size(name):
+    for size in ((4, 3), (1, 1), (3, 9)):
+        module = randomise(ATTENTION[name](12, 0.25).double()).eval()
+        x = maps(2, 12, *size)
+        expected = np.stack([SLOW_ATTENTION[name](module, image) for image in x.numpy()])
+        torch.testing.assert_close(module(x), torch.from_numpy(expected), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(module(x.contiguous(memory_format=torch.channels_last)), module(x))
+    for channels, ratio, size in ((1, 0.0625, (1, 1)), (3, 0.0, (7, 5)), (16, 1.0, (2, 1))):
+        module = randomise(ATTENTION[name](channels, ratio)).train()
+        x = maps(3, channels, *size, dtype=torch.float32).requires_grad_()
+        out = module(x)
+        out.square().sum().backward()
+        assert out.shape == x.shape and out.dtype == torch.float32
+        assert all(v.grad is not None and v.grad.isfinite().all() for v in (x, *module.parameters()))
+    module = randomise(ATTENTION[name](16, 0.5).double(), seed=2)
+    (module(maps(4, 16, 5, 3)) * maps(4, 16, 5, 3, seed=1)).sum().backward()
+    idle = {n for n, p in module.named_parameters() if p.grad.abs().max() < 1e-9}
+    cancelled = {"phi.bias", "g.bias"}  # by the softmax, and by the batch norm of weights that sum to 1
+    assert idle == (cancelled if name == "nonlocal_softmax" else set())
+
+
+def test_residual_modules_start_as_the_identity_and_learn():
+    torch.manual_seed(0)
+    x = maps(4, 8, 6, 3, dtype=torch.float32)
+    for name in ("gc", "nonlocal", "nonlocal_softmax", "fpb"):
+        for training in (True, False):
+            module = ATTENTION[name](8, 0.25).train(training)
+            assert torch.equal(module(x), x), name
+            optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+            for _ in range(3):
+                optimizer.zero_grad()
+                F.mse_loss(module(x), x.flip(0)).backward()
+                optimizer.step()
+            assert not torch.allclose(module(x), x), name
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_autocast_changes_rounding_only_and_large_products_do_not_overflow(name):
+    module = randomise(ATTENTION[name](16, 0.25)).eval()
+    x = 0.3 * maps(2, 16, 6, 4, dtype=torch.float32)
+    for dtype, most in ((torch.bfloat16, 0.03), (torch.float16, 0.004)):
+        with torch.autocast("cpu", dtype=dtype):
+            found = module(x)
+        assert (found.float() - module(x)).norm() < most * module(x).norm()
+    torch.manual_seed(0)
+    module = ATTENTION[name](32, 1.0).train()
+    x = 100 * maps(2, 32, 16, 8, dtype=torch.float16).abs()
+    assert not (x.flatten(2) @ x.flatten(2).transpose(1, 2)).isfinite().all()
+    with torch.autocast("cpu", dtype=torch.float16):
+        out = module(x)
+    out.float().mean().backward()
+    assert out.isfinite().all() and all(p.grad.isfinite().all() for p in module.parameters())
+
+
+def test_each_stage_gets_a_module_of_its_width_and_a_missing_stage_is_refused():
+    attention = make_attention("nonlocal", (2, 3), (256, 512, 1024, 2048), 0.0625)
+    assert [(n, *module.theta.weight.shape[:2]) for n, module in attention.items()] == [("2", 32, 512), ("3", 64, 1024)]
+    for stage in (0, 3, -1):
+        with pytest.raises(UserError, match=rf"--attention-stages {stage} "):
+            make_attention("se", (1, stage), (8, 16), 0.0625)

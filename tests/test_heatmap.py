@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import arguments, program, refused, save_model
+from helpers import arguments, done, program, refused, save_model
 from torch import nn
 from torch.nn import functional as F
 
@@ -152,8 +152,7 @@ def test_queries_and_own_pictures_are_drawn(tiny, tmp_path):
     where = ["tools/heatmap.py", "--log-dir", tiny.run.log_dir]
 
     def draw(name: str, *args: object) -> dict[str, np.ndarray]:
-        shown = program(*where, *args, "--output", tmp_path / name)
-        assert shown.returncode == 0, shown.stderr
+        done(*where, *args, "--output", tmp_path / name)
         return {path.name: cv2.imread(str(path)).astype(int)[..., ::-1] for path in sorted((tmp_path / name).iterdir())}
 
     found = draw("queries", "--num", 2)

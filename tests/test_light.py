@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config, write_tree
-from helpers import arguments, filled, program, refused, save_model
+from helpers import arguments, done, filled, program, refused, save_model
 from scipy import stats
 from torch import nn
 from torch.nn import functional as F
@@ -419,9 +419,16 @@ def test_a_latency_table_adds_up_the_parts_and_measures_none_twice(tmp_path, mea
 # ---- the program
 
 
-def search(small: Config, *more: object, most: str = "6M"):
+def command(small: Config, name: str, *more: object, most: str = "6M") -> tuple:
     words = (*arguments(small, "weights", "backbone", "jitter"), "--supernet-epochs", 1, "--candidates", 5)
-    return program("tools/search_backbone.py", "demo", *words, "--at-random", 3, "--max-flops", most, *more)
+    words += ("--at-random", 3, "--max-flops", most, "--name", name)
+    return ("tools/search_backbone.py", "demo", *words, *more)
+
+
+def search(small: Config, name: str, *more: object, **options: str) -> Path:
+    """The directory of a search that succeeds."""
+    done(*command(small, name, *more, **options))
+    return Path(small.run.log_dir) / name
 
 
 def spoil(small: Config, *folders: str) -> None:
@@ -434,9 +441,7 @@ def spoil(small: Config, *folders: str) -> None:
 def test_a_search_writes_a_specification_that_trains_and_reads_no_test_image(small, monkeypatch, measured):
     originals = {path: path.read_bytes() for path in Path(small.data.data_root).rglob("*.jpg")}
     spoil(small, "query", "bounding_box_test")
-    shown = search(small, "--name", "s", "--max-latency", 100)
-    assert shown.returncode == 0, shown.stderr
-    directory = Path(small.run.log_dir) / "s"
+    directory = search(small, "s", "--max-latency", 100)
     (winner,) = directory.glob("winner-*.json")
     spec, about = read_spec(winner), json.loads(winner.read_text())
     assert multiply_adds(spec) == about["multiply_adds"] <= 6e6 and about["found_by"].startswith("python ")
@@ -449,23 +454,20 @@ def test_a_search_writes_a_specification_that_trains_and_reads_no_test_image(sma
         patch.setattr(tools.light.runs, "do_train", lambda *_args, **_kwargs: pytest.fail("trained again"))
         patch.setattr(Scorer, "__call__", lambda *_args: pytest.fail("scored again"))
         measured.clear()
-        again = search(small, "--name", "s", "--max-latency", 100)
-        assert again.returncode == 0 and winner.read_bytes() == before and not measured, again.stderr
-    refused(search(small, "--name", "s", "--seed", 1), "--seed", "--name")
+        again = done(*command(small, "s", "--max-latency", 100))
+        assert winner.read_bytes() == before and not measured
+    refused(program(*command(small, "s", "--seed", 1)), "--seed", "--name")
     for path, content in originals.items():
         path.write_bytes(content)
-    command = next(line for line in again.stdout.splitlines() if line.startswith("train it with: "))
-    trained = program(*command.removeprefix("train it with: python ").split())
-    assert trained.returncode == 0, trained.stderr
+    (words,) = (line for line in again.splitlines() if line.startswith("train it with: "))
+    done(*words.removeprefix("train it with: python ").split())
     assert load_model(Path(small.run.log_dir) / "demo" / "last.pth", CPU)[0].backbone.spec == spec
 
 
 @pytest.mark.slow
 def test_a_search_without_a_supernet_trains_each_network_alone(small):
     options = ("--space", "mlr", "--candidates", 2, "--at-random", 1, "--height", 32, "--width", 32)
-    shown = search(small, "--name", "m", *options, most="12M")
-    assert shown.returncode == 0, shown.stderr
-    directory = Path(small.run.log_dir) / "m"
+    directory = search(small, "m", *options, most="12M")
     (winner,) = directory.glob("winner-*.json")
     about = json.loads(winner.read_text())
     scores = [json.loads(line)["mAP"] for line in (directory / "alone.jsonl").read_text().splitlines() if line]
@@ -477,9 +479,7 @@ def test_a_search_without_a_supernet_trains_each_network_alone(small):
 @pytest.mark.slow
 def test_retraining_compares_the_winner_with_references_and_random_search(small):
     options = ("--retrain", 2, "--against-random", "--no-finals", "--references", "mobilenet_v2", "osnet_x0_25")
-    shown = search(small, "--name", "r", *options, most="7M")
-    assert shown.returncode == 0, shown.stderr
-    directory = Path(small.run.log_dir) / "r"
+    directory = search(small, "r", *options, most="7M")
     rows = json.loads((directory / "comparison.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["winner", "best of random", "mobilenet_v2", "osnet_x0_25"]
     assert all(len(row["mAP"]) == row["seeds"] == 2 for row in rows) and rows[0]["multiply-adds"] <= 7e6
@@ -494,16 +494,13 @@ def test_retraining_compares_the_winner_with_references_and_random_search(small)
 @pytest.mark.slow
 def test_the_checks_of_ranking_and_latency(small, tmp_path):
     spoil(small, "query", "bounding_box_test")
-    shown = search(small, "--name", "k", "--check-ranking", 3, "--ranking-seeds", 2)
-    assert shown.returncode == 0, shown.stderr
-    directory = Path(small.run.log_dir) / "k"
+    directory = search(small, "k", "--check-ranking", 3, "--ranking-seeds", 2)
     found = json.loads((directory / "ranking.json").read_text())
     shared, alone = ([row[key] for row in found["rows"]] for key in ("shared", "alone"))
     assert len(shared) == 3 and len(list(directory.glob("alone-*-s[01]"))) == 6
     tau = stats.kendalltau(shared, alone).statistic
     assert found["shared weights"]["kendall"] == pytest.approx(tau, nan_ok=True)
-    shown = search(small, "--check-latency", 3)
-    assert shown.returncode == 0, shown.stderr
-    found = json.loads((Path(small.run.log_dir) / "latency_32x32_batch1_cpu.json").read_text())
+    directory = search(small, "k", "--check-latency", 3)
+    found = json.loads((directory.parent / "latency_32x32_batch1_cpu.json").read_text())
     sums, wholes = ([row[key] for row in found["rows"]] for key in ("sum", "whole"))
     assert found["spearman"] == pytest.approx(stats.spearmanr(sums, wholes).statistic) and min(wholes + sums) > 0

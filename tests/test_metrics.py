@@ -9,11 +9,13 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import assert_same_scores
 
 from utils import distance as distances
 from utils import metrics, roc
 from utils.distance import pairwise_distance
 from utils.metrics import evaluate, evaluate_distance, ranked_order
+from utils.roc import Roc
 
 SOME = settings(max_examples=150, deadline=None, derandomize=True)
 METRICS = ("euclidean", "cosine")
@@ -38,12 +40,6 @@ def simple(queries: int = 4, images: int = 20, width: int = 6, seed: int = 0):
     return *features, ids
 
 
-def assert_same(scores, expected, tolerance: float = 1e-8) -> None:
-    assert scores.num_valid_queries == expected.num_valid_queries and scores.cmc.shape == expected.cmc.shape
-    for name in ("mAP", "mINP", "cmc", "ap"):  # NaN equals NaN only
-        np.testing.assert_allclose(getattr(scores, name), getattr(expected, name), rtol=0, atol=tolerance)
-
-
 def assert_agree(score, distance, ids, max_rank: int = 50) -> None:
     """`score()` gives what the reference gives on this distance matrix, or the error if nothing can be scored."""
     expected = reference.evaluation(distance, *ids, max_rank)
@@ -51,7 +47,7 @@ def assert_agree(score, distance, ids, max_rank: int = 50) -> None:
         with pytest.raises(ValueError, match="no query has a match"):
             score()
     else:
-        assert_same(score(), expected)
+        assert_same_scores(score(), expected)
 
 
 # ---- distances
@@ -85,7 +81,7 @@ def test_neither_autocast_nor_a_lower_precision_of_matrix_products_changes_anyth
             torch.set_float32_matmul_precision("medium")  # bfloat16, where the processor has it
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 assert torch.equal(pairwise_distance(query, gallery, metric), expected[0])
-                assert_same(evaluate(query, gallery, *ids, metric=metric), expected[1], 0)
+                assert_same_scores(evaluate(query, gallery, *ids, metric=metric), expected[1], 0)
             with pytest.raises(ValueError, match="no query has a match"):
                 evaluate(query, gallery, ids[0], ids[1] + 10, *ids[2:], metric=metric)
             assert torch.get_float32_matmul_precision() == "medium"
@@ -245,19 +241,8 @@ def test_ranked_lists_worked_out_by_hand():
     assert scores.mAP == pytest.approx((1 / 2 + 2 / 4) / 2)  # without the two ignored images: ranks 2 and 4
     assert scores.mINP == pytest.approx(2 / 4)
     assert scores.cmc.tolist() == [0.0, 1.0, 1.0] and (scores.rank(1), scores.rank(2)) == (0.0, 1.0)
-    # identity 9 is not in the gallery; identity 4 is, but only under the query's own camera
-    scores = evaluate_distance(torch.tensor([[0.1, 0.2, 0.3]] * 3), [1, 9, 4], [2, 1, 4], [0, 0, 0], [1, 1, 0])
-    assert scores.num_valid_queries == 1 and scores.ap[0] == 0.5 and np.isnan(scores.ap[1:]).all()
-    assert (scores.mAP, scores.mINP) == (0.5, 0.5) and scores.cmc[:3].tolist() == [0.0, 1.0, 1.0]
     # the nearest image is of another identity under the query's camera: it must count as a miss
     assert evaluate_distance(torch.tensor([[0.1, 0.2]]), [1], [2, 1], [0], [0, 1]).mAP == 0.5
-    # perfect
-    distance = (np.array([1, 2, 3])[:, None] != np.repeat([1, 2, 3], 4)).astype(np.float32)
-    scores = evaluate_distance(torch.from_numpy(distance), [1, 2, 3], np.repeat([1, 2, 3], 4), [0] * 3, [1] * 12)
-    assert (scores.mAP, scores.mINP, scores.num_valid_queries) == (1.0, 1.0, 3) and (scores.cmc == 1).all()
-    # differ in float64 only
-    distance = torch.tensor([[1.0 + 1e-12, 1.0]], dtype=torch.float64)
-    assert evaluate_distance(distance, [1], [2, 1], [0], [1, 1]).mAP == 1.0
 
 
 # ---- errors
@@ -295,8 +280,6 @@ def test_nothing_to_score_is_an_error():
     query, gallery, ids = simple()
     none = np.zeros(0, int)
     for q, g, *these in (
-        (query, gallery, ids[0], ids[1] + 10, *ids[2:]),  # no identity in common
-        (query, gallery, *ids[:3], np.zeros(20, int)),  # all under one camera
         (query, gallery[:0], ids[0], none, ids[2], none),  # an empty gallery
         (query[:0], gallery, none, ids[1], none, ids[3]),  # no queries
     ):
@@ -325,4 +308,62 @@ def test_market1501_scores_are_exact_and_equal_a_stable_sort(market_arrays):
         assert scores.mAP == pytest.approx(mAP, abs=1e-7) == pytest.approx(scores.ap.mean(), abs=1e-12)
         some = (ids[0][chosen], ids[1], ids[2][chosen], ids[3])
         distance = pairwise_distance(query[chosen], gallery, metric).numpy()
-        assert_same(evaluate(query[chosen], gallery, *some, metric=metric), reference.evaluation(distance, *some))
+        assert_same_scores(
+            evaluate(query[chosen], gallery, *some, metric=metric), reference.evaluation(distance, *some)
+        )
+
+
+# ---- the verification curve against all thresholds tried one by one
+
+
+def random_distances(seed: int) -> tuple[np.ndarray, tuple]:
+    """(distances, ids) of up to 10 queries and 40 images: real, few different values, all equal, or with infinities."""
+    rng = np.random.default_rng(seed)
+    queries, images = rng.integers(1, 11), rng.integers(1, 41)
+    ids = tuple(rng.integers(0, top, n) for top in rng.integers(1, (9, 4)) for n in (queries, images))
+    distance = rng.normal(size=(queries, images)).astype((np.float32, np.float64)[seed % 2])
+    if seed % 5 == 1:
+        distance = np.round(distance)  # 0 and -0 among them
+    elif seed % 5 == 2:
+        distance[:] = 0.5
+    elif seed % 5 == 3:
+        distance[rng.random(distance.shape) < 0.3] = np.inf
+        distance[rng.random(distance.shape) < 0.1] = -np.inf
+    return distance, ids
+
+
+def counted(distance: np.ndarray, ids: tuple, rows: int) -> Roc:
+    """The curve from blocks of so many rows, as `metrics` passes them: ignored entries are NaN."""
+    same_pid, same_camera = ids[0][:, None] == ids[1], ids[2][:, None] == ids[3]
+    curve = Roc(int((~same_pid).sum()))
+    masked = torch.from_numpy(np.where(same_pid & same_camera, np.nan, distance))
+    for start in range(0, len(distance), rows):
+        where = np.nonzero((same_pid & ~same_camera)[start : start + rows])
+        curve.add(masked[start : start + rows], *(torch.from_numpy(x) for x in where))
+    return curve
+
+
+def assert_is_the_curve(found: Roc, positives: list, negatives: list) -> None:
+    assert found.num_negatives == len(negatives)
+    assert sorted(found.positives.tolist()) == sorted(positives)
+    assert sorted(found.negatives.tolist()) == sorted(negatives)[: len(found.negatives)]
+    for fpr in {0.0, *(k * roc.MAX_FPR / 7 for k in range(1, 7)), roc.MAX_FPR}:
+        expected = reference.largest_tpr(positives, negatives, fpr)
+        assert found.tpr(fpr) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+def test_the_curve_is_that_of_all_thresholds(monkeypatch):
+    for seed in range(150):
+        distance, ids = random_distances(seed)
+        positives, negatives = reference.accepted_pairs(distance, *ids)
+        if not positives:
+            continue
+        monkeypatch.setattr(roc, "PIECE", (1, 5, 50, 1 << 20)[seed % 4])
+        monkeypatch.setattr(metrics, "BLOCK_BYTES", (1, 300, 64 << 20)[seed % 3])
+        monkeypatch.setattr(roc, "MAX_FPR", (0.0, 0.01, 0.1, 0.3, 0.5, 0.9)[seed % 6])
+        assert_is_the_curve(counted(distance, ids, 1 + seed % 10), positives, negatives)
+        scores = evaluate_distance(torch.from_numpy(distance), *ids, roc=True)
+        assert_is_the_curve(scores.roc, positives, negatives)
+        expected = evaluate_distance(torch.from_numpy(distance), *ids)
+        assert expected.roc is None
+        assert scores.mAP == pytest.approx(expected.mAP, rel=1e-12)  # counting pairs changes no score

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import reference
 import torch
-from reference import Allocations
+from reference import Allocations, assert_same_scores
 
+from utils import expansion
 from utils.distance import pairwise_distance
-from utils.metrics import Scores
+from utils.expansion import augment_gallery, expand_queries
+from utils.metrics import evaluate
 from utils.protocols import (
     evaluate_by_camera,
     evaluate_single_shot,
@@ -116,12 +118,6 @@ def assert_trials(score, ranks: np.ndarray, max_rank: int) -> None:
         assert ap == pytest.approx(np.mean(reciprocal)) if reciprocal else math.isnan(ap)
 
 
-def assert_same(scores: Scores, expected: Scores) -> None:
-    assert scores.num_valid_queries == expected.num_valid_queries
-    for name in ("mAP", "mINP", "cmc", "ap"):  # NaN equals NaN only
-        np.testing.assert_allclose(getattr(scores, name), getattr(expected, name), rtol=0, atol=1e-8)
-
-
 # ---- multi-query
 
 
@@ -187,7 +183,7 @@ def test_scores_of_pairs_of_cameras_equal_a_loop():
             found = evaluate_by_camera(query, gallery, *ids, **options)
             assert list(found) == list(expected)
             for pair, scores in found.items():
-                assert_same(scores, expected[pair])
+                assert_same_scores(scores, expected[pair])
     scores = evaluate_by_camera(
         line(0, 0), line(1, 2, 0, 0), [1, 2], [2, 1, 1, 3], [4, 6], [5, 5, 4, 6], metric="euclidean"
     )
@@ -220,3 +216,84 @@ def test_bad_input_is_refused_by_name():
                 score(query, gallery, *these)
     with pytest.raises(ValueError, match="no query has a match"):
         evaluate_vehicle_id(torch.ones(5, 3), np.arange(5))
+
+
+# ---- query expansion and database-side augmentation against loops over the formulas
+
+
+def slow_expansion(query, gallery, k: int, alpha: float, itself: bool) -> np.ndarray:
+    """Row by row in float64, the neighbours from a stable sort; `itself`: row i of both is the same image."""
+
+    def unit(row: np.ndarray) -> np.ndarray:
+        return row / (np.linalg.norm(row) or 1)
+
+    gallery = [unit(row) for row in np.asarray(gallery, dtype=np.float64)]
+    result = []
+    for i, row in enumerate(np.asarray(query, dtype=np.float64)):
+        row = unit(row)
+        candidates = [j for j in range(len(gallery)) if not (itself and i == j)]
+        nearest = sorted(candidates, key=lambda j: -float(row @ gallery[j]))[:k]
+        result.append(unit(row + sum(max(float(row @ gallery[j]), 0.0) ** alpha * gallery[j] for j in nearest)))
+    return np.array(result)
+
+
+def assert_expanded(query: torch.Tensor, gallery: torch.Tensor, k: int, alpha: float) -> None:
+    """Both functions give what the reference gives: unit rows, float32."""
+    for found, expected in (
+        (expand_queries(query, gallery, k, alpha), slow_expansion(query, gallery, k, alpha, itself=False)),
+        (augment_gallery(gallery, k, alpha), slow_expansion(gallery, gallery, k, alpha, itself=True)),
+    ):
+        assert found.dtype == torch.float32
+        np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=2e-6)
+
+
+def normal(rows: int, width: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32))
+
+
+def coarse(rows: int, seed: int) -> torch.Tensor:
+    """(rows, 4) of lengths 0, 1 and 2 whose cosines are exact in float32: mostly ties, many of different rows."""
+    rng = np.random.default_rng(seed)
+    axes = np.eye(4) * rng.choice([-1, 1], (rows, 1, 1))
+    corners = rng.choice([-1, 1], (rows, 4))
+    drawn = np.where(rng.random((rows, 1)) < 0.5, axes[np.arange(rows), rng.integers(0, 4, rows)], corners)
+    return torch.from_numpy(drawn * (rng.random((rows, 1)) < 0.9)).float()
+
+
+def test_expansion_equals_the_formula_and_ties_are_taken_by_gallery_order_whatever_the_block(monkeypatch):
+    for seed in range(80):
+        rng = np.random.default_rng(seed)
+        queries, images, width = rng.integers(1, (13, 40, 10))
+        k, alpha = int(rng.integers(1, 36)), (0.0, 0.5, 1.0, 3.0)[seed % 4]
+        monkeypatch.setattr(expansion, "BLOCK_BYTES", (1, 300, 1 << 20)[seed % 3])
+        assert_expanded(normal(queries, width, seed), normal(images, width, seed + 1), k, alpha)
+        assert_expanded(coarse(queries, seed), coarse(images, seed + 1), min(k, 12), alpha)
+
+
+def test_bad_input_of_expansions_is_refused_by_name():
+    query, gallery = normal(5, 8), normal(30, 8, 1)
+    broken = query.clone()
+    broken[0, 1] = broken[3, 0] = np.nan
+    broken[3, 7] = np.inf
+    for run, name in (
+        (lambda: expand_queries(broken, gallery), "2 of 5 query"),
+        (lambda: expand_queries(query, broken), "2 of 5 gallery"),
+        (lambda: augment_gallery(broken), "2 of 5 gallery"),
+        (lambda: expand_queries(query[:, :7], gallery), "query .*gallery"),
+        (lambda: expand_queries(query[0], gallery), "query .*gallery"),
+        (lambda: augment_gallery(torch.zeros(2, 3, 4)), "gallery"),
+        *((lambda k=k: expand_queries(query, gallery, k=k), "^k must") for k in (0, -1, 2.5)),
+        *((lambda a=a: augment_gallery(gallery, alpha=a), "^alpha must") for a in (-0.1, np.nan)),
+    ):
+        with pytest.raises(ValueError, match=name):
+            run()
+
+
+def test_expansion_raises_the_scores_of_market1501(market_arrays):
+    kept = market_arrays["gp"] != -1
+    query, gallery = (torch.from_numpy(x) for x in (market_arrays["qf"][::8], market_arrays["gf"][kept]))
+    ids = [market_arrays[name] for name in ("qp", "gp", "qc", "gc")]
+    ids = (ids[0][::8], ids[1][kept], ids[2][::8], ids[3][kept])
+    plain, expanded = evaluate(query, gallery, *ids), evaluate(expand_queries(query, gallery), gallery, *ids)
+    assert expanded.mAP > plain.mAP + 0.04
+    assert expanded.rank(1) > plain.rank(1)

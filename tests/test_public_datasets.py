@@ -12,10 +12,8 @@ import pytest
 from config import Config
 from datasets.base import ReIDDataset
 from datasets.cuhk03 import IMAGES, cuhk03, cuhk03_classic
-from datasets.make import DATASETS, find_dataset, make_dataset
+from datasets.make import DATASETS, find_dataset
 from utils.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def write(base: Path, tree: dict[str, str | bytes]) -> Path:
@@ -204,15 +202,6 @@ def test_a_dataset_lists_its_samples_and_compares_the_published_counts(tmp_path,
         assert [count in text for text, count in zip(texts, case.counts, strict=True)] == [True] * len(case.counts)
     with pytest.raises(UserError, match=rf"{case.folder.split('/')[0]}.*--data-root.*REID_DATA"):
         load(tmp_path / "nowhere", *arguments)
-
-
-@pytest.mark.skipif(not (ROOT / "data" / "Market-1501-v15.09.15").is_dir(), reason="no Market-1501 under data/")
-def test_real_market_has_the_published_counts(recwarn):
-    dataset = make_dataset(Config(dataset="market1501", data_root=str(ROOT / "data")))
-    assert (len(dataset.train), len({s.pid for s in dataset.train})) == (12936, 751)
-    assert (len(dataset.query), len({s.pid for s in dataset.query})) == (3368, 750)
-    assert (len(dataset.gallery), len({s.pid for s in dataset.gallery} - {0})) == (15913, 750)
-    assert {s.camid for s in dataset.gallery} == {1, 2, 3, 4, 5, 6} and not recwarn.list
 
 
 WRONG = [  # dataset, file or folder, its content (None: removed), what the message names

@@ -1,27 +1,31 @@
 """What goes wrong around a run: diverging weights, a screen that is gone, checkpoints of others, read-only places."""
 
 import json
+import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
+import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, arguments, program, save_features, save_model
+from helpers import ROOT, arguments, done, program, save_features, save_model
 
 import processor.train
 from processor import do_train
 from processor.checkpoint import find_checkpoint, kept_checkpoints, read_checkpoint, save_checkpoint
 from processor.distributed import choose_backend
-from processor.precision import Scaler
 from processor.setup import run_directory
 from processor.signals import StopSignals
 from processor.test import parse_test
 from utils.errors import Stopped, UserError, run
+from utils.files import lock_directory, reading
 from utils.logging import log, setup_logging
 
 
@@ -148,20 +152,7 @@ def test_names_that_are_no_utf8_are_trained_on_and_shown(tiny, tmp_path):
     run = f"{people}/log/x"
     for words in (("test.py", run), ("tools/report.py", run, "--heatmaps", 0), ("tools/search.py", "index", people)):
         more = ("--log-dir", f"{people}/log") if words[0] == "tools/search.py" else ()
-        shown = program(*words, *more)
-        assert shown.returncode == 0, shown.stdout + shown.stderr
-
-
-def test_a_finite_gradient_whose_square_overflows_is_skipped():
-    for precision, fused in (("float32", True), ("float32", False), ("fp16", True)):
-        weight = torch.nn.Parameter(torch.ones(3))
-        optimizer, scaler = torch.optim.Adam([weight], fused=fused), Scaler(torch.device("cpu"), precision)
-        for size, moved in ((1.0, 1), (1e30, 0), (1.0, 1)):
-            optimizer.zero_grad()
-            scaler.scale((weight * size).sum()).backward()
-            scaler.unscale_(optimizer)
-            assert scaler.step_and_update(optimizer).item() == moved
-        assert all(x.isfinite().all() for x in optimizer.state[weight].values())
+        done(*words, *more)
 
 
 def test_a_closed_terminal_stops_a_run_unless_nohup_started_it():
@@ -186,3 +177,61 @@ def test_shares_of_one_identity_are_refused(tiny):
     environ = {"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     with pytest.raises(UserError, match=r"--no-gather.*--batch-size"):
         choose_backend(tiny.replace(gather=False), environ)
+
+
+# ---- errors while reading files, and locks between programs
+
+
+def test_whatever_is_wrong_with_a_file_becomes_one_sentence_that_names_it(tmp_path):
+    path = tmp_path / "file"
+    for content, read in (
+        (None, lambda: path.read_text()),
+        (b"\xff", lambda: path.read_text(encoding="utf-8")),
+        (b"{", lambda: json.loads(path.read_text())),
+        (b"{}", lambda: json.loads(path.read_text())["key"]),
+        (b"[]", lambda: json.loads(path.read_text())["key"]),
+        (b"", lambda: np.load(path)),
+        (b"PK\x03\x04", lambda: zipfile.ZipFile(path)),
+        (b"\x80\x02 half", lambda: pickle.loads(path.read_bytes())),
+        (b"[" * 100_000, lambda: json.loads(path.read_text())),
+    ):
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(UserError) as caught, reading(path, "give another one"):
+            read()
+        message = str(caught.value)
+        assert message.startswith(str(path)) and message.endswith("; give another one") and "\n" not in message
+    with pytest.raises(UserError, match="as it was"), reading(path):
+        raise UserError("as it was")
+    with pytest.raises(ZeroDivisionError), reading(path):
+        raise ZeroDivisionError
+
+
+def hold(directory: Path, ready: int) -> None:
+    """What another program does: it keeps the directory, and says so by a byte."""
+    with lock_directory(directory) as locked:
+        os.write(ready, b"%d" % locked)
+        time.sleep(60)
+
+
+def test_one_program_at_a_time_has_a_directory_and_the_next_one_cleans_up(tmp_path):
+    directory = tmp_path / "a" / "b"
+    reading_end, writing_end = os.pipe()
+    other = multiprocessing.get_context("fork").Process(target=hold, args=(directory, writing_end))
+    other.start()
+    assert os.read(reading_end, 1) == b"1"
+    (directory / ".half.1.tmp").touch()
+    (directory / "kept.tmp").touch()
+    try:
+        with lock_directory(directory) as locked:
+            assert not locked and (directory / ".half.1.tmp").exists()
+    finally:
+        other.kill()
+        other.join()
+    with lock_directory(directory) as locked:  # a killed program holds no lock
+        assert locked and not (directory / ".half.1.tmp").exists() and (directory / "kept.tmp").exists()
+    with pytest.raises(ZeroDivisionError), lock_directory(directory):
+        raise ZeroDivisionError
+    with lock_directory(directory) as locked:
+        assert locked

@@ -10,25 +10,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import reference
 import torch
-from helpers import program, refused, save_model
+from helpers import done, program, refused, save_model
 from torch.nn.functional import normalize
 
 from config import Config
 from datasets.base import ReIDDataset
 from processor.checkpoint import read_checkpoint, save_checkpoint
 from processor.evaluate import Inference
-from tools.report.page import (
-    BARS,
-    NEAREST,
-    STEPS,
-    camera_table,
-    make_page,
-    pair_values,
-    rank_gallery,
-    thumbnails,
-)  # fmt: skip
-from utils.metrics import evaluate, evaluate_distance
+from tools.report.page import BARS, NEAREST, STEPS, camera_table, make_page, pair_values, rank_gallery, thumbnails
+from utils.metrics import evaluate_distance
+from utils.protocols import evaluate_by_camera
 from utils.roc import count_pairs
 
 HOSTILE = '<img src=x onerror=alert(1)> & "O\'Neil" {{data}}'  # a name of a folder
@@ -50,14 +43,11 @@ def made_test(reranked: bool) -> tuple[Inference, Config, tuple]:
 
 
 def slow_list(distance: np.ndarray, query: int, ids: tuple) -> list[tuple[float, int, bool]]:
-    """Distance, gallery index and whether it is right, of the images that count for a query, by a plain sort."""
+    """Distance, gallery index and whether it is right, of the images that count for a query, nearest first."""
     query_pids, gallery_pids, query_camids, gallery_camids = ids
-    found = []
-    for g in range(len(gallery_pids)):
-        same = gallery_pids[g] == query_pids[query]
-        if not (same and gallery_camids[g] == query_camids[query]):
-            found.append((float(distance[query, g]), g, bool(same)))
-    return sorted(found, key=lambda f: f[:2])
+    own = query_pids[query], query_camids[query]
+    order = reference.ranked_order(distance[query], *own, gallery_pids, gallery_camids)
+    return [(float(distance[query, g]), g, bool(gallery_pids[g] == own[0])) for g in order]
 
 
 def test_lists_are_those_of_a_plain_sort():
@@ -82,16 +72,10 @@ def test_lists_are_those_of_a_plain_sort():
 def test_the_pairs_of_the_page_are_counted_by_their_cosines():
     inference, _, ids = made_test(True)
     noise = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
-    for of_query, spread in (
-        (1, 1.0),
-        (1, 0.01),
-        (1, 0.0),
-        (0, 0.0),
-    ):  # around one direction; with 0 and 0 all are equal
+    for of_query, spread in ((1, 1.0), (1, 0.01), (1, 0.0), (0, 0.0)):  # around one direction; at last all are equal
         query, gallery = (normalize(x) for x in (of_query * inference.query + 5, spread * noise + 5))
         distance = -(query.double() @ gallery.double().T).numpy()
-        every = [found for i in range(17) for found in slow_list(distance, i, ids)]
-        kinds = [np.array([-d for d, _, right in every if right == kind]) for kind in (True, False)]
+        kinds = [-np.array(kind) for kind in reference.accepted_pairs(distance, *ids)]
         pairs = pair_values(count_pairs(query, gallery, *ids))
         assert [pairs["positives"], pairs["negatives"]] == [len(k) for k in kinds]
         edges, near = pairs["edges"], 2e-7  # rounding in float32
@@ -107,23 +91,19 @@ def test_the_pairs_of_the_page_are_counted_by_their_cosines():
 
 def test_the_camera_table_is_the_scores_of_each_pair_of_cameras():
     for reranked in (False, True):
-        inference, cfg, (qp, gp, qc, gc) = made_test(reranked)
-        qc[qc == 2] = 1  # no query comes from camera 2
-        table = camera_table(cfg, ReIDDataset("tests"), inference, (qp, gp, qc, gc))
+        inference, cfg, ids = made_test(reranked)
+        ids[2][ids[2] == 2] = 1  # no query comes from camera 2
+        table = camera_table(cfg, ReIDDataset("tests"), inference, ids)
         assert table["rows"] == [1, 3] and table["columns"] == [1, 2, 3]
-        for row, q in zip(table["cells"], table["rows"], strict=True):
-            for cell, g in zip(row, table["columns"], strict=True):
-                if q == g:
-                    assert cell is None
-                    continue
-                rows, columns = np.flatnonzero(qc == q), np.flatnonzero(gc == g)
-                ids = (qp[rows], gp[columns], qc[rows], gc[columns])
-                if reranked:
-                    scores = evaluate_distance(inference.reranked[rows][:, columns], *ids)
+        parts = inference.query, inference.gallery
+        expected = evaluate_by_camera(*parts, *ids, metric="euclidean", distance=inference.reranked)
+        for q, row in zip((1, 3), table["cells"], strict=True):
+            for g, cell in zip((1, 2, 3), row, strict=True):
+                if scores := expected.get((q, g)):
+                    figures = (100 * scores.mAP, 100 * scores.rank(1), scores.num_valid_queries)
+                    assert tuple(cell[key] for key in ("mAP", "rank1", "queries")) == pytest.approx(figures)
                 else:
-                    scores = evaluate(inference.query[rows], inference.gallery[columns], *ids, metric="euclidean")
-                expected = {"mAP": 100 * scores.mAP, "rank1": 100 * scores.rank(1), "queries": scores.num_valid_queries}
-                assert cell == pytest.approx(expected)
+                    assert cell is None
 
 
 # ---- the file
@@ -157,9 +137,8 @@ def contents(path: Path) -> dict:
 
 def report(path: Path, *words: object) -> tuple[dict, str]:
     """What the page shows and what is printed, of a report that is written to `path`."""
-    shown = program("tools/report.py", *words, "--output", path, "--heatmaps", 2, "--thumb-height", 32)
-    assert shown.returncode == 0, shown.stderr
-    return contents(path), shown.stdout
+    shown = done("tools/report.py", *words, "--output", path, "--heatmaps", 2, "--thumb-height", 32)
+    return contents(path), shown
 
 
 def with_history(checkpoint: Path) -> Path:

@@ -83,12 +83,6 @@ def test_duplicates():
     for rows in (2, 10, 60):  # all equal
         found = k_reciprocal(torch.full((rows, 4), 3.0), torch.full((rows, 4), 3.0))
         torch.testing.assert_close(found, found[0, 0].expand(rows, rows), rtol=0, atol=1e-6)  # NaN would differ
-    for seed in range(30):  # some equal
-        rng = np.random.default_rng(seed)
-        rows = rng.integers(4, 60)
-        features = torch.from_numpy(rng.integers(0, 2 + seed % 3, (rows, 2))).float()
-        found = k_reciprocal(features[: rows // 2], features[rows // 2 :], k1=1 + seed % 8, k2=3)
-        assert found.isfinite().all() and float(found.min()) >= -1e-6 and float(found.max()) <= 1 + 1e-6
     for spread in (0.0, 1e-7, 1e-4):  # nearly equal
         features = 1 + spread * clusters(40, seed=3)
         found = k_reciprocal(features[:10], features[10:])
@@ -207,8 +201,7 @@ def test_market1501_scores_of_clear_neighbours_are_those_of_the_dense_formulas(m
             found = reranked(features, 60, k1, k2, metric=metric, block_bytes=block_bytes)
             np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
             scores, wanted = evaluate_distance(found, *part["ids"]), reference.evaluation(expected, *part["ids"])
-            for name in ("mAP", "mINP", "cmc", "ap"):
-                np.testing.assert_allclose(getattr(scores, name), getattr(wanted, name), rtol=0, atol=1e-5)
+            reference.assert_same_scores(scores, wanted, 1e-5)
 
 
 @pytest.mark.slow

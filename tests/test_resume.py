@@ -7,18 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import contents, fails, flat, start_training
+from helpers import arguments, contents, fails, flat, program, refused, start_training
 
 import processor.setup
 import processor.state
 import processor.train
 import utils.errors
 from config import Config
+from model.reid import OneBranch
 from processor import do_train, load_model
 from processor.checkpoint import kept_checkpoints, read_checkpoint
-from processor.resume import restore
 from processor.setup import run_directory
-from processor.train import train_one_epoch
+from processor.state import TrainState
+from processor.train import train_one_epoch, train_step
 from processor.watch import Watchers
 from utils.errors import UserError
 
@@ -102,37 +103,25 @@ def test_a_checkpoint_of_another_model_with_bad_settings_or_without_training_sta
 
 def test_a_checkpoint_holds_everything_and_all_of_it_is_restored(tiny):
     cfg = short(tiny, ema_decay=0.9, precision="fp16", optimizer="amsgrad", backbone_lr_factor=0.5)
+    fresh = flat(start_training(cfg.replace(name="fresh"))[0].state_dict())
     run, network, data = start_training(cfg)
+    run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": 8.0, "_growth_tracker": 99})
     with contextlib.closing(Watchers(run)) as watchers:
         train_one_epoch(run, network, data.train, watchers)
+    run.epoch, run.step, run.bad, run.sums, run.seconds, run.history = 5, 1, 3, {"loss": (1.5, 2)}, 7.0, [{"epoch": 1}]
     random.random(), np.random.rand(), torch.rand(1)
-    run.step, run.bad, run.sums = 0, 3, {"loss": (1.5, 2)}
     for path in run.directory.glob("last*.pth"):
         path.unlink()  # it is not replaced while the latest steps were bad
     run.save()
     saved = flat(read_checkpoint(run.directory / "last.pth"))
-    with torch.no_grad():
-        for module in (run.model, run.average, run.criterion):
-            for x in module.state_dict().values():
-                x.add_(1)
-        for values in run.optimizer.state.values():
-            for x in values.values():
-                if isinstance(x, torch.Tensor):
-                    x.add_(1)
-    run.optimizer.param_groups[0]["lr"] = 7.0
-    run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": 8.0, "_growth_tracker": 99})
-    run.epoch, run.step, run.bad, run.sums, run.seconds, run.history = 5, 1, 0, {}, 0.0, []
-    random.random(), np.random.rand(), torch.rand(1)
-    changed = flat(run.state_dict())
     kinds = ("training_model", "model", "criterion", "optimizers model state", "scaler scale", "scaler _growth_tracker")
     kinds += ("rng 0 torch", "rng 0 python", "rng 0 numpy", "epoch", "step", "bad", "sums", "seconds", "history")
     kinds += ("optimizers model param_groups 0 lr",)
     for kind in kinds:
-        mine = [name for name in saved if name.startswith(f" {kind}")]
-        assert mine and any(changed.get(name) != saved[name] for name in mine), kind
-    restore(run)
-    again = flat(run.state_dict())
-    assert [name for name in saved.keys() | again.keys() if name not in saved or again.get(name) != saved[name]] == []
+        assert any(fresh.get(n) != value for n, value in saved.items() if n.startswith(f" {kind}")), kind
+    resumed = flat(start_training(cfg.replace(resume=True))[0].state_dict())
+    other = {name for name in saved.keys() | resumed.keys() if name not in saved or resumed.get(name) != saved[name]}
+    assert other == {" config resume"}
 
 
 # ---- full disks and lost directories
@@ -161,9 +150,6 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_unchanged(tiny, monke
         stop_at(patch, "write_json", 1, lambda: patch.setattr("utils.files.os.fsync", fails(FULL)), processor.setup)
         utils.errors.run(lambda: do_train(cfg.replace(name="third")))
     assert stop.value.code == 2 and "third/config.json" in capsys.readouterr().err
-
-
-# ---- changed settings
 
 
 # ---- one program per directory
@@ -202,3 +188,83 @@ def test_a_kill_between_the_two_checkpoints_of_an_evaluation_does_not_lose_the_b
     assert len(written) == 1 and best == expected == (whole.history[0]["scores"]["plain"]["mAP"], 0)
     for name in ("best.pth", "last.pth"):
         assert contents(resumed.directory / name) == contents(whole.directory / name)
+
+
+# ---- runs whose images grow: equal to runs of one size that hand over their weights
+
+
+GROWING = {"height": 64, "width": 32, "pad": 5, "start_sizes": ("32x16:1", "48x24:2"), "epochs": 4, "eval_every": 1}
+SIZES = [(32, 16, 2), (48, 24, 4), (48, 24, 4), (64, 32, 5)]  # of each epoch, and its padding (of 5: 2.5 and 3.75)
+
+
+def test_sizes_and_padding_of_epochs_and_words_that_are_refused():
+    cfg = Config(**GROWING).check()
+    stages = [cfg.at_epoch(epoch) for epoch in range(6)]
+    assert [(c.data.height, c.data.width, c.augment.pad) for c in stages] == [*SIZES, SIZES[-1], SIZES[-1]]
+    assert Config().at_epoch(3) == Config()
+    for words in (["32x16"], ["32x16:0"], ["32x16:2", "8x16:1"], ["32x16:2", "48x24:2"], ["x:1"], ["32x99999:1"]):
+        with pytest.raises(UserError, match=f"--start-sizes {words[-1]}"):
+            Config(**GROWING | {"start_sizes": tuple(words)}).check()
+
+
+def plain(history: list[dict]) -> list[dict]:
+    return [{k: v for k, v in entry.items() if k not in ("images_per_second", "data_wait")} for entry in history]
+
+
+def train_in_turn(cfg: Config, sizes: list[tuple], monkeypatch) -> TrainState:
+    """One run per epoch and size, each from the checkpoint of the one before."""
+    for epoch, (height, width, pad) in enumerate(sizes):
+        one = cfg.replace(start_sizes=(), height=height, width=width, pad=pad, resume=epoch > 0)
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            stop_at(patch, "train_one_epoch", 2, fails(KeyboardInterrupt()))
+            state = do_train(one)
+    return state
+
+
+def same(state: TrainState, other: TrainState) -> None:
+    one, two = (read_checkpoint(run.directory / "last.pth") for run in (state, other))
+    for part in ("model", "criterion"):
+        assert all(torch.equal(one[part][k], v) for k, v in two[part].items()), part
+    assert plain(state.history) == plain(other.history)  # losses, rates and scores of each epoch
+
+
+def test_a_growing_run_equals_two_runs_of_one_size_each(tiny, monkeypatch):
+    cfg = short(tiny, start_sizes=("32x16:1",), height=48, width=24, pad=3)
+    grown = do_train(cfg.replace(name="grown"))
+    same(grown, train_in_turn(cfg, [(32, 16, 2), (48, 24, 3)], monkeypatch))
+    shown = program("test.py", grown.directory)
+    assert shown.returncode == 0 and f"{grown.history[-1]['scores']['plain']['mAP']:.2f}" in shown.stdout
+
+
+@pytest.mark.slow
+def test_three_sizes_with_scores_of_each_equal_runs_in_turn_and_one_resumed_in_every_stage(tiny, monkeypatch):
+    cfg = short(tiny, **GROWING)
+    grown = do_train(cfg.replace(name="grown"))
+    same(grown, train_in_turn(cfg, SIZES, monkeypatch))
+    for done, steps in ((0, 2), (2, 4), (4, 6), (6, 11), (11, 12), (12, 15)):  # of 4 in each epoch: also between stages
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_at(patch, "train_step", steps - done + 1, fails(KeyboardInterrupt()))
+            do_train(cfg.replace(name="broken", resume=done > 0))
+    broken = do_train(cfg.replace(name="broken", resume=True))
+    assert contents(broken.directory / "last.pth") == contents(grown.directory / "last.pth")
+
+
+def test_a_step_is_recorded_again_for_images_of_another_size(tiny, monkeypatch):
+    state, network, _ = start_training(tiny)
+    recorded = []
+    capture = lambda network, images, targets: recorded.append(images.shape) or network.add_gradient  # noqa: E731
+    monkeypatch.setattr("processor.cuda_graph.capture", capture)
+    network.train(frozen=False)
+    network.use_graph = True
+    for height in (32, 32, 48):
+        train_step(state, network, [(torch.randn(8, 3, height, 16), torch.arange(8) // 2)])
+    assert [shape[2] for shape in recorded] == [32, 48]
+
+
+def test_a_model_that_takes_one_size_only_is_refused(tiny, monkeypatch):
+    def pooled(self, images):
+        assert images.shape[2] == 64, "Input height (32) doesn't match model (64)."  # what some models of timm say
+
+    monkeypatch.setattr(OneBranch, "pooled", pooled)
+    refused(program("train.py", *arguments(tiny.replace(**GROWING))), "mobilenet_v2", "32x16", "--start-sizes")
+    assert not Path(tiny.run.log_dir).exists()

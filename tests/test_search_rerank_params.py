@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import program, refused, save_features, save_model
+from helpers import done, program, refused, save_features, save_model
 
 import utils.rerank
 from datasets.loaders import TestLoader
@@ -61,13 +61,12 @@ def test_the_best_of_the_grid_is_found_and_every_score_is_that_of_the_single_fun
 def test_held_out_identities_are_searched_and_the_options_reproduce_what_test_would_do(tiny):
     cfg = tiny.replace(holdout_ids=3)
     path = save_model(cfg)
-    shown = program(TOOL, path, "--flip", *GRID)
-    assert shown.returncode == 0, shown.stderr
+    shown = done(TOOL, path, "--flip", *GRID)
     result = found(path.parent, "heldout")
     label = "3 held-out training identities of demo, not seen by the model, among 18 distractors"
-    assert result["label"] == label and shown.stdout.count(f"searched on {label}") == 2
+    assert result["label"] == label and shown.count(f"searched on {label}") == 2
     assert (result["queries"], result["gallery"], result["identities"]) == (9, 9 + 18, 3)
-    assert "6.0 images per person" in shown.stdout
+    assert "6.0 images per person" in shown
 
     dataset = make_dataset(cfg)
     asked, among = split_queries(dataset.heldout, "", "")
@@ -81,7 +80,7 @@ def test_held_out_identities_are_searched_and_the_options_reproduce_what_test_wo
     got = {(row["k1"], row["k2"], row["lambda_value"]): row["mAP"] for row in result["rows"]}
     assert {c: got[c] for c in expected} == pytest.approx(expected, abs=1e-3)
 
-    assert result["test_options"] in shown.stdout.splitlines() and "--rerank-note" not in result["test_options"]
+    assert result["test_options"] in shown.splitlines() and "--rerank-note" not in result["test_options"]
     tested = program("test.py", path, "--flip", *shlex.split(result["test_options"]))
     assert tested.returncode == 0, tested.stderr
     values = json.loads((path.parent / "results" / "test_last_demo_cosine_flip_rerank.json").read_text())
@@ -92,10 +91,9 @@ def test_held_out_identities_are_searched_and_the_options_reproduce_what_test_wo
 
 def test_a_search_on_the_test_split_or_seen_people_says_so_everywhere(tiny):
     path = save_model(tiny)
-    shown = program(TOOL, path, "--split", "test", *GRID)
-    assert shown.returncode == 0, shown.stderr
+    shown = done(TOOL, path, "--split", "test", *GRID)
     result = found(path.parent, "test")
-    title, comment = (line for line in shown.stdout.splitlines() if line.startswith(("best k1", "# ")))
+    title, comment = (line for line in shown.splitlines() if line.startswith(("best k1", "# ")))
     for text in (title, comment, result["label"], result["test_options"]):
         assert "the test split of demo" in text
     assert (result["queries"], result["gallery"], result["identities"]) == (12, 25, 4)
@@ -107,11 +105,10 @@ def test_a_search_on_the_test_split_or_seen_people_says_so_everywhere(tiny):
     assert values["scores"]["rerank"]["mAP"] == pytest.approx(result["best"]["mAP"], abs=1e-3)
 
     path = save_model(tiny.replace(holdout_ids=1))
-    shown = program(TOOL, path, "--split", "train", "--train-split-ids", "2", "--no-distractors", *GRID)
-    assert shown.returncode == 0, shown.stderr
+    shown = done(TOOL, path, "--split", "train", "--train-split-ids", "2", "--no-distractors", *GRID)
     result = found(path.parent, "train")
     label = "2 training identities of demo, seen by the model"
-    assert result["label"] == label and shown.stdout.count(f"searched on {label}") == 2
+    assert result["label"] == label and shown.count(f"searched on {label}") == 2
     assert (result["queries"], result["gallery"], result["identities"]) == (6, 6, 2)
 
 

@@ -1,8 +1,10 @@
-"""check_dataset, visualize_augmentation, results_table, model_summary and publish as people run them."""
+"""The programs of one file as people run them."""
 
+import csv
 import json
 import shutil
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,17 +13,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_tree
-from helpers import program, refused, save_model
+from helpers import done, program, refused, save_model
 
 import processor.checkpoint
 from config import Config
 from config.cli import parse_train
 from datasets.augment_rare import TRANSFORMS
 from datasets.loaders import make_loaders
+from datasets.make import make_test_set
 from processor import do_train, load_model
 from processor.checkpoint import read_checkpoint
 from tools import results_table
 from tools.check_dataset import doubt_names
+from tools.embedding_plot import pca, tsne
 from tools.model_summary import count
 from tools.visualize_augmentation import columns
 from utils.errors import UserError
@@ -141,8 +145,7 @@ def test_a_batch_is_drawn_with_each_transform_alone_and_all_together(tiny, tmp_p
     assert np.array_equal(found.pop("original"), images.numpy())
     assert all(c.shape == images.shape and not np.array_equal(c, images.numpy()) for c in found.values())
     args = ["--data-root", tiny.data.data_root, "--height", 32, "--width", 16, "--batch-size", 8, "--images-per-id", 2]
-    shown = program("tools/visualize_augmentation.py", *args, "--num", 2, "--log-dir", tmp_path, "--workers", 2)
-    assert shown.returncode == 0, shown.stdout + shown.stderr
+    done("tools/visualize_augmentation.py", *args, "--num", 2, "--log-dir", tmp_path, "--workers", 2)
     picture = cv2.imread(str(tmp_path / "augmentation_demo.png"))
     assert picture.shape[1] > 1000 and picture.std() > 20
     refused(program("tools/visualize_augmentation.py", *args, "--num", 0), "--num")
@@ -288,3 +291,194 @@ def test_a_published_model_gives_the_same_features_from_a_small_file_and_is_used
     assert list((elsewhere / "small" / "results").glob("*.json"))
     shown = program("tools/search.py", "index", tmp_path / "data" / "demo" / "query", "--log-dir", elsewhere)
     assert shown.returncode == 0 and (elsewhere / "small" / "gallery" / "index.json").is_file(), shown.stderr
+
+
+# ---- tools/compare.py
+
+
+def write_run(log: Path, name: str, mAP: float, rows: tuple[str, ...] = ("plain",), **settings: object) -> None:
+    """What a finished run leaves: its evaluations were 2 before, 90 after epoch 1 and `mAP` after epoch 3."""
+    cfg = Config(name=name, log_dir=str(log), **settings)
+    scores = {row: {"mAP": mAP + i, "mINP": 1.0, "rank1": 60.0, "valid_queries": 9} for i, row in enumerate(rows)}
+    result = {"scores": scores, "note": "", "seed": cfg.run.seed, "epochs": 3, "settings": cfg.to_dict()}
+    (log / name / "results").mkdir(parents=True)
+    (log / name / "results" / "train.json").write_text(json.dumps(result))
+    history = [{"epoch": e, "scores": {"plain": {"mAP": m}}} for e, m in ((0, 2.0), (1, 90.0), (3, mAP))]
+    (log / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, history)))
+
+
+def compare(log: Path, *runs: object) -> list[list[str]]:
+    """The words of each line."""
+    shown = done("tools/compare.py", *runs, "--log-dir", log)
+    return [line.split() for line in shown.splitlines()]
+
+
+def test_runs_that_differ_in_the_seed_are_one_group_and_other_differences_are_listed(tmp_path):
+    write_run(tmp_path, "a", 50.0, seed=0, workers=1)
+    write_run(tmp_path, "b", 60.0, seed=1, workers=2)  # workers change nothing
+    write_run(tmp_path, "c", 95.0, rows=("plain", "flip"), lr=0.5, flip=True)
+    file = tmp_path / "c" / "results" / "train.json"
+    older = json.loads(file.read_text())
+    del older["settings"]["circle_weight"]  # as of a version that did not have it
+    file.write_text(json.dumps(older | {"note": "first 3 of 6 identities; not comparable"}))
+    lines = compare(tmp_path)
+    assert lines == compare(tmp_path, "a", "b", "c")
+    rows = [line for line in lines if {"plain", "flip"} & set(line[:6])]
+    assert rows[0][:11] == ["a", "+1", "0", "1", "plain", "55.00", "±", "7.07", "1.00", "±", "0.00"]
+    assert rows[0][-5:] == ["3", "90.00", "(1),", "90.00", "(1)"]
+    assert rows[1] == ["c", "0", "plain", "95.00", "1.00", "60.00", "9", "3", "95.00", "(3)"]
+    assert rows[2] == ["c", "0", "flip", "96.00", "1.00", "60.00", "9", "3"]
+    differ = lines[lines.index(["setting", "a", "+1", "c"]) + 1 : -1]
+    assert sorted(differ) == [["flip", "False", "True"], ["lr", str(Config().solver.lr), "0.5"]]
+    assert lines[-1][:4] == ["note", "on", "c:", "first"]
+
+
+def test_differences_on_the_same_queries_have_the_intervals_of_a_paired_bootstrap(tmp_path):
+    rng = np.random.default_rng(1)
+    base = rng.uniform(0, 1, 400)
+    ap = {"a": base, "b": np.clip(base + 0.05 + rng.normal(0, 0.1, 400), 0, 1), "c": base + rng.normal(0, 0.1, 400)}
+    for name, values in ap.items():
+        write_run(tmp_path, name, 100 * values.mean(), lr=len(name) + values.sum())
+        file = tmp_path / name / "results" / "train.json"
+        queries = {"plain": {"ap": values.tolist(), "first": [1 + (x < 0.5) for x in values.tolist()]}}
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"queries": queries, "images": ["q", "g"]}))
+    lines = compare(tmp_path)
+    row = next(line for line in lines if line[0] == "a")
+    drawn = np.random.default_rng(2).choice(100 * base, (4000, 400)).mean(1)
+    low, high = (float(word.strip("[,]")) for word in row[4:6])
+    assert [low, high] == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.3)
+    found = {(line[1], line[2]): line for line in lines if line[:1] == ["plain"]}
+    assert set(found) == {("a", "b"), ("a", "c"), ("b", "c")}
+    assert {pair: line[6:8] == ["within", "chance"] for pair, line in found.items()} == {
+        ("a", "b"): False, ("a", "c"): True, ("b", "c"): False
+    }  # fmt: skip
+    change = 100 * (ap["b"] - ap["a"])
+    low, high = (float(word.strip("[,]")) for word in found["a", "b"][4:6])
+    spread = 1.96 * change.std() / 20
+    assert [low, high] == pytest.approx([change.mean() - spread, change.mean() + spread], abs=0.15)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"seed": 0}'])
+def test_what_is_no_result_is_refused(tmp_path, content):
+    refused(program("tools/compare.py", "--log-dir", tmp_path), tmp_path)
+    refused(program("tools/compare.py", "nothing", "--log-dir", tmp_path), "nothing", "train.json")
+    (tmp_path / "x.json").write_text(content)
+    refused(program("tools/compare.py", tmp_path / "x.json"), "x.json")
+
+
+# ---- tools/embedding_plot.py
+
+
+def test_pca_is_that_of_the_covariance_s_eigenvectors_and_tsne_keeps_identities_together():
+    rng, pids = np.random.default_rng(0), np.repeat(np.arange(5), 8)
+    features = torch.from_numpy(10 * rng.normal(size=(5, 16))[pids] + rng.normal(size=(40, 16))).float()
+    points, shares = pca(features)
+    x = features.double().numpy()
+    x = x - x.mean(0)
+    values, vectors = np.linalg.eigh(x.T @ x)
+    for number in (0, 1):
+        expected = x @ vectors[:, -1 - number]
+        expected *= np.sign(expected[np.abs(expected).argmax()])
+        np.testing.assert_allclose(points[:, number], expected, atol=1e-4)
+        assert shares[number] == pytest.approx(values[-1 - number] / values.sum())
+    for shape in ((1, 4), (3, 1), (4, 4)):
+        points, shares = pca(torch.ones(shape))
+        assert points.shape == (shape[0], 2) and not points.any() and shares == [0, 0]
+    pytest.importorskip("sklearn")
+    points = tsne(features, 0)
+    distance = np.linalg.norm(points[:, None] - points[None], axis=2) + np.diag(np.full(len(pids), np.inf))
+    assert (pids[distance.argmin(1)] == pids).all()
+    assert np.isfinite(tsne(features[:4], 0)).all()
+
+
+@pytest.mark.slow
+def test_the_csv_has_every_test_image_of_the_identities_and_no_distractor(tiny, tmp_path, monkeypatch):
+    save_model(tiny)
+    where = ["tools/embedding_plot.py", "--log-dir", tiny.run.log_dir]
+
+    def draw(name: str, *args: object) -> list[dict[str, str]]:
+        done(*where, *args, "--output", tmp_path / f"{name}.png")
+        assert cv2.imread(str(tmp_path / f"{name}.png")) is not None
+        with open(tmp_path / f"{name}.csv", newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    dataset = make_test_set(tiny)
+    expected = {(s.path, str(s.pid), str(s.camid), "query") for s in dataset.query}
+    expected |= {(s.path, str(s.pid), str(s.camid), "gallery") for s in dataset.gallery if s.pid > 0}
+    rows = draw("all", "--method", "pca", "--flip")
+    assert {(r["path"], r["pid"], r["camid"], r["split"]) for r in rows} == expected and len(rows) == 36
+    assert np.isfinite([[float(r["x"]), float(r["y"])] for r in rows]).all()
+    chosen = []
+    for seed in (0, 1, 2, 0):
+        rows = draw("some", "--method", "pca", "--ids", 2, "--seed", seed)
+        chosen.append(frozenset(row["pid"] for row in rows))
+    assert chosen[0] == chosen[3] and len(set(chosen)) > 1 and {len(pids) for pids in chosen} == {2}
+
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    refused(program(*where), "pip install scikit-learn", "--method pca")
+    monkeypatch.undo()
+    pytest.importorskip("sklearn")
+    assert len(draw("tsne")) == 36
+    refused(program(*where, "--ids", 0), "--ids")
+    refused(program(*where, "--test-dataset", tmp_path / "gone"), tmp_path / "gone")
+
+
+# ---- train.py, test.py and get_vis_result.py
+
+
+def train_args(cfg: Config) -> list[str]:
+    return ["train.py", "--data-root", cfg.data.data_root, "--log-dir", cfg.run.log_dir, "--device", "cpu",
+            "--epochs", "1", "--steps", "1", "--height", "32", "--width", "16", "--batch-size", "8",
+            "--images-per-id", "2"]  # fmt: skip
+
+
+@pytest.fixture
+def trained(tiny: Config) -> Config:
+    do_train(tiny.replace(epochs=1, eval_first=False))
+    return tiny
+
+
+def test_test_py_scores_the_newest_run_and_writes_json(trained, tmp_path):
+    shown = done("test.py", "--log-dir", trained.run.log_dir, "--flip", "--rerank", "--metric", "euclidean")
+    rows = [line.split()[0] for line in shown.splitlines() if line and line.split()[0] in ("plain", "flip")]
+    assert rows == ["plain", "flip"] and "flip+rerank" in shown
+    file = Path(trained.run.log_dir) / "demo" / "results" / "test_last_demo_euclidean_flip_rerank.json"
+    result = json.loads(file.read_text())
+    assert set(result["scores"]) == {"plain", "flip", "flip+rerank"}
+    assert result["settings"]["metric"] == "euclidean" and "test.py" in result["test_command"]
+    by_path = done("test.py", file.parents[1] / "last.pth", "--metric", "euclidean", "--no-flip")
+    assert f"{result['scores']['plain']['mAP']:.2f}" in by_path
+
+
+def test_ranked_lists_are_drawn(trained, tmp_path):
+    out = tmp_path / "pictures"
+    done("get_vis_result.py", "demo", "--log-dir", trained.run.log_dir, "--sort", "best", "--num", "3", "--output", out)
+    names = sorted(p.name for p in out.iterdir())
+    assert len(names) == 4 and names[-1] == "overview.png" and names[0].startswith("001_ap")
+    picture = cv2.imread(str(out / names[0]))
+    red, green = (
+        (np.abs(picture.astype(int) - np.array(c)[::-1]).max(2) < 12).sum() for c in ((215, 25, 28), (26, 150, 65))
+    )
+    assert green > 1000, "no green frame around a right match"
+    assert red > 1000, "no red frame around a wrong one"
+
+
+def test_no_checkpoint_yet_and_one_that_is_not_there_or_of_another_program(tiny, tmp_path):
+    torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "foreign.pth")
+    refused(program("test.py", tmp_path / "foreign.pth"), "--weights")
+    refused(program("test.py", "--log-dir", tiny.run.log_dir), "train.py", tiny.run.log_dir)
+    refused(program("get_vis_result.py", "--log-dir", tiny.run.log_dir), "train.py")
+    refused(program("test.py", "nowhere.pth", "--log-dir", tiny.run.log_dir), "nowhere.pth")
+
+
+def test_a_checkpoint_of_another_architecture(trained):
+    refused(program("test.py", "--log-dir", trained.run.log_dir, "--backbone", "resnet50"), "mobilenet_v2", "resnet50")
+    refused(program("test.py", "demo", "--log-dir", trained.run.log_dir, "--weights", "x.pth"), "--weights")
+
+
+def test_a_log_directory_that_cannot_be_written_to_and_a_device_that_is_not_there(tiny, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    blocked = tiny.replace(log_dir=str(tmp_path / "file" / "log"))
+    refused(program(*train_args(blocked)), tmp_path / "file" / "log", "--log-dir")
+    refused(program(*train_args(tiny.replace(log_dir="/proc/reid"))), "/proc/reid", "--log-dir")
+    refused(program(*train_args(tiny), "--device", "gpu7"), "gpu7")

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import arguments, contents, fails, program, refused, save_model
-from test_bad_images import SKIP, damage
+from helpers import arguments, contents, done, fails, program, refused, save_model
+from test_cache import SKIP, damage
 from test_resume import short, stop_at
 
 from config import Config
@@ -134,8 +134,7 @@ def test_a_network_of_openvino_sees_the_pixels_that_it_expects(tiny):
 
     images = opset13.parameter([1, 3, 24, 16], np.float32)  # the mean color, in blue, green and red
     openvino.save_model(openvino.Model([opset13.reduce_mean(images, [2, 3], False)], [images]), file)
-    shown = program(EXTRACT, file, *words, "--output", file.with_suffix(".npy"))
-    assert shown.returncode == 0, shown.stderr
+    done(EXTRACT, file, *words, "--output", file.with_suffix(".npy"))
     expected = [read_image(s.path, 24, 16).mean((0, 1))[::-1] for s in make_dataset(tiny).train]
     np.testing.assert_allclose(np.load(file.with_suffix(".npy")), expected, rtol=1e-4)
     assert (

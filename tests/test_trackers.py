@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config, write_tree
-from helpers import ROOT, program, refused, save_model
+from helpers import ROOT, done, program, refused, save_model
 
 from datasets.augment import normalise
 from processor import load_model
@@ -52,8 +52,7 @@ def made(base: Path, target: str):
     cv2.imwrite(str(folder / "frame.jpg"), cv2.resize(people, (600, 300), interpolation=cv2.INTER_AREA))
     suffix = {"openvino": "xml", "deepsort": "pt"}.get(target, "onnx")
     words = ("--data-root", base / "nowhere", "--dataset", "market1501", "--log-dir", base / "log")
-    shown = program("tools/export_onnx.py", path, "--for", target, *words, "--output", folder / f"{target}.{suffix}")
-    assert shown.returncode == 0, shown.stderr
+    done("tools/export_onnx.py", path, "--for", target, *words, "--output", folder / f"{target}.{suffix}")
     return folder, load_model(path, "cpu")
 
 

@@ -3,12 +3,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from conftest import tiny_config, write_tree
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import processor.train
-import processor.watch
 from config import Config
 from processor import do_train
 from processor.state import TrainState
@@ -21,15 +18,11 @@ def quick(tiny) -> Config:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> tuple[TrainState, list[torch.Tensor]]:
-    """A run of three epochs and three tests that draws ranked lists, and its batches."""
+def whole(tmp_path_factory) -> TrainState:
+    """A run of three epochs and three tests that draws ranked lists."""
     base = tmp_path_factory.mktemp("whole")
     write_tree(base / "data" / "demo")
-    cfg = tiny_config(base, batch_size=12, width_multiplier=0.25, ranked_lists=2)
-    batches, real = [], processor.train.Network.gradient
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processor.train.Network, "gradient", lambda *args: batches.append(args[1]) or real(*args))
-        return do_train(cfg), batches
+    return do_train(tiny_config(base, batch_size=12, width_multiplier=0.25, ranked_lists=2))
 
 
 def events(directory: Path) -> EventAccumulator:
@@ -45,8 +38,7 @@ def scalars(found: EventAccumulator, tag: str) -> dict[int, float]:
 
 
 def test_tensorboard_has_every_number_of_the_history_at_its_epoch(whole):
-    run, _ = whole
-    found = events(run.directory)
+    run, found = whole, events(whole.directory)
     tags = set(found.Tags()["scalars"])
     names = {"loss", "id", "triplet", "center", "accuracy", "lr", "images_per_second", "data_wait"}
     assert tags == {f"train/{n}" for n in names} | {f"test_plain/{n}" for n in ("mAP", "mINP", "rank1")}
@@ -63,10 +55,9 @@ def decoded(found: EventAccumulator, tag: str) -> dict[int, np.ndarray]:
 
 
 def test_ranked_lists_are_drawn_at_each_test_and_none_if_the_setting_is_0(whole, quick):
-    run, _ = whole
-    lists = decoded(events(run.directory), "ranked_lists")
+    lists = decoded(events(whole.directory), "ranked_lists")
     assert list(lists) == [0, 2, 3]
-    assert np.array_equal(lists[3], cv2.imread(str(run.directory / "ranked_lists.png"))[..., ::-1])
+    assert np.array_equal(lists[3], cv2.imread(str(whole.directory / "ranked_lists.png"))[..., ::-1])
     assert not np.array_equal(lists[0], lists[3])
     none = do_train(quick.replace(epochs=1))
     assert events(none.directory).Tags()["images"] == ["train_batch"]
@@ -128,6 +119,3 @@ def test_wandb_offline_gets_every_number_and_a_resumed_run_continues_there(quick
     logged.clear()
     do_train(cfg.replace(resume=True))
     assert logged[0]["id"] == "demo-0" and logged[0]["resume"] == "allow"
-
-
-# ---- the bar
