@@ -20,6 +20,7 @@ from torchvision import models
 
 from config import Config
 from config.config import BOTTLENECKS
+from model import weights
 from model.backbones import BACKBONES, find_backbone
 from model.backbones.vit import resize_positions
 from model.reid import embedding
