@@ -1,2 +1,2 @@
 from config.config import Config
-from config.presets import PRESETS, load_preset
+from config.presets import load_preset

@@ -41,7 +41,7 @@ def parse_train(args: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
     """
     preset, args = split_first(args)
     if "--presets" in args:
-        show("\n".join(f"{name:<40}{about}" for name, about in describe_presets()))
+        show("\n".join(f"{name:<40}{about}" for name, about in describe_presets().items()))
     return parse_settings(args, default_settings(preset, args), environ, TRAIN_USAGE)[0]
 
 

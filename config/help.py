@@ -13,7 +13,6 @@ EVERYDAY = (
     "name", "log_dir", "dataset", "data_root", "backbone", "weights", "height", "width", "batch_size", "images_per_id",
     "epochs", "lr", "optimizer", "precision", "flip", "rerank", "seed", "device", "workers", "resume",
 )  # fmt: skip
-HIDDEN = ("preset", "preset_note")
 
 
 def help_text(asked: str, default: Config, about: str, own: type | None, sections: Iterable[str]) -> str:

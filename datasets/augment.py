@@ -30,6 +30,7 @@ STEPS = (
     ("datasets.augment_rare:random_grayscale", "gray_prob"),
     ("datasets.augment_rare:local_grayscale", "lgt_prob"),
     ("datasets.augment_rare:cutout", "cutout_prob", "cutout_size"),
+    ("datasets.augment_rare:random_erasing", "erase_prob", "erase_fill"),
 )
 
 
@@ -38,14 +39,11 @@ def augment(images: torch.Tensor, cfg: Config, draws: "Draws") -> torch.Tensor:
     aug = cfg.augment
     for function, *settings in STEPS:
         values = [getattr(aug, name) for name in settings]
-        if values[0] > 0:
+        if values[0] > 0 and "mean" not in values:  # erasing with the mean colour comes last
             images = load(function)(images, *values, draws)
-    if aug.erase_prob > 0 and aug.erase_fill != "mean":
-        images = images.clone(memory_format=torch.contiguous_format)
-        erase_(images, aug.erase_prob, aug.erase_fill, draws)
     floats = normalise(images)
-    if aug.erase_prob > 0 and aug.erase_fill == "mean":
-        erase_(floats.permute(0, 2, 3, 1), aug.erase_prob, aug.erase_fill, draws)
+    if aug.erase_prob > 0 and aug.erase_fill == "mean":  # 0 after normalisation
+        paint_(floats.permute(0, 2, 3, 1), random_boxes(*images.shape[1:3], aug.erase_prob, draws), black)
     return floats
 
 
@@ -82,10 +80,7 @@ class Draws:
     """
 
     def __init__(self, *key: int, batch: int, first: int = 0, total: int | None = None):
-        self.total = batch if total is None else total
-        if not 0 <= first <= first + batch <= self.total:
-            raise ValueError(f"images {first} to {first + batch} are not part of a batch of {self.total}")
-        self.part = slice(first, first + batch)
+        self.total, self.part = total or batch, slice(first, first + batch)
         seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]  # different keys: independent streams
         self.generator = torch.Generator().manual_seed(int(seed >> np.uint64(1)))
 
@@ -182,15 +177,6 @@ def paint_(images: torch.Tensor, boxes: torch.Tensor, colours: Callable) -> torc
     return images
 
 
-def erase_(images: torch.Tensor, probability: float, fill: str, draws: Draws) -> torch.Tensor:
-    """Fill a rectangle of each image with this probability, in place (Zhong et al., Random Erasing, AAAI 2020).
-
-    images: (B, H, W, 3), uint8 or normalised. fill: "random" for noise (the paper's RE-R), else 0, which is black
-    before normalisation (RE-0) and ImageNet's mean colour after it (RE-M).
-    """
-    _, height, width, _ = images.shape
-    boxes = random_boxes(height, width, probability, draws)
-    if fill != "random":
-        return paint_(images, boxes, lambda old, numbers: torch.zeros_like(old))
-    noise = draws.bytes(height, width, 3).view(-1, width, 3)
-    return paint_(images, boxes, lambda old, numbers: to_device(noise[numbers], old.device))
+def black(old: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Zeros, as colours for `paint_`."""
+    return torch.zeros_like(old)

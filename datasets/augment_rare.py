@@ -5,7 +5,7 @@ import torch.nn.functional as F
 import torchvision.transforms.v2.functional as vision
 from torchvision.transforms.v2 import AutoAugment
 
-from datasets.augment import Draws, on_chosen, paint_, random_boxes, to_device, windows
+from datasets.augment import Draws, black, on_chosen, paint_, random_boxes, to_device, windows
 
 # Brightness is 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601) in the 16-bit fractions of Pillow's convert("L"). Such sums
 # of bytes are exact in float32, so gray is the same to the last bit on every device.
@@ -170,7 +170,18 @@ def cutout(images: torch.Tensor, probability: float, size: float, draws: Draws) 
     top, left = draws.integers(0, height) - side // 2, draws.integers(0, width) - side // 2
     boxes = torch.stack([top, left, side * draws.chance(probability), side], 1)
     images = images.clone(memory_format=torch.contiguous_format)
-    return paint_(images, boxes, lambda old, numbers: torch.zeros_like(old))
+    return paint_(images, boxes, black)
+
+
+def random_erasing(images: torch.Tensor, probability: float, fill: str, draws: Draws) -> torch.Tensor:
+    """Fill a rectangle of each image with this probability (Zhong et al., Random Erasing, AAAI 2020): fill "zero" is
+    black (RE-0), "random" noise (RE-R)."""
+    _, height, width, _ = images.shape
+    images, boxes = images.clone(memory_format=torch.contiguous_format), random_boxes(height, width, probability, draws)
+    if fill == "zero":
+        return paint_(images, boxes, black)
+    noise = draws.bytes(height, width, 3).view(-1, width, 3)
+    return paint_(images, boxes, lambda old, numbers: to_device(noise[numbers], old.device))
 
 
 def local_grayscale(images: torch.Tensor, probability: float, draws: Draws) -> torch.Tensor:

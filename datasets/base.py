@@ -93,10 +93,12 @@ def label_map(train: list[Sample]) -> dict[int, int]:
 
 def check_train(dataset: ReIDDataset) -> ReIDDataset:
     """The dataset. Raises UserError when it has fewer than two identities to train on."""
-    if not dataset.train:
+    if not dataset.train and not dataset.heldout:
         raise UserError(f"{dataset.name} has no training images; train on another --dataset and give --test-dataset")
     if len(identities(dataset.train)) < 2:
-        raise UserError(f"{dataset.name}: fewer than two identities to train on; raise --train-ids, or add more")
+        raise UserError(
+            f"{dataset.name}: fewer than two identities to train on; more --train-ids, fewer --holdout-ids, or add some"
+        )
     return dataset
 
 

@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -47,14 +47,21 @@ class Images:
         self.directory = Path(cfg.data.cache_dir or Path(cfg.data.data_root) / ".cache")
         self.pool = ThreadPoolExecutor(cfg.data.workers, thread_name_prefix=f"read-{name}")
         self.pictures: np.ndarray | None = None  # (N, height, width, 3) uint8 of all paths; None: decode at every use
+        self.sums = np.zeros(len(self.paths), np.uint32)  # checksum of each image
         self.unchecked = np.zeros(len(self.paths), bool)  # images in a file whose checksum is not compared yet
-        bad = None
+        self.bad: dict[int, str] = {}
         try:
-            bad = self._from_file() if self.paths and cfg.data.disk_gb > 0 else None
+            mapped = bool(self.paths) and cfg.data.disk_gb > 0 and self._from_file()
         except OSError as error:
             log.warning("warning: no cache of %s in --cache-dir %s: %s", name, self.directory, error.strerror or error)
-        self.bad: dict[int, str] = self._without_file() if bad is None else bad
-        self._refuse(self.bad)
+            mapped = False
+        if not mapped:
+            self._without_file()
+        if self.bad and cfg.data.on_bad_image == "refuse":
+            raise UserError(
+                f"{len(self.bad)} of {len(self.paths)} {name} images cannot be used: {summary(self.bad)}. "
+                "--on-bad-image skip goes on without them"
+            )
         self.kept = np.setdiff1d(np.arange(len(self.paths)), list(self.bad))
 
     def __len__(self) -> int:
@@ -97,64 +104,60 @@ class Images:
     def _decode(self, path: str) -> np.ndarray:
         return read_input(path, self.cfg.data)
 
-    def _from_file(self) -> dict[int, str] | None:
-        """Map the file of these images, written first if necessary. Returns the bad ones, or None if it has no room."""
-        pictures, record = (self.directory / f"{self.name}-{self._digest()}{end}" for end in (".npy", ".json"))
-        bad = self._map(pictures, record)
-        if bad is None and self.bytes <= self.cfg.data.disk_gb * 1e9:
+    def _from_file(self) -> bool:
+        """Map the file of these images, written first if necessary; False if it has no room."""
+        file, limit = self.directory / f"{self.name}-{self._digest()}.npy", self.cfg.data.disk_gb * 1e9
+        if not self._map(file) and self.bytes <= limit:
             with lock_directory(self.directory, wait=True, leftovers=f".*-{DIGEST}.*.tmp"):
-                bad = self._map(pictures, record)  # another program may have written it meanwhile
-                if bad is None and make_room(self.directory, self.bytes, self.cfg.data.disk_gb * 1e9):
-                    bad = {}
-                    sums: list[int] = []
-                    with closing(self._decode_all(bad)) as blocks:
-                        write_rows(pictures, len(self.paths), checksummed(blocks, sums))
-                    write_json(record, {"bad": list(bad.items()), "crc": sums})  # last, as it makes the file valid
-                    self._map(pictures, record)
-        return bad
+                # another program may have written it meanwhile
+                if not self._map(file) and make_room(self.directory, self.bytes, limit):
+                    write_rows(file, len(self.paths), self._decode_all())
+                    about = {"bad": list(self.bad.items()), "crc": self.sums.tolist()}
+                    write_json(file.with_suffix(".json"), about)  # last, as it makes the file valid
+                    self._map(file)
+        return self.pictures is not None
 
-    def _map(self, pictures: Path, record: Path) -> dict[int, str] | None:
-        """Map a valid file and return the bad images; None if there is none."""
+    def _map(self, file: Path) -> bool:
+        """Map the file if it is valid."""
+        record, shape = file.with_suffix(".json"), (len(self.paths), self.height, self.width, 3)
         try:
             about = json.loads(record.read_text())
             bad, sums = dict(about["bad"]), np.array(about["crc"], np.uint32)
-            mapped = np.asarray(np.lib.format.open_memmap(pictures, mode="c"))
-            fits = mapped.shape == (len(sums), self.height, self.width, 3) and mapped.dtype == np.uint8
+            mapped = np.asarray(np.lib.format.open_memmap(file, mode="c"))
         except PermissionError:
             raise
         except Exception:  # missing, or damaged: a header may raise anything
-            return None
-        if not fits or len(sums) != len(self.paths):
-            return None
-        self.pictures, self.sums, self.file = mapped, sums, pictures
+            return False
+        if mapped.shape != shape or mapped.dtype != np.uint8 or sums.shape != shape[:1]:
+            return False
+        self.pictures, self.sums, self.file, self.bad = mapped, sums, file, bad
         self.unchecked = np.ones(len(sums), bool)
         with suppress(OSError):  # a file of another user
             os.utime(record)  # the time of its last use
         if self.bytes <= self.cfg.data.cache_gb * 1e9 and hasattr(os, "posix_fadvise"):
-            with open(pictures, "rb") as file:  # read it in order now, not at random later
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-        return bad
+            with open(file, "rb") as opened:  # read it in order now, not at random later
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+        return True
 
-    def _without_file(self) -> dict[int, str]:
-        """Decode all images, into memory if they fit there; returns the bad ones."""
-        bad: dict[int, str] = {}
+    def _without_file(self) -> None:
+        """Decode all images, into memory if they fit there."""
         if self.bytes <= self.cfg.data.cache_gb * 1e9:
             self.pictures = np.empty((len(self.paths), self.height, self.width, 3), np.uint8)
-        with closing(self._decode_all(bad)) as blocks:
-            for number, block in enumerate(blocks):
-                if self.pictures is not None:
-                    self.pictures[number * BLOCK : number * BLOCK + len(block)] = block
-        return bad
+        for number, block in enumerate(self._decode_all()):
+            if self.pictures is not None:
+                self.pictures[number * BLOCK : number * BLOCK + len(block)] = block
 
-    def _decode_all(self, bad: dict[int, str]) -> Iterator[np.ndarray]:
-        """All images in blocks; bad ones are black, with their reasons in `bad`. Raises UserError at the end."""
+    def _decode_all(self) -> Iterator[np.ndarray]:
+        """All images in blocks; bad ones are black, with their reasons in `bad`."""
 
         def attempt(index: int) -> np.ndarray:
             try:
-                return self._decode(self.paths[index])
+                image = self._decode(self.paths[index])
             except UserError as error:
-                bad[index] = str(error)
-                return np.zeros((self.height, self.width, 3), np.uint8)
+                self.bad[index] = str(error)
+                image = np.zeros((self.height, self.width, 3), np.uint8)
+            self.sums[index] = zlib.crc32(image)
+            return image
 
         total = len(self.paths)
         with tqdm(total=total, desc=f"read {self.name}", unit="img", leave=False, disable=None) as bar:
@@ -162,14 +165,6 @@ class Images:
                 block = np.stack(list(self.pool.map(attempt, range(start, min(start + BLOCK, total)))))
                 bar.update(len(block))
                 yield block
-        self._refuse(bad)
-
-    def _refuse(self, bad: dict[int, str]) -> None:
-        if bad and self.cfg.data.on_bad_image == "refuse":
-            raise UserError(
-                f"{len(bad)} of {len(self.paths)} {self.name} images cannot be used: {summary(bad)}. "
-                "--on-bad-image skip goes on without them"
-            )
 
     def _digest(self) -> str:
         """Of all that the images depend on: the files (path, size, time of change), the input size, the decoder."""
@@ -185,13 +180,6 @@ class Images:
                 state = "missing"
             digest.update(f"{os.path.abspath(path)}\0{state}\n".encode(errors="surrogatepass"))
         return digest.hexdigest()[:16]
-
-
-def checksummed(blocks: Iterable[np.ndarray], sums: list[int]) -> Iterator[np.ndarray]:
-    """The blocks; `sums` gets the checksum of each image in them."""
-    for block in blocks:
-        sums += map(zlib.crc32, block)
-        yield block
 
 
 def summary(texts: dict[int, str]) -> str:

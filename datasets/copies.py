@@ -11,16 +11,11 @@ from datasets.images import read_bytes
 from utils.errors import UserError
 
 
-def equal_files(first: Iterable[str], second: Iterable[str]) -> dict[str, str]:
+def equal_files(*sides: Iterable[str]) -> dict[str, str]:
     """Digest of each file of two lists that has an equal one in the other list; only files of equal size are read."""
-    sides, sizes = [set(first), set(second)], defaultdict(lambda: (set(), set()))
-    for number, paths in enumerate(sides):
-        for path in paths:
-            sizes[_size(path)][number].add(path)
-    digests: list[dict[str, str]] = [{}, {}]
-    for both in (both for size, both in sizes.items() if size > 0 and all(both)):
-        for digest, paths in zip(digests, both, strict=True):
-            digest |= {path: _digest(path) for path in paths}
+    sizes = [{path: _size(path) for path in side} for side in sides]
+    shared = set(sizes[0].values()) & set(sizes[1].values()) - {0}
+    digests = [{path: _digest(path) for path, size in side.items() if size in shared} for side in sizes]
     common = set(digests[0].values()) & set(digests[1].values()) - {""}
     return {path: key for digest in digests for path, key in digest.items() if key in common}
 
@@ -47,34 +42,27 @@ def ignore_own_pictures(dataset: ReIDDataset) -> ReIDDataset:
     under one more camera, which is the query's too, so that the scores ignore it for this query only.
     """
     key = equal_files((s.path for s in dataset.query), (s.path for s in dataset.gallery))
-    queries = defaultdict(list)
+    labels = defaultdict(set)  # by digest: identities and cameras of its queries
     for s in dataset.query:
         if s.path in key:
-            queries[key[s.path]].append(s)
-
-    def counts(s: Sample) -> bool:
-        return any((q.pid, q.camid) != (s.pid, s.camid) for q in queries[key[s.path]])
-
-    copies = {s for s in dataset.gallery if s.path in key and counts(s)}
+            labels[key[s.path]].add((s.pid, s.camid))
+    copies = {s for s in dataset.gallery if s.path in key and labels[key[s.path]] != {(s.pid, s.camid)}}
     if not copies:
         return dataset
-    gallery = [s for s in dataset.gallery if s not in copies]
-    words = (
+    query, gallery = dataset.query, [s for s in dataset.gallery if s not in copies]
+    if _queries_with_match(query, gallery, {}) < _queries_with_match(query, dataset.gallery, key):
+        first = 1 + max(s.camid for s in query + dataset.gallery)
+        camera = {digest: number for number, digest in enumerate(labels, first)}
+        own = {(key[s.path], s.pid) for s in query if s.path in key}
+        kept = [s for s in dataset.gallery if s.path not in key or (key[s.path], s.pid) in own]
+        query, gallery = (
+            [s._replace(camid=camera[key[s.path]]) if s.path in key else s for s in samples]
+            for samples in (query, kept)
+        )  # fmt: skip
+    note = (
         f"{len(copies)} of {len(dataset.gallery)} gallery images are copies of queries, which are never their own match"
     )
-    if _queries_with_match(dataset.query, gallery, {}) < _queries_with_match(dataset.query, dataset.gallery, key):
-        camera = {
-            k: number for number, k in enumerate(queries, 1 + max(s.camid for s in dataset.query + dataset.gallery))
-        }
-
-        def under_one_camera(s: Sample) -> Sample:
-            return s._replace(camid=camera[key[s.path]]) if s.path in key else s
-
-        query = [under_one_camera(s) for s in dataset.query]
-        own = {(key[s.path], s.pid) for s in query if s.path in key}
-        kept = (s for s in dataset.gallery if s.path not in key or (key[s.path], s.pid) in own)
-        dataset, gallery = replace(dataset, query=query), [under_one_camera(s) for s in kept]
-    return replace(dataset, gallery=gallery, test_note=join_notes(dataset.test_note, words))
+    return replace(dataset, query=query, gallery=gallery, test_note=join_notes(dataset.test_note, note))
 
 
 def _queries_with_match(query: Sequence[Sample], gallery: Sequence[Sample], key: dict[str, str]) -> int:

@@ -7,7 +7,6 @@ The raw release is one MATLAB file with all images (HDF5, from MATLAB 7.3), and 
 
 import importlib
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,9 @@ from tqdm import tqdm
 
 from datasets.base import ReIDDataset, Sample
 from datasets.layouts import check_counts, find_base, match_images, read_layout
+from datasets.new_directory import new_directory
 from utils.errors import UserError
+from utils.files import reading
 from utils.logging import log
 
 NAMES = ("cuhk03-np", "CUHK03-NP", "cuhk03_np", "cuhk03/cuhk03-np", "cuhk03", "CUHK03", ".")
@@ -102,18 +103,13 @@ def extract(mat: Path, boxes: str) -> Path:
     if folder.exists():
         return folder
     log.info("writing the %s images of %s to %s, once", boxes, mat, folder)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run with the same process number
     try:
-        partial.mkdir()
-        for name, image in tqdm(_images(mat, boxes), desc=f"CUHK03 {boxes}", unit="img", leave=False, disable=None):
-            (partial / name).write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
-        partial.rename(folder)
+        with new_directory(folder) as partial:
+            for name, image in tqdm(_images(mat, boxes), desc=f"CUHK03 {boxes}", unit="img", leave=False, disable=None):
+                (partial / name).write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
     except OSError:
         if not folder.exists():  # otherwise another process was faster, with the same images
             raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
@@ -155,11 +151,8 @@ def read_config(file: Path) -> dict[str, list[tuple[str, int]]]:
 @contextmanager
 def _open(mat: Path) -> Iterator[Any]:
     h5py = _import("h5py", "h5py", mat)
-    try:
-        with h5py.File(mat, "r") as file:
-            yield file
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{mat} is damaged or not CUHK03's ({error}); unpack cuhk03_release.zip again") from error
+    with reading(mat, "unpack cuhk03_release.zip again"), h5py.File(mat, "r") as file:
+        yield file
 
 
 def _import(module: str, package: str, file: Path) -> Any:

@@ -3,9 +3,12 @@
 import os
 from pathlib import Path
 
-from datasets.layouts import PICTURES
 from utils.errors import UserError
 from utils.logging import log
+
+# Formats that cannot be read here are listed like the others, so that they are refused by name, not overlooked.
+PICTURES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff",
+            ".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".dng", ".cr2", ".nef"}  # fmt: skip
 
 
 def list_pictures(place: str | Path) -> list[Path]:
@@ -30,23 +33,22 @@ def find_pictures(folder: str | Path) -> tuple[list[str], int]:
     Pictures are recognised by their suffix. Hidden files and folders are skipped. Links are followed, and every folder
     is entered once, however many links lead to it. Raises UserError where a folder cannot be read.
     """
-    pictures, others, entered = [], 0, {os.path.realpath(folder)}
+    pictures, others, top = [], 0, Path(folder).resolve()
+    entered = {str(place) for place in (top, *top.parents)}
 
     def unreadable(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
 
     for base, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
-        real = {name: os.path.realpath(os.path.join(base, name)) for name in sorted(folders) if name[0] != "."}
-        folders[:] = []
-        for name, place in real.items():
-            if place not in entered:
+        found, folders[:] = sorted(name for name in folders if name[0] != "."), []
+        for name in found:
+            if (place := os.path.realpath(os.path.join(base, name))) not in entered:
                 entered.add(place)
                 folders.append(name)
+        below = Path(base).relative_to(folder)
         for name in files:
-            if name[0] == ".":
-                continue
-            if Path(name).suffix.lower() in PICTURES:
-                pictures.append(Path(os.path.relpath(os.path.join(base, name), folder)).as_posix())
+            if name[0] != "." and os.path.splitext(name)[1].lower() in PICTURES:
+                pictures.append((below / name).as_posix())
             else:
-                others += 1
+                others += name[0] != "."
     return sorted(pictures), others

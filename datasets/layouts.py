@@ -1,18 +1,15 @@
 """What the datasets share: folders under several names, labels in file names, list files, and published counts."""
 
-import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets.base import ReIDDataset, Sample
+from datasets.folder import find_pictures
 from utils.errors import UserError
 from utils.logging import log
 
-IMAGES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-# Formats that cannot be read here are listed like the others, so that they are refused by name, not overlooked.
-PICTURES = IMAGES | {".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".dng", ".cr2", ".nef"}
 JUNK = -1  # boxes that are neither a person to find nor a distractor: dropped, as the protocols say
 MARKET_NAME = r"(-?\d+)_c(\d+)"  # 0002_c1s1_000451_03.jpg; some names end in .jpg.jpg
 MARKET_EXAMPLE = "0002_c1s1_000451_03.jpg"
@@ -33,13 +30,6 @@ def find_base(title: str, root: str | Path, names: Sequence[str], needed: str) -
     )
 
 
-def require_folder(path: Path) -> Path:
-    """`path`. Raises UserError when it is not a folder."""
-    if not path.is_dir():
-        raise UserError(f"{path} is missing; unpack the dataset again so that it has this folder")
-    return path
-
-
 def check_counts(title: str, dataset: ReIDDataset, published: Mapping[str, tuple[int, int]]) -> ReIDDataset:
     """Warn where a split does not have the published numbers of images and pids (0, the distractors, counts as one)."""
     for split, (images, ids) in published.items():
@@ -54,10 +44,10 @@ def check_counts(title: str, dataset: ReIDDataset, published: Mapping[str, tuple
     return dataset
 
 
-def read_layout(name: str, base: Path) -> ReIDDataset:
-    """A dataset in Market-1501's folders and file names. Raises UserError where a folder is missing or empty."""
+def read_layout(name: str, base: Path, folders: Mapping[str, str] = MARKET_FOLDERS) -> ReIDDataset:
+    """A dataset in three folders with Market-1501's file names. Raises UserError where one is missing or empty."""
     dataset = ReIDDataset(name)
-    for split, folder in MARKET_FOLDERS.items():
+    for split, folder in folders.items():
         found = match_images(base / folder, MARKET_NAME, MARKET_EXAMPLE)
         samples = [Sample(path, int(match[1]), int(match[2])) for path, match in found]
         setattr(dataset, split, drop_below(0 if split == "gallery" else 1, samples, base / folder))
@@ -76,24 +66,19 @@ def drop_below(lowest: int, samples: list[Sample], where: object) -> list[Sample
 def match_images(folder: Path, pattern: str, example: str) -> list[tuple[str, re.Match[str]]]:
     """Path and match of each image whose name begins with `pattern`; warns of other pictures in the folder or below it.
 
-    Raises UserError, which shows `example`, when the folder is missing or has no such image.
+    In the order of the names, which decides ties. Raises UserError, which shows `example`, when the folder is missing
+    or has no such image.
     """
-    require_folder(folder)
-    found = [(str(path), match) for path in list_images(folder) if (match := re.match(pattern, path.name))]
-    if not found:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is missing; unpack the dataset again so that it has this folder")
+    found = {name: re.match(pattern, name) for name in find_pictures(folder)[0]}
+    others = [name for name, match in found.items() if not match or "/" in name]
+    if len(others) == len(found):
         raise UserError(f"{folder} holds no image named like {example}; is it the right folder?")
-    files = (os.path.join(base, name) for base, _, names in os.walk(folder) for name in names if name[0] != ".")
-    pictures = {path for path in files if os.path.splitext(path)[1].lower() in PICTURES}
-    others = sorted(pictures.difference(path for path, _ in found))
     if others:
         warnings.warn(
             f"{folder}: {len(others)} images are left out, as they are not named like {example} or lie in a further "
             f"folder, such as {others[0]}",
             stacklevel=2,
         )
-    return found
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Image files by name: their order decides ties. Hidden ones are skipped, as macOS adds ._x.jpg to x.jpg."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES and path.name[0] != ".")
+    return [(str(folder / name), match) for name, match in found.items() if match and "/" not in name]

@@ -28,13 +28,16 @@ class TrainLoader:
     """
 
     def __init__(self, cfg: Config, samples: list[Sample], rank: int = 0, world_size: int = 1):
-        self.cfg, self.rank = cfg, rank
+        size, unit = cfg.data.batch_size, world_size * (cfg.data.images_per_id if "pk" in cfg.data.sampler else 1)
+        if size % unit:
+            raise UserError(f"--batch-size {size} does not split over {world_size} processes; use a multiple of {unit}")
+        self.cfg, self.share = cfg, slice(size * rank // world_size, size * (rank + 1) // world_size)
         self.samples, self.images = readable(cfg, samples, "train")
         self.label_map = label_map(self.samples)
         if len(self.label_map) < 2:
             raise UserError("the readable training images show fewer than two identities; restore the others")
         self.labels = torch.tensor([self.label_map[s.pid] for s in self.samples])
-        self.sampler = make_sampler(cfg, self.samples, rank, world_size)
+        self.sampler = make_sampler(cfg, self.samples)
         self.teacher: torch.Tensor | None = None  # features (N, D) float32 of a teacher
 
     def __len__(self) -> int:
@@ -43,12 +46,16 @@ class TrainLoader:
     def epoch(self, epoch: int, device: torch.device, first_step: int = 0) -> Iterator[Batch]:
         """From step `first_step` on: images (B, 3, H, W) float32, labels (B,) int64 and, with a teacher, its features
         (B, D) float32, all on `device`."""
-        batches = list(self.sampler.epoch(epoch))[first_step:]
+        batches = self._batches(epoch)[first_step:]
         for step, (indices, images) in enumerate(self.images.batches(batches, device), first_step):
-            share = {"first": self.rank * len(images), "total": self.cfg.data.batch_size}
+            share = {"first": self.share.start, "total": self.cfg.data.batch_size}
             draws = Draws(self.cfg.run.seed, epoch, step, batch=len(images), **share)
             targets = (to_device(x[indices], device) for x in (self.labels, self.teacher) if x is not None)
             yield augment(images, self.cfg, draws), *targets
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        """The indices of this process's share of each batch."""
+        return [batch[self.share] for batch in self.sampler.epoch(epoch)]
 
     @property
     def teacher_dim(self) -> int:
@@ -57,7 +64,7 @@ class TrainLoader:
 
     def files(self, epoch: int, step: int) -> str:
         """The images of one batch, for a message."""
-        return summary({int(i): self.samples[i].path for i in list(self.sampler.epoch(epoch))[step]})
+        return summary({int(i): self.samples[i].path for i in self._batches(epoch)[step]})
 
 
 class TestLoader:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from datasets.base import ReIDDataset, Sample
-from datasets.layouts import check_counts, find_base, require_folder
+from datasets.layouts import check_counts, find_base
 from datasets.lists import read_list
 
 NAMES = ("MSMT17_V1", "MSMT17_V2", "MSMT17", "msmt17/MSMT17_V1", "msmt17/MSMT17_V2", "msmt17", ".")
@@ -29,8 +29,6 @@ def msmt17(root: str | Path, merge_val: bool = False) -> ReIDDataset:
         rows = read_list(base / f"list_{split}.txt", LINE, EXAMPLE)
         return [Sample(str(base / folder / m[1]), int(m[3]) + first, int(m[2])) for m in rows]
 
-    for folder in (train, test):
-        require_folder(base / folder)
     samples = read("train", train, 1) + (read("val", train, 1) if merge_val else [])
     query, gallery = (read(split, test, 1 + TRAIN_IDS) for split in ("query", "gallery"))
     dataset = ReIDDataset("msmt17_trainval" if merge_val else "msmt17", samples, query, gallery)

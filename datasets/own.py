@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from config import Config
 from datasets.base import ONE_CAMERA, PID_OFFSET, ReIDDataset, Sample, join_notes
-from datasets.layouts import JUNK, MARKET_FOLDERS, PICTURES, drop_below, read_layout
+from datasets.folder import find_pictures
+from datasets.layouts import JUNK, MARKET_FOLDERS, drop_below, read_layout
 from datasets.make import place, test_name, train_names, trains_on_all
-from datasets.subsets import heldout_split
+from datasets.subsets import split_queries
 from utils.errors import UserError
 from utils.files import reading
 from utils.logging import log
@@ -52,7 +53,7 @@ def own(
     words (see `to_numbers`); the identities 0 and -1 are distractors and junk, as in Market-1501.
 
     Without a split, about `test_share` of the identities, drawn by `split_seed`, are kept for the test (0: none, 1:
-    all). Query and gallery of a test side come from `choose_queries`. Raises UserError that says what is missing.
+    all). Query and gallery of a test side come from `split_queries`. Raises UserError that says what is missing.
     """
     path = Path(path)
     absolute = Path(os.path.abspath(path))  # "." has no name
@@ -65,38 +66,30 @@ def own(
     special = {p.identity: key for p in pictures if (key := _key(p.identity)) in (JUNK, 0)}
     people = to_numbers(p.identity for p in pictures if p.identity not in special)
     pids, (camids, camera_names) = people | special, _cameras(pictures, camera_pattern)
-    samples = [Sample(p.path, pids[p.identity], c) for p, c in zip(pictures, camids, strict=True)]
     sides: dict[str, list[Sample]] = {split: [] for split in ("", *SPLITS)}
-    for sample, picture in zip(samples, pictures, strict=True):
-        sides[picture.split].append(sample)
-    for split, some in sides.items():
+    for picture, camid in zip(pictures, camids, strict=True):
+        sides[picture.split].append(Sample(picture.path, pids[picture.identity], camid))
+    for split, samples in sides.items():
         lowest = 1 if split in ("train", "query") else 0
-        sides[split] = drop_below(lowest, some, f"{path}{split and ', '}{split}")
-    drawn, cameras, note = bool(sides[""]), camera_names is not None, ""
+        sides[split] = drop_below(lowest, samples, f"{path}{split and ', '}{split}")
+    drawn, note = bool(sides[""]), ""
     if drawn:
-        tested = draw_identities({pid: identity for identity, pid in people.items()}, test_share, split_seed, str(path))
+        tested = draw_identities(people, test_share, split_seed, str(path))
         share = f"{len(tested)} of {len(set(people.values()))} identities for the test"
         note = f"own split by identity (seed {split_seed}), {share}"
         sides["test"] = [s for s in sides[""] if tested and (s.pid in tested or s.pid == 0)]
         sides["train"] = [s for s in drop_below(0 if tested else 1, sides[""], str(path)) if s.pid not in {0, *tested}]
-    train, (query, gallery) = sides["train"], _test_side(sides, str(path))
+    query, gallery = _test_side(sides, str(path))
     tested = {s.pid for s in query + gallery} - {0}
-    shared = tested & {s.pid for s in train}
-    note = join_notes(note, "" if cameras else NO_CAMERAS)
-    if shared:
+    note = join_notes(note, NO_CAMERAS if camera_names is None else "")
+    if shared := tested & {s.pid for s in sides["train"]}:
         note = join_notes(note, f"{len(shared)} of {len(tested)} test identities are also trained on")
     return ReIDDataset(
-        name,
-        train,
-        query,
-        gallery,
-        drawn=drawn,
-        cameras=cameras,
+        name, sides["train"], query, gallery, drawn=drawn, cameras=camera_names is not None,
         names={pid: identity for identity, pid in people.items() if identity != str(pid)},
-        camera_names=camera_names or {},
-        tracks={p.path: p.track for p in pictures if p.track},
+        camera_names=camera_names or {}, tracks={p.path: p.track for p in pictures if p.track},
         test_note=note if query else "",
-    )
+    )  # fmt: skip
 
 
 # ---- folders and CSV files
@@ -109,9 +102,9 @@ def read_folders(path: Path, levels: str = "auto") -> list[Picture]:
     SITE/NAME), or auto, see `_guess_levels`. Raises UserError where there are no such folders, where `auto` cannot
     decide, or where pictures lie too deep.
     """
-    given = {folder.name.lower(): folder for folder in _list_folder(path)[0]}
+    given = {f.name.lower(): f for f in sorted(path.iterdir()) if f.is_dir() and f.name[0] != "."}
     splits = _name_splits(given, path)
-    others = sorted(folder.name for name, folder in given.items() if splits and name not in splits)
+    others = sorted(given.keys() - splits) if splits else []
     if others:
         warnings.warn(
             f"{path}: {', '.join(others)} next to {', '.join(splits)} is left out; what to test on must be named test",
@@ -126,11 +119,10 @@ def read_folders(path: Path, levels: str = "auto") -> list[Picture]:
         raise UserError(f"{outside[0]} is in no identity's folder, as --folders {levels} expects; move it into one")
     pictures = []
     for split, outer, inner, image in found:
-        if levels == "camera_identity":
-            outer, inner = inner, outer
-        elif levels == "site_identity":
-            outer, inner = f"{outer}/{inner}", ""
-        pictures.append(Picture(image, outer, inner, split, os.path.dirname(image) if inner else ""))
+        identity, camera = (inner, outer) if levels == "camera_identity" else (outer, inner)
+        if levels == "site_identity":
+            identity, camera = f"{outer}/{inner}", ""
+        pictures.append(Picture(image, identity, camera, split, os.path.dirname(image) if camera else ""))
     return pictures
 
 
@@ -155,62 +147,31 @@ def _guess_levels(path: Path, nested: set[tuple[str, str]]) -> str:
     if cameras == [False, True]:
         return "identity_camera"
     if cameras == [True, False] or (2 * returning >= len(inner) and len(outer) < len(inner)):
-        log.info(
-            "%s: the outer folders are read as cameras, the inner ones as identities (%s); if it is the other way "
-            "round: --folders identity_camera; if equal names are different people: --folders site_identity",
-            path,
-            example,
-        )
+        log.info("%s: outer folders are cameras, inner ones identities (%s); if not so, set --folders", path, example)
         return "camera_identity"
     if 2 * returning >= len(inner) or len(nested) < 2 * len(outer) or len(inner) < 3:
         return "identity_camera"
     raise UserError(
-        f"{path} holds folders in folders, like {example}, which may be an identity with its cameras, or a place with "
-        "its identities; choose with --folders identity_camera or --folders site_identity (or camera_identity, where "
-        "the outer folders are cameras)"
+        f"{path} holds folders in folders, like {example}; say what the outer and the inner ones are with --folders "
+        "identity_camera, --folders site_identity or --folders camera_identity"
     )
 
 
 def _list_images(base: Path) -> list[tuple[str, str, str]]:
     """Outer folder, inner folder ("": none) and path of each picture in the folders of `base`."""
-    found = []
-    people, stray = _list_folder(base)
-    for person in people:
-        cameras, images = _list_folder(person)
-        found += [(person.name, "", image) for image in images]
-        for camera in cameras:
-            deeper, images = _list_folder(camera)
-            found += [(person.name, camera.name, image) for image in images]
-            for image in (image for folder in deeper for image in _list_folder(folder)[1]):
-                raise UserError(
-                    f"{image} lies too deep; {base} may hold one folder per identity, these one folder per camera, and "
-                    "no further folders"
-                )
+    places = [(name.split("/"), f"{base}/{name}") for name in find_pictures(base)[0]]
+    if deep := [image for parts, image in places if len(parts) > 3]:
+        raise UserError(f"{deep[0]} lies too deep; {base} may hold folders of identities and in these of cameras only")
+    found = [(parts[0], "".join(parts[1:-1]), image) for parts, image in places if len(parts) > 1]
     if not found:
         raise UserError(
             f"{base} has no folder of an identity with images in it; give one folder per identity, like "
             f"{base / 'ALICE' / '1.jpg'}, or a CSV file with a header, like path,pid,camid and below it "
             f"{base / '1.jpg'},ALICE,CAM1"
         )
-    if stray:
-        warnings.warn(
-            f"{len(stray)} images outside the identities' folders are left out, such as {stray[0]}", stacklevel=2
-        )
+    if stray := [image for parts, image in places if len(parts) == 1]:
+        warnings.warn(f"{len(stray)} images in no identity's folder are left out, such as {stray[0]}", stacklevel=2)
     return found
-
-
-def _list_folder(folder: Path) -> tuple[list[Path], list[str]]:
-    """Folders and images in a folder, by name, without hidden ones and links to a folder that holds the link."""
-    folders, images = [], []
-    for name in sorted(os.listdir(folder)):
-        path = folder / name
-        if name.startswith("."):
-            continue
-        if path.suffix.lower() in PICTURES:
-            images.append(str(path))
-        elif path.is_dir() and not (path.is_symlink() and folder.resolve().is_relative_to(path.resolve())):
-            folders.append(path)
-    return folders, images
 
 
 def read_csv(path: Path, needed: tuple[str, ...] = ("path", "pid")) -> list[Picture]:
@@ -218,22 +179,29 @@ def read_csv(path: Path, needed: tuple[str, ...] = ("path", "pid")) -> list[Pict
     with reading(path, "give a folder, or a CSV saved as UTF-8"):
         text = path.read_text(encoding="utf-8-sig")
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    rows = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
-    found: dict[str, tuple[int, Picture]] = {}  # by absolute path, with the line
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
-        rows.fieldnames = header = [name.strip().lower() for name in rows.fieldnames or []]
-        if not set(needed) <= set(header) or any(header.count(c) > 1 for c in ("path", "pid", *COLUMNS)):
-            raise UserError(f"{path} must begin with a line that names its columns once, like path,pid,camid,split")
-        for row in rows:
-            picture = _parse_row(row, f"{path}, line {rows.line_num}", path.parent, needed)
-            if picture:
-                line, same = found.setdefault(os.path.abspath(picture.path), (rows.line_num, picture))
-                if same[1:] != picture[1:]:
-                    raise UserError(
-                        f"{path}, line {rows.line_num}: {picture.path} is on line {line} with other labels; keep one"
-                    )
+        table = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except csv.Error as error:
-        raise UserError(f"{path}, line {rows.reader.line_num}: {error}") from error
+        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+    (_, header), *rows = [(line, cells) for line, cells in table if any(cells)] or [(1, [])]
+    header = [name.lower() for name in header]
+    if not set(needed) <= set(header) or any(header.count(c) > 1 for c in ("path", "pid", *COLUMNS)):
+        raise UserError(f"{path} must begin with a line that names its columns once, like path,pid,camid,split")
+    found: dict[str, tuple[int, Picture]] = {}  # by absolute path, with the line
+    for line, cells in rows:
+        if len(cells) != len(header):
+            raise UserError(f"{path}, line {line}: its columns are not the header's; put paths with commas in quotes")
+        row = dict.fromkeys(COLUMNS, "") | {"pid": ""} | dict(zip(header, cells, strict=True))
+        if not all(row[column] for column in needed):
+            raise UserError(f"{path}, line {line}: {' or '.join(needed)} is empty")
+        if row["split"].lower() not in ("", *SPLITS, *VALIDATION):
+            raise UserError(f"{path}, line {line}: the split {row['split']!r} is not one of {', '.join(SPLITS)}")
+        image = str(path.parent / row["path"].replace("\\", "/"))  # as Windows writes paths
+        picture = Picture(image, row["pid"], row["camid"], row["split"].lower(), row["track"], row["time"])
+        first, same = found.setdefault(os.path.abspath(image), (line, picture))
+        if same[1:] != picture[1:]:
+            raise UserError(f"{path}, line {line}: {image} is on line {first} with other labels; keep one")
     for column in ("camera", "split", "track", "time"):
         empty = [line for line, picture in found.values() if not getattr(picture, column)]
         if 0 < len(empty) < len(found):
@@ -241,35 +209,14 @@ def read_csv(path: Path, needed: tuple[str, ...] = ("path", "pid")) -> list[Pict
     if not any(map(os.path.exists, found)):
         first = f"such as {next(iter(found))}; paths are relative to the CSV's folder" if found else "it has no rows"
         raise UserError(f"{path} lists no image that exists: {first}")
-    pictures = [picture for _, picture in found.values()]
-    splits = {"": ""} | _name_splits({p.split for p in pictures}, path)
-    kept = [p._replace(split=splits[p.split]) for p in pictures if p.split in splits]
-    if len(kept) < len(pictures):
-        rest = next(p for p in pictures if p.split not in splits)
+    splits = {"": ""} | _name_splits({picture.split for _, picture in found.values()}, path)
+    if rest := [picture for _, picture in found.values() if picture.split not in splits]:
         warnings.warn(
-            f"{len(pictures) - len(kept)} images of the split {rest.split} are left out, such as {rest.path}; what to "
-            "test on must be named test",
+            f"{len(rest)} images of the split {rest[0].split} are left out, such as {rest[0].path}; what to test on "
+            "must be named test",
             stacklevel=2,
         )
-    return kept
-
-
-def _parse_row(row: dict, where: str, folder: Path, needed: tuple[str, ...]) -> Picture | None:
-    """The picture of one row of csv.DictReader, or None for a blank line. `where` is for error messages."""
-    extra = [cell for cell in row.pop(None, []) if cell.strip()]  # cells beyond the header's
-    cells = {column: (value or "").strip() for column, value in row.items()}
-    if not any(cells.values()) and not extra:
-        return None
-    if extra or None in row.values():
-        raise UserError(f"{where}: it has more or fewer columns than the header; put paths with commas in quotes")
-    if not all(cells[column] for column in needed):
-        raise UserError(f"{where}: {' or '.join(needed)} is empty")
-    split = cells.get("split", "").lower()
-    if split not in ("", *SPLITS, *VALIDATION):
-        raise UserError(f"{where}: the split {cells['split']!r} is not one of {', '.join(SPLITS)}")
-    image = folder / cells["path"].replace("\\", "/")  # as Windows writes paths
-    camera, track, time = (cells.get(column, "") for column in ("camid", "track", "time"))
-    return Picture(str(image), cells.get("pid", ""), camera, split, track, time)
+    return [p._replace(split=splits[p.split]) for _, p in found.values() if p.split in splits]
 
 
 # ---- labels
@@ -298,17 +245,17 @@ def _cameras(pictures: list[Picture], pattern: str) -> tuple[Iterable[int], dict
     if pattern == "none":
         return unknown
     try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"--camera-pattern {pattern!r} is not a regular expression: {error}") from error
-    if not compiled.groups:
-        raise UserError(rf"--camera-pattern {pattern!r} needs a group around the camera, like the one in _c(\d+)")
+        grouped = re.compile(pattern).groups > 0
+    except re.error:
+        grouped = False
+    if not grouped:
+        raise UserError(rf"--camera-pattern {pattern!r} is no regular expression with a group, as in _c(\d+)")
     words = [p.camera for p in pictures]
     if any(words) and not all(words):
         without, given = (next(p.path for p in pictures if bool(p.camera) == has) for has in (False, True))
         raise UserError(f"{without} is in no camera's folder, but {given} is; make such folders for all or for none")
-    if not all(words):
-        matches = [compiled.search(os.path.basename(p.path)) for p in pictures]
+    if not any(words):
+        matches = [re.search(pattern, os.path.basename(p.path)) for p in pictures]
         words = [(match[1] or "") if match else "" for match in matches]
         if any(words) and not all(words):
             without = pictures[words.index("")].path
@@ -322,21 +269,21 @@ def _cameras(pictures: list[Picture], pattern: str) -> tuple[Iterable[int], dict
 # ---- the split
 
 
-def draw_identities(people: Mapping[int, str], share: float, seed: int, where: str) -> set[int]:
-    """About a `share` of the identities, pid to name: at least one, and all but two, unless it is 0 or 1.
+def draw_identities(people: Mapping[str, int], share: float, seed: int, where: str) -> set[int]:
+    """About a `share` of the pids of `people`, by their names: at least one, and all but two, unless it is 0 or 1.
 
     Each is drawn by its own name and the seed alone, so that no one changes sides when others are added or removed:
     those who were trained on stay out of the test. Raises UserError where there are fewer than three.
     """
+    values = {pid: _uniform(name, seed) for name, pid in people.items()}
     if share in (0, 1):
-        return set(people) if share else set()
-    if len(people) < 3:
+        return set(values) if share else set()
+    if len(values) < 3:
         raise UserError(
-            f"{where} has {len(people)} identities, and a split needs three or more, two to train on and one to test; "
+            f"{where} has {len(values)} identities, and a split needs three or more, two to train on and one to test; "
             "add some, or use all to train with --test-share 0, or to test with --test-share 1"
         )
-    values = {pid: _uniform(name, seed) for pid, name in people.items()}
-    order = sorted(people, key=lambda pid: (values[pid], pid))
+    order = sorted(values, key=lambda pid: (values[pid], pid))
     count = sum(value < share for value in values.values())
     return set(order[: min(max(count, 1), len(order) - 2)])
 
@@ -355,33 +302,8 @@ def _test_side(sides: dict[str, list[Sample]], where: str) -> tuple[list[Sample]
     if bool(query) != bool(gallery):
         missing, given = ("gallery", "query") if query else ("query", "gallery")
         raise UserError(f"{where} has {given} but no {missing}; add it, or name both of them test to have them chosen")
-    return choose_queries(sides["test"], where) if sides["test"] else (query, gallery)
-
-
-def choose_queries(samples: list[Sample], where: str) -> tuple[list[Sample], list[Sample]]:
-    """Test images to query and gallery by `heldout_split`. If that finds no query, as when each image is its own
-    camera, the query is the first image by path of each identity that two cameras have seen. Distractors are gallery.
-
-    Raises UserError where no identity was seen by two cameras.
-    """
-    distractors, samples = [s for s in samples if s.pid == 0], [s for s in samples if s.pid]
-    try:
-        query, gallery = heldout_split(samples)
-        return query, sorted(gallery + distractors)
-    except UserError:
-        pass  # its advice is for held-out training identities
-    cameras: dict[int, set[int]] = {}
-    for s in samples:
-        cameras.setdefault(s.pid, set()).add(s.camid)
-    first = {s.pid: s for s in sorted(samples, reverse=True) if len(cameras[s.pid]) > 1}
-    if not first:
-        raise UserError(
-            f"{where}: none of {len(cameras)} test identities has images under two cameras (two images, where cameras "
-            f"are unknown), so no query has a match; add images; {ONE_CAMERA}; or leave out the test (--test-share 0, "
-            "if the split is drawn here)"
-        )
-    query = sorted(first.values())
-    return query, sorted({*samples, *distractors} - set(query))
+    fix = f"add images; {ONE_CAMERA}; or leave out the test (--test-share 0, if the split is drawn here)"
+    return split_queries(sides["test"], where, fix) if sides["test"] else (query, gallery)
 
 
 def refuse_another_split(cfg: Config, trained: Config, dataset: ReIDDataset) -> None:

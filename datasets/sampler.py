@@ -1,4 +1,4 @@
-"""Which images make a batch. Every epoch's batches follow from (seed, epoch) alone, on every rank alike."""
+"""Which images make a batch. Every epoch's batches follow from (seed, epoch) alone."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,35 +19,26 @@ class PKSampler:
     proportion to their images; one with fewer than K images gives one group, in which some come twice. If that would
     show less than half of the images, identities return. A batch is P groups of P different identities.
 
-    pids: identity or label of each image, (N,). batch_size: P × K over all ranks; each emits its P / world_size
-    identities of every batch. camids: camera of each image, (N,); with these, a group's images come from as many
-    cameras as its identity allows. Raises UserError for too few identities, or a batch that does not split.
+    pids: identity or label of each image, (N,). batch_size: P × K. camids: camera of each image, (N,); with these, a
+    group's images come from as many cameras as its identity allows. Raises UserError for too few identities.
     """
 
     def __init__(
-        self, pids: Sequence[int], batch_size: int, images_per_id: int,
-        seed: int = 0, rank: int = 0, world_size: int = 1, camids: Sequence[int] | None = None,
+        self, pids: Sequence[int], batch_size: int, images_per_id: int, seed: int = 0,
+        camids: Sequence[int] | None = None,
     ):  # fmt: skip
         self.camids = None if camids is None else np.asarray(camids)
-        self.k = images_per_id
-        self.p, rest = divmod(batch_size, images_per_id)
-        if rest or self.p % world_size:
-            raise UserError(
-                f"--batch-size {batch_size} does not split into identities of {images_per_id} images over "
-                f"{world_size} process(es); use a multiple of {images_per_id * world_size}"
-            )
-        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.p, self.k, self.seed = batch_size // images_per_id, images_per_id, seed
         by_pid = np.argsort(pids, kind="stable")
         first = np.unique(np.asarray(pids)[by_pid], return_index=True)[1]
         self.images_of = np.split(by_pid, first[1:])
         self.groups = np.array([max(len(images) // self.k, 1) for images in self.images_of])
         identities = len(self.images_of)
         if identities < self.p:
-            fitting = range(identities - identities % world_size, 1, -world_size)
-            best = next((p for p in fitting if 2 * self._count_batches(p) * p * self.k >= len(pids)), identities)
+            fitting = (p for p in range(identities, 1, -1) if 2 * self._count_batches(p) * p * self.k >= len(pids))
             raise UserError(
                 f"a batch of {batch_size} with {images_per_id} images per identity needs {self.p} identities, the "
-                f"training set has {identities}; try --batch-size {best * images_per_id}"
+                f"training set has {identities}; try --batch-size {next(fitting, identities) * images_per_id}"
             )
         self.batches = self._count_batches(self.p)
         if 2 * (shown := self.batches * batch_size) < len(pids):
@@ -74,16 +65,14 @@ class PKSampler:
         return self.batches
 
     def epoch(self, epoch: int) -> Iterator[np.ndarray]:
-        """The batches of one epoch (counted from 0): arrays of P/world_size·K image indices, identity by identity."""
+        """The batches of one epoch (counted from 0): arrays of P·K image indices, identity by identity."""
         rng = np.random.default_rng([self.seed, epoch])
         groups = [self._groups(images, number, rng) for images, number in zip(self.images_of, self.groups, strict=True)]
         left = self.groups.copy()
-        share = self.p // self.world_size
         for batches_left in range(self.batches, 0, -1):
             chosen = self._choose(left, batches_left, rng)
             left[chosen] -= 1
-            mine = chosen[self.rank * share : (self.rank + 1) * share]
-            yield np.concatenate([groups[i][left[i]] for i in mine])
+            yield np.concatenate([groups[i][left[i]] for i in chosen])
 
     def _groups(self, images: np.ndarray, needed: int, rng: np.random.Generator) -> np.ndarray:
         """The images of one identity, shuffled, as groups (needed, K); shuffled again when they are used up."""
@@ -121,11 +110,10 @@ def _warn_shown(what: str, shown: int, images: int, fix: str) -> None:
     warnings.warn(f"{what} {shown} of {images} training images ({shown / images:.0%}); {fix}", stacklevel=3)
 
 
-def make_sampler(cfg: Config, samples: Sequence[Sample], rank: int = 0, world_size: int = 1) -> Any:
+def make_sampler(cfg: Config, samples: Sequence[Sample]) -> Any:
     """The sampler of the settings: `len()` batches per epoch, and `epoch(number)` gives their indices."""
-    pids, common = [s.pid for s in samples], (cfg.run.seed, rank, world_size)
+    pids, size, seed = [s.pid for s in samples], cfg.data.batch_size, cfg.run.seed
     if cfg.data.sampler in ("shuffle", "weighted"):
-        sampler = load(f"datasets.shuffle:{cfg.data.sampler.title()}Sampler")
-        return sampler(pids, cfg.data.batch_size, *common)
+        return load(f"datasets.shuffle:{cfg.data.sampler.title()}Sampler")(pids, size, seed)
     camids = [s.camid for s in samples] if cfg.data.sampler == "pk_cameras" else None
-    return PKSampler(pids, cfg.data.batch_size, cfg.data.images_per_id, *common, camids)
+    return PKSampler(pids, size, cfg.data.images_per_id, seed, camids)

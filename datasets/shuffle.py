@@ -13,25 +13,18 @@ class ShuffleSampler:
     Raises UserError when there are fewer images than a batch holds.
     """
 
-    def __init__(self, pids: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
-        if batch_size % world_size:
-            raise UserError(
-                f"--batch-size {batch_size} does not split over {world_size} processes; use a multiple of {world_size}"
-            )
+    def __init__(self, pids: Sequence[int], batch_size: int, seed: int = 0):
         if len(pids) < batch_size:
             raise UserError(f"--batch-size {batch_size} is more than the {len(pids)} training images; lower it")
         self.images, self.batch_size, self.seed = len(pids), batch_size, seed
-        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         return self.images // self.batch_size
 
     def epoch(self, epoch: int) -> Iterator[np.ndarray]:
-        """The batches of one epoch (counted from 0): arrays of batch_size/world_size image indices."""
+        """The batches of one epoch (counted from 0): arrays of batch_size image indices."""
         order = self._order(np.random.default_rng([self.seed, epoch]))
-        share = self.batch_size // self.world_size
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield order[start + self.rank * share : start + (self.rank + 1) * share]
+        yield from np.split(order[: len(self) * self.batch_size], len(self))
 
     def _order(self, rng: np.random.Generator) -> np.ndarray:
         return rng.permutation(self.images)
@@ -43,8 +36,8 @@ class WeightedSampler(ShuffleSampler):
     An epoch is as long as that of ShuffleSampler; images of small identities come several times in it.
     """
 
-    def __init__(self, pids: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1):
-        super().__init__(pids, batch_size, seed, rank, world_size)
+    def __init__(self, pids: Sequence[int], batch_size: int, seed: int = 0):
+        super().__init__(pids, batch_size, seed)
         self.by_pid = np.argsort(pids, kind="stable")
         _, self.first, self.counts = np.unique(np.asarray(pids)[self.by_pid], return_index=True, return_counts=True)
 

@@ -1,5 +1,6 @@
 """Some of the identities of a dataset: cuts of its sides, and a test split from training identities."""
 
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,17 +23,9 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
 
 
 def select_train(dataset: ReIDDataset, holdout_ids: int, train_ids: int) -> ReIDDataset:
-    """Move the last `holdout_ids` training identities to `heldout`, and keep the first `train_ids` (0: all) others.
-
-    Raises UserError when fewer than two identities would remain to be trained on.
-    """
+    """Move the last `holdout_ids` training identities to `heldout`, and keep the first `train_ids` (0: all) others."""
     pids, note = identities(dataset.train), dataset.train_note
     rest = pids[: max(len(pids) - holdout_ids, 0)]
-    if holdout_ids and len(rest) < 2:
-        raise UserError(
-            f"{dataset.name}: --holdout-ids {holdout_ids} of {len(pids)} training identities is not possible; two or "
-            f"more must remain, so hold out at most {max(len(pids) - 2, 0)}"
-        )
     if holdout_ids:
         note = join_notes(note, f"trained without the last {holdout_ids} of {len(pids)} identities")
     kept = rest[: train_ids or None]
@@ -58,23 +51,24 @@ def last_identities(samples: list[Sample], count: int) -> list[Sample]:
     return keep_ids(samples, pids[max(len(pids) - count, 0) :])
 
 
-def heldout_split(samples: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Training images to query and gallery as in Market-1501: one query per identity and camera, the rest gallery.
+def split_queries(samples: list[Sample], where: str, fix: str) -> tuple[list[Sample], list[Sample]]:
+    """Images to query and gallery as in Market-1501: one query per identity and camera, the rest gallery.
 
     The query is the first image by path. A camera's only image of an identity stays in the gallery, for the queries of
-    the other cameras, so that every query has a match. Identities seen by one camera only are distractors. Raises
-    UserError if there is no query.
+    the other cameras, so that every query has a match; where there are only such images, as when each is its own
+    camera, the first image of each identity is its query. Distractors and identities that one camera has seen are
+    gallery. Raises UserError if there is no query.
     """
-    samples = sorted(samples)
-    cameras: dict[int, set[int]] = {}
-    images: dict[tuple[int, int], list[Sample]] = {}
-    for s in samples:
-        cameras.setdefault(s.pid, set()).add(s.camid)
-        images.setdefault((s.pid, s.camid), []).append(s)
-    query = {group[0] for (pid, _), group in images.items() if len(group) > 1 and len(cameras[pid]) > 1}
+    groups: dict[tuple[int, int], list[Sample]] = defaultdict(list)
+    for s in sorted(samples):
+        groups[s.pid, s.camid].append(s)
+    cameras = Counter(pid for pid, _ in groups if pid)
+    seen = [images for (pid, _), images in groups.items() if cameras[pid] > 1]
+    query = {images[0] for images in seen if len(images) > 1}
+    query = query or set({images[0].pid: images[0] for images in reversed(seen)}.values())
     if not query:
         raise UserError(
-            f"none of {len(cameras)} training identities has two images under one camera and another under a second, "
-            "so they give no query; use more identities"
+            f"{where}: none of {len(cameras)} test identities has images under two cameras (two images, where cameras "
+            f"are unknown), so no query has a match; {fix}"
         )
-    return [s for s in samples if s in query], [s for s in samples if s not in query]
+    return sorted(query), sorted(set(samples) - query)

@@ -4,7 +4,7 @@ Vehicles, CVPR 2016)."""
 from pathlib import Path
 
 from datasets.base import ReIDDataset, Sample
-from datasets.layouts import check_counts, find_base, require_folder
+from datasets.layouts import check_counts, find_base
 from datasets.lists import read_list
 
 NAMES = ("VehicleID_V1.0", "VehicleID", "vehicleid", "PKU-VehicleID", "vehicle_id", ".")
@@ -24,7 +24,7 @@ def vehicleid(root: str | Path, size: int) -> ReIDDataset:
     the published ones.
     """
     base = find_base("VehicleID", root, NAMES, f"train_test_split/test_list_{size}.txt")
-    images = require_folder(base / "image")
+    images = base / "image"
 
     def read(name: str) -> list[tuple[str, int]]:
         rows = read_list(base / "train_test_split" / name, LINE, "0000001 1")

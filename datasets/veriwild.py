@@ -4,7 +4,7 @@ Re-Identification in the Wild, CVPR 2019)."""
 from pathlib import Path
 
 from datasets.base import ReIDDataset, Sample
-from datasets.layouts import check_counts, find_base, require_folder
+from datasets.layouts import check_counts, find_base
 from datasets.lists import read_list
 from utils.errors import UserError
 
@@ -23,7 +23,7 @@ def veriwild(root: str | Path, size: int) -> ReIDDataset:
     vehicle_info.txt. The 416,314 images are not looked for. Warns when the counts are not the published ones.
     """
     base = find_base("VERI-Wild", root, NAMES, "train_test_split/vehicle_info.txt")
-    lists, images = base / "train_test_split", require_folder(base / "images")
+    lists, images = base / "train_test_split", base / "images"
     info = lists / "vehicle_info.txt"
     cameras = {match[1]: int(match[2]) for match in read_list(info, INFO, "00001/000001;23;...", skip=1)}
 

@@ -25,7 +25,7 @@ class CenterLoss(nn.Module):
     @torch.no_grad()
     def move(self, features: torch.Tensor, labels: torch.Tensor, lr: float, moved: torch.Tensor | None = None) -> None:
         """One step of plain SGD on this loss for the centers alone; none where the scalar `moved` is 0."""
-        shift = at_least_float32(features) - self.centers.index_select(0, labels)
+        shift = features.to(self.centers.dtype) - self.centers.index_select(0, labels)
         if moved is not None:  # without waiting for the device; 0 × NaN would be NaN
             shift = torch.where(moved > 0, shift, 0.0)
         self.centers.index_add_(0, labels, shift, alpha=2 * lr / len(labels))

@@ -204,12 +204,10 @@ ATTENTION = {
 
 
 def make_attention(name: str, stages: Sequence[int], stage_channels: Sequence[int], ratio: float) -> nn.ModuleDict:
-    """One module per stage in `stages`, under the stage's number as text; none for the name `none`.
+    """One module per stage in `stages`, under the stage's number as text.
 
     stage_channels: widths after the backbone's stages 1, 2, ... Raises UserError for a stage that does not exist.
     """
-    if name == "none":
-        return nn.ModuleDict()
     for stage in stages:
         if not 1 <= stage <= len(stage_channels):
             raise UserError(f"--attention-stages {stage} does not exist; this backbone has 1 to {len(stage_channels)}")

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from config import Config
 from model.heads import LinearHead
 from utils.precision import at_least_float32
 
@@ -15,32 +16,28 @@ class CosineHead(LinearHead):
 
     std = 0.01  # as in fast-reid
 
-    def __init__(self, feature_dim: int, num_classes: int, scale: float):
-        super().__init__(feature_dim, num_classes)
-        self.scale = scale
+    def __init__(self, cfg: Config, width: int, num_classes: int):
+        super().__init__(cfg, width, num_classes)
+        self.scale, self.margin = cfg.model.head_scale, cfg.model.head_margin  # some have no margin
 
     def cosines(self, features: torch.Tensor) -> torch.Tensor:
         with torch.autocast(features.device.type, enabled=False):
             return F.linear(F.normalize(at_least_float32(features)), F.normalize(at_least_float32(self.weight)))
 
-    def plain(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.scale * self.cosines(features)
 
 
 class LearnedCosineHead(CosineHead):
     """CosineHead whose scale is trained."""
 
-    def __init__(self, feature_dim: int, num_classes: int, scale: float):
-        super().__init__(feature_dim, num_classes, scale)
-        self.scale = nn.Parameter(torch.tensor(float(scale)))
+    def __init__(self, cfg: Config, width: int, num_classes: int):
+        super().__init__(cfg, width, num_classes)
+        self.scale = nn.Parameter(torch.tensor(float(self.scale)))
 
 
 class CosFaceHead(CosineHead):
     """The label's cosine minus the margin (Wang et al., CosFace; Wang et al., AM-Softmax; both 2018)."""
-
-    def __init__(self, feature_dim: int, num_classes: int, scale: float, margin: float):
-        super().__init__(feature_dim, num_classes, scale)
-        self.margin = margin
 
     def add_margin(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         target = logits.gather(1, labels[:, None])
@@ -67,9 +64,9 @@ class SubCenterArcFaceHead(ArcFaceHead):
     """ArcFace with several weight vectors per class, the nearest of which counts (Deng et al., Sub-center ArcFace, ECCV
     2020). Those of one class are neighbouring rows."""
 
-    def __init__(self, feature_dim: int, num_classes: int, scale: float, margin: float, sub_centers: int):
-        super().__init__(feature_dim, num_classes * sub_centers, scale, margin)
-        self.out_features, self.sub_centers = num_classes, sub_centers
+    def __init__(self, cfg: Config, width: int, num_classes: int):
+        super().__init__(cfg, width, num_classes * cfg.model.sub_centers)
+        self.out_features, self.sub_centers = num_classes, cfg.model.sub_centers
 
     def cosines(self, features: torch.Tensor) -> torch.Tensor:
         return super().cosines(features).unflatten(1, (-1, self.sub_centers)).amax(2)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.hub import HASH_REGEX, get_dir, load_state_dict_from_url
 
 from config import Config
 from utils.errors import UserError
@@ -150,14 +151,18 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
 
 def download(backbone: nn.Module) -> dict[str, torch.Tensor]:
     """The backbone's ImageNet weights. Raises UserError if it has none, without a network, or for a wrong hash."""
-    if not hasattr(backbone, "imagenet"):
+    source = getattr(backbone, "imagenet", "")
+    if not source:
         raise UserError("this backbone has no ImageNet weights; give --weights none, or a file")
-    weights = backbone.imagenet
+    if callable(source):  # timm's
+        return source()
+    elsewhere = f"download {source} elsewhere and give --weights FILE, or train from scratch with --weights none"
+    if not HASH_REGEX.search(source):
+        raise UserError(f"the ImageNet weights have no hash to check a download by; {elsewhere}")
     try:
-        return weights.get_state_dict(progress=True, check_hash=True)
+        return load_state_dict_from_url(source, map_location="cpu", check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:  # URLError; RuntimeError of torch.hub for a wrong hash
         raise UserError(
-            f"the ImageNet weights {weights} could not be downloaded, or are damaged ({error}); delete the file from "
-            f"{torch.hub.get_dir()}/checkpoints if it is there, download {weights.url} elsewhere and give it with "
-            "--weights FILE, or train from scratch with --weights none"
+            f"the ImageNet weights could not be downloaded, or are damaged ({error}); delete the file from "
+            f"{get_dir()}/checkpoints if it is there, {elsewhere}"
         ) from error

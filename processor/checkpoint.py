@@ -2,9 +2,6 @@
 
 import os
 import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -30,8 +27,7 @@ ABOUT = {"history": [], "epoch": 0, "seconds": 0.0, "command": "", "environment"
 def save_checkpoint(path: str | Path, state: dict[str, Any], keep: int = 1) -> None:
     """Write `state` atomically; the `keep` - 1 files before it are kept as last.1.pth (the newest), last.2.pth, ...
 
-    There is a file `path` at every moment, once there is one. Raises UserError if it cannot be written; the existing
-    files are then unchanged.
+    Raises UserError if it cannot be written; the existing files are then unchanged.
     """
     path = Path(path)
 
@@ -40,19 +36,10 @@ def save_checkpoint(path: str | Path, state: dict[str, Any], keep: int = 1) -> N
             torch.save(state, file)
 
     def keep_older() -> None:
-        if path.exists() and older(path, 1).exists() and path.samefile(older(path, 1)):
-            return  # a write that was killed after this has done it
+        # a kill in here leaves a gap in the numbers, perhaps at `path` itself; the next renaming ends there
         count = next(n for n in range(keep) if n == keep - 1 or not older(path, n).exists())
-        for number in range(count, 1, -1):  # a kill in here leaves a gap in the numbers, at which the renaming ends
+        for number in range(count, 0, -1):
             os.replace(older(path, number - 1), older(path, number))
-        if count:
-            link = path.with_name(f".{path.name}.link.tmp")
-            link.unlink(missing_ok=True)  # of a killed program
-            try:
-                os.link(path, link)  # so that there always is a file `path`
-            except OSError:  # a file system without hard links
-                link = path
-            os.replace(link, older(path, 1))
 
     try:
         write_atomically(path, write, keep_older)
@@ -98,7 +85,6 @@ def read_dict(path: str | Path, keys: Iterable[str]) -> dict[str, Any]:
     """The dict of a checkpoint that has these keys. Raises UserError for any other file."""
     if not Path(path).is_file():
         raise UserError(f"there is no checkpoint {path}" + " but a directory" * Path(path).exists())
-    check_undamaged(path)
     state = load_plain(path)
     if not isinstance(state, dict) or not all(isinstance(state.get(name), dict) for name in MODEL):
         raise UserError(
@@ -123,19 +109,6 @@ def check_values(state: dict[str, Any], path: str | Path) -> None:
             _ = 0.0 + entry["epoch"] + entry.get("images_per_second", 0)  # a TypeError, unless they are numbers
             _ = [0.0 + row[key] for row in scores.values() for key in ("mAP", "mINP", "rank1")]
             _ = scores["plain"] if scores else None
-
-
-def check_undamaged(path: str | Path) -> None:
-    """Raises UserError for a file with other bytes than were written, which torch does not check."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            # torch reads a part with such an attribute as a directory, and fills its tensor with random memory
-            odd = [part.filename for part in archive.infolist() if part.external_attr or part.compress_type]
-            damaged = archive.testzip()
-        if damaged or odd:
-            raise ValueError(f"see its part {damaged or odd[0]}")
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, struct.error, zlib.error) as error:
-        raise UserError(f"{path} is damaged or not a checkpoint ({error})") from error
 
 
 def stored_config(state: dict[str, Any], path: str | Path) -> Config:
@@ -181,15 +154,15 @@ def load_weights(model: ReIDModel, state: dict[str, Any], path: str | Path, cfg:
 
 
 def find_checkpoint(name: str | None, log_dir: str | Path) -> Path:
-    """A checkpoint by its file, its run's directory, its run's name, or None for the latest.
+    """A checkpoint by its file, its run's directory, its run's name, or None for the latest; the one before it if that
+    is just being replaced.
 
     Without any run it is the model that comes with the repository. Raises UserError.
     """
     for path in (Path(name), Path(log_dir) / name) if name else ():
-        if path.is_file():
-            return path
-        for newest in kept_checkpoints(path / LAST):
-            return newest
+        for newest in (*kept_checkpoints(path), *kept_checkpoints(path / LAST)):
+            if newest.is_file():
+                return newest
     if name:
         raise UserError(f"{name} is neither a checkpoint nor a run with a {LAST}; leave it out for the latest run")
     found = [path for run in Path(log_dir).glob("*") for path in kept_checkpoints(run / LAST)[:1]]

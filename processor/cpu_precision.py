@@ -8,7 +8,7 @@ import torch
 from config import Config
 from config.sizes import stages
 from model import ReIDModel
-from processor.precision import autocast
+from processor.precision import autocast, layout
 from utils.logging import log
 
 
@@ -34,8 +34,7 @@ def faster_precision(cfg: Config, model: ReIDModel) -> str:
 
 def step_seconds(cfg: Config, model: ReIDModel, images: int, precision: str) -> float:
     """CPU time of one step, so that other programs do not count; the step before it prepares the convolutions."""
-    batch = torch.randn(images, 3, cfg.data.height, cfg.data.width)
-    batch = batch.contiguous(memory_format=torch.channels_last if cfg.loop.channels_last else torch.contiguous_format)
+    batch = torch.randn(images, 3, cfg.data.height, cfg.data.width).contiguous(memory_format=layout(cfg))
     for _ in range(2):
         start = time.process_time()
         with autocast(batch.device, precision):

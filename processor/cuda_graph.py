@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from utils.errors import reason
 from utils.logging import log
 
 WARMUP = 3  # steps before the recording, in which cuDNN chooses its algorithms
@@ -33,7 +34,7 @@ def capture(network, images: torch.Tensor, targets: Sequence[torch.Tensor]) -> C
             losses, features, labels = network.add_gradient(images, targets)
             values = torch.stack(list(losses.values()))
     except RuntimeError as error:
-        log.warning("warning: no CUDA graph (%s); steps are slower without", str(error).splitlines()[0])
+        log.warning("warning: no CUDA graph (%s); steps are slower without", reason(error))
         state.optimizer.zero_grad(set_to_none=True)
         graph = None
     torch.cuda.current_stream(device).wait_stream(stream)

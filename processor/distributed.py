@@ -26,11 +26,10 @@ from torch import nn
 from config import Config
 from config.config import option
 from processor.ranks import Ranks
-from utils.errors import UserError
+from utils.errors import UserError, reason
 
 TIMEOUT = timedelta(hours=2)  # others wait while one re-ranks a large gallery
 SAY_AFTER, END_AFTER = 60.0, 20.0  # seconds that a process waits for others, see `Waits`
-RENDEZVOUS = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # variables that torchrun sets, besides WORLD_SIZE
 # Settings that may differ between machines: paths and the resources there.
 LOCAL_SETTINGS = {"dataset", "test_dataset", "data_root", "weights", "log_dir", "cache_dir", "cache_gb", "disk_gb"}
 LOCAL_SETTINGS |= {"device", "workers"}
@@ -46,32 +45,28 @@ def join_processes(cfg: Config, environ: Mapping[str, str]) -> Iterator[Ranks]:
     if dist.is_initialized():
         yield DistributedRanks(dist.get_rank(), dist.get_world_size())
         return
-    size = int(environ["WORLD_SIZE"])
-    backend = choose_backend(cfg, environ)
-    place = ":".join(environ[name] for name in RENDEZVOUS[1:])
+    size, backend = int(environ["WORLD_SIZE"]), choose_backend(cfg, environ)
+    place = ":".join(environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
     with Waits() as waits:
         try:
             with waits.on(f"all {size} processes to connect at {place}"):
                 dist.init_process_group(backend, timeout=TIMEOUT)
         except (ValueError, dist.DistError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"the {size} processes could not connect at {place}: {reason}") from error
-        yield from connected(DistributedRanks(dist.get_rank(), size, waits), backend)
-
-
-def connected(ranks: Ranks, backend: str) -> Iterator[Ranks]:
-    """Yields the ranks, and disconnects. Raises UserError if another process ends early."""
-    done = False
-    try:
-        yield ranks
-        done = True
-    except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
-            raise
-        raise UserError("another process has ended, so this one cannot continue; see the other's message") from error
-    finally:
-        if done or backend == "gloo":  # after an error NCCL would wait for the others, and torchrun for this one
-            dist.destroy_process_group()
+            raise UserError(
+                f"the {size} processes of WORLD_SIZE could not connect at {place}: {reason(error)}; start them with "
+                "torchrun, or unset WORLD_SIZE to train in one process"
+            ) from error
+        done = False
+        try:
+            yield DistributedRanks(dist.get_rank(), size, waits)
+            done = True
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+                raise
+            raise UserError("another process has ended, so this one cannot continue; see its message") from error
+        finally:
+            if done or backend == "gloo":  # after an error NCCL would wait for the others, and torchrun for this one
+                dist.destroy_process_group()
 
 
 class Waits:
@@ -126,12 +121,6 @@ class Waits:
 
 def choose_backend(cfg: Config, environ: Mapping[str, str]) -> str:
     """The communication backend; also makes this process's GPU, if any, the current one. Raises UserError."""
-    missing = [name for name in RENDEZVOUS if name not in environ]
-    if missing:
-        raise UserError(
-            f"WORLD_SIZE is {environ['WORLD_SIZE']}, so there should be other processes, but {' and '.join(missing)} "
-            "is not set; start them with torchrun, or unset WORLD_SIZE to train in one process"
-        )
     if not cfg.loop.gather and cfg.data.sampler in ("pk", "pk_cameras"):
         share = cfg.data.batch_size // int(environ["WORLD_SIZE"])
         if share < 2 * cfg.data.images_per_id:

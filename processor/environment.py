@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torchvision
 
-from utils.errors import UserError
+from utils.errors import UserError, reason
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,8 +24,7 @@ def pick_device(name: str) -> torch.device:
         if device.index:  # memory, time and streams are asked of the current device
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name} cannot be used here ({reason}); try auto or cpu") from error
+        raise UserError(f"--device {name} cannot be used here ({reason(error)}); try auto or cpu") from error
     return device
 
 

@@ -11,10 +11,10 @@ import torch
 from tqdm import tqdm
 
 from config import Config
-from datasets.base import ONE_CAMERA, ReIDDataset
+from datasets.base import ONE_CAMERA, ReIDDataset, join_notes
 from datasets.loaders import TestLoader
 from model import ReIDModel
-from processor.precision import autocast
+from processor.precision import autocast, layout
 from processor.ranks import ALONE, Ranks
 from utils.distance import pairwise_distance
 from utils.errors import UserError, printable
@@ -38,24 +38,18 @@ def feature_batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """Embeddings (B, D) float32 of a split in its order; with `flip` also their mean with the mirror images' ones.
 
-    Precision and memory layout are those of the settings. The model is put into evaluation mode, and back.
+    Precision and memory layout are those of the settings. The model is put into evaluation mode.
     """
-    was_training = model.training
     model.eval()
     hidden = None if shown else True  # None: without a terminal
-    bar = tqdm(total=len(loader.samples), desc=loader.images.name, unit="img", leave=False, disable=hidden)
-    try:
-        with bar:
-            for images in loader.batches(device):
-                with torch.no_grad(), autocast(device, cfg.loop.test_precision):
-                    if not cfg.loop.channels_last:
-                        images = images.contiguous()
-                    features = model(images).float()
-                    flipped = (features + model(images.flip(3)).float()) / 2 if flip else None
-                yield features, flipped
-                bar.update(len(images))
-    finally:
-        model.train(was_training)
+    with tqdm(total=len(loader.samples), desc=loader.images.name, unit="img", leave=False, disable=hidden) as bar:
+        for images in loader.batches(device):
+            with torch.no_grad(), autocast(device, cfg.loop.test_precision):
+                images = images.contiguous(memory_format=layout(cfg))
+                features = model(images).float()
+                flipped = (features + model(images.flip(3)).float()) / 2 if flip else None
+            yield features, flipped
+            bar.update(len(images))
 
 
 def extract_features(
@@ -170,14 +164,10 @@ def resolve_protocol(cfg: Config, dataset: ReIDDataset, ranked_lists: bool = Fal
 
 def scores_note(cfg: Config, note: str = "") -> str:
     """What the scores must be read with, after the dataset's note; empty for the full standard protocol."""
-    notes = [note]
+    protocol = f"protocol {cfg.eval.protocol}" if cfg.eval.protocol in (*RANDOM_GALLERIES, "multi_query") else ""
     if cfg.eval.protocol in RANDOM_GALLERIES:
-        notes.append(f"protocol {cfg.eval.protocol}, mean of {cfg.eval.trials} random galleries (seed {cfg.run.seed})")
-    elif cfg.eval.protocol == "multi_query":
-        notes.append(f"protocol {cfg.eval.protocol}")
-    if cfg.eval.rerank and cfg.eval.rerank_note:
-        notes.append(cfg.eval.rerank_note)
-    return "; ".join(filter(None, notes))
+        protocol += f", mean of {cfg.eval.trials} random galleries (seed {cfg.run.seed})"
+    return join_notes(note, protocol, cfg.eval.rerank_note if cfg.eval.rerank else "")
 
 
 # ---- tables and records
@@ -222,8 +212,7 @@ def score_table(values: dict[str, dict[str, float]], note: str = "") -> str:
     for name, row in values.items():
         cells = "".join(f"{row[key]:>8.2f}" if key in row else f"{'-':>8}" for key in columns.values())
         lines.append(f"{name:<{width}}{cells}{row['valid_queries']:>9}")
-    lines += [interval] if (interval := rank1_interval(values)) else []
-    return "\n".join(lines + ([f"note: {printable(note)}"] if note else []))
+    return "\n".join(filter(None, [*lines, rank1_interval(values), note and f"note: {printable(note)}"]))
 
 
 def rank1_interval(values: dict[str, dict[str, float]]) -> str:

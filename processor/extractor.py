@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from datasets.folder import list_pictures
 from datasets.images import read_input, resize
 from processor.checkpoint import find_checkpoint, read_checkpoint, rebuild_model, stored_config
 from processor.environment import pick_device
+from processor.precision import layout
 from utils.errors import UserError
 
 PIL_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "La", "RGBa"}
@@ -63,8 +64,8 @@ class FeatureExtractor:
         self.device = pick_device(device)
         state = read_checkpoint(self.checkpoint)
         self.cfg = stored_config(state, self.checkpoint).replace(**settings).check()
-        self.format = torch.channels_last if self.cfg.loop.channels_last else torch.contiguous_format
-        self.model = rebuild_model(state, self.checkpoint, self.cfg).to(self.device, memory_format=self.format).eval()
+        model = rebuild_model(state, self.checkpoint, self.cfg)
+        self.model = model.to(self.device, memory_format=layout(self.cfg)).eval()
         self.fingerprint = fingerprint(state["model"], self.cfg)
         self.batch_size, self.half, self.flip = batch_size, half, flip
         self.workers, self.progress = workers, progress
@@ -94,7 +95,7 @@ class FeatureExtractor:
         of them raises UserError.
         """
         total = len(pictures) if hasattr(pictures, "__len__") else None
-        hidden = None if self.progress else True  # None: hidden if there is no terminal
+        hidden = None if self.progress else True  # None: without a terminal
         with tqdm(total=total, desc="features", unit="img", leave=False, disable=hidden) as bar:
             for block in self._read(pictures):
                 errors = {place: picture for place, picture in block.items() if isinstance(picture, UserError)}
@@ -117,13 +118,8 @@ class FeatureExtractor:
                 some = {place: as_array(picture, place) for place, picture in islice(source, self.batch_size)}
                 return {place: pool.submit(self._resize, picture) for place, picture in some.items()}
 
-            coming = start_block()
-            try:
-                while coming:
-                    now, coming = coming, start_block()
-                    yield {place: future.result() for place, future in now.items()}
-            finally:
-                pool.shutdown(cancel_futures=True)
+            for now, _next in pairwise(chain(iter(start_block, {}), [None])):
+                yield {place: future.result() for place, future in now.items()}
 
     def _resize(self, picture: Any) -> np.ndarray | UserError:
         data = self.cfg.data
@@ -138,7 +134,7 @@ class FeatureExtractor:
 
     def _features(self, pictures: np.ndarray) -> torch.Tensor:
         """(B, height, width, 3) uint8 to (B, D)."""
-        images = normalise(torch.from_numpy(pictures).to(self.device)).contiguous(memory_format=self.format)
+        images = normalise(torch.from_numpy(pictures).to(self.device)).contiguous(memory_format=layout(self.cfg))
         dtype = torch.bfloat16 if self.device.type == "cpu" else torch.float16
         with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=self.half):
             features = self.model(images).float()

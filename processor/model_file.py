@@ -16,9 +16,10 @@ from datasets.base import Sample
 from datasets.loaders import TestLoader
 from datasets.subsets import spread
 from processor.evaluate import Inference, do_inference, plain_settings
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.files import reading
 from utils.logging import log
+from utils.lookup import package
 
 RT_INFO = "plainreid"  # section in .xml files
 LOW = 0.5  # mAP below which other preprocessing is tried in any case
@@ -78,15 +79,14 @@ OPEN = {".onnx": (open_onnx, "onnxruntime"), ".xml": (open_openvino, "openvino")
 
 def open_file(path: Path, precision: str) -> Network:
     """Raises UserError for a file that is damaged, takes other things than images, or whose runtime is missing."""
-    function, package = OPEN[path.suffix]
+    function, runtime = OPEN[path.suffix]
+    package(runtime, str(path))
     fix = f"give an undamaged {path.suffix} file of a network with one input, images (B, 3, H, W) or (B, H, W, 3)"
     with reading(path, fix):
         try:
             network = function(path, precision)
-        except ImportError as error:
-            raise UserError(f"{path} can be read only with {package}; pip install {package}") from error
         except Exception as error:  # each runtime has kinds of its own
-            raise ValueError(str(error) or type(error).__name__) from error
+            raise ValueError(reason(error)) from error
         if len(network.dims) != 4:
             raise ValueError(f"its input has {len(network.dims)} dimensions, not 4")
     return network
@@ -172,7 +172,7 @@ class FileModel(nn.Module):
             try:
                 self.embedding_dim = self(torch.zeros(1, 3, data.height, data.width)).shape[1]
             except Exception as error:
-                raise ValueError(str(error) or type(error).__name__) from error
+                raise ValueError(reason(error)) from error
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.prepared(images)

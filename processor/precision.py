@@ -34,6 +34,11 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return contextlib.nullcontext() if precision == "float32" else torch.autocast(device.type, DTYPES[precision])
 
 
+def layout(cfg: Config) -> torch.memory_format:
+    """Of images and convolutions."""
+    return torch.channels_last if cfg.loop.channels_last else torch.contiguous_format
+
+
 class Scaler(torch.amp.GradScaler):
     """torch's scaler of the loss (Micikevicius et al., Mixed Precision Training, ICLR 2018). It skips steps with NaN,
     inf or TOO_LARGE in the gradient. In float32 and bf16 the scale is always 1.
@@ -88,8 +93,8 @@ class FiniteStatistics:
         torch._foreach_copy_(self.buffers, [part.view_as(x) for part, x in zip(parts, self.buffers, strict=True)])
 
 
-def configure_torch(cfg: Config, device: torch.device, precision: str) -> str:
-    """Set torch's global switches for this run. Returns a sentence for the log."""
+def configure_torch(cfg: Config, device: torch.device) -> None:
+    """Set torch's global switches for this run."""
     torch.backends.cudnn.allow_tf32 = cfg.loop.tf32
     torch.backends.cuda.matmul.allow_tf32 = False  # distances and scores are always exact
     torch.backends.cudnn.benchmark = not cfg.loop.deterministic
@@ -100,13 +105,6 @@ def configure_torch(cfg: Config, device: torch.device, precision: str) -> str:
         keep_freed_memory()
         # Weights that decay towards 0 become denormal numbers, with which a CPU computes several times as slowly.
         torch.set_flush_denormal(True)
-    words = [f"tests in {cfg.loop.test_precision}"]
-    if device.type == "cuda" and "float32" in (precision, cfg.loop.test_precision):
-        words.append("float32 convolutions in TF32" if cfg.loop.tf32 else "no TF32")
-    words.append("channels last" if cfg.loop.channels_last else "channels first")
-    words.append("fused optimizer" if cfg.loop.fused else "plain optimizer")
-    words += ["compiled"] * cfg.loop.compile + ["deterministic"] * cfg.loop.deterministic
-    return ", ".join(words)
 
 
 def keep_freed_memory() -> None:

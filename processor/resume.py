@@ -15,6 +15,7 @@ from config.config import option
 from processor.checkpoint import LAST, MODEL, kept_checkpoints, load_weights, read_dict, stored_config
 from processor.state import PROGRESS, TrainState
 from utils.errors import UserError
+from utils.files import reading
 from utils.logging import log
 
 TRAINING = ("criterion", "optimizers", "scaler", "rng")  # keys that a checkpoint needs to be resumed
@@ -47,6 +48,7 @@ def restore(state: TrainState) -> None:
     for name in PROGRESS:
         setattr(state, name, stored[name])
     log_changes(state, stored)
+    state.saved = state.epoch, state.step
     if ranks.first:
         rename_damaged(state.directory, path)
     log.info("resumed %s after epoch %d and %d steps", path, state.epoch, state.step)
@@ -76,33 +78,19 @@ def restore_weights(state: TrainState, path: Path, stored: dict[str, Any]) -> No
     if state.average is not None:
         load_weights(state.average, stored, path, state.cfg)
     before = stored_config(stored, path)
-    for name in OPTIMIZER_SETTINGS:
-        if before.get(name) != state.cfg.get(name):
-            raise UserError(
-                f"{path} was trained with {option(name)} {before.get(name)}, not {state.cfg.get(name)}, and the state "
-                "of its optimizer fits no other; leave the setting as it was"
-            )
-    try:
+    with reading(path, "it has other losses or another optimizer; leave their settings as they were"):
+        for name in OPTIMIZER_SETTINGS:
+            if before.get(name) != state.cfg.get(name):
+                raise ValueError(f"{option(name)} was {before.get(name)}")
         state.criterion.load_state_dict(stored["criterion"])
-        optimizer = stored["optimizers"]["model"]  # older checkpoints also have one of the centers, without any state
-        restore_optimizer(state.optimizer, optimizer)
-        for group, stored_group in zip(state.optimizer.param_groups, optimizer["param_groups"], strict=True):
-            group["lr"] = stored_group["lr"]  # set at each step, but a run that is resumed after its end takes none
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path} has other losses or another optimizer than these settings; leave them as they were"
-        ) from error
+        # older checkpoints also have an optimizer of the centers, without any state
+        restore_optimizer(state.optimizer, stored["optimizers"]["model"])
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load the moments from a checkpoint, but keep the present settings (weight decay, momentum).
-
-    Raises ValueError or KeyError when the state has other groups.
-    """
-    if len(optimizer.param_groups) != len(state["param_groups"]):
-        raise ValueError("the state has another number of parameter groups")
+    """Load moments and learning rates from a checkpoint, but keep the present settings (weight decay, momentum)."""
     groups = zip(optimizer.param_groups, state["param_groups"], strict=True)
-    groups = [present | {"params": stored["params"]} for present, stored in groups]
+    groups = [now | {name: old[name] for name in ("params", "lr")} for now, old in groups]
     optimizer.load_state_dict(state | {"param_groups": groups})
 
 

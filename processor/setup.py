@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch.optim import Optimizer
 
 from config import Config
@@ -18,7 +17,7 @@ from loss import Criterion, make_criterion
 from model import ReIDModel, find_backbone, make_model
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import resolve_protocol, scores_note
-from processor.precision import Scaler, configure_torch, resolve_precision
+from processor.precision import Scaler, configure_torch, layout, resolve_precision
 from processor.ranks import ALONE, Ranks, init_distributed
 from processor.signals import StopSignals
 from processor.state import Session, TrainState, has_checkpoint, seed_all
@@ -41,10 +40,9 @@ def start_session(cfg: Config, command: str = "") -> Iterator[Session]:
         ranks.check_same_settings(cfg)
         with ranks.sync_errors():
             device = pick_device(cfg.run.device)
-        precision = resolve_precision(cfg, device)
-        numerics = configure_torch(cfg, device, precision)
+        configure_torch(cfg, device)
         seed_all(cfg.run.seed)
-        yield Session(ranks, signals, device, precision, numerics, ranks.command(command))
+        yield Session(ranks, signals, device, resolve_precision(cfg, device), ranks.command(command))
 
 
 def training_data(cfg: Config, session: Session) -> Loaders:
@@ -66,8 +64,7 @@ def training_model(cfg: Config, session: Session, data: Loaders) -> ReIDModel:
         model = make_model(cfg, len(data.labels))
         if cfg.data.start_sizes:
             load("processor.sizes:check_sizes")(cfg, model)
-    model = ranks.sync_batch_norm(cfg, model, device)
-    model = model.to(device, memory_format=torch.channels_last if cfg.loop.channels_last else torch.contiguous_format)
+    model = ranks.sync_batch_norm(cfg, model, device).to(device, memory_format=layout(cfg))
     ranks.broadcast(model.state_dict().values())
     return model
 
@@ -159,7 +156,6 @@ def log_run(state: TrainState, data: Loaders) -> None:
     environment = ", ".join(f"{name} {value}" for name, value in state.about["environment"].items())
     log.info("run %s, seed %d: %s", state.directory, cfg.run.seed, environment)
     log.info("command: %s", session.command or "(called from Python)")
-    log.info("%s; %s", f"{ranks.size} processes" if ranks.size > 1 else "one process", session.numerics)
     log.info("%s", data.dataset.name)
     log.info(data.dataset.describe())
     log.info(

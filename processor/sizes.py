@@ -11,7 +11,7 @@ from datasets.cache import Images
 from datasets.loaders import Loaders
 from model import ReIDModel
 from processor.state import TrainState
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.logging import log
 
 
@@ -21,17 +21,12 @@ def sized_data(state: TrainState, data: Loaders, epoch: int) -> Loaders:
     if (cfg.data.height, cfg.data.width) == (data.train.images.height, data.train.images.width):
         return data
     log.info("images of %d x %d from here on", cfg.data.height, cfg.data.width)
-    with state.session.ranks.sync_errors(first_alone=True):
-        return resized(data, cfg)
-
-
-def resized(data: Loaders, cfg: Config) -> Loaders:
-    """The same images and batches in the size of these settings. Raises UserError if an image is gone."""
     train, query, gallery = loaders = [copy.copy(x) for x in (data.train, data.query, data.gallery)]
     train.cfg = cfg
-    for loader in loaders:
-        paths = [s.path for s in loader.samples]
-        loader.images = Images(cfg.replace(on_bad_image="refuse"), paths, loader.images.name)
+    with state.session.ranks.sync_errors(first_alone=True):
+        for loader in loaders:
+            paths = [s.path for s in loader.samples]
+            loader.images = Images(cfg.replace(on_bad_image="refuse"), paths, loader.images.name)
     return replace(data, train=train, query=query, gallery=gallery)
 
 
@@ -43,7 +38,7 @@ def check_sizes(cfg: Config, model: ReIDModel) -> None:
             model.eval()(torch.zeros(1, 3, height, width))
         except (RuntimeError, ValueError, AssertionError) as error:
             raise UserError(
-                f"--backbone {cfg.model.backbone} does not take images of {height}x{width} "
-                f"({str(error).partition(chr(10))[0]}); leave --start-sizes out, or choose other sizes"
+                f"--backbone {cfg.model.backbone} does not take images of {height}x{width} ({reason(error)}); leave "
+                "--start-sizes out, or choose other sizes"
             ) from error
     model.train()

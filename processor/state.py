@@ -31,7 +31,6 @@ class Session:
     signals: StopSignals
     device: torch.device
     precision: str  # of training
-    numerics: str  # precision and torch's switches, as a sentence for the log
     command: str = ""  # repeats the run
 
 
@@ -55,19 +54,14 @@ class TrainState:
     seconds: float = 0.0  # of training, in all sessions, without evaluation
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry per finished epoch
     test_seconds: float = 0.0  # of the latest evaluation in this session
-    saved: tuple[int, int] | None = None  # epoch and step of the last checkpoint written here
-    saved_at: float = 0.0  # when that was, and how many seconds it took
+    saved: tuple[int, int] = (0, 0)  # epoch and step of the last checkpoint, or where the session started
+    saved_at: float = field(default_factory=time.perf_counter)  # when that was, and how many seconds it took
     save_seconds: float = 0.0
 
     @property
     def eval_model(self) -> ReIDModel:
         """The model that is evaluated, and that a checkpoint holds as `model`."""
         return self.model if self.average is None else self.average
-
-    @property
-    def best(self) -> tuple[float, int]:
-        """As `best_score`."""
-        return best_score(self.history)
 
     def summary(self) -> dict[str, Any]:
         """The plain values of a checkpoint."""

@@ -23,7 +23,7 @@ from processor.checkpoint import (
 )
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import Inference, do_inference, report, resolve_protocol, result_record, scores_note
-from processor.precision import configure_torch
+from processor.precision import configure_torch, layout
 from processor.ranks import ALONE, Ranks, init_distributed
 from utils.errors import UserError
 from utils.files import write_json
@@ -93,7 +93,7 @@ def prepare_test(
     ranks.check_same_settings(cfg)
     with ranks.sync_errors(first_alone=True):
         device = pick_device(cfg.run.device)
-        configure_torch(cfg, device, cfg.loop.test_precision)
+        configure_torch(cfg, device)
         dataset = dataset or make_test_set(cfg)
         cfg = with_pixel_range(resolve_protocol(cfg, dataset, ranked_lists), dataset)
         if stored and dataset.drawn:
@@ -127,8 +127,7 @@ def tested_model(
         name = f"{cfg.model.backbone} with weights {cfg.model.weights}"
         path = Path(cfg.run.log_dir) / f"weights_{cfg.model.backbone.replace('/', '_')}" / "weights"
         state = ABOUT | {"environment": describe_environment(device)}
-    layout = torch.channels_last if cfg.loop.channels_last else torch.preserve_format
-    return model.to(device, memory_format=layout).eval(), state, path, name
+    return model.to(device, memory_format=layout(cfg)).eval(), state, path, name
 
 
 def do_test(

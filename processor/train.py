@@ -4,23 +4,21 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 import torch
 from torch.optim import Optimizer
-from torchvision.utils import make_grid
 
 from config import Config
-from datasets.augment import to_pixels
 from datasets.loaders import Loaders, TrainLoader
 from loss import Criterion
 from model import ReIDModel
 from processor.checkpoint import LAST
 from processor.evaluate import do_inference, plain_settings, report, resolve_protocol, result_record
-from processor.precision import FiniteStatistics, autocast
+from processor.precision import FiniteStatistics, autocast, layout
 from processor.setup import run_directory, start_session, start_state, training_criterion, training_data, training_model
-from processor.state import Session, TrainState
+from processor.state import Session, TrainState, best_score
 from processor.watch import Progress, Watchers
 from solver import make_optimizer, set_frozen, set_lr
 from utils.errors import Stopped, UserError
@@ -28,11 +26,12 @@ from utils.files import write_json
 from utils.logging import log
 from utils.lookup import load
 
-ESTIMATED = 5  # steps after which the log says how long the run takes
+ESTIMATED = 4  # batches after the first step, after which the log says how long the run takes
 SAVE_SHARE = 0.05  # of the time, for checkpoints: where an epoch takes seconds, there is none after each
 Losses = dict[str, torch.Tensor]  # of one step, as scalars on the device
 Targets = Sequence[torch.Tensor]  # labels (B,) and, with a teacher, its features (B, D)
 Gradient = tuple[Losses, list[torch.Tensor], torch.Tensor]  # a batch's losses, features of each branch, and labels
+Batches = Iterable[Sequence[torch.Tensor]]  # images (B, 3, H, W), labels (B,) and, with a teacher, its features (B, D)
 
 
 def do_train(cfg: Config, command: str = "") -> TrainState:
@@ -61,12 +60,16 @@ def train(
         with contextlib.closing(Watchers(state)) as watchers, session.signals.held(ranks.size > 1):
             evaluated = state.step > 0 or (state.history and "scores" in state.history[-1])  # state is resumed
             if should_evaluate(cfg, state.epoch) and not evaluated:
-                evaluate_epoch(state, data, watchers)
+                # a resumed run may be at the start of the next size
+                evaluate_epoch(state, sized_data(state, data, max(state.epoch - 1, 0)), watchers)
+            for entry in state.history[-1:]:  # the program may have ended between its checkpoint and its events
+                watchers.log_entry(entry)
             while state.epoch < cfg.solver.epochs:
                 data = sized_data(state, data, state.epoch)
                 train_one_epoch(state, network, data.train, watchers)
                 if should_evaluate(cfg, state.epoch):
                     evaluate_epoch(state, data, watchers)
+                watchers.log_entry(state.history[-1])
         if ranks.first:
             write_result(state)
     return state
@@ -90,7 +93,6 @@ class Network:
     def __init__(self, state: TrainState):
         self.state, self.frozen, self.module = state, None, state.model
         self.statistics = FiniteStatistics(state.model)
-        self.group: list[tuple[list[torch.Tensor], torch.Tensor]] = []  # features and labels since the last step
         cfg, session = state.cfg, state.session
         alone = session.ranks.size == cfg.loop.accumulate == 1
         static = not any(getattr(module, "no_cuda_graph", False) for module in state.model.modules())
@@ -100,6 +102,8 @@ class Network:
     def train(self, frozen: bool) -> None:
         """Put the model into training mode, but not a frozen backbone."""
         state = self.state
+        if frozen == self.frozen and state.model.training:  # no evaluation came between
+            return
         set_frozen(state.model, state.optimizer, frozen)
         if frozen != self.frozen:  # DistributedDataParallel must know which weights get a gradient
             self.frozen, self.graph = frozen, None
@@ -121,8 +125,7 @@ class Network:
     def add_gradient(self, images: torch.Tensor, targets: Targets, place: int = 0, group: int = 1) -> Gradient:
         """Forward pass, losses and backward pass."""
         state, cfg, session = self.state, self.state.cfg, self.state.session
-        if not cfg.loop.channels_last:
-            images = images.contiguous()
+        images = images.contiguous(memory_format=layout(cfg))
         # processes exchange the gradients of a group only once
         once = place == group - 1 or session.ranks.size == 1
         with contextlib.nullcontext() if once else self.module.no_sync():
@@ -140,35 +143,25 @@ class Network:
 
 def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, watchers: Watchers) -> None:
     """The rest of the current epoch, then a checkpoint. Losses stay on the device until they are logged."""
-    stop_if_requested(state)
+    save_or_stop(state)
     cfg, session, steps = state.cfg, state.session, len(loader)
-    alone, frozen = session.ranks.size == 1, None
-    recent: list[list[Losses]] = []  # those of the batches of each optimizer step
-    title = f"epoch {state.epoch + 1}/{cfg.solver.epochs}"
-    progress = Progress(title, steps, cfg.data.batch_size, state.step, shown=session.ranks.first)
+    alone = session.ranks.size == 1
+    recent: list[Sequence[Losses]] = []  # those of the batches of each optimizer step
+    progress = Progress(f"epoch {state.epoch + 1}/{cfg.solver.epochs}", steps, cfg.data.batch_size, state.step, session)
     with contextlib.closing(progress), session.signals.held(alone):
-        for images, *targets in progress.waiting(loader.epoch(state.epoch, session.device, first_step=state.step)):
-            place = state.step % cfg.loop.accumulate  # in the group of batches of one optimizer step
-            group = min(cfg.loop.accumulate, steps - state.step + place)  # its length
-            if place == 0:
-                epochs_done = state.epoch + state.step / steps
-                if frozen != (epochs_done < cfg.solver.freeze_epochs):
-                    frozen = epochs_done < cfg.solver.freeze_epochs
-                    network.train(frozen)
-                lr = set_lr(cfg, state.optimizer, epochs_done, steps)
-                recent.append([])
-            if state.epoch == state.step == 0:
-                pixels = torch.from_numpy(to_pixels(images[:32])).movedim(3, 1)
-                watchers.picture("train_batch", make_grid(pixels, padding=0).movedim(0, 2).numpy(), 0)
-            recent[-1].append(train_step(state, network, images, targets, place, group))
-            network.statistics.check()
-            state.step += 1
-            progress.step()
-            if progress.steps == ESTIMATED and not watchers.estimated:
+        batches = progress.waiting(loader.epoch(state.epoch, session.device, first_step=state.step))
+        if state.epoch == state.step == 0:
+            batches = watchers.show_first(batches)
+        while state.step < steps:
+            epochs_done = state.epoch + state.step / steps
+            network.train(frozen=epochs_done < cfg.solver.freeze_epochs)
+            lr = set_lr(cfg, state.optimizer, epochs_done, steps)
+            recent.append(train_step(state, network, batches, min(cfg.loop.accumulate, steps - state.step)))
+            state.step += len(recent[-1])
+            progress.step(len(recent[-1]))
+            if progress.timed >= ESTIMATED and not watchers.estimated:
                 watchers.estimated = True
-                log.info("about %s left", time_left(state, progress, progress.step_seconds))
-            if place < group - 1:
-                continue  # a checkpoint does not hold the gradients of an unfinished group
+                log.info("about %s left", time_left(state, steps, progress.step_seconds))
             session.ranks.broadcast(network.statistics.buffers)  # batch norm that is not synchronized differs
             if state.average is not None:
                 steps_before = state.epoch * -(-steps // cfg.loop.accumulate) + (state.step - 1) // cfg.loop.accumulate
@@ -178,68 +171,55 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
                 add_losses(state, recent, loader)
                 recent = []
                 progress.show(means(state), lr)
+                state.seconds += progress.lap()
                 if not finished:
-                    save_within_epoch(state, progress)
-        finish_epoch(state, progress, lr, watchers)
+                    save_or_stop(state, late=time.perf_counter() - state.saved_at > 60 * cfg.loop.save_minutes)
+        finish_epoch(state, progress, steps, lr)
 
 
-def time_left(state: TrainState, progress: Progress, step_seconds: float) -> timedelta:
-    """Of the rest of the run: training at so many seconds per step of the present size, more for larger images, and
-    tests that take as long as the latest one."""
+def time_left(state: TrainState, steps: int, step_seconds: float) -> timedelta:
+    """Of the rest of the run: epochs of so many steps, at the seconds per step of the present size, more for larger
+    images, and tests that take as long as the latest one."""
     cfg, epochs = state.cfg, state.cfg.solver.epochs
     tests = sum(should_evaluate(cfg, epoch) for epoch in range(state.epoch + 1, epochs + 1))
     left = epochs - state.epoch
     if cfg.data.start_sizes:
         present = state.epoch if state.step else max(state.epoch - 1, 0)
         left = load("config.sizes:epochs_left")(cfg, state.epoch, present)
-    steps = left * (progress.images // progress.batch) - state.step
-    return timedelta(seconds=round(steps * step_seconds + tests * state.test_seconds))
+    return timedelta(seconds=round((left * steps - state.step) * step_seconds + tests * state.test_seconds))
 
 
-def train_step(
-    state: TrainState, network: Network, images: torch.Tensor, targets: Targets, place: int = 0, group: int = 1
-) -> Losses:
-    """The gradient of one batch, and an optimizer step after the last batch of a group.
+def train_step(state: TrainState, network: Network, batches: Batches, number: int = 1) -> Sequence[Losses]:
+    """One step of the optimizer, on the gradient of the next `number` batches, and of the centers of the center loss.
 
-    images (B, 3, H, W) and targets, the labels (B,) and with a teacher its features (B, D): this process's share of
-    the batch. With several batches per group the identity loss is that of one large batch; metric losses mine, and
-    batch norm computes statistics, within each. Returns scalars on the device, so that nothing waits for it: the
-    losses, `finite` (0 for a loss that is NaN or inf), and after a step `moved` (0 if it was skipped because of NaN or
-    inf).
+    batches: this process's share of each. The identity loss is that of one large batch; metric losses mine, and batch
+    norm computes statistics, within each. Returns scalars on the device per batch, so that nothing waits for it: the
+    losses and `finite` (0 for a loss that is NaN or inf); in the last also `moved` (0 if the gradient had NaN or inf
+    and nothing was changed) and, if it is clipped, `grad_norm`, the norm before.
     """
-    if place == 0:
-        network.group = []
-    values, features, labels = network.gradient(images, targets, place, group)
-    network.group.append((features, labels))
-    return values | optimizer_step(state, network) if place == group - 1 else values
-
-
-def optimizer_step(state: TrainState, network: Network) -> Losses:
-    """One step of the optimizer, with the gradient clipped, and of the centers of the center loss.
-
-    Returns `moved`, 0 on the device if the gradient had NaN or inf and nothing was changed, and with clipping
-    `grad_norm`, the norm before it.
-    """
-    cfg, values = state.cfg, {}
+    cfg, ranks, results = state.cfg, state.session.ranks, []
+    for place, (images, *targets) in enumerate(itertools.islice(batches, number)):
+        results.append(network.gradient(images, targets, place, number))
+        network.statistics.check()
+    losses, features, labels = zip(*results, strict=True)
     for weight in state.criterion.learned:  # not part of the parallel model
-        state.session.ranks.all_reduce_mean(weight.grad)
+        ranks.all_reduce_mean(weight.grad)
     state.scaler.unscale_(state.optimizer)
     if cfg.solver.clip_grad > 0:
-        values["grad_norm"] = torch.nn.utils.clip_grad_norm_(state.model.parameters(), cfg.solver.clip_grad)
-    values["moved"] = state.scaler.step_and_update(state.optimizer)
+        losses[-1]["grad_norm"] = torch.nn.utils.clip_grad_norm_(state.model.parameters(), cfg.solver.clip_grad)
+    losses[-1]["moved"] = moved = state.scaler.step_and_update(state.optimizer)
     if state.criterion.centers:
-        features, labels = zip(*network.group, strict=True)
         rows = [torch.cat(x) for x in (*zip(*features, strict=True), labels)]
         if not cfg.loop.gather:
-            rows = [state.session.ranks.gather_batch(x) for x in rows]
-        state.criterion.move_centers(rows[:-1], rows[-1], values["moved"])
-    return values
+            rows = [ranks.gather_batch(x) for x in rows]
+        state.criterion.move_centers(rows[:-1], rows[-1], moved)
+    return losses
 
 
 # ---- the means of an epoch
 
 
-def add_losses(state: TrainState, recent: list[list[Losses]], loader: TrainLoader) -> None:
+def add_losses(state: TrainState, recent: Sequence[Sequence[Losses]], loader: TrainLoader) -> None:
     """Add the losses of the latest steps to the state's sums, except those of steps with NaN or inf.
 
     recent: per optimizer step, those of its batches. Raises UserError after too many consecutive bad steps. One bad
@@ -247,11 +227,11 @@ def add_losses(state: TrainState, recent: list[list[Losses]], loader: TrainLoade
     """
     values = torch.stack([value.double() for group in recent for parts in group for value in parts.values()])
     values = iter(state.session.ranks.all_reduce_mean(values).tolist())  # the only line that waits for the device
-    step, bad = state.step - sum(map(len, recent)), 0
+    step, bad = state.step - sum(map(len, recent)), []
     for group in recent:
         rows = [{name: next(values) for name in parts} for parts in group]
         good = [row.pop("finite") == 1 for row in rows]
-        moved = rows[-1].pop("moved", 1.0) == 1
+        moved = rows[-1].pop("moved") == 1
         if all(good):
             good[-1] = moved
         for row in itertools.compress(rows, good):
@@ -259,28 +239,27 @@ def add_losses(state: TrainState, recent: list[list[Losses]], loader: TrainLoade
                 if math.isfinite(value):  # the norm of a gradient may not be, though the loss is
                     total, count = state.sums.get(name, (0.0, 0))
                     state.sums[name] = (total + value, count + 1)
-        bad += good.count(False)
+        bad += [place for place, fine in enumerate(good, step) if not fine]
         state.bad = 0 if all(good) else state.bad + good.count(False)
         if state.bad >= state.cfg.loop.bad_steps:
-            refuse_bad_steps(state, loader, step + max(i for i, fine in enumerate(good) if not fine))
-        step += len(group)
+            refuse_bad_steps(state, loader, bad[-1])
+        step += len(rows)
     if bad:
         fp16 = "; usual for the first few in fp16" if state.session.precision == "fp16" else ""
-        log.warning("warning: epoch %d: %d steps skipped because of NaN or inf%s", state.epoch + 1, bad, fp16)
+        log.warning("warning: epoch %d: %d steps skipped because of NaN or inf%s", state.epoch + 1, len(bad), fp16)
 
 
 def refuse_bad_steps(state: TrainState, loader: TrainLoader, step: int) -> None:
-    """Raises UserError in the first process that names the images of the last bad step, and ends the others."""
+    """Raises UserError that names the images of the last bad step."""
     files = "; ".join(state.session.ranks.all_gather(loader.files(state.epoch, step)))
-    if not state.session.ranks.first:
-        raise SystemExit(2)
     last = state.directory / LAST
     fix = f"continue with --resume from {last}, saved before them" if last.exists() else "start again"
-    raise UserError(
-        f"the loss or its gradient was NaN or inf in {state.bad} consecutive steps, the last time in epoch "
-        f"{state.epoch + 1}, step {step + 1}, on {files}; lower --lr ({state.cfg.solver.lr}) or raise --warmup-epochs, "
-        f"then {fix}"
-    )
+    with state.session.ranks.sync_errors():  # the other processes end in silence
+        raise UserError(
+            f"the loss or its gradient was NaN or inf in {state.bad} consecutive steps, the last time in epoch "
+            f"{state.epoch + 1}, step {step + 1}, on {files}; lower --lr ({state.cfg.solver.lr}) or raise "
+            f"--warmup-epochs, then {fix}"
+        )
 
 
 def means(state: TrainState) -> dict[str, float]:
@@ -291,36 +270,23 @@ def means(state: TrainState) -> dict[str, float]:
 # ---- checkpoints, evaluation and the end
 
 
-def save_within_epoch(state: TrainState, progress: Progress) -> None:
-    """Save a checkpoint every `save_minutes`, and on a signal to any of the processes, which then stop."""
-    late = progress.since_saved > 60 * state.cfg.loop.save_minutes
-    stops, lates = zip(*state.session.ranks.all_gather((state.session.signals.requested, late)), strict=True)
-    if any(stops) or lates[0]:
-        state.seconds += progress.lap()
-        state.save()
-    stop(state, f"stopped in epoch {state.epoch + 1} after step {state.step}", max(stops))
-
-
-def stop_if_requested(state: TrainState) -> None:
-    """Stop after a signal to any of the processes, between epochs."""
-    number = max(state.session.ranks.all_gather(state.session.signals.requested))
-    if number and state.saved not in (None, (state.epoch, state.step)):
-        state.save()
-    stop(state, f"stopped after epoch {state.epoch}", number)
-
-
-def stop(state: TrainState, message: str, number: int) -> None:
-    """If `number` is a signal's, raise Stopped in the first process and end the others."""
+def save_or_stop(state: TrainState, late: bool = False) -> None:
+    """Save a checkpoint if that is `late` in the first process; after a signal to any of them save one and stop all."""
     ranks = state.session.ranks
+    signals, lates = zip(*ranks.all_gather((state.session.signals.requested, late)), strict=True)
+    number = max(signals)
+    if lates[0] or (number and state.saved != (state.epoch, state.step)):
+        state.save()
     if number:
         ranks.all_gather(None)  # the first is still writing; if another ended now, torchrun or srun would kill it
-        raise Stopped(f"{message}; continue with --resume", 128 + number) if ranks.first else SystemExit(128 + number)
+        place = f"in epoch {state.epoch + 1} after step {state.step}" if state.step else f"after epoch {state.epoch}"
+        stopped = Stopped(f"stopped {place}; continue with --resume", 128 + number)
+        raise stopped if ranks.first else SystemExit(stopped.exit_code)
 
 
-def finish_epoch(state: TrainState, progress: Progress, lr: float, watchers: Watchers) -> None:
+def finish_epoch(state: TrainState, progress: Progress, steps: int, lr: float) -> None:
     """Add the epoch to the history, save a checkpoint, and log one line with the time left."""
     cfg, losses, speed, waiting = state.cfg, means(state), progress.speed, progress.data_share
-    state.seconds += progress.lap()
     state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
     entry = {"epoch": state.epoch, **losses, "lr": lr, "images_per_second": round(speed, 1)}
     entry["data_wait"] = round(waiting, 4)
@@ -330,8 +296,7 @@ def finish_epoch(state: TrainState, progress: Progress, lr: float, watchers: Wat
     late = state.save_seconds < SAVE_SHARE * (time.perf_counter() - state.saved_at)
     if state.session.ranks.all_gather(late or state.epoch == cfg.solver.epochs)[0]:
         state.save()
-    watchers.log_losses(entry)
-    left = time_left(state, progress, progress.batch / speed)
+    left = time_left(state, steps, progress.batch / speed)
     words = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
     place = f"{state.epoch:>{len(str(cfg.solver.epochs))}}/{cfg.solver.epochs}"
     log.info("epoch %s  %s  lr %.1e  %.0f img/s  data %.0f %%  left %s", place, words, lr, speed, 100 * waiting, left)
@@ -341,8 +306,7 @@ def evaluate_epoch(state: TrainState, data: Loaders, watchers: Watchers) -> None
     """Score the model, or its moving average; add the scores to the history, and keep the checkpoint if it is the best
     so far. Only after the last epoch all scores of the settings are computed, before it the plain ones."""
     session, last = state.session, state.epoch >= state.cfg.solver.epochs
-    stop_if_requested(state)
-    data = sized_data(state, data, max(state.epoch - 1, 0))  # a resumed run may be at the start of the next size
+    save_or_stop(state)
     cfg = resolve_protocol(state.cfg if last else plain_settings(state.cfg), data.dataset)
     started = time.perf_counter()
     inference = do_inference(cfg, state.eval_model, data.query, data.gallery, session.device, session.ranks)
@@ -351,14 +315,14 @@ def evaluate_epoch(state: TrainState, data: Loaders, watchers: Watchers) -> None
         log.info("before training:" if state.epoch == 0 else f"after epoch {state.epoch}:")
         values = report(inference, state.about["note"], data.dataset.camera_names)
     values = session.ranks.all_gather(values)[0]
-    best = values["scores"]["plain"]["mAP"] > state.best[0]
+    best = values["scores"]["plain"]["mAP"] > best_score(state.history)[0]
     if state.epoch == 0:
         state.history.append({"epoch": 0})
     state.history[-1] |= values
     with session.signals.held():
         state.save(best)
     if inference is not None:
-        watchers.log_evaluation(cfg, state, data, inference)
+        watchers.draw_evaluation(cfg, state, data, inference)
 
 
 def write_result(state: TrainState) -> None:
@@ -373,6 +337,7 @@ def write_result(state: TrainState) -> None:
     log.info(
         "to report: plain, %s, epoch %d: mAP %.2f, Rank-1 %.2f%s (best.pth, epoch %d, was chosen on the test split)",
         LAST, state.epoch, plain["mAP"], plain["rank1"],
-        f"; before training: {before['mAP']:.2f}, {before['rank1']:.2f}" if before else "", state.best[1],
+        f"; before training: {before['mAP']:.2f}, {before['rank1']:.2f}" if before else "",
+        best_score(state.history)[1],
     )  # fmt: skip
     log.info("files: %s; next: python test.py, python get_vis_result.py, python tools/report.py", state.directory)

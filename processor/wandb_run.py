@@ -4,19 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from config import Config
-from utils.errors import UserError
+from utils.errors import UserError, reason
+from utils.lookup import package
 
 
 def start_wandb(cfg: Config, directory: Path) -> Any:
     """The run at Weights & Biases; a resumed one continues there. Raises UserError without the package or a login."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("--wandb needs the package wandb: pip install wandb; or leave it out") from error
+    wandb = package("wandb", "--wandb")
     identity = f"{directory.name}-{cfg.run.seed}"
     settings = {"project": cfg.loop.wandb, "name": directory.name, "dir": str(directory), "config": cfg.to_dict()}
     try:
         return wandb.init(**settings, id=identity, resume="allow" if cfg.run.resume else None)
     except wandb.Error as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"--wandb {cfg.loop.wandb} cannot start ({reason}); or set WANDB_MODE=offline") from error
+        raise UserError(f"--wandb {cfg.loop.wandb} cannot start ({reason(error)}); try WANDB_MODE=offline") from error

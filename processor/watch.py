@@ -1,17 +1,20 @@
 """What shows the progress of a run: TensorBoard, Weights & Biases, curves, ranked lists, and the progress bar."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from config import Config
+from datasets.augment import to_pixels
 from datasets.loaders import Loaders
 from processor.evaluate import RANDOM_GALLERIES, Inference
-from processor.state import TrainState
+from processor.state import Session, TrainState
 from utils.logging import log
 from utils.lookup import load
 
@@ -20,9 +23,8 @@ class Watchers:
     """Writes losses, scores and pictures to TensorBoard's events in the run's directory and, if asked for, to wandb; in
     the first process only.
 
-    In a resumed run, events after its last checkpoint are removed, and the last entry of its history is logged again,
-    because the program may have ended between the checkpoint and its events. If events cannot be written, a warning
-    says so, and the run continues without them. Raises UserError if wandb cannot start.
+    In a resumed run, events after its last checkpoint are removed. If events cannot be written, a warning says so, and
+    the run continues without them. Raises UserError if wandb cannot start.
     """
 
     def __init__(self, state: TrainState):
@@ -38,28 +40,30 @@ class Watchers:
             log.warning("warning: no events for TensorBoard (%s)", error)
         if state.cfg.loop.wandb:
             self.wandb = load("processor.wandb_run:start_wandb")(state.cfg, state.directory)
-        for entry in state.history[-1:]:
-            self.log_losses(entry)
-            self.log_scores(entry)
 
-    def log_losses(self, entry: dict[str, Any]) -> None:
-        """The scalars of an epoch's entry in the history."""
-        values = {k: v for k, v in entry.items() if k != "epoch" and isinstance(v, (int, float))}
-        self._scalars("train", values, entry["epoch"])
+    def log_entry(self, entry: dict[str, Any]) -> None:
+        """The numbers of an epoch's entry in the history: its losses and, after an evaluation, the scores."""
+        epoch, scores = entry["epoch"], entry.get("scores", {})
+        values = {f"train/{k}": v for k, v in entry.items() if k != "epoch" and isinstance(v, (int, float))}
+        values |= {f"test_{name}/{k}": row[k] for name, row in scores.items() for k in ("mAP", "mINP", "rank1")}
+        self._write(lambda board: [board.add_scalar(name, value, epoch) for name, value in values.items()])
+        if self.wandb:
+            self.wandb.log(values | {"epoch": epoch})
 
-    def log_scores(self, entry: dict[str, Any]) -> None:
-        """The scores in it, if any."""
-        for protocol, row in entry.get("scores", {}).items():
-            self._scalars(f"test_{protocol}", {name: row[name] for name in ("mAP", "mINP", "rank1")}, entry["epoch"])
-
-    def log_evaluation(self, cfg: Config, state: TrainState, data: Loaders, inference: Inference) -> None:
-        """Scores, curves.png, and ranked_lists.png if the settings ask for it and the protocol has ranked lists."""
-        self.log_scores(state.history[-1])
+    def draw_evaluation(self, cfg: Config, state: TrainState, data: Loaders, inference: Inference) -> None:
+        """curves.png, and ranked_lists.png if the settings ask for it and the protocol has ranked lists."""
         if state.epoch:
             load("utils.plots:plot_curves")({state.directory.name: state.history}, state.directory / "curves.png")
         if cfg.loop.ranked_lists and cfg.eval.protocol not in RANDOM_GALLERIES:
             draw_some, path = load("processor.ranked_lists:draw_some"), state.directory / "ranked_lists.png"
             self.picture("ranked_lists", draw_some(cfg, inference, data.query, data.gallery, path), state.epoch)
+
+    def show_first(self, batches: Iterator) -> Iterator:
+        """The batches; the images of the first are drawn as the network sees them."""
+        first = next(batches)
+        pixels = torch.from_numpy(to_pixels(first[0][:32])).movedim(3, 1)
+        self.picture("train_batch", make_grid(pixels, padding=0).movedim(0, 2).numpy(), 0)
+        return itertools.chain([first], batches)
 
     def picture(self, name: str, pixels: np.ndarray, epoch: int) -> None:
         """pixels (H, W, 3) uint8 RGB."""
@@ -71,12 +75,6 @@ class Watchers:
         self._write(lambda board: board.close())
         if self.wandb:
             self.wandb.finish()
-
-    def _scalars(self, group: str, values: dict[str, float], epoch: int) -> None:
-        values = {f"{group}/{name}": value for name, value in values.items()}
-        self._write(lambda board: [board.add_scalar(name, value, epoch) for name, value in values.items()])
-        if self.wandb and values:
-            self.wandb.log(values | {"epoch": epoch})
 
     def _write(self, write: Callable[[Any], None]) -> None:
         if self.board is None:
@@ -100,11 +98,12 @@ def _finished() -> float:
 class Progress:
     """The progress bar of an epoch, and the share of its time that is spent waiting for data."""
 
-    def __init__(self, title: str, steps: int, batch: int, first_step: int, shown: bool):
-        self.images, self.batch, self.steps, self.waited = steps * batch, batch, 0, 0.0
+    def __init__(self, title: str, steps: int, batch: int, first_step: int, session: Session):
+        self.batch, self.steps, self.timed, self.waited = batch, 0, 0, 0.0
         self.started = self.lapped = time.perf_counter()
-        options = {"unit": "img", "leave": False, "disable": None if shown else True}  # None: without a terminal
-        self.bar = tqdm(total=self.images, initial=first_step * batch, desc=title, **options)
+        hidden = None if session.ranks.first else True  # None: without a terminal
+        options = {"initial": first_step * batch, "unit": "img", "leave": False, "disable": hidden}
+        self.bar = tqdm(total=steps * batch, desc=title, **options)
 
     def waiting(self, batches: Iterable) -> Iterator:
         """The batches; the time until each arrives counts as waiting."""
@@ -114,21 +113,19 @@ class Progress:
             yield batch
             before = time.perf_counter()
 
-    def step(self) -> None:
-        self.steps += 1
-        if self.steps == 1:  # it also waits for the first images, and may choose kernels or compile
-            self.first_step = _finished()
-        self.bar.update(self.batch)
+    def step(self, batches: int) -> None:
+        """An optimizer step on so many batches is done."""
+        if self.steps:
+            self.timed += batches
+        else:  # the first also waits for images, and may choose kernels or compile
+            self.first_done = _finished()
+        self.steps += batches
+        self.bar.update(batches * self.batch)
 
     def lap(self) -> float:
         """Seconds since the last call, or since the start."""
         before, self.lapped = self.lapped, time.perf_counter()
         return self.lapped - before
-
-    @property
-    def since_saved(self) -> float:
-        """Seconds since the last lap."""
-        return time.perf_counter() - self.lapped
 
     @property
     def speed(self) -> float:
@@ -137,8 +134,8 @@ class Progress:
 
     @property
     def step_seconds(self) -> float:
-        """Seconds per step, without the first one."""
-        return (_finished() - self.first_step) / (self.steps - 1)
+        """Seconds per batch, without those of the first step."""
+        return (_finished() - self.first_done) / self.timed
 
     @property
     def data_share(self) -> float:

@@ -7,7 +7,7 @@ import torchvision.transforms.v2.functional as vision
 from torchvision.transforms.v2 import AutoAugment, InterpolationMode
 
 from datasets import augment_rare as module
-from datasets.augment import MEAN, STD, Draws, erase_, normalise, pad_crop, random_flip, to_pixels, windows
+from datasets.augment import MEAN, STD, Draws, normalise, pad_crop, random_flip, to_pixels, windows
 from datasets.augment_rare import (
     affine,
     autoaugment,
@@ -16,6 +16,7 @@ from datasets.augment_rare import (
     jitter,
     local_grayscale,
     random_affine,
+    random_erasing,
     random_grayscale,
     random_rotation,
     random_translation,
@@ -31,8 +32,8 @@ FUNCTIONS = {  # every transform with a probability, and for some a magnitude th
     "local grayscale": lambda images, draws, p: local_grayscale(images, p, draws),
     "autoaugment": lambda images, draws, p: autoaugment(images, p, draws),
     "cutout": lambda images, draws, p: cutout(images, p, 0.5, draws),
-    "erasing": lambda images, draws, p: erase_(images.clone(), p, "zero", draws),
-    "erasing, noise": lambda images, draws, p: erase_(images.clone(), p, "random", draws),
+    "erasing": lambda images, draws, p: random_erasing(images, p, "zero", draws),
+    "erasing, noise": lambda images, draws, p: random_erasing(images, p, "random", draws),
 }
 
 
@@ -233,7 +234,7 @@ def test_erased_rectangles_have_the_distribution_of_the_paper():
         "column": lambda y, x, h, w: x,
     }
     for height, width in [(48, 24), (24, 48)]:
-        erased = erase_(ones(8000, height, width), 1.0, "zero", Draws(5, batch=8000)) == 0
+        erased = random_erasing(ones(8000, height, width), 1.0, "zero", Draws(5, batch=8000)) == 0
         assert torch.equal(erased.any(3), erased.all(3))
         found, expected = boxes_of(erased[..., 0]).double().numpy().T, paper_boxes(height, width, 8000).T
         for name, quantity in quantities.items():

@@ -7,6 +7,7 @@ import sys
 import urllib.error
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ from torchvision import models
 
 from config import Config
 from config.config import BOTTLENECKS
-from model.backbones import BACKBONES, find_backbone, resnet_ibn
-from model.backbones.resnet_ibn import ReleasedWeights
+from model import weights
+from model.backbones import BACKBONES, find_backbone
 from model.backbones.vit import resize_positions
 from model.reid import embedding
 from model.weights import load_backbone
@@ -114,10 +115,10 @@ def test_every_backbone_has_the_interface_and_a_map_at_a_sixteenth_with_attentio
         seen = [(channels, r, r // 2) for channels, r in zip(net.stage_channels, rows, strict=True)]
         assert [net.attention[str(n)].seen for n in range(1, len(rows) + 1)] == seen, name
         assert net.stage_channels[-1] == net.out_channels, name
-        assert net.imagenet.url.startswith("https://") and callable(net.imagenet.get_state_dict), name
+        assert net.imagenet.startswith("https://"), name
         if name in TORCHVISION:  # the first version, with a hash in its name to check the download by
-            file = net.imagenet.url.rsplit("/", 1)[1]
-            assert str(net.imagenet).endswith(".IMAGENET1K_V1") and torch.hub.HASH_REGEX.search(file), name
+            expected = models.get_model_weights(name).IMAGENET1K_V1.url
+            assert net.imagenet == expected and torch.hub.HASH_REGEX.search(expected), name
 
 
 @pytest.mark.parametrize(
@@ -221,14 +222,10 @@ def test_vit_resizes_positions_bilinearly_and_uses_them_and_its_class_token():
 
 
 def test_torchvisions_vit_file_has_older_names_and_fits():
-    class Published:
-        def get_state_dict(self, progress: bool, check_hash: bool) -> dict[str, torch.Tensor]:
-            assert check_hash
-            return {k.replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2"): v for k, v in state.items()}
-
     net = deepcopy(built("vit_b_16"))
     state = {k: torch.full_like(v, 0.5) for k, v in net.state_dict().items()}
-    net.imagenet = Published()
+    old = {k.replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2"): v for k, v in state.items()}
+    net.imagenet = lambda: old
     report = load_backbone(net, "imagenet")
     assert not report.missing and not report.skipped and all(v.eq(0.5).all() for v in net.state_dict().values())
 
@@ -423,17 +420,18 @@ def test_imagenet_weights_are_the_authors_release_checked_by_their_hash(tmp_path
     for digits, right in ((hashlib.sha256(content).hexdigest()[:8], True), ("00000000", False)):
         file = tmp_path / f"w-{digits}.pth"
         file.write_bytes(content)
+        net = SimpleNamespace(imagenet=file.as_uri())
         if right:
-            assert torch.equal(ReleasedWeights(file.as_uri()).get_state_dict(False, True)["a"], torch.ones(2))
+            assert torch.equal(weights.download(net)["a"], torch.ones(2))
         else:
-            with pytest.raises(RuntimeError, match="invalid hash"):
-                ReleasedWeights(file.as_uri()).get_state_dict(False, True)
+            with pytest.raises(UserError, match=r"invalid hash.*--weights FILE"):
+                weights.download(net)
 
-    def offline(url: str, progress: bool, check_hash: bool, **_options):
+    def offline(url: str, check_hash: bool, **_options):
         assert check_hash and torch.hub.HASH_REGEX.search(url.rsplit("/", 1)[-1])
         raise urllib.error.URLError("no such host")
 
-    monkeypatch.setattr(resnet_ibn, "load_state_dict_from_url", offline)
+    monkeypatch.setattr(weights, "load_state_dict_from_url", offline)
     for name in THEIRS:
         address = rf"https://github\.com/XingangPan/IBN-Net/releases/download/v1\.0/{name}-[0-9a-f]{{8}}\.pth"
         with torch.device("meta"), pytest.raises(UserError, match=rf"{address}.*--weights FILE"):

@@ -253,7 +253,7 @@ def test_each_copy_gives_the_whole_backbones_map_has_its_own_weights_and_loads_i
 
 def test_imagenet_weights_and_our_own_checkpoints_start_mgn(tmp_path, monkeypatch):
     published = models.resnet18().state_dict()
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_args, **_options: published)
+    monkeypatch.setattr("model.weights.load_state_dict_from_url", lambda *_args, **_options: published)
     cfg = config("mgn", weights="imagenet")
     model = make_model(cfg, 3)
     assert torch.equal(model.backbone.trunk.conv1.weight, published["conv1.weight"])

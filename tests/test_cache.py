@@ -412,7 +412,7 @@ def damage(cfg: Config, split: str, *names: str) -> list[str]:
         elif way == 1:
             path.write_bytes(b"<html>404 Not Found</html>")
         elif way == 2:
-            path.mkdir()
+            path.write_bytes(b"")
         else:
             path.symlink_to("nowhere.jpg" if way == 3 else "/dev/null")
     return list(map(str, paths))

@@ -39,7 +39,6 @@ from model import make_model
 from processor import do_train
 from processor.distributed import DistributedRanks
 from processor.ranks import ALONE, init_distributed
-from processor.train import optimizer_step
 from solver import set_lr
 from utils.errors import UserError
 
@@ -187,14 +186,15 @@ def test_ungathered_metric_losses_are_the_mean_of_the_shares_mined_apart(base, t
         for images, labels in data.train.epoch(0, CPU):
             set_lr(cfg, state.optimizer, len(parts) / 6, 3)
             state.optimizer.zero_grad()
-            network.group = []
+            rows = []
             for half in (slice(4), slice(4, 8)):
                 logits, features = state.model(images[half])
                 loss, losses = state.criterion(logits, features, labels[half])
                 state.scaler.scale(loss / 2).backward()
-                network.group.append(([x.detach() for x in features], labels[half]))
+                rows.append([x.detach() for x in features])
                 parts.append(losses["triplet"].item())
-            optimizer_step(state, network)
+            state.optimizer.step()
+            state.criterion.move_centers([torch.cat(x) for x in zip(*rows, strict=True)], labels)
     assert history[0]["triplet"] == pytest.approx(sum(parts) / 6, rel=1e-5)
     assert history[0]["triplet"] != pytest.approx(alone(base, "metric_ungathered")[1][0]["triplet"], rel=1e-3)
 
@@ -331,7 +331,7 @@ def test_a_process_ends_with_torchrun(base):
 def test_processes_that_cannot_connect_are_refused(base, monkeypatch):
     variables = {"RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
     for environ, changes, words in (
-        ({}, {}, "RANK and MASTER_ADDR and MASTER_PORT is not set"),
+        ({}, {}, "RANK expected, but not set"),
         (variables, {"device": "cuda:1"}, "--device cuda:1"),
         (variables, {"backend": "nccl"}, "--backend nccl"),
         (variables | {"RANK": "zero"}, {}, "x:1"),

@@ -18,8 +18,9 @@ from helpers import ROOT, start_training
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from config import PRESETS, Config, load_preset
+from config import Config, load_preset
 from config.config import METRIC_LOSSES, SETTINGS
+from config.presets import describe_presets
 from datasets.cache import Images
 from processor.environment import pick_device
 from processor.evaluate import do_inference, score_features
@@ -220,15 +221,12 @@ def train_and_evaluate(cfg: Config) -> tuple[list[float], Any]:
     """The losses of an epoch, in which nothing waits but the log, and the scores."""
     state, network, data = start_training(cfg)
     network.train(frozen=False)
-    recent: list[list[dict[str, torch.Tensor]]] = []
+    recent, batches = [], data.train.epoch(0, state.session.device)
     GPU.waits.clear()
-    for images, *targets in data.train.epoch(0, state.session.device):
-        place = state.step % cfg.loop.accumulate
-        recent += [[]] if place == 0 else []
-        recent[-1].append(train_step(state, network, images, targets, place, cfg.loop.accumulate))
-        network.statistics.check()
-        state.step += 1
-        if state.average is not None and place == cfg.loop.accumulate - 1:
+    while state.step < len(data.train):
+        recent.append(train_step(state, network, batches, cfg.loop.accumulate))
+        state.step += len(recent[-1])
+        if state.average is not None:
             update_average(cfg, state.average, state.model, state.step)
     assert not GPU.waits
     add_losses(state, recent, data.train)
@@ -241,7 +239,7 @@ SOON = ("demo",)  # the others take seconds
 
 
 @pytest.mark.parametrize(
-    "preset", [*SOON, *(pytest.param(x, marks=pytest.mark.slow) for x in PRESETS if x not in SOON)]
+    "preset", [*SOON, *(pytest.param(x, marks=pytest.mark.slow) for x in describe_presets() if x not in SOON)]
 )
 def test_the_steps_of_a_preset_wait_for_nothing(preset, tmp_path, gpu):
     losses, inference = train_and_evaluate(config(tmp_path, preset))

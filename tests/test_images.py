@@ -16,8 +16,8 @@ import pytest
 from helpers import ROOT
 from PIL import Image, ImageOps
 
+from datasets.folder import PICTURES
 from datasets.images import read_image
-from datasets.layouts import IMAGES
 from utils.errors import UserError
 
 HEIGHT, WIDTH = 24, 16
@@ -196,7 +196,7 @@ def test_hundreds_of_damaged_files_are_read_or_refused_by_name(tmp_path):
     assert all(what == "read" for name, what in found.items() if name.startswith("whole_"))
     assert not [name for name, what in found.items() if name.startswith("cut") and what == "read"]
     assert 150 < sum(what == "refused" for what in found.values()) < expected - 100
-    assert {Path(name).suffix for name in found} <= IMAGES
+    assert {Path(name).suffix for name in found} <= PICTURES
 
 
 def claims(size: int) -> dict[str, bytes]:

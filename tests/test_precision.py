@@ -86,7 +86,7 @@ def test_losses_and_gradients_of_20_steps_in_bf16_are_near_those_of_float32(larg
         half.model.load_state_dict(full.model.state_dict())
         half.criterion.load_state_dict(full.criterion.state_dict())
         pairs = ((full, full_network), (half, half_network), (alone, alone_network))
-        exact, rounded, own = (train_step(*pair, images, [labels]) for pair in pairs)
+        (exact,), (rounded,), (own,) = (train_step(*pair, [(images, labels)]) for pair in pairs)
         assert rounded["loss"] != exact["loss"]
         assert rounded["loss"].item() == pytest.approx(exact["loss"].item(), rel=0.02)
         assert own["loss"].item() == pytest.approx(exact["loss"].item(), rel=0.06)
@@ -204,13 +204,12 @@ def test_a_cpu_flushes_denormal_numbers():
 
     torch.set_flush_denormal(False)
     assert tenth() > 0
-    configure_torch(Config(), CPU, "float32")
+    configure_torch(Config(), CPU)
     assert tenth() == 0
 
 
 def test_deterministic_runs_end_with_bit_identical_weights(tiny):
     runs = [do_train(tiny.replace(epochs=1, eval_first=False, deterministic=True, name=name)) for name in "ab"]
-    assert "deterministic" in (runs[0].directory / "train.log").read_text()
     first, second = ([*run.model.state_dict().values(), *run.criterion.state_dict().values()] for run in runs)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -231,7 +230,7 @@ def test_a_compiled_model_trains_as_the_plain_one(tiny, monkeypatch):
     runs = [ready(cfg.replace(compile=c), "float32", str(c)) for c in (False, True)]
     (plain, plain_network, batches), (compiled, compiled_network, _) = runs
     for images, labels in batches[:2]:
-        expected, found = (train_step(run, network, images, [labels]) for run, network, _ in runs)
+        (expected,), (found,) = (train_step(run, network, [(images, labels)]) for run, network, _ in runs)
         assert found["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-3)
     assert plain_network.module is plain.model and compiled_network.module is not compiled.model
     assert next(iter(compiled.model.state_dict())) == next(iter(plain.model.state_dict()))  # names as without

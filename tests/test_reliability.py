@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import ROOT, arguments, done, program, save_features, save_model
 
 import processor.train
 from processor import do_train
-from processor.checkpoint import kept_checkpoints, read_checkpoint, save_checkpoint
+from processor.checkpoint import find_checkpoint, kept_checkpoints, read_checkpoint, save_checkpoint
 from processor.distributed import choose_backend
 from processor.setup import run_directory
 from processor.signals import StopSignals
@@ -32,8 +33,9 @@ def test_diverged_weights_replace_no_good_checkpoint_and_the_message_names_it(ti
     cfg = tiny.replace(epochs=4, width_multiplier=0.25, log_every=1, save_minutes=0, bad_steps=6, eval_every=9)
     real = processor.train.train_step
 
-    def diverge(state, network, images, *args):
-        return real(state, network, images * float("nan") if (state.epoch, state.step) > (1, 0) else images, *args)
+    def diverge(state, network, batches, number):
+        (images, labels), factor = next(batches), float("nan") if (state.epoch, state.step) > (1, 0) else 1
+        return real(state, network, [(images * factor, labels)], number)
 
     monkeypatch.setattr(processor.train, "train_step", diverge)
     last = Path(cfg.run.log_dir) / "demo" / "last.pth"
@@ -42,6 +44,21 @@ def test_diverged_weights_replace_no_good_checkpoint_and_the_message_names_it(ti
     states = [read_checkpoint(path) for path in kept_checkpoints(last)]
     assert [(s["epoch"], s["step"], s["bad"]) for s in states] == [(1, 1, 0), (1, 0, 0)]
     assert all(x.isfinite().all() for x in states[0]["model"].values())
+
+
+def test_a_checkpoint_can_be_found_at_every_moment(tmp_path, monkeypatch):
+    path, seen = tmp_path / "last.pth", []
+    state = {"model": {"x": torch.zeros(3)}, "config": {}, "labels": {}}
+    save_checkpoint(path, state | {"epoch": 0}, keep=3)
+    for name in ("replace", "fsync", "unlink"):
+        real = getattr(os, name)
+        seek = lambda: seen.append(read_checkpoint(find_checkpoint(str(path), "."))["epoch"])  # noqa: E731
+        monkeypatch.setattr(os, name, lambda *a, real=real, seek=seek: (seek(), real(*a), seek()))
+    for epoch in range(1, 6):
+        save_checkpoint(path, state | {"epoch": epoch}, keep=3)
+    assert len(seen) > 20 and seen == sorted(seen)
+    assert [read_checkpoint(p)["epoch"] for p in kept_checkpoints(path)] == [5, 4, 3]
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_no_place_for_files_comes_from_a_checkpoint(tiny, tmp_path):

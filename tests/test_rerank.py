@@ -158,7 +158,7 @@ def test_bad_input_is_refused():
             k_reciprocal(q, g, **parameters)
     for grid in (([3, 0], [2], [0.3]), ([3], [2, 0], [0.3]), ([3], [2], [0.3, 1.5]), ([], [1], [0.3])):
         with pytest.raises(ValueError, match="k1"):
-            k_reciprocal_grid(q, g, *grid)  # before the first step
+            next(k_reciprocal_grid(q, g, *grid))
     broken = g.clone()
     broken[3, 0] = broken[8, 5] = np.nan
     for query, gallery, words in (

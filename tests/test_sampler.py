@@ -70,14 +70,9 @@ def test_pk_uses_all_images_in_proportion_and_spreads_them():
 
 
 def test_wrong_batch_sizes_are_refused_with_one_that_works():
-    for batch_size, world_size, words in [(10, 1, "4 images"), (2, 1, "4 images"), (12, 2, "2 process")]:
-        with pytest.raises(UserError, match=rf"batch-size {batch_size} .* {words}"):
-            PKSampler(pids_of([8] * 8), batch_size, 4, world_size=world_size)
     with pytest.raises(UserError, match=r"needs 16 identities.* has 5; try --batch-size 20"):
         PKSampler(pids_of([8] * 5), 64, 4)
     assert len(PKSampler(pids_of([8] * 5), 20, 4)) == 2
-    with pytest.raises(UserError, match=r"batch-size 10 .* 4 process"):
-        ShuffleSampler(range(50), 10, world_size=4)
     with pytest.raises(UserError, match=r"batch-size 51 .* 50 training images"):
         ShuffleSampler(range(50), 51)
 
@@ -131,11 +126,11 @@ def test_shuffle_gives_each_image_at_most_once_in_full_batches():
 
 
 @pytest.mark.parametrize("name", ["pk", "pk_cameras", "weighted", "shuffle"])
-def test_batches_follow_from_seed_and_epoch_and_ranks_share_them(name):
+def test_batches_follow_from_seed_and_epoch(name):
     samples = [Sample("", int(pid), i % 5) for i, pid in enumerate(pids_of([9] * 20 + [30, 3]))]
 
-    def sampler(seed: int = 3, rank: int = 0, world_size: int = 1):
-        return make_sampler(Config(sampler=name, batch_size=32, images_per_id=4, seed=seed), samples, rank, world_size)
+    def sampler(seed: int = 3):
+        return make_sampler(Config(sampler=name, batch_size=32, images_per_id=4, seed=seed), samples)
 
     assert type(sampler()) is {"weighted": WeightedSampler, "shuffle": ShuffleSampler}.get(name, PKSampler)
     runs = [list(sampler(seed).epoch(epoch)) for seed in (0, 1) for epoch in (0, 1)]
@@ -145,9 +140,3 @@ def test_batches_follow_from_seed_and_epoch_and_ranks_share_them(name):
     left_early = sampler(0)
     next(left_early.epoch(0))  # an epoch that is left early does not change the next
     assert same(list(left_early.epoch(1)), runs[1])
-    for world_size in (1, 2, 4, 8):
-        parts = [sampler(3, rank, world_size) for rank in range(world_size)]
-        assert {len(part) for part in parts} == {len(sampler())}
-        for batch, *shares in zip(epochs(sampler()), *(epochs(part) for part in parts), strict=True):
-            assert {len(share) for share in shares} == {32 // world_size}
-            assert np.array_equal(np.concatenate(shares), batch)

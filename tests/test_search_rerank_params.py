@@ -13,7 +13,7 @@ from helpers import done, program, refused, save_features, save_model
 import utils.rerank
 from datasets.loaders import TestLoader
 from datasets.make import make_dataset
-from datasets.subsets import heldout_split
+from datasets.subsets import split_queries
 from processor import extract_features
 from processor.checkpoint import rebuild_model, save_checkpoint
 from utils.metrics import evaluate_distance
@@ -69,7 +69,7 @@ def test_held_out_identities_are_searched_and_the_options_reproduce_what_test_wo
     assert "6.0 images per person" in shown
 
     dataset = make_dataset(cfg)
-    asked, among = heldout_split(dataset.heldout)
+    asked, among = split_queries(dataset.heldout, "", "")
     among += [s._replace(pid=0) for s in dataset.train]
     query, gallery = (TestLoader(cfg, x, "x") for x in (asked, among))
     state = torch.load(path, weights_only=True)

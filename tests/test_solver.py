@@ -186,7 +186,7 @@ def test_a_restored_optimizer_has_the_moments_of_then_and_the_settings_of_now():
     del state["param_groups"][0]["lr_factor"]  # a checkpoint from before there were groups
     restore_optimizer(now, state)
     assert now.param_groups[0]["lr_factor"] == 1.0
-    with pytest.raises(ValueError, match="parameter group"):
+    with pytest.raises(ValueError, match=r"zip"):
         restore_optimizer(make_optimizer(Config(backbone_lr_factor=0.1), model), state)
 
 

@@ -81,7 +81,7 @@ def test_a_distilled_run_resumes_bit_by_bit(tiny, monkeypatch):
     cfg = short(write_teacher(tiny), teacher_weight=2.0, accumulate=2)
     whole = do_train(cfg.replace(name="whole"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_at(patch, "train_step", 6, fails(KeyboardInterrupt()))
+        stop_at(patch, "train_step", 3, fails(KeyboardInterrupt()))
         do_train(cfg)
     resumed = do_train(cfg.replace(resume=True))
     assert contents(resumed.directory / "last.pth") == contents(whole.directory / "last.pth")

@@ -77,7 +77,7 @@ def killed(monkeypatch, what: str, nth: int):
     monkeypatch.setattr(Watchers, what, method)
 
 
-@pytest.mark.parametrize(("what", "nth"), [("log_losses", 2), ("log_evaluation", 3)])
+@pytest.mark.parametrize(("what", "nth"), [("log_entry", 2), ("draw_evaluation", 3)])
 def test_what_a_kill_kept_from_tensorboard_is_logged_by_the_resumed_run(quick, monkeypatch, what, nth):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         killed(patch, what, nth)

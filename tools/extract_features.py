@@ -108,7 +108,7 @@ def extract_teacher(cfg: Config, options: Options, stored: Stored | None) -> Non
         raise UserError(f"--part {options.part} is for --split test; leave it out")
     setup_logging()
     device = pick_device(cfg.run.device)
-    configure_torch(cfg, device, cfg.loop.test_precision)
+    configure_torch(cfg, device)
     model, _, path, name = tested_model(cfg, stored, device)
     dataset = make_dataset(cfg)
     loader = TestLoader(with_pixel_range(cfg, dataset), dataset.train, "train")

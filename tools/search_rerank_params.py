@@ -28,7 +28,7 @@ from datasets.base import full_note
 from datasets.loaders import TestLoader
 from datasets.make import make_dataset, make_test_set
 from datasets.own import refuse_another_split
-from datasets.subsets import heldout_split, last_identities
+from datasets.subsets import last_identities, split_queries
 from processor.checkpoint import stored_config
 from processor.environment import describe_environment, pick_device
 from processor.evaluate import extract_features, score_table, score_values
@@ -107,7 +107,7 @@ def from_checkpoint(cfg: Config, options: Options, stored: Stored, device: torch
                 "these are not the identities that the checkpoint was trained on and without; leave --dataset, "
                 "--data-root, --train-ids and --holdout-ids as they were in training"
             )
-        query, gallery = heldout_split(chosen)
+        query, gallery = split_queries(chosen, dataset.name, "use more identities")
         which = "held-out training identities of {}, not" if split == "heldout" else "training identities of {},"
         label = f"{len(pids)} {which.format(dataset.name)} seen by the model"
         if options.distractors:

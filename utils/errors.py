@@ -22,6 +22,12 @@ class Stopped(Exception):
         self.exit_code = exit_code
 
 
+def reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
+
+
 def printable(text: object) -> str:
     """The text with line breaks, other control characters and invalid UTF-8 shown as \\n, \\x1b, ...: names and notes
     of others may hold what moves a terminal's cursor, or looks like another line of a log."""

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import pickle
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,13 +15,13 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from utils.errors import UserError
+from utils.errors import UserError, reason
 from utils.logging import log
 
 # What the readers of JSON, CSV, NumPy, zip, pickle and torch files raise for files that are missing or damaged.
 UNREADABLE = (
     OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, RuntimeError, MemoryError,
-    csv.Error, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error,
+    csv.Error, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 
@@ -30,19 +31,26 @@ def reading(path: str | Path, fix: str = "") -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
-        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-        raise UserError(f"{path} cannot be read ({reason.splitlines()[0]})" + (f"; {fix}" if fix else "")) from error
+        raise UserError(f"{path} cannot be read ({reason(error)})" + (f"; {fix}" if fix else "")) from error
 
 
 def load_plain(path: str | Path, allowed: Sequence[Any] = ()) -> Any:
     """torch.load of tensors and plain values only, and of what `torch.serialization.safe_globals` is to allow.
 
-    Raises UserError for any other file, and for a compressed one, which torch does not write.
+    Raises UserError for any other file, for a compressed one, which torch does not write, and for one with other bytes
+    than were written, which torch does not check.
     """
     import torch
 
     with reading(path, "give an undamaged file of torch.save"), torch.serialization.safe_globals(list(allowed)):
         check_unpacked_size(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                # torch reads a part with such an attribute as a directory, and fills its tensor with random memory
+                odd = [part.filename for part in archive.infolist() if part.external_attr]
+                damaged = archive.testzip() or (odd and odd[0])
+            if damaged:
+                raise ValueError(f"its part {damaged} is damaged")
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
@@ -145,15 +153,12 @@ def write_rows(path: str | Path, length: int, parts: Iterable[np.ndarray]) -> No
     """
 
     def write(temporary: Path) -> None:
-        rows, kind = 0, None
+        rows = 0
         with open(temporary, "wb") as file:
-            for part in parts:
-                if kind is None:
-                    kind = part.dtype, part.shape[1:]
+            for number, part in enumerate(parts):
+                if number == 0:
                     header = np.lib.format.header_data_from_array_1_0(part) | {"fortran_order": False}
                     np.lib.format.write_array_header_1_0(file, header | {"shape": (length, *part.shape[1:])})
-                if (part.dtype, part.shape[1:]) != kind:
-                    raise ValueError(f"rows of {part.dtype} {part.shape[1:]} cannot be added to a file of {kind}")
                 file.write(np.ascontiguousarray(part).data)
                 rows += len(part)
         if rows != length:

@@ -14,8 +14,6 @@ from matplotlib.ft2font import FT2Font
 @functools.cache
 def drawable(character: str) -> str:
     """The character, for which another installed font is used if the default one lacks it; without any, its escape."""
-    if " " <= character <= "~" or character == "\n":
-        return character
     family = installed_glyphs().get(ord(character))
     if family is None:
         warnings.warn("some characters of names are in no installed font, and are drawn as \\u0000", stacklevel=2)

@@ -67,7 +67,7 @@ def evaluate_distance(
     """Score a distance matrix (Q, G), such as a re-ranked one. Ids and errors as for `evaluate`."""
     distance = torch.as_tensor(distance).detach()
     if distance.dtype not in (torch.float32, torch.float64):
-        distance = distance.float() if distance.is_floating_point() else distance.double()
+        distance = distance.double()
     if distance.ndim != 2:
         raise ValueError(f"distance must be (Q, G), not {tuple(distance.shape)}")
     rows = _rows_per_block(*distance.shape)
@@ -126,15 +126,15 @@ def _score(block: Callable[[int, int], Tensor], truth: Truth, rows: int, max_ran
         raise ValueError(f"max_rank must be at least 1, not {max_rank}")
     queries = len(truth.number)
     ap, inp, first = (np.full(queries, np.nan) for _ in range(3))
-    counter = load("utils.roc:RocCounter")(truth.num_negatives) if roc else None
+    curve = load("utils.roc:Roc")(truth.num_negatives) if roc else None
     for start in tqdm(range(0, queries, rows), desc="scoring", unit="block", leave=False, disable=None, delay=2):
         stop = min(start + rows, queries)
         distance, (row, column, match) = block(start, stop), truth.of(start, stop)
         distance[row[~match], column[~match]] = torch.nan  # ignored: neither smaller nor larger than anything
         row, column = row[match], column[match]
         ranks, number = _ranks(distance, row, column)
-        if counter:
-            counter.add(distance, row, column)
+        if curve:
+            curve.add(distance, row, column)
         valid = np.flatnonzero(number)
         ranks, number = ranks[valid], number[valid]
         hits = np.arange(1, ranks.shape[1] + 1)
@@ -145,8 +145,7 @@ def _score(block: Callable[[int, int], Tensor], truth: Truth, rows: int, max_ran
     if not valid.any():
         raise ValueError(NO_MATCH)
     cmc = (first[valid, None] <= np.arange(1, max_rank + 1)).mean(0)
-    result = counter.result() if counter else None
-    return Scores(float(ap[valid].mean()), float(inp[valid].mean()), cmc, int(valid.sum()), ap, result, first)
+    return Scores(float(ap[valid].mean()), float(inp[valid].mean()), cmc, int(valid.sum()), ap, curve, first)
 
 
 def _ranks(distance: Tensor, row: Tensor, column: Tensor) -> tuple[np.ndarray, np.ndarray]:

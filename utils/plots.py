@@ -86,8 +86,7 @@ def _draw_more(axis, entries: Sequence[dict[str, Any]], key: str) -> None:
 def plain(words: str) -> str:
     """Text that matplotlib shows literally: $ starts no formula, a leading _ hides nothing from a legend, and what no
     installed font can draw, such as invalid UTF-8 in a file name, is escaped."""
-    if not set(words) <= COMMON:
-        words = "".join(map(load("utils.fonts:drawable"), words))
+    words = "".join(c if c in COMMON else load("utils.fonts:drawable")(c) for c in words)
     return " " * words.startswith("_") + words.replace("$", r"\$")
 
 

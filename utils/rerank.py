@@ -35,12 +35,10 @@ def k_reciprocal(
     """
     _check_parameters(k1, k2, lambda_value)
     features = Features(query, gallery, metric)
-    with torch.no_grad(), exact_products(query.device):
-        found = search(features, max(int(k1) + 1, int(k2)))
-        encodings = encode(features, found, int(k1), int(k2))
-        result = found.original
-        for start, stop, jaccard in jaccard_distances(encodings, features.queries, features.block_bytes):
-            result[start:stop].mul_(lambda_value).add_(jaccard, alpha=1 - lambda_value)
+    found = search(features, max(int(k1) + 1, int(k2)))
+    result = found.original
+    for start, stop, jaccard in jaccard_distances(features, found, int(k1), int(k2)):
+        result[start:stop].mul_(lambda_value).add_(jaccard, alpha=1 - lambda_value)
     return result
 
 
@@ -53,25 +51,16 @@ def k_reciprocal_grid(
     The distances are those of `k_reciprocal`, in a tensor (Q, G) that the next step overwrites. Two more such matrices
     are kept.
     """
-    k1s, k2s, lambda_values = list(k1s), list(k2s), list(lambda_values)
     if not (k1s and k2s and lambda_values):
         raise ValueError("a grid takes one or more values of each of k1, k2 and lambda")
     for combination in product(k1s, k2s, lambda_values):
         _check_parameters(*combination)
-    return _grid(Features(query, gallery, metric), k1s, k2s, lambda_values)  # so that errors are raised at once
-
-
-def _grid(
-    features: "Features", k1s: list[int], k2s: list[int], lambda_values: list[float]
-) -> Iterator[tuple[int, int, float, Tensor]]:
-    with torch.no_grad(), exact_products(features.device):
-        found = search(features, int(max(max(k1s) + 1, max(k2s))))
+    features = Features(query, gallery, metric)
+    found = search(features, int(max(max(k1s) + 1, max(k2s))))
     jaccard, result = torch.empty_like(found.original), torch.empty_like(found.original)
     for k1, k2 in product(k1s, k2s):
-        with torch.no_grad():
-            encodings = encode(features, found, int(k1), int(k2))
-            for start, stop, block in jaccard_distances(encodings, features.queries, features.block_bytes):
-                jaccard[start:stop] = block
+        for start, stop, block in jaccard_distances(features, found, int(k1), int(k2)):
+            jaccard[start:stop] = block
         for lambda_value in lambda_values:
             torch.mul(found.original, lambda_value, out=result).add_(jaccard, alpha=1 - lambda_value)
             yield k1, k2, lambda_value, result
@@ -86,6 +75,11 @@ def _check_parameters(k1: int, k2: int, lambda_value: float) -> None:
 # ---- nearest neighbours
 
 
+def block_bytes(device: torch.device) -> int:
+    """The most bytes of a block."""
+    return BLOCK_BYTES if device.type == "cpu" else GPU_BLOCK_BYTES
+
+
 class Features:
     """Query rows, then gallery rows, as if they were one float32 tensor (N, D), of unit rows for cosine; not copied."""
 
@@ -98,9 +92,8 @@ class Features:
         self.parts = [(query, None), (gallery, None)]  # rows, and the factors that turn them into unit rows
         if metric == "cosine":
             self.parts = [(query, unit_factors(norms[0])), (gallery, unit_factors(norms[1]))]
-        self.block_bytes = BLOCK_BYTES if self.device.type == "cpu" else GPU_BLOCK_BYTES
         # the largest n for which two tiles (n, n) of distances and two (n, D) of features fit: 8 n (n + D) bytes
-        n = int((math.sqrt(self.width**2 + self.block_bytes / 2) - self.width) / 2)
+        n = int((math.sqrt(self.width**2 + block_bytes(self.device) / 2) - self.width) / 2)
         self.step = max(16, n // 64 * 64 if n >= 64 else n)
         # Subtracting the mean changes no distance, but large squares no longer hide small differences.
         self.mean = torch.zeros(self.width, dtype=torch.float32, device=self.device)
@@ -166,7 +159,8 @@ def search(features: Features, count: int) -> Found:
     tiles = [torch.empty(step * step, dtype=torch.float32, device=device) for _ in range(2)]
     parts = features.tiles()
     total = len(parts) * (len(parts) + 1) // 2
-    with tqdm(total=total, desc="neighbours", unit="tile", leave=False, disable=None, delay=2) as bar:
+    bar = tqdm(total=total, desc="neighbours", unit="tile", leave=False, disable=None, delay=2)
+    with exact_products(device), bar:
         for i, (a, b) in enumerate(parts):
             rows, squares = features.tile(a, b, buffers[0])
             for c, d in parts[i:]:
@@ -202,7 +196,7 @@ def order_copies(features: Features, nearest: Tensor, distance: Tensor) -> None:
     members, number = group.argsort(stable=True), group.bincount(minlength=features.size)
     first, place = offsets(number), torch.arange(nearest.shape[1], device=nearest.device)
     changed = (number[group[nearest]] > 1).any(1).nonzero()[:, 0]
-    for rows in changed.split(max(1, features.block_bytes // (8 * len(place) ** 2))):
+    for rows in changed.split(max(1, block_bytes(nearest.device) // (8 * len(place) ** 2))):
         listed = group[nearest[rows]]
         again = (listed[:, :, None] == listed[:, None]).tril(-1).any(2)  # an earlier entry is of the same group
         size = torch.where(again, 0, number[listed])
@@ -245,14 +239,14 @@ def encode(features: Features, found: Found, k1: int, k2: int) -> Encodings:
     """The k-reciprocal encodings V: exp(-distance) on R*, each row summing to 1 (equation 7), averaged over k2 rows."""
     size = features.size
     near = found.nearest[:, : k1 + 1]
-    row, column = expand(near, found.nearest[:, : round(k1 / 2) + 1], features.block_bytes)
+    row, column = expand(near, found.nearest[:, : round(k1 / 2) + 1])
     weight = torch.exp(-_distances_of(features, found, row, column))
     weight /= weight.new_zeros(size).index_add_(0, row, weight)[row]
     encodings = Encodings(offsets(torch.bincount(row, minlength=size)), column, weight)
-    return average(encodings, found.nearest[:, :k2], features.block_bytes) if k2 > 1 else encodings
+    return average(encodings, found.nearest[:, :k2]) if k2 > 1 else encodings
 
 
-def expand(near: Tensor, half: Tensor, block_bytes: int) -> tuple[Tensor, Tensor]:
+def expand(near: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
     """R*(i, k1) of every row i, as rows and columns of its members in ascending order (the paper's equations 3 to 5).
 
     near, half: the k1 + 1 and k1/2 + 1 nearest of each row, (N, ...). R(i, k): the rows among the k + 1 nearest of i
@@ -260,9 +254,9 @@ def expand(near: Tensor, half: Tensor, block_bytes: int) -> tuple[Tensor, Tensor
     are in R(i, k1) already.
     """
     size, width = near.shape
-    mutual, half_mutual = _mutual(near, block_bytes), _mutual(half, block_bytes)
+    mutual, half_mutual = _mutual(near), _mutual(half)
     keys = []
-    for start, stop in _blocks(torch.full((size,), 150 * width * half.shape[1]), block_bytes):
+    for start, stop in _blocks(near.new_full((size,), 150 * width * half.shape[1])):
         rows = slice(start, stop)
         inside = torch.where(mutual[rows], near[rows], size).sort(1).values  # R(i, k1), padded at the end
         theirs = half[near[rows]].flatten(1)  # the half lists of all neighbours
@@ -280,10 +274,10 @@ def expand(near: Tensor, half: Tensor, block_bytes: int) -> tuple[Tensor, Tensor
     return key // size, key % size
 
 
-def _mutual(near: Tensor, block_bytes: int) -> Tensor:
+def _mutual(near: Tensor) -> Tensor:
     """(N, k) bool: is i among the k neighbours of its a-th neighbour?"""
     mutual = torch.empty_like(near, dtype=torch.bool)
-    for start, stop in _blocks(torch.full((len(near),), 20 * near.shape[1] ** 2), block_bytes):
+    for start, stop in _blocks(near.new_full((len(near),), 20 * near.shape[1] ** 2)):
         mine = torch.arange(start, stop, device=near.device)[:, None, None]
         mutual[start:stop] = (near[near[start:stop]] == mine).any(-1)
     return mutual
@@ -297,19 +291,19 @@ def _distances_of(features: Features, found: Found, row: Tensor, column: Tensor)
     wanted = row * features.size + column
     place = torch.searchsorted(key, wanted).clamp_(max=len(key) - 1)
     distance = found.distance.gather(1, order).flatten()[place]
-    step = max(1, features.block_bytes // (64 * max(features.width, 1)))
+    step = max(1, block_bytes(row.device) // (64 * max(features.width, 1)))
     for missing in (key[place] != wanted).nonzero().flatten().split(step):
         difference = features[row[missing]] - features[column[missing]]
         distance[missing] = (difference.square_().sum(1) / found.farthest[row[missing]]).clamp_(max=1)
     return distance
 
 
-def average(encodings: Encodings, nearest: Tensor, block_bytes: int) -> Encodings:
+def average(encodings: Encodings, nearest: Tensor) -> Encodings:
     """Local query expansion: each encoding becomes the mean of those of its k2 nearest rows (equation 11)."""
     size, k2 = nearest.shape
     lengths = encodings.start.diff()
     columns, weights, counts = [], [], []
-    for start, stop in _blocks(150 * lengths[nearest].sum(1), block_bytes):
+    for start, stop in _blocks(150 * lengths[nearest].sum(1)):
         near = nearest[start:stop]
         entry = ranges(encodings.start[near.flatten()], lengths[near.flatten()])
         row = torch.arange(stop - start, device=near.device).repeat_interleave(lengths[near].sum(1))
@@ -321,14 +315,14 @@ def average(encodings: Encodings, nearest: Tensor, block_bytes: int) -> Encoding
     return Encodings(offsets(torch.cat(counts)), torch.cat(columns), torch.cat(weights))
 
 
-def jaccard_distances(encodings: Encodings, queries: int, block_bytes: int) -> Iterator[tuple[int, int, Tensor]]:
+def jaccard_distances(features: Features, found: Found, k1: int, k2: int) -> Iterator[tuple[int, int, Tensor]]:
     """(start, stop, (rows, G)): Jaccard distances of some queries' encodings to those of the gallery (equation 10).
 
     Only columns in both encodings add to the sum of minima; each query column finds its gallery rows in a list.
     """
-    start, column, weight = encodings
-    size, first_of_gallery = len(start) - 1, int(start[queries])
-    images = size - queries
+    start, column, weight = encode(features, found, k1, k2)
+    size, queries = features.size, features.queries
+    images, first_of_gallery = size - queries, int(start[queries])
     by_column = torch.argsort(column[first_of_gallery:], stable=True)
     row = torch.arange(size, device=column.device).repeat_interleave(start.diff())
     holder = (row[first_of_gallery:] - queries)[by_column]  # gallery rows with an entry in column 0, in column 1, ...
@@ -337,7 +331,7 @@ def jaccard_distances(encodings: Encodings, queries: int, block_bytes: int) -> I
     first = offsets(number)
     pairs = number[column[:first_of_gallery]]  # for each entry of a query: gallery entries in its column
     cost = 16 * images + 160 * pairs.new_zeros(queries).index_add_(0, row[:first_of_gallery], pairs)
-    for a, b in _blocks(cost, block_bytes):
+    for a, b in _blocks(cost):
         mine = slice(int(start[a]), int(start[b]))
         entry = ranges(first[column[mine]], pairs[mine])
         smaller = torch.minimum(weight[mine].repeat_interleave(pairs[mine]), held[entry])
@@ -347,12 +341,11 @@ def jaccard_distances(encodings: Encodings, queries: int, block_bytes: int) -> I
         yield a, b, overlap.neg_().add_(2).reciprocal_().mul_(-2).add_(2)
 
 
-def _blocks(cost: Tensor, block_bytes: int) -> Iterator[tuple[int, int]]:
-    """Ranges of rows whose costs (N,) in bytes add up to at most block_bytes; a row that costs more is alone."""
-    total = offsets(cost)
-    start = 0
+def _blocks(cost: Tensor) -> Iterator[tuple[int, int]]:
+    """Ranges of rows whose costs (N,) in bytes add up to at most a block's; a row that costs more is alone."""
+    total, most, start = offsets(cost), block_bytes(cost.device), 0
     while start < len(cost):
-        stop = int(torch.searchsorted(total, total[start] + block_bytes, right=True)) - 1
+        stop = int(torch.searchsorted(total, total[start] + most, right=True)) - 1
         stop = max(stop, start + 1)
         yield start, stop
         start = stop

@@ -1,11 +1,10 @@
 """Verification: the share of matching pairs that a distance threshold accepts (TPR), and the share of others (FPR).
 
 A pair is accepted if its distance is at most the threshold. `Roc` is exact, but known for small FPR only; `PairCounter`
-counts all pairs at thresholds chosen beforehand, for whole curves, histograms and operating points.
+counts all pairs at equally spaced thresholds, for whole curves, histograms and operating points.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,95 +12,68 @@ import torch
 from utils.distance import exact_products
 from utils.ids import Ids, check_ids
 
+MAX_FPR = 0.01
 PIECE = 1 << 20  # distances filtered at a time
 STEPS = 1 << 13  # thresholds between cosine 0 and 1; a power of two, so that they are exact
 BLOCK = 1 << 22  # pairs that are counted at a time
 
 
-@dataclass
 class Roc:
-    """The exact receiver operating characteristic up to `max_fpr`.
+    """The exact receiver operating characteristic up to `MAX_FPR`, from blocks of distances.
 
-    positives (P,): ascending distances of the matching pairs. negatives: those of the nearest other pairs, as many as
-    `max_fpr` of all `num_negatives` needs. Ignored pairs are in neither.
+    positives: distances of the matching pairs. negatives: those of the nearest other pairs, as many as `MAX_FPR` of all
+    `num_negatives` needs. Ignored pairs are in neither.
     """
 
-    positives: np.ndarray
-    negatives: np.ndarray
-    num_negatives: int
-    max_fpr: float
-
-    def tpr(self, fpr: float) -> float:
-        """The largest TPR of a threshold whose FPR is at most `fpr`; NaN if there are no other pairs."""
-        if not 0 <= fpr <= self.max_fpr:
-            raise ValueError(f"the curve is known for FPR from 0 to {self.max_fpr:g}, not at {fpr:g}")
-        if self.num_negatives == 0:
-            return float("nan")
-        accepted = _accepted(fpr, self.num_negatives)
-        if accepted == self.num_negatives:
-            return 1.0
-        return float(np.searchsorted(self.positives, self.negatives[accepted])) / len(self.positives)
-
-
-class RocCounter:
-    """Collects a `Roc` from blocks of distances; of the other pairs, only the nearest are kept."""
-
-    def __init__(self, num_negatives: int, max_fpr: float = 1e-2):
-        self.num_negatives, self.max_fpr = num_negatives, max_fpr
-        self.keep = min(_accepted(max_fpr, num_negatives) + 1, num_negatives)
-        self.positives: list[torch.Tensor] = []
-        self.nearest: list[torch.Tensor] = []
-        self.collected, self.limit = 0, float("inf")
+    def __init__(self, num_negatives: int):
+        self.num_negatives, self.keep = num_negatives, int(MAX_FPR * num_negatives) + 2
+        self.positives = self.negatives = torch.empty(0)
+        self.limit = float("inf")
 
     def add(self, distance: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> None:
         """Add distances (B, G) with matches at [row, column] and NaN where pairs are ignored; matches become NaN."""
-        self.positives.append(distance[row, column])
+        self.positives = torch.cat([self.positives.to(distance), distance[row, column]])
         distance[row, column] = torch.nan
+        found = [self.negatives.to(distance)]
         for piece in distance.flatten().split(PIECE):
-            near = piece[piece <= self.limit]
-            self.nearest.append(near)
-            self.collected += len(near)
-            if self.collected > 2 * self.keep + PIECE:
-                self._trim()
+            found.append(piece[piece <= self.limit])
+            if sum(map(len, found)) > 2 * self.keep + PIECE:
+                found = [self._nearest(found)]
+        self.negatives = self._nearest(found)
 
-    def _trim(self) -> None:
-        nearest = torch.cat(self.nearest)
+    def _nearest(self, found: list[torch.Tensor]) -> torch.Tensor:
+        nearest = torch.cat(found)
         if len(nearest) > self.keep:
             nearest = nearest.topk(self.keep, largest=False, sorted=False).values
             self.limit = float(nearest.max())
-        self.nearest, self.collected = [nearest], len(nearest)
+        return nearest
 
-    def result(self) -> Roc:
-        self._trim()
-        positives, negatives = (torch.cat(x).sort().values.cpu().numpy() for x in (self.positives, self.nearest))
-        return Roc(positives, negatives, self.num_negatives, self.max_fpr)
+    def tpr(self, fpr: float) -> float:
+        """The largest TPR of a threshold whose FPR is at most `fpr`; NaN if there are no other pairs."""
+        if not 0 <= fpr <= MAX_FPR:
+            raise ValueError(f"the curve is known for FPR from 0 to {MAX_FPR:g}, not at {fpr:g}")
+        if self.num_negatives == 0:
+            return float("nan")
+        accepted = int(fpr * self.num_negatives + 1e-9)  # 1e-9 makes up for what 0.01 * 100 loses in binary
+        first_refused = self.negatives.sort().values[accepted]
+        return float((self.positives < first_refused).sum()) / len(self.positives)
 
 
 class PairCounter:
-    """Numbers of matching pairs (row 0) and of other pairs (row 1) accepted by each of some thresholds.
+    """Numbers of matching pairs (row 0) and of other pairs (row 1) by distance, here the negative cosine.
 
-    For similarities instead of distances, negate both thresholds and values.
+    first: in column i the pairs that thresholds[i] is the first to accept; in the last one those that none accepts.
     """
 
-    def __init__(self, thresholds: torch.Tensor):
-        """thresholds: (T,) float32, ascending and equally spaced."""
-        self.thresholds = thresholds
-        self.low, high = float(thresholds[0]), float(thresholds[-1])
-        self.scale = max(len(thresholds) - 1, 1) / max(high - self.low, 1e-30)
-        # column i: pairs that threshold i is the first to accept; the last column: pairs that no threshold accepts
-        self.first = torch.zeros(2, len(thresholds) + 1, dtype=torch.int64, device=thresholds.device)
+    def __init__(self):
+        self.thresholds = torch.arange(-STEPS, STEPS + 1) / STEPS
+        self.first = torch.zeros(2, len(self.thresholds) + 1, dtype=torch.int64)
 
     def add(self, matching: torch.Tensor, others: torch.Tensor) -> None:
         """Count pairs by their distances, of any shape."""
-        last = len(self.thresholds)
-        beyond = self.thresholds.new_tensor([torch.inf])
-        ends = torch.cat([-beyond, self.thresholds, beyond])  # threshold i is the first if ends[i] < d <= ends[i + 1]
-        for counts, distance in zip(self.first, (matching.flatten(), others.flatten()), strict=True):
-            # twice as fast as torch.bucketize; rounding puts the guess one off at most
-            place = ((distance - self.low) * self.scale).ceil_().clamp_(0, last).long()
-            place -= ((distance <= ends[place]) & (place > 0)).long()
-            place += (distance > ends[place + 1]).long()
-            counts += place.bincount(minlength=len(counts))
+        for counts, distance in zip(self.first, (matching, others), strict=True):
+            place = (distance.flatten() * STEPS).ceil_().add_(STEPS).clamp_(0, len(counts) - 1)  # all exact
+            counts += place.long().bincount(minlength=len(counts))
 
     @property
     def number(self) -> np.ndarray:
@@ -130,7 +102,7 @@ class PairCounter:
 
 def count_pairs(query: torch.Tensor, gallery: torch.Tensor, *ids: Ids) -> PairCounter:
     """The pairs of `pair_blocks` by their negative cosine, in steps of 1 / STEPS. Raises ValueError as it does."""
-    counter = PairCounter(torch.arange(-STEPS, STEPS + 1) / STEPS)
+    counter = PairCounter()
     for _, cosine, matching, others in pair_blocks(query, gallery, *ids):
         counter.add(-cosine[matching], -cosine[others])
     return counter
@@ -154,8 +126,3 @@ def pair_blocks(
             cosine = query[rows] @ gallery.T
         same = pids[rows, None] == other_pids
         yield rows, cosine, same & (camids[rows, None] != other_camids), ~same
-
-
-def _accepted(fpr: float, total: int) -> int:
-    """The most negatives that may be accepted at this rate; 1e-9 makes up for what 0.01 * 100 loses in binary."""
-    return int(fpr * total + 1e-9)

@@ -5,50 +5,31 @@ published figures. A name that ends in _code is the recipe that the source's cod
 recipe of its README or paper.
 """
 
-import importlib
-from collections.abc import Iterator
-from typing import Any
-
 from config.config import Config
 from utils.errors import UserError, did_you_mean
+from utils.lookup import load
 
-SOURCES = {
-    "demo": ("demo", "demo_light"),
-    "tiny": (
-        "tiny_b1", "tiny_b1_hem", "tiny_b1_code", "tiny_b1_hem_code", "tiny_b1_hem_rerank", "tiny_b1_hem_searched",
-    ),
-    "mlr": (
-        "mlr_resnet50", "mlr_mobilenet_v2_adam", "mlr_mobilenet_v2_sgd_wd1e4", "mlr_mobilenet_v2_sgd",
-        "light_210m", "light_210m_long", "light_210m_512",
-    ),
-    "der": (
-        "der_resnet50_scratch", "der_efficientnet_v2_scratch", "der_resnet50_ibn_a", "der_efficientnet_v2",
-        "der_resnet50_scratch_code", "der_efficientnet_v2_scratch_code", "der_resnet50_ibn_a_code",
-        "der_efficientnet_v2_code", "der_efficientnet_v2_scratch_cuhk03_code", "der_resnet50_ibn_a_cuhk03_code",
-        "der_efficientnet_v2_cuhk03_code",
-    ),
-    "hn": ("hn_strong", "hn_lightmbn"),
-    "sbn": (
-        "sbn_resnet50", "sbn_resnet50_fp16", "sbn_resnet50_2gpu", "sbn_partial_ilids", "sbn_veri_wild", "sbn_veri776",
-    ),
-    "beyond": ("sbs_resnet50", "sbs_resnet50_ibn_a", "agw_resnet50"),
+SOURCES = {  # first word of a name: its file
+    "demo": "demo", "tiny": "tiny", "mlr": "mlr", "light": "mlr", "der": "der", "hn": "hn", "sbn": "sbn",
+    "sbs": "beyond", "agw": "beyond",
 }  # fmt: skip
-PRESETS = {name: source for source, names in SOURCES.items() for name in names}
 
 
 def load_preset(name: str) -> Config:
     """The settings of a preset. Raises UserError for an unknown name."""
-    return Config(preset=name, **{k: v for k, v in _recipe(name).items() if k != "about"})
-
-
-def describe_presets() -> Iterator[tuple[str, str]]:
-    """Name and one line about each preset."""
-    for name in PRESETS:
-        yield name, _recipe(name)["about"]
-
-
-def _recipe(name: str) -> dict[str, Any]:
-    if name not in PRESETS:
-        hint = did_you_mean(name, PRESETS, cutoff=0.4) or f"there are: {', '.join(PRESETS)}"
+    recipes = _recipes(source) if (source := SOURCES.get(name.split("_")[0])) else {}
+    if name not in recipes:
+        known = describe_presets()
+        hint = did_you_mean(name, known, cutoff=0.4) or f"there are: {', '.join(known)}"
         raise UserError(f"no preset is called {name}; {hint}")
-    return importlib.import_module(f"config.presets.{PRESETS[name]}").PRESETS[name]
+    return Config(preset=name, **{k: v for k, v in recipes[name].items() if k != "about"})
+
+
+def describe_presets() -> dict[str, str]:
+    """One line about each preset, by name."""
+    sources = dict.fromkeys(SOURCES.values())
+    return {name: recipe["about"] for source in sources for name, recipe in _recipes(source).items()}
+
+
+def _recipes(source: str) -> dict[str, dict]:
+    return load(f"config.presets.{source}:PRESETS")

@@ -2,9 +2,7 @@
 JDAI-CV/fast-reid: configs/Base-SBS.yml, MODEL_ZOO.md) and AGW (Ye et al., Deep Learning for Person Re-identification: A
 Survey and Outlook, TPAMI 2021; mangye16/ReID-Survey: configs/AGW_baseline.yml, README.md)."""
 
-from typing import Any
-
-SBS: dict[str, Any] = {
+SBS = {
     "dataset": "market1501",
     "height": 384,
     "images_per_id": 16,

@@ -1,11 +1,9 @@
 """deep-efficient-reid (lannguyen0910/deep-efficient-person-reid). Names that end in _code are the recipe of its code
 and configs/*.yaml, which must have given the figures; the others are the recipe of its README."""
 
-from typing import Any
-
 # The README's recipe: AMSGrad at 3.5e-4, which the code makes an AdamW; steps 30 and 55; 60 epochs pretrained, 100 from
 # scratch. P × K batches, as the triplet loss needs.
-README: dict[str, Any] = {
+README = {
     "dataset": "market1501",
     "images_per_id": 2,
     "optimizer": "adamw_amsgrad",
@@ -19,7 +17,7 @@ README: dict[str, Any] = {
 }
 # What the code does: random batches, whose triplet loss mostly finds the anchor itself as its positive; the 500 steps
 # of the warm-up are taken once per epoch, so the rate stays below half of lr.
-CODE: dict[str, Any] = {
+CODE = {
     "dataset": "market1501",
     "sampler": "shuffle",
     "triplet_alone": True,
@@ -34,12 +32,12 @@ CODE: dict[str, Any] = {
     "precision": "float32",  # its autocast is around the losses only
     "rerank": True,
 }
-CUHK03: dict[str, Any] = {"dataset": "cuhk03_detected", "batch_size": 32}
+CUHK03 = {"dataset": "cuhk03_detected", "batch_size": 32}
 # V2-S with last stride 2, whatever its README and files say; timm's is bit-equal to its own
-EFFICIENTNET: dict[str, Any] = {"backbone": "efficientnet_v2_s", "last_stride": 2}
-EFFICIENTNET_CODE: dict[str, Any] = {"backbone": "timm/tf_efficientnetv2_s", "last_stride": 2, "bn_momentum": 0.01}
-SCRATCH: dict[str, Any] = {"weights": "none", "epochs": 100}
-IBN: dict[str, Any] = {"backbone": "resnet50_ibn_a"}
+EFFICIENTNET = {"backbone": "efficientnet_v2_s", "last_stride": 2}
+EFFICIENTNET_CODE = {"backbone": "timm/tf_efficientnetv2_s", "last_stride": 2, "bn_momentum": 0.01}
+SCRATCH = {"weights": "none", "epochs": 100}
+IBN = {"backbone": "resnet50_ibn_a"}
 
 PRESETS = {
     "der_resnet50_scratch": dict(

@@ -1,9 +1,7 @@
 """Deep Person Re-identification (hiennguyen9874/person-reid), as its files were on the day of the published figures
 (commits bb277b4 and a4c7c93): it scores flipped features and has Adam; today's files have neither."""
 
-from typing import Any
-
-HN: dict[str, Any] = {
+HN = {
     "dataset": "market1501",
     "height": 384,
     "pad": 0,

@@ -1,8 +1,6 @@
 """reid_baseline with multi-GPU and SyncBN (DTennant/reid_baseline_with_syncbn: README.md, configs/, outputs/)."""
 
-from typing import Any
-
-SBN: dict[str, Any] = {
+SBN = {
     "pad": 0,
     "label_smoothing": 0.0,
     "center_weight": 0.0,
@@ -13,10 +11,10 @@ SBN: dict[str, Any] = {
     "metric": "euclidean",
     "rerank": True,
 }
-MARKET: dict[str, Any] = SBN | {
+MARKET = SBN | {
     "dataset": "market1501", "height": 224, "width": 224, "images_per_id": 8, "steps": (20.0, 30.0), "epochs": 30,
 }  # fmt: skip
-VEHICLES: dict[str, Any] = SBN | {
+VEHICLES = SBN | {
     "height": 384, "width": 384, "batch_size": 36, "images_per_id": 6, "precision": "fp16", "eval_every": 5,
 }  # fmt: skip
 

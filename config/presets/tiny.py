@@ -1,19 +1,17 @@
 """Tiny Person ReID Baseline (lulujianjie/person-reid-tiny-baseline), which is Luo et al., Bag of Tricks and a Strong
 Baseline for Deep Person Re-identification, CVPR workshops 2019."""
 
-from typing import Any
-
 # B1 = softmax + triplet + center, with the 120 epochs and two steps of the paper
-B1: dict[str, Any] = {"dataset": "market1501", "backbone": "resnet50", "weights": "imagenet"}
+B1 = {"dataset": "market1501"}
 # its code: another stem, a third step, and the weights of a named epoch of 200
-CODE: dict[str, Any] = B1 | {
+CODE = B1 | {
     "stem": "no_relu_pool2",
     "rate_changes": "epoch_from_1",
     "steps": (40.0, 70.0, 130.0),
     "precision": "float32",
 }
-HEM: dict[str, Any] = {"hard_factor": 0.2}  # harder example mining
-SEARCHED: dict[str, Any] = {  # as in its utils/metrics.py
+HEM = {"hard_factor": 0.2}  # harder example mining
+SEARCHED = {  # as in its utils/metrics.py
     "rerank": True,
     "k1": 30,
     "k2": 10,

@@ -6,8 +6,6 @@ image has a random generator of its own, so the bytes depend on `seed` alone.
 """
 
 import math
-import os
-import shutil
 from pathlib import Path
 
 import cv2
@@ -18,6 +16,7 @@ from datasets.demo import street
 from datasets.demo.pedestrian import Figure, Pose, draw_person
 from datasets.demo.street import CAMERAS, HEIGHT, SCALE, WIDTH, Camera, cloud
 from datasets.demo.wardrobe import Look, make_look
+from datasets.new_directory import new_directory
 
 SHARED, SCENE, STRANGER, LOOK, TRACK, IMAGE, EXTRA, DISTRACTOR, SPLIT = range(9)  # what a random stream is for
 TALL, WIDE = HEIGHT * SCALE, WIDTH * SCALE  # of an image while it is drawn
@@ -125,32 +124,20 @@ def _extra(studio: Studio, root: Path, pid: int, index: int, test_pids: list[int
 
 def render_demo(
     directory: str | Path,
-    *,
-    seed: int = 0,
-    train_ids: int = 72,
-    test_ids: int = 60,
-    distractors: int = 150,
-    junk: int = 60,
-) -> None:
+    *, seed: int = 0, train_ids: int = 72, test_ids: int = 60, distractors: int = 150, junk: int = 60,
+) -> None:  # fmt: skip
     """Write a rendered set in the layout of Market-1501 (128 x 64 JPEG) to `directory`, which must not exist.
 
     `train_ids` and `test_ids` people are disjoint; `distractors` (pid 0) and `junk` (pid -1) images go to the gallery.
-    The same seed gives the same bytes. All is drawn in a hidden directory next to it that is renamed at the end, so
-    whatever is at `directory` is complete. Raises OSError when it cannot be written.
+    The same seed gives the same bytes. Raises OSError when it cannot be written.
     """
-    directory = Path(directory)
-    partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
     pids = (_rng(seed, SPLIT).permutation(train_ids + test_ids) + 2).tolist()  # Market has no person 0001 for training
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run with the same process number
-    try:
+    with new_directory(directory) as partial:
         for folder in ("bounding_box_train", "query", "bounding_box_test"):
-            (partial / folder).mkdir(parents=True)
+            (partial / folder).mkdir()
         studio = Studio(seed)
         for pid in tqdm(sorted(pids), desc="drawing the demo set", unit=" people", leave=False, disable=None):
             _identity(studio, partial, pid, pid in pids[:train_ids])
         for pid, count in ((0, distractors), (-1, junk)):
             for index in range(count):
                 _extra(studio, partial, pid, index, sorted(pids[train_ids:]))
-        partial.rename(directory)  # fails where there is something
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

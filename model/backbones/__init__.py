@@ -2,7 +2,7 @@
 (B, C, h, w).
 
 The module has `out_channels` (C), `stage_channels` (the widths after its stages), `attention` (a ModuleDict of modules
-that run after the stages, by their number) and `imagenet` (pretrained weights with `get_state_dict` and `url`).
+that run after the stages, by their number) and `imagenet` (the address of pretrained weights; empty: there are none).
 Parameter names are those of published files. A new backbone is one file, and one line in BACKBONES.
 """
 

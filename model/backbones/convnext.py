@@ -42,5 +42,5 @@ def convnext(cfg: Config) -> Backbone:
     stages = cut("features", (2, 4, 6, 8))
     stages[-1].append("classifier.0")
     backbone = Backbone(net, stages, channels, cfg.model.last_stride)
-    backbone.imagenet = models.get_model_weights(cfg.model.backbone).IMAGENET1K_V1
+    backbone.imagenet = models.get_model_weights(cfg.model.backbone).IMAGENET1K_V1.url
     return backbone

@@ -3,9 +3,7 @@ OSNet-AIN (Zhou et al., Learning Generalisable Omni-Scale Representations, TPAMI
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +11,6 @@ from torch import nn
 from config import Config
 from model.backbones.checks import init_convolutions, refuse_last_stride_2, refuse_tiny_images
 from model.backbones.stages import Staged
-from utils.errors import UserError
 
 # name: channels after the stem and the three stages, kind of norm, Google Drive's id of the ImageNet weights
 PUBLISHED = {
@@ -29,22 +26,6 @@ PUBLISHED = {
 }
 STAGES = [["conv1", "maxpool", "conv2", "pool2"], ["conv3", "pool3"], ["conv4", "conv5"]]
 instance_norm = partial(nn.InstanceNorm2d, affine=True)
-
-
-@dataclass(frozen=True)
-class DriveWeights:
-    """Weights on Google Drive, which must be downloaded by hand: there is no checksum to verify them by."""
-
-    name: str
-    url: str
-
-    def get_state_dict(self, progress: bool, check_hash: bool) -> dict[str, Any]:
-        """Raises UserError, which says where the file is."""
-        raise UserError(
-            f"the ImageNet weights of {self.name} are not downloaded automatically: fetch them from {self.url} "
-            "(torchreid also names https://huggingface.co/kaiyangzhou/osnet) and give the file with --weights FILE, or "
-            "train from scratch with --weights none"
-        )
 
 
 def convolution(
@@ -154,5 +135,5 @@ def osnet(cfg: Config) -> OSNet:
     if kind == "ain":
         refuse_tiny_images(cfg)
     net = OSNet(channels, kind)
-    net.imagenet = DriveWeights(cfg.model.backbone, f"https://drive.google.com/file/d/{drive}/view")
+    net.imagenet = f"https://drive.google.com/file/d/{drive}/view"  # also at https://huggingface.co/kaiyangzhou/osnet
     return net

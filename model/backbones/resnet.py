@@ -19,7 +19,7 @@ def resnet(cfg: Config) -> Backbone:
             first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
     backbone = cut_resnet(cfg, net)
     # V1 is what the Bag of Tricks papers started from; V2 transfers worse
-    backbone.imagenet = models.get_model_weights(cfg.model.backbone).IMAGENET1K_V1
+    backbone.imagenet = models.get_model_weights(cfg.model.backbone).IMAGENET1K_V1.url
     return backbone
 
 

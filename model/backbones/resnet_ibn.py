@@ -1,12 +1,8 @@
 """ResNet-IBN (Pan et al., Two at Once: Enhancing Learning and Generalization Capacities via IBN-Net, ECCV 2018).
 Instance norm removes an image's own colour and brightness. Parameter names are those of the authors' weights."""
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import nn
-from torch.hub import load_state_dict_from_url
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from config import Config
@@ -21,22 +17,6 @@ PUBLISHED = {
     "resnet18_ibn_b": ((2, 2, 2, 2), "b", "bc2f3c11"),
     "resnet50_ibn_b": ((3, 4, 6, 3), "b", "9ca61e85"),
 }
-
-
-@dataclass(frozen=True)
-class ReleasedWeights:
-    """Weights at an address whose file name ends in the first digits of its SHA-256, as in `name-d9d0bb7b.pth`."""
-
-    url: str
-
-    def get_state_dict(self, progress: bool, check_hash: bool) -> dict[str, Any]:
-        """The state dict, cached in torch.hub's directory. Raises OSError without a network, RuntimeError when the
-        downloaded file has another hash."""
-        options = {"map_location": "cpu", "weights_only": True}
-        return load_state_dict_from_url(self.url, progress=progress, check_hash=check_hash, **options)
-
-    def __str__(self) -> str:
-        return self.url.rsplit("/", 1)[-1]
 
 
 class IBN(nn.Module):
@@ -88,5 +68,5 @@ def resnet_ibn(cfg: Config) -> Backbone:
             layer[-1] = NormAfterSum(layer[-1], width * block.expansion)
     backbone = cut_resnet(cfg, net)
     release = "https://github.com/XingangPan/IBN-Net/releases/download/v1.0"
-    backbone.imagenet = ReleasedWeights(f"{release}/{cfg.model.backbone}-{digits}.pth")
+    backbone.imagenet = f"{release}/{cfg.model.backbone}-{digits}.pth"
     return backbone

@@ -21,6 +21,7 @@ from config import Config
 from model.backbones.checks import init_convolutions
 from model.backbones.stages import Staged
 from utils.errors import UserError
+from utils.files import reading
 from utils.logging import log
 
 # Strides of each stage's first block after a stem of stride 2, by the number of stages; 0 stands for the last stride.
@@ -122,24 +123,15 @@ def read_spec(source: str | Path) -> Spec:
 
     A relative path is looked up in the working directory, then in this repository. Raises UserError if it is invalid.
     """
-    inline = str(source).lstrip().startswith("{")
-    try:
+    what = "the specification" if str(source).lstrip().startswith("{") else source
+    with reading(what, "give a file that tools/search_backbone.py wrote"):
         path = Path(source)
-        text = str(source) if inline else (path if path.exists() else ROOT / path).read_text(encoding="utf-8")
-        values = json.loads(text)
-        stages = values["stages"] if isinstance(values, dict) and isinstance(values.get("stages"), list) else []
-        if len(stages) not in STRIDES or not all(isinstance(stage, dict) for stage in stages):
-            raise ValueError(f"it needs a list of {' or '.join(map(str, STRIDES))} stages")
-        made = tuple(Stage(**{f.name: _check(stage, f.name) for f in fields(Stage)}) for stage in stages)
-        values = {"stem": Spec.stem, "head": Spec.head} | values  # older files have neither
-        plain = {f.name: _check(values, f.name) for f in fields(Spec) if f.name != "stages"}
-        return Spec(**plain, stages=made)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{'this text' if inline else source} is not the specification of a searched network ({reason}); "
-            "give a file that tools/search_backbone.py wrote"
-        ) from error
+        text = source if what != source else (path if path.exists() else ROOT / path).read_text(encoding="utf-8")
+        values = {"stem": Spec.stem, "head": Spec.head} | json.loads(text)  # older files have neither
+        stages = tuple(Stage(**{f.name: _check(row, f.name) for f in fields(Stage)}) for row in values["stages"])
+        if len(stages) not in STRIDES:
+            raise ValueError(f"it has {len(stages)} stages, not {' or '.join(map(str, STRIDES))}")
+        return Spec(**{f.name: _check(values, f.name) for f in fields(Spec) if f.name != "stages"}, stages=stages)
 
 
 def _check(values: dict[str, Any], name: str) -> int | bool:
@@ -183,23 +175,12 @@ class InvertedResidual(nn.Module):
         return x + self.layers(x) if self.shortcut else self.layers(x)
 
 
-class NoWeights:
-    """In place of torchvision's ImageNet weights, which searched networks do not have."""
-
-    url = ""
-
-    def get_state_dict(self, progress: bool, check_hash: bool):
-        raise UserError("searched networks have no ImageNet weights; give --weights none, or a file")
-
-
 class Searched(Staged):
     """The network of a specification: (B, 3, H, W) to (B, head, H/16, W/16), or H/32 with last stride 2.
 
     Layers are stem, stage1, stage2, ..., head. Blocks with a shortcut start as the identity (Goyal et al., Accurate,
     Large Minibatch SGD, 2017), as in the supernet.
     """
-
-    imagenet = NoWeights()
 
     def __init__(self, spec: Spec):
         strides = STRIDES[len(spec.stages)]

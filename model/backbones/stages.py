@@ -14,6 +14,8 @@ class Staged(nn.Module):
     `attention` holds modules that run after a stage, by its number: "1", "2", ...; it starts empty.
     """
 
+    imagenet = ""  # address of ImageNet weights
+
     def __init__(self, stages: Sequence[Sequence[str]], stage_channels: Sequence[int]):
         super().__init__()
         self.stages = stages

@@ -46,5 +46,5 @@ def swin(cfg: Config) -> Swin:
     stages = cut("features", (2, 4, 6, 8))
     stages[-1].append("norm")
     backbone = Swin(net, stages, channels, cfg.model.last_stride)
-    backbone.imagenet = models.get_model_weights(cfg.model.backbone).IMAGENET1K_V1
+    backbone.imagenet = models.get_model_weights(cfg.model.backbone).IMAGENET1K_V1.url
     return backbone

@@ -1,32 +1,14 @@
 """Every network of the optional package timm (Wightman, PyTorch Image Models) that gives a map, as `timm/NAME`."""
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from config import Config
-from utils.errors import UserError, did_you_mean
-
-
-@dataclass(frozen=True)
-class TimmWeights:
-    """timm's weights of a network, which timm itself downloads and fits to the image size."""
-
-    name: str
-    options: dict[str, Any]
-    url: str
-
-    def get_state_dict(self, progress: bool, check_hash: bool) -> dict[str, torch.Tensor]:
-        """Raises UserError when there are none, or the download fails."""
-        try:
-            return load_timm().create_model(self.name, pretrained=True, **self.options).state_dict()
-        except Exception as error:  # what a failed download raises depends on the version of three other packages
-            raise UserError(
-                f"timm could not load weights of {self.name} ({_first_line(error)}); download pytorch_model.bin "
-                f"elsewhere ({self.url}) and give it with --weights FILE, or train from scratch with --weights none"
-            ) from error
+from utils.errors import UserError, did_you_mean, reason
+from utils.lookup import package
 
 
 def timm_backbone(cfg: Config) -> nn.Module:
@@ -36,40 +18,42 @@ def timm_backbone(cfg: Config) -> nn.Module:
     stride 1 asks timm for output stride 16, which also dilates the kernels of the last stage, unlike the other
     backbones. Raises UserError when timm is missing, does not know the name, or gives no such map.
     """
-    timm, name = load_timm(), cfg.model.backbone.removeprefix("timm/")
+    timm, name = package("timm", "--backbone timm/NAME"), cfg.model.backbone.removeprefix("timm/")
     if not timm.is_model(name):
         hint = did_you_mean(cfg.model.backbone, [f"timm/{n}" for n in timm.list_models()], cutoff=0.5)
         raise UserError(f"timm {timm.__version__} has no network called {name}; {hint or 'see timm.list_models()'}")
-    net, options = create(name, cfg)
+    net, options = create(timm, name, cfg)
     net.attention = nn.ModuleDict()
     net.register_forward_hook(as_map)
     net.out_channels = probe(net, name, cfg)
     net.stage_channels = (net.out_channels,)
-    source = net.pretrained_cfg.get("hf_hub_id")
-    net.imagenet = TimmWeights(name, options, f"https://huggingface.co/{source}" if source else "timm names no address")
+    net.imagenet = partial(load_weights, name, options, net.pretrained_cfg.get("hf_hub_id"))
     return net
 
 
-def load_timm() -> Any:
-    """The package. Raises UserError when it is not installed."""
+def load_weights(name: str, options: dict[str, Any], source: str | None) -> dict[str, torch.Tensor]:
+    """timm's weights, which it downloads and fits to the image size itself. Raises UserError if there are none."""
     try:
-        import timm
-    except ImportError as error:
-        raise UserError("the backbones timm/NAME need the package timm: pip install timm") from error
-    return timm
+        return package("timm", name).create_model(name, pretrained=True, **options).state_dict()
+    except Exception as error:  # what a failed download raises depends on the version of three other packages
+        address = f"https://huggingface.co/{source}" if source else "timm names no address"
+        raise UserError(
+            f"timm could not load weights of {name} ({reason(error)}); download pytorch_model.bin elsewhere "
+            f"({address}) and give it with --weights FILE, or train from scratch with --weights none"
+        ) from error
 
 
-def create(name: str, cfg: Config) -> tuple[nn.Module, dict[str, Any]]:
+def create(timm: Any, name: str, cfg: Config) -> tuple[nn.Module, dict[str, Any]]:
     """The random network, and the options that it accepted: its stride, or its image size, or neither."""
     tries: list[dict[str, Any]] = [{"output_stride": 16}] if cfg.model.last_stride == 1 else []
     tries += [{"img_size": (cfg.data.height, cfg.data.width)}, {}]
     for options in tries:
         options |= {"num_classes": 0, "global_pool": ""}
         try:
-            return load_timm().create_model(name, **options), options
+            return timm.create_model(name, **options), options
         except Exception as error:  # an unknown option: mostly TypeError, of some networks AssertionError and others
-            reason = error
-    raise UserError(f"timm cannot create {name} without its pooling ({_first_line(reason)}); use another --backbone")
+            failed = error
+    raise UserError(f"timm cannot create {name} without its pooling ({reason(failed)}); use another --backbone")
 
 
 def as_map(net: nn.Module, inputs: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
@@ -97,7 +81,7 @@ def probe(net: nn.Module, name: str, cfg: Config) -> int:
         channels, rows, columns = out.shape[1:]
     except Exception as error:  # whatever timm's networks raise for a size that they do not support
         raise UserError(
-            f"timm's {name} gives no map for --height {height} --width {width} ({_first_line(error)}); use another "
+            f"timm's {name} gives no map for --height {height} --width {width} ({reason(error)}); use another "
             "size or --backbone"
         ) from error
     fine = height * width < 512 * rows * columns  # nearer to 1/16 of the image than to 1/32
@@ -107,7 +91,3 @@ def probe(net: nn.Module, name: str, cfg: Config) -> int:
             f"{columns} for {height} x {width}; give --last-stride {1 if fine else 2}"
         )
     return channels
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -41,5 +41,5 @@ def torchvision_net(cfg: Config) -> Backbone:
     options = {"width_mult": cfg.model.width_multiplier} if name == "mobilenet_v2" else {}
     net = models.get_model(name, **options)
     backbone = Backbone(net, *stages_of(name, net), cfg.model.last_stride)
-    backbone.imagenet = models.get_model_weights(name).IMAGENET1K_V1
+    backbone.imagenet = models.get_model_weights(name).IMAGENET1K_V1.url
     return backbone

@@ -70,5 +70,5 @@ def vit(cfg: Config) -> ViT:
             "multiples of 16"
         )
     backbone = ViT(models.get_model(cfg.model.backbone))
-    backbone.imagenet = models.get_model_weights(cfg.model.backbone).IMAGENET1K_V1
+    backbone.imagenet = models.get_model_weights(cfg.model.backbone).IMAGENET1K_V1.url
     return backbone

@@ -33,11 +33,8 @@ class LightMBN(ReIDModel):
 
     def __init__(self, cfg: Config, num_classes: int):
         super().__init__(cfg, num_classes)
-        inputs, width, osnet = (
-            self.backbone.out_channels,
-            cfg.model.embedding_dim or 512,
-            isinstance(self.backbone, OSNet),
-        )
+        inputs, width = self.backbone.out_channels, cfg.model.embedding_dim or 512
+        osnet = isinstance(self.backbone, OSNet)
         self.backbone = Split(self.backbone, 3, cfg.model.backbone)
         self.block = OSBlock(inputs, inputs) if osnet else Bottleneck(inputs, inputs // Bottleneck.expansion)
         published = OSNET_POOLING if osnet else RESNET_POOLING

@@ -47,7 +47,7 @@ CALIBRATION = 8  # batches from which a candidate's batch norm statistics are co
 
 @dataclass
 class Options:
-    space: SpaceName = "auto"  # networks to choose among (auto: mlr with the presets light_210m...)
+    space: SpaceName = "auto"  # networks to choose among (auto: mlr with the presets light_...)
     max_flops: str = ""  # multiply-adds per image, such as 210M: the most, in mlr ± 2 % (empty: MobileNetV2 1.0's)
     least_share: float = 0.0  # smallest share of these multiply-adds that a network has (0: any; mlr: 0.98)
     max_latency: float = 0.0  # largest latency on --device in ms, of a batch of --latency-batch images (0: no limit)

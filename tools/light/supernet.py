@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from config import Config
 from model.backbones.checks import init_convolutions
-from model.backbones.searchable import Block, NoWeights, Spec, blocks, squeezed
+from model.backbones.searchable import Block, Spec, blocks, squeezed
 from tools.light.space import Space
 from utils.errors import UserError
 
@@ -73,7 +73,6 @@ class Supernet(nn.Module):
     different depths disturb each other for hundreds of steps.
     """
 
-    imagenet = NoWeights()
     no_cuda_graph = True  # it would run the same network at each step
 
     def __init__(self, space: Space, seed: int):
