@@ -192,9 +192,9 @@ def test_help_is_short_and_sections_and_presets_are_listed_on_request():
 
 
 DEMO = {"demo", "demo_light"}
-OF_THEIR_OWN = {"light_212m", "light_212m_long", "light_210m", "light_210m_long", "light_210m_512"}
-OF_THEIR_OWN |= {"hn_lightmbn"}  # networks that other tests are about
 PRESETS = describe_presets()
+# networks that other tests are about
+OF_THEIR_OWN = {name for name in PRESETS if name.startswith("light_")} | {"hn_lightmbn"}
 KNOWN = {name: load_preset(name) for name in PRESETS if name not in DEMO | OF_THEIR_OWN}  # with facts below
 
 

@@ -32,9 +32,9 @@ class Roc:
 
     def add(self, distance: torch.Tensor, row: torch.Tensor, column: torch.Tensor) -> None:
         """Add distances (B, G) with matches at [row, column] and NaN where pairs are ignored; matches become NaN."""
-        self.positives = torch.cat([self.positives.to(distance), distance[row, column]])
+        self.positives = torch.cat([self.positives.to(distance.device, distance.dtype), distance[row, column]])
         distance[row, column] = torch.nan
-        found = [self.negatives.to(distance)]
+        found = [self.negatives.to(distance.device, distance.dtype)]
         for piece in distance.flatten().split(PIECE):
             found.append(piece[piece <= self.limit])
             if sum(map(len, found)) > 2 * self.keep + PIECE:
