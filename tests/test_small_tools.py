@@ -414,9 +414,9 @@ def test_the_csv_has_every_test_image_of_the_identities_and_no_distractor(tiny, 
         chosen.append(frozenset(row["pid"] for row in rows))
     assert chosen[0] == chosen[3] and len(set(chosen)) > 1 and {len(pids) for pids in chosen} == {2}
 
-    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
-    refused(program(*where), "pip install scikit-learn", "--method pca")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "sklearn.manifold", None)
+        refused(program(*where), "pip install scikit-learn", "--method pca")
     pytest.importorskip("sklearn")
     assert len(draw("tsne")) == 36
     refused(program(*where, "--ids", 0), "--ids")
