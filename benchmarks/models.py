@@ -30,6 +30,7 @@ from datasets.sampler import PKSampler
 from model import make_model
 from processor import do_train, extract_features, load_model
 from processor.environment import pick_device
+from processor.precision import layout
 from tools.model_summary import count
 from utils.latency import time_calls
 from utils.metrics import evaluate
@@ -194,7 +195,7 @@ class Extract(Task):
             torch.backends.cudnn.benchmark = True
             query, gallery = dataset.query, dataset.gallery
         else:
-            model = model.to(memory_format=torch.channels_last if cfg.loop.channels_last else torch.contiguous_format)
+            model = model.to(memory_format=layout(cfg))
             query, gallery = TestLoader(cfg, dataset.query, "query"), TestLoader(cfg, dataset.gallery, "gallery")
 
         def features(split) -> torch.Tensor:

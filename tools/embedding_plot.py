@@ -31,6 +31,7 @@ from processor.test import parse_test, prepare_test
 from utils.errors import UserError, run
 from utils.files import write_atomically, write_csv
 from utils.logging import log
+from utils.lookup import package
 from utils.plots import plain, shorten
 
 MARKERS = "osD^vP*X<>phd8H"  # filled ones, which differ in outline
@@ -49,14 +50,11 @@ def tsne(features: torch.Tensor, seed: int) -> np.ndarray:
 
     Raises UserError without scikit-learn, and for fewer than 4 points.
     """
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise UserError("--method tsne needs scikit-learn: pip install scikit-learn; or use --method pca") from error
+    make = package("sklearn.manifold", "--method tsne, unlike --method pca,", "scikit-learn").TSNE
     if len(features) < 4:
         raise UserError(f"t-SNE of {len(features)} images says nothing; use more --ids, or --method pca")
     perplexity = min(30.0, (len(features) - 1) / 3)
-    return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features.cpu().numpy())
+    return make(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features.cpu().numpy())
 
 
 def pca(features: torch.Tensor) -> tuple[np.ndarray, list[float]]:

@@ -27,6 +27,7 @@ from model import ReIDModel
 from processor.checkpoint import FILES
 from processor.environment import pick_device
 from processor.evaluate import do_inference
+from processor.precision import layout
 from processor.ranked_lists import choose_queries
 from processor.test import Stored, TestJob, parse_test, prepare_test, tested_model
 from tools.gradcam import activation_maps, class_maps, overlay, similarity_maps
@@ -140,9 +141,7 @@ def make_rows(source: Source, job: Job) -> list[tuple[Tile | None, ...]]:
     model, rows, present = source.model, source.rows, [job.image, *filter(None, job.others)]
     drawn = [read_whole(p.path, LONGEST) for p in present]
     pixels = np.stack([read_input(p.path, source.cfg.data) for p in present])
-    images = normalise(torch.from_numpy(pixels).to(source.device))
-    if not source.cfg.loop.channels_last:
-        images = images.contiguous()
+    images = normalise(torch.from_numpy(pixels).to(source.device)).contiguous(memory_format=layout(source.cfg))
 
     def filled(*tiles: Tile) -> list[Tile | None]:
         return [*tiles, *[None] * (rows - len(tiles))]

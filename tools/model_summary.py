@@ -23,6 +23,7 @@ from config import Config
 from config.cli import parse_settings, split_first
 from model import BACKBONES, build_model
 from processor.environment import describe_environment, pick_device
+from processor.precision import layout
 from tools.tables import text_table
 from utils.errors import UserError, run
 from utils.latency import time_calls
@@ -68,9 +69,8 @@ def _count(cfg: Config) -> dict[str, int]:
 
 def latency(cfg: Config, device: torch.device, batch: int) -> float:
     """Median seconds from a batch of images to its embeddings."""
-    layout = torch.channels_last if cfg.loop.channels_last else torch.contiguous_format
-    model = build_model(cfg, num_classes=1).to(device, memory_format=layout).eval()
-    images = torch.randn(batch, 3, cfg.data.height, cfg.data.width, device=device).to(memory_format=layout)
+    model = build_model(cfg, num_classes=1).to(device, memory_format=layout(cfg)).eval()
+    images = torch.randn(batch, 3, cfg.data.height, cfg.data.width, device=device).to(memory_format=layout(cfg))
     with torch.no_grad():
         (seconds,) = time_calls([lambda: model(images)], device, RUNS, warmup=3)
     return statistics.median(seconds)

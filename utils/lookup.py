@@ -12,9 +12,13 @@ def load(spec: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def package(name: str, use: str) -> Any:
-    """An optional package. Raises UserError that says what needs it where it is not installed."""
+def package(name: str, use: str, install: str = "") -> Any:
+    """An optional package, or a module of it. Raises UserError where it is not installed, with what needs it.
+
+    install: names for pip, where they are not that of the package.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"{use} needs the package {name}: pip install {name}") from error
+        top = name.partition(".")[0]
+        raise UserError(f"{use} needs the package {top}: pip install {install or top}") from error

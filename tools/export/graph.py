@@ -21,6 +21,7 @@ from datasets.augment import MEAN, STD
 from model import ReIDModel
 from processor.model_file import RT_INFO
 from utils.errors import UserError
+from utils.lookup import package
 
 INPUT, OUTPUT = "images", "embeddings"  # names in ONNX files
 METADATA = "metadata.json"  # extra file in .pt2 files
@@ -214,10 +215,7 @@ def onnx_bytes(model: Any, metadata: dict[str, str]) -> bytes:
 
 def openvino_bytes(onnx_file: bytes, metadata: dict[str, str], half: bool) -> dict[str, bytes]:
     """An ONNX file as the two of OpenVINO, .xml and .bin, with metadata. half: weights in float16."""
-    try:
-        import openvino
-    except ImportError as error:
-        raise UserError("files for OpenVINO need one more package: pip install openvino") from error
+    openvino = package("openvino", "--format openvino")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "it.onnx")
         path.write_bytes(onnx_file)
@@ -240,13 +238,10 @@ def pt2_bytes(program: torch.export.ExportedProgram, metadata: dict[str, str]) -
 
 def load_onnx() -> Any:
     """The package. Raises UserError when one of the three packages for ONNX is not installed."""
-    try:
-        import onnx
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401  PyTorch writes ONNX with it
-    except ImportError as error:
-        raise UserError(f"ONNX files need more packages ({error}): pip install onnx onnxscript onnxruntime") from error
-    return onnx
+    use, install = "--format onnx or openvino", "onnx onnxscript onnxruntime"
+    for name in ("onnxruntime", "onnxscript"):  # PyTorch writes ONNX with the second
+        package(name, use, install)
+    return package("onnx", use, install)
 
 
 @contextmanager

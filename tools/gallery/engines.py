@@ -11,6 +11,7 @@ import torch
 
 from utils.distance import exact_products
 from utils.errors import UserError
+from utils.lookup import package
 
 BLOCK = 1 << 22  # exact: products at a time
 MIN_ROWS, MAX_ROWS = 1024, 1 << 17  # exact: rows of a block
@@ -44,11 +45,7 @@ def nearest(query: torch.Tensor, gallery: torch.Tensor, k: int) -> tuple[torch.T
 
 def load_faiss() -> Any:
     """The library. Raises UserError if it is not installed."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise UserError("--engine hnsw needs FAISS: pip install faiss-cpu (or use exact)") from error
-    return faiss
+    return package("faiss", "--engine hnsw, unlike exact,", "faiss-cpu")
 
 
 def build_engine(features: np.ndarray, ids: np.ndarray) -> Any:

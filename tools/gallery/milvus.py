@@ -18,6 +18,7 @@ import torch
 
 from tools.gallery.index import EVERYWHERE, File, Index, Where
 from utils.errors import UserError
+from utils.lookup import package
 
 BLOCK = 1000  # entries written or asked for at a time
 READ = 16384  # entries read at a time, the most that Milvus gives
@@ -122,13 +123,10 @@ def blocks(things: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 def load_milvus(lite: bool = False) -> Any:
     """The library. lite: with what opens a file. Raises UserError if it is not installed."""
-    try:
-        import pymilvus
-
-        if lite:
-            import milvus_lite  # noqa: F401
-    except ImportError as error:
-        raise UserError("--engine milvus needs Milvus: pip install pymilvus milvus-lite (or use exact)") from error
+    use, install = "--engine milvus, unlike exact,", "pymilvus milvus-lite"
+    if lite:
+        package("milvus_lite", use, install)
+    pymilvus = package("pymilvus", use, install)
     logging.getLogger("pymilvus").setLevel(logging.ERROR)  # warns of each list of entries
     return pymilvus
 

@@ -21,9 +21,9 @@ from tools.light.runs import Search, spec_id, usual_last_stride
 from tools.light.space import Space, mobilenet_v2
 from tools.model_summary import count
 from tools.tables import mean_and_std, text_table
-from utils.errors import UserError
 from utils.files import write_atomically, write_json
 from utils.logging import log
+from utils.lookup import package
 
 MARKED = {  # backbones whose costs are marked in the picture
     "mobilenet_v2": "MobileNetV2", "osnet_x0_25": "OSNet x0.25", "shufflenet_v2_x1_0": "ShuffleNetV2",
@@ -200,10 +200,7 @@ def check_latency(cfg: Config, number: int, batch: int) -> None:
     For random networks, none more expensive than MobileNetV2 1.0, measured in turns on the device of the settings. Logs
     it, with that of multiply-adds, and writes latency_*.json. Raises UserError without scipy.
     """
-    try:
-        from scipy.stats import spearmanr
-    except ImportError as error:
-        raise UserError("--check-latency needs scipy: pip install scipy") from error
+    spearmanr = package("scipy.stats", "--check-latency").spearmanr
     device, rng = pick_device(cfg.run.device), np.random.default_rng(cfg.run.seed)
     height, width = cfg.data.height, cfg.data.width
     space = Space(height, width, multiply_adds(mobilenet_v2(height, width)))
