@@ -15,7 +15,7 @@ from utils import distance as distances
 from utils import metrics, roc
 from utils.distance import pairwise_distance
 from utils.metrics import evaluate, evaluate_distance, ranked_order
-from utils.roc import Roc
+from utils.roc import STEPS, PairCounter, Roc
 
 SOME = settings(max_examples=150, deadline=None, derandomize=True)
 METRICS = ("euclidean", "cosine")
@@ -367,3 +367,31 @@ def test_the_curve_is_that_of_all_thresholds(monkeypatch):
         expected = evaluate_distance(torch.from_numpy(distance), *ids)
         assert expected.roc is None
         assert scores.mAP == pytest.approx(expected.mAP, rel=1e-12)  # counting pairs changes no score
+
+
+# ---- counts at given thresholds
+
+
+def test_pairs_are_counted_at_every_threshold():
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        counter = PairCounter()
+        thresholds = counter.thresholds.numpy()[:: STEPS // 8]
+        values = np.concatenate([thresholds, np.nextafter(thresholds, np.float32(np.inf)), rng.normal(size=20)])
+        values = np.append(values, [np.inf, -np.inf]).astype(np.float32)
+        blocks = [[rng.choice(values, rng.integers(0, 200)) for _ in "ab"] for _ in range(3)]
+        for block in blocks:
+            counter.add(*map(torch.from_numpy, block))
+        pairs = [np.concatenate(kind) for kind in zip(*blocks, strict=True)]
+        assert counter.number.tolist() == [len(kind) for kind in pairs]
+        thresholds = counter.thresholds.numpy()
+        expected = np.array([[(kind <= t).sum() / max(len(kind), 1) for t in thresholds] for kind in pairs])
+        np.testing.assert_allclose(counter.rates(), expected, rtol=1e-12)
+        for most in (0, 0.1, 0.5, 1):
+            fits = [i for i in range(len(thresholds)) if expected[1, i] <= most + 1e-12]
+            assert counter.at_fpr(most) == (fits[-1] if fits else 0)
+        apart = np.abs(expected[1] - (1 - expected[0]))
+        assert apart[counter.equal_error()] == apart.min()
+        for kind in range(2):
+            reached = [i for i in range(len(thresholds)) if expected[kind, i] >= 0.5 - 1e-12]
+            assert counter.quantile(kind, 0.5) == (reached[0] if reached else len(thresholds) - 1)

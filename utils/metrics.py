@@ -67,7 +67,7 @@ def evaluate_distance(
     """Score a distance matrix (Q, G), such as a re-ranked one. Ids and errors as for `evaluate`."""
     distance = torch.as_tensor(distance).detach()
     if distance.dtype not in (torch.float32, torch.float64):
-        distance = distance.double()
+        distance = distance.float() if distance.is_floating_point() else distance.double()
     if distance.ndim != 2:
         raise ValueError(f"distance must be (Q, G), not {tuple(distance.shape)}")
     rows = _rows_per_block(*distance.shape)
