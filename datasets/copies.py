@@ -56,9 +56,8 @@ def ignore_own_pictures(dataset: ReIDDataset) -> ReIDDataset:
         own = {(key[s.path], s.pid) for s in query if s.path in key}
         kept = [s for s in dataset.gallery if s.path not in key or (key[s.path], s.pid) in own]
         query, gallery = (
-            [s._replace(camid=camera[key[s.path]]) if s.path in key else s for s in samples]
-            for samples in (query, kept)
-        )  # fmt: skip
+            [s._replace(camid=camera[key[s.path]]) if s.path in key else s for s in some] for some in (query, kept)
+        )
     note = (
         f"{len(copies)} of {len(dataset.gallery)} gallery images are copies of queries, which are never their own match"
     )

@@ -85,11 +85,17 @@ def own(
     if shared := tested & {s.pid for s in sides["train"]}:
         note = join_notes(note, f"{len(shared)} of {len(tested)} test identities are also trained on")
     return ReIDDataset(
-        name, sides["train"], query, gallery, drawn=drawn, cameras=camera_names is not None,
+        name,
+        sides["train"],
+        query,
+        gallery,
+        drawn=drawn,
+        cameras=camera_names is not None,
         names={pid: identity for identity, pid in people.items() if identity != str(pid)},
-        camera_names=camera_names or {}, tracks={p.path: p.track for p in pictures if p.track},
+        camera_names=camera_names or {},
+        tracks={p.path: p.track for p in pictures if p.track},
         test_note=note if query else "",
-    )  # fmt: skip
+    )
 
 
 # ---- folders and CSV files
@@ -104,7 +110,7 @@ def read_folders(path: Path, levels: str = "auto") -> list[Picture]:
     """
     given = {f.name.lower(): f for f in sorted(path.iterdir()) if f.is_dir() and f.name[0] != "."}
     splits = _name_splits(given, path)
-    others = sorted(given.keys() - splits) if splits else []
+    others = sorted(given[name].name for name in given.keys() - splits) if splits else []
     if others:
         warnings.warn(
             f"{path}: {', '.join(others)} next to {', '.join(splits)} is left out; what to test on must be named test",

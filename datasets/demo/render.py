@@ -124,8 +124,13 @@ def _extra(studio: Studio, root: Path, pid: int, index: int, test_pids: list[int
 
 def render_demo(
     directory: str | Path,
-    *, seed: int = 0, train_ids: int = 72, test_ids: int = 60, distractors: int = 150, junk: int = 60,
-) -> None:  # fmt: skip
+    *,
+    seed: int = 0,
+    train_ids: int = 72,
+    test_ids: int = 60,
+    distractors: int = 150,
+    junk: int = 60,
+) -> None:
     """Write a rendered set in the layout of Market-1501 (128 x 64 JPEG) to `directory`, which must not exist.
 
     `train_ids` and `test_ids` people are disjoint; `distractors` (pid 0) and `junk` (pid -1) images go to the gallery.

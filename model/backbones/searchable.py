@@ -123,10 +123,9 @@ def read_spec(source: str | Path) -> Spec:
 
     A relative path is looked up in the working directory, then in this repository. Raises UserError if it is invalid.
     """
-    what = "the specification" if str(source).lstrip().startswith("{") else source
-    with reading(what, "give a file that tools/search_backbone.py wrote"):
-        path = Path(source)
-        text = source if what != source else (path if path.exists() else ROOT / path).read_text(encoding="utf-8")
+    inline, path = str(source).lstrip().startswith("{"), Path(source)
+    with reading("the specification" if inline else source, "give a file that tools/search_backbone.py wrote"):
+        text = str(source) if inline else (path if path.exists() else ROOT / path).read_text(encoding="utf-8")
         values = {"stem": Spec.stem, "head": Spec.head} | json.loads(text)  # older files have neither
         stages = tuple(Stage(**{f.name: _check(row, f.name) for f in fields(Stage)}) for row in values["stages"])
         if len(stages) not in STRIDES:
