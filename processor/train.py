@@ -319,10 +319,10 @@ def evaluate_epoch(state: TrainState, data: Loaders, watchers: Watchers) -> None
     if state.epoch == 0:
         state.history.append({"epoch": 0})
     state.history[-1] |= values
+    if inference is not None:  # before the checkpoint: if it is killed here, the evaluation is repeated
+        watchers.draw_evaluation(cfg, state, data, inference)
     with session.signals.held():
         state.save(best)
-    if inference is not None:
-        watchers.draw_evaluation(cfg, state, data, inference)
 
 
 def write_result(state: TrainState) -> None:
