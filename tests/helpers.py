@@ -6,7 +6,8 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+import sysconfig
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,19 @@ def kill_at_rename(nth: int, number: int) -> None:
         rename(source, target)
 
     os.replace = replace
+
+
+def environment(place: Path, packages: Sequence[str]) -> str:
+    """The Python of a virtual environment with these packages, which takes torch and the like from this one. Skips the
+    test where pip cannot install them."""
+    subprocess.run([sys.executable, "-m", "venv", place], check=True)
+    python = str(place / "bin" / "python")
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    own = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    Path(own, "base.pth").write_text(sysconfig.get_path("purelib"))
+    if subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", *packages], capture_output=True).returncode:
+        pytest.skip(f"pip cannot install {packages[0]} here")
+    return python
 
 
 def fails(error: BaseException) -> Callable:

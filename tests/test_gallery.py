@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config, write_tree
-from helpers import program, refused, save_model
+from helpers import environment, program, refused, save_model
 from torch.nn.functional import normalize
 
 from datasets.base import ReIDDataset, Sample
@@ -505,8 +506,24 @@ def test_a_tracklet_is_one_entry_with_the_mean_of_its_features(folder, tmp_path,
 # ---- Milvus
 
 
-def milvus(output: Path, folder: Path, extractor=None):
-    return make_index(extractor or Fake(), [folder], output, "milvus", str(output.with_suffix(".db")))
+@pytest.fixture(params=["file", "server"])
+def uri(request, tmp_path):
+    """Of Milvus Lite, or of a server of the last version that pip installs."""
+    pytest.importorskip("milvus_lite")
+    if request.param == "file":
+        yield str(tmp_path / "m.db")
+        return
+    python = environment(tmp_path / "env", ["milvus==2.3.5"])
+    code = f"""
+import sys
+from milvus import default_server as server
+server.set_base_dir({str(tmp_path / "server")!r})
+server.start()
+print(server.listen_port, flush=True)
+sys.stdin.read()
+server.stop()"""
+    with subprocess.Popen([python, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}"
 
 
 class Killed(Fake):
@@ -520,8 +537,8 @@ class Killed(Fake):
 
 
 @pytest.mark.slow
-def test_milvus_holds_each_picture_once_whatever_stops_it(folder, tmp_path):
-    pytest.importorskip("milvus_lite")
+def test_milvus_holds_each_picture_once_whatever_stops_it(folder, tmp_path, uri):
+    place = tmp_path / "m", "milvus", uri
 
     def check_milvus(expected: set[str]) -> None:
         index = read_index(tmp_path / "m")
@@ -532,12 +549,11 @@ def test_milvus_holds_each_picture_once_whatever_stops_it(folder, tmp_path):
             assert file.path == path and cosine == pytest.approx(1, abs=1e-5)
         index.client.close()
 
-    adding = multiprocessing.get_context("spawn").Process(target=milvus, args=(tmp_path / "m", folder, Killed()))
+    adding = multiprocessing.get_context("spawn").Process(target=make_index, args=(Killed(), [folder], *place))
     adding.start()
     adding.join()
     assert adding.exitcode == -signal.SIGKILL
-    index = milvus(tmp_path / "m", folder, extractor := Fake())
-    index.client.close()
+    make_index(extractor := Fake(), [folder], *place).client.close()
     assert extractor.read == 3  # of six
     check_milvus(GOOD)
     (folder / "e.png").write_bytes(b"another picture")
@@ -558,7 +574,7 @@ def test_milvus_holds_each_picture_once_whatever_stops_it(folder, tmp_path):
             find(index, unit(1, 6), 9, None, False, indexes.Where('3" or "\\'))
         index.client.close()
     (folder / "f.png").unlink()
-    milvus(tmp_path / "m", folder).client.close()
+    make_index(Fake(), [folder], *place).client.close()
     check_milvus(GOOD - {"f.png"} | {"h_c3.png"})
     with pytest.raises(UserError, match=r"127\.0\.0\.1:1"):
         make_index(Fake(), [folder], tmp_path / "n", "milvus", "http://127.0.0.1:1")

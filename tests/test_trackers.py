@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import cv2
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config, write_tree
-from helpers import ROOT, done, program, refused, save_model
+from helpers import ROOT, done, environment, program, refused, save_model
 
 from datasets.augment import normalise
 from processor import load_model
@@ -57,22 +56,6 @@ def made(base: Path, target: str):
     return folder, load_model(path, "cpu")
 
 
-def python_of(base: Path, target: str) -> str:
-    """The Python of a virtual environment with the program, which takes torch and the like from this one."""
-    if target not in PACKAGES:
-        return sys.executable
-    place = base / "env" / target
-    subprocess.run([sys.executable, "-m", "venv", place], check=True)
-    python = str(place / "bin" / "python")
-    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    own = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
-    Path(own, "base.pth").write_text(sysconfig.get_path("purelib"))
-    install = [python, "-m", "pip", "install", "-q", "--no-deps", *PACKAGES[target]]
-    if subprocess.run(install, capture_output=True).returncode:
-        pytest.skip(f"pip cannot install {PACKAGES[target][0]} here")
-    return python
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["ultralytics", "boxmot", "openvino", "deepsort"])
 def test_the_programs_own_code_gives_pytorchs_embeddings(base, target):
@@ -81,7 +64,8 @@ def test_the_programs_own_code_gives_pytorchs_embeddings(base, target):
     order = ["boxmot", "ultralytics", "openvino", "deepsort"]
     code = BLOCKS[order.index(target)] + f"\nimport numpy as np\nTARGET = {target!r}\n" + SAVED
     environ = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": "1", "YOLO_CONFIG_DIR": str(folder)}
-    command = [python_of(base, target), "-c", code]
+    python = environment(base / "env" / target, PACKAGES[target]) if target in PACKAGES else sys.executable
+    command = [python, "-c", code]
     ran = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
     frame, found = cv2.imread(str(folder / "frame.jpg")), np.load(folder / "found.npz")
