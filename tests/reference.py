@@ -132,40 +132,6 @@ def neighbours_are_clear(features, k1: int, k2: int, gap: float = 2e-6) -> bool:
     return all((ordered[:, k] - ordered[:, k - 1]).min() > gap for k in cuts)
 
 
-def triplet(features: torch.Tensor, labels, margin: float = 0.3, hard_factor: float = 0.0) -> torch.Tensor | None:
-    """Batch-hard triplet loss, anchor by anchor, differentiable; None where no anchor has positive and negative."""
-    losses = []
-    for a in range(len(features)):
-        distance = [torch.linalg.vector_norm(features[a] - features[b]) for b in range(len(features))]
-        positives = [distance[b] for b in range(len(features)) if labels[b] == labels[a] and b != a]
-        negatives = [distance[b] for b in range(len(features)) if labels[b] != labels[a]]
-        if positives and negatives:
-            hardest_positive, hardest_negative = max(positives), min(negatives)
-            value = margin + (1 + hard_factor) * hardest_positive - (1 - hard_factor) * hardest_negative
-            losses.append(value if value > 0 else 0 * value)
-    return sum(losses) / len(losses) if losses else None
-
-
-def center(features: torch.Tensor, labels, centers: torch.Tensor) -> torch.Tensor:
-    """Mean over the batch of the squared distance to the center of the own class, differentiable."""
-    total = 0.0
-    for feature, label in zip(features, labels, strict=True):
-        for x, c in zip(feature, centers[int(label)], strict=True):
-            total = total + (x - c) ** 2
-    return total / len(features)
-
-
-def smoothed_cross_entropy(logits, labels, epsilon: float) -> float:
-    """-sum_c target_c log p_c with target = (1 - epsilon) one-hot + epsilon / C, mean over the batch."""
-    total = 0.0
-    for row, label in zip(np.asarray(logits, dtype=np.float64), labels, strict=True):
-        log_p = row - row.max() - np.log(np.exp(row - row.max()).sum())
-        for c in range(len(row)):
-            target = epsilon / len(row) + (1 - epsilon if c == int(label) else 0)
-            total -= target * log_p[c]
-    return total / len(labels)
-
-
 def pk_batch_problems(batch, pids, p: int, k: int) -> list[str]:
     """What is wrong with a batch of P identities × K images; empty when nothing is."""
     problems = []
