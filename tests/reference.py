@@ -53,6 +53,13 @@ def assert_same_scores(scores, expected, tolerance: float = 1e-8) -> None:
         np.testing.assert_allclose(getattr(scores, name), getattr(expected, name), rtol=0, atol=tolerance)
 
 
+def simple(queries: int = 6, images: int = 40, width: int = 6, seed: int = 0) -> tuple:
+    """Random features and their ids; each query, under camera 0, has matches under camera 1: three identities."""
+    rng = np.random.default_rng(seed)
+    features = [torch.from_numpy(rng.normal(size=(n, width)).astype(np.float32)) for n in (queries, images)]
+    return *features, (np.arange(queries) % 3, np.arange(images) % 3, np.zeros(queries, int), np.arange(images) % 2)
+
+
 def ranked_order(distance, query_pid, query_camid, gallery_pids, gallery_camids) -> list[int]:
     """One query's ranked list: by distance, then by place in the gallery, without its own camera's images of it."""
     kept = [g for g in range(len(distance)) if not (gallery_pids[g] == query_pid and gallery_camids[g] == query_camid)]
