@@ -160,6 +160,17 @@ def kill_at_rename(nth: int, number: int) -> None:
     os.replace = replace
 
 
+def killed(work: Callable[[], object]) -> bool:
+    """Whether SIGKILL ended the process that did this."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
 def fails(error: BaseException) -> Callable:
     """A function that raises a copy of this error."""
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import flat, kill_at_rename
+from helpers import flat, kill_at_rename, killed
 
 from processor.checkpoint import find_checkpoint, kept_checkpoints, read_checkpoint, save_checkpoint
 from processor.resume import newest_valid
@@ -183,17 +183,6 @@ def test_as_many_are_kept_as_the_setting_says(tmp_path):
     for number, keep, epochs in ((0, 1, [0]), (1, 3, [1, 0]), (2, 3, [2, 1, 0]), (3, 4, [3, 2, 1, 0]), (4, 2, [4, 3])):
         save_checkpoint(path, state(number), keep)
         assert [read_checkpoint(p)["epoch"] for p in kept_checkpoints(path)] == epochs
-
-
-def killed(work) -> bool:
-    """Whether SIGKILL ended the process that did this."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.parametrize("keep", [1, 3])
