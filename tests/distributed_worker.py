@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from helpers import stop_at
 from torch import nn
 
 import processor.distributed
@@ -150,17 +151,14 @@ def leave_a_child(_rank: int, file: Path) -> None:
 
 def disturbed(rank: int, cfg: Config, whom: int, step: int, number: int) -> None:
     """Train; in that step, counted from 1, one process gets a signal or, where its number is 0, finds a bad file."""
-    real, steps = processor.train.set_lr, []
 
-    def set_lr_and_disturb(*args):
-        steps.append(args)
-        if rank == whom and len(steps) == step:
-            if number == 0:
-                raise UserError("a file has gone")
-            os.kill(os.getpid(), number)
-        return real(*args)
+    def disturb() -> None:
+        if number == 0:
+            raise UserError("a file has gone")
+        os.kill(os.getpid(), number)
 
-    processor.train.set_lr = set_lr_and_disturb
+    if rank == whom:
+        stop_at(pytest.MonkeyPatch(), "set_lr", step, disturb)
     try:
         do_train(cfg)
     except SystemExit:

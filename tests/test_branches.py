@@ -6,7 +6,6 @@ import pytest
 import torch
 from helpers import filled
 from torch import nn
-from torch.nn import functional as F
 from torchvision import models
 
 from config import Config
@@ -30,12 +29,6 @@ def seeded():
 def config(branches: str = "one", backbone: str = "resnet18", **settings) -> Config:
     settings = {"height": 96, "width": 32, "weights": "none"} | settings
     return Config(branches=branches, backbone=backbone, **settings)
-
-
-def on_meta(cfg: Config, num_classes: int = 5) -> ReIDModel:
-    """Shapes without numbers, in evaluation mode."""
-    with torch.device("meta"):
-        return build_model(cfg, num_classes).eval()
 
 
 # ---- all of them
@@ -93,11 +86,11 @@ def test_every_model_gives_logits_features_and_embeddings_and_a_step_lowers_its_
 )
 def test_numbers_widths_and_parameters_are_the_papers_unless_embedding_dim_is_given(name, heads, widths, parameters):
     """Parameters but for the classifiers, on ResNet50, with necks of 2 numbers per channel that papers do not have."""
-    model = on_meta(config(name, "resnet50"))
+    with torch.device("meta"):
+        model, narrow = (build_model(cfg, 5) for cfg in (config(name, "resnet50"), config(name, embedding_dim=64)))
     assert (len(model.heads), model.feature_dims) == (heads, widths)
     assert sum(p.numel() for key, p in model.named_parameters() if ".classifier." not in key) == parameters
-    model = on_meta(config(name, embedding_dim=64))
-    assert model.embedding_dim == (192 if name == "bdb" else 64 * heads)
+    assert narrow.embedding_dim == (192 if name == "bdb" else 64 * heads)
 
 
 # ---- the papers' forwards, written slowly
@@ -169,21 +162,12 @@ def test_mgn_is_three_networks_with_a_common_start_and_eight_maxima_of_their_map
     check(model, images, [part.flatten(2).max(2).values for part in parts], [0, 1, 2])
 
 
-def block(x: torch.Tensor, layers: nn.Module) -> torch.Tensor:
-    def bn(x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
-        return norm(x.movedim(1, 3), layer).movedim(3, 1)
-
-    out = bn(F.conv2d(x, layers.conv1.weight), layers.bn1).clamp(min=0)
-    out = bn(F.conv2d(out, layers.conv2.weight, padding=1), layers.bn2).clamp(min=0)
-    return (bn(F.conv2d(out, layers.conv3.weight), layers.bn3) + x).clamp(min=0)
-
-
 def test_bdb_is_an_average_and_a_maximum_after_one_more_block_in_training_of_four_rows_out_of_six():
     model = filled(build_model(config("bdb", embedding_dim=8), 3))
     images = torch.randn(2, 3, 96, 32, dtype=torch.float64)
     with torch.no_grad():
         maps = last_map(images, model.backbone.state_dict(), 1)
-        part = block(maps, model.bottleneck)
+        part = model.bottleneck(maps)
     torch.manual_seed(7)
     top = torch.randint(5, (1,)).item()
     left = torch.cat([part[:, :, :top], part[:, :, top + 2 :]], 2)

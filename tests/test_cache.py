@@ -1,6 +1,5 @@
 """The images of a split: the same from a file, from memory and decoded again; and no stale file is used."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -11,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import arguments, killed, program, refused
+from helpers import arguments, done, killed, program, refused, save_model
 
 from config import Config
 from datasets import cache
@@ -97,18 +96,15 @@ def test_images_by_index_and_in_batches_are_those_of_their_files(cfg, files, mon
         images = Images(cfg.replace(workers=workers, cache_dir=f"{cfg.data.cache_dir}{block}"), files, "train")
         assert len(images) == COUNT and images.bad == {} and np.array_equal(pixels(images), decoded(files))
     wanted = [[0], [3, 1, 6], range(7), [2, 2, 2], torch.tensor([6, 0]), np.arange(7)[::-2]]
-    for indices in wanted:
-        assert np.array_equal(images.read(indices).numpy(), decoded([files[int(i)] for i in indices]))
+    for indices, (found, batch) in zip(wanted, images.batches(iter(wanted), CPU), strict=True):
+        expected = decoded([files[int(i)] for i in indices])
+        assert found is indices and np.array_equal(batch.numpy(), expected)
+        assert np.array_equal(images.read(indices).numpy(), expected)
+        batch.zero_()  # it may be written to
     assert images.read([]).shape == (0, HEIGHT, WIDTH, 3)
     for indices in ([7], [0, -8]):
         with pytest.raises(IndexError):
             images.read(indices)
-    images.read(range(7)).zero_()  # a batch may be written to
-    wanted = [np.array(x) for x in ([3, 1], [0], [6, 5, 4], [2, 2])]
-    found = list(images.batches(iter(wanted), CPU))
-    for (indices, batch), expected in zip(found, wanted, strict=True):
-        assert np.array_equal(indices, expected)
-        assert np.array_equal(batch.numpy(), decoded([files[i] for i in expected]))
     assert list(images.batches(iter([]), CPU)) == []
     for _ in range(2):  # left early and begun again
         batches = images.batches((np.array([i]) for i in range(7)), CPU)
@@ -375,53 +371,38 @@ def all_of(cfg: Config, split: str, start: str) -> list[str]:
     return sorted(path.stem for path in (Path(cfg.data.data_root) / "demo" / FOLDERS[split]).glob(f"{start}*.jpg"))
 
 
-def train(cfg: Config, *more: object):
-    args = arguments(cfg, "epochs", "steps")
-    return program("train.py", *args, "--epochs", "1", "--steps", "1", "--no-eval-first", *more)
-
-
 def test_bad_images_of_all_splits_stop_a_run_before_it_begins(tiny):
     bad = damage(tiny, "gallery", *GALLERY) + damage(tiny, "query", *QUERY) + damage(tiny, "train", *TRAIN)
-    shown = train(tiny)
+    shown = program("train.py", *arguments(tiny))
     refused(shown, "6 of 36 train images", "--on-bad-image skip")
     assert all(path in shown.stderr for path in bad)  # all at once
     assert "3 of 25 gallery images" in shown.stderr and "2 of 12 query images" in shown.stderr
     assert not Path(tiny.run.log_dir).exists()
 
 
-def test_a_run_goes_on_without_them_and_says_so(tiny):
+def test_a_run_goes_on_without_them_and_says_so(tiny, caplog):
     bad = damage(tiny, "train", *TRAIN[:3]) + damage(tiny, "query", *QUERY) + damage(tiny, "gallery", *GALLERY)
-    shown = train(tiny, *SKIP)
-    assert shown.returncode == 0, shown.stderr
-    assert all(path in shown.stdout for path in bad)
-    directory = Path(tiny.run.log_dir) / "demo"
-    note = json.loads((directory / "results" / "train.json").read_text())["note"]
+    note = make_loaders(tiny.replace(on_bad_image="skip")).dataset.note
+    assert all(path in caplog.text for path in bad)
     for number, count, split in ((3, 36, "train"), (2, 12, "query"), (3, 25, "gallery")):
-        assert f"{number} of {count} {split} images left out" in shown.stdout
+        assert f"{number} of {count} {split} images left out" in caplog.text
         assert f"{number} unreadable {split} images left out" in note
     assert "not comparable with published scores" in note
-    shown = program("test.py", directory / "last.pth", *SKIP)
-    assert shown.returncode == 0, shown.stderr
-    (result,) = (directory / "results").glob("test_last_*.json")
-    note = json.loads(result.read_text())["note"]
-    assert "3 unreadable train images" in note and "2 unreadable query images" in note
-    refused(program("test.py", directory / "last.pth", "--on-bad-image", "refuse"), "2 of 12 query images")
+    checkpoint = save_model(tiny)
+    assert "2 unreadable query images left out" in done("test.py", checkpoint, *SKIP)
+    refused(program("test.py", checkpoint, "--on-bad-image", "refuse"), "2 of 12 query images")
 
 
 def test_batches_hold_the_readable_images_with_their_labels(tiny):
     damage(tiny, "train", *all_of(tiny, "train", "0003"), TRAIN[0])
-    cfg = tiny.replace(on_bad_image="skip", flip_prob=0, pad=0, erase_prob=0)
     for _ in range(2):
-        loaders = make_loaders(cfg)
-        assert loaders.labels == {1: 0, 2: 1, 4: 2, 5: 3, 6: 4}
-        assert [s.pid for s in loaders.train.samples] == [1] * 5 + [2] * 6 + [4] * 6 + [5] * 6 + [6] * 6
-        assert loaders.dataset.train == loaders.train.samples
-        pictures = {s.path: read_image(s.path, 32, 16) for s in loaders.train.samples}
-        for indices in loaders.train.sampler.epoch(0):
-            for index, picture in zip(indices, loaders.train.images.read(indices).numpy(), strict=True):
-                assert np.array_equal(picture, pictures[loaders.train.samples[index].path])
-        for images, labels in loaders.train.epoch(0, torch.device("cpu")):
-            assert len(images) == len(labels) == 8 and max(labels.tolist()) <= 4
+        loaders = make_loaders(tiny.replace(on_bad_image="skip"))
+        samples = loaders.train.samples
+        assert loaders.labels == {1: 0, 2: 1, 4: 2, 5: 3, 6: 4} and loaders.dataset.train == samples
+        assert [s.pid for s in samples] == [1] * 5 + [2] * 6 + [4] * 6 + [5] * 6 + [6] * 6
+        assert np.array_equal(pixels(loaders.train.images), decoded([s.path for s in samples], 32, 16))
+        for indices, (images, labels) in zip(loaders.train.sampler.epoch(0), loaders.train.epoch(0, CPU), strict=True):
+            assert len(images) == 8 and labels.tolist() == [loaders.labels[samples[i].pid] for i in indices]
 
 
 def test_what_is_left_may_be_too_little(tiny):

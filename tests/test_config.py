@@ -95,9 +95,8 @@ def test_every_number_has_a_range_or_is_only_finite():
 
 def test_every_setting_has_a_help_line_and_a_unique_name():
     lines = [line for kind in SECTIONS.values() for line in option_lines(kind)]
-    assert len(lines) == len(SECTION_OF) - 2 and all(
-        len(line) > 50 for line in lines
-    )  # two are not listed: the preset and its note
+    assert len(lines) == len(SECTION_OF) - 2  # the preset and its note are not listed
+    assert all(len(line) > 50 for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -147,10 +146,13 @@ class Own:
 
 
 def test_programs_have_options_of_their_own(capsys):
-    cfg, own = parse_settings(["--num", "3", "--seed", "4"], Config(), {}, "about", OwnNumber, {"num": "[1, inf)"})
+    def parsed(*words: str) -> tuple[Config, Own]:
+        return parse_settings(["--folder", "here", *words], Config(), {}, "about", Own, {"num": "[1, inf)"})
+
+    cfg, own = parsed("--num", "3", "--seed", "4")
     assert (own.num, cfg.run.seed) == (3, 4)
     with pytest.raises(UserError, match="--num"):
-        parse_settings(["--num", "0"], Config(), {}, "about", OwnNumber, {"num": "[1, inf)"})
+        parsed("--num", "0")
     assert parse_options(["here", "--kind", "b"], Own, "about", "folder") == Own("here", 8, "b")
     with pytest.raises(UserError, match="folder"):
         parse_options([], Own, "about", "folder")
@@ -160,11 +162,6 @@ def test_programs_have_options_of_their_own(capsys):
     with pytest.raises(SystemExit):
         parse_command(["do", "--help"], {"do": Own}, "about", {"do": "folder"})
     assert "number of images" in capsys.readouterr().out
-
-
-@dataclass
-class OwnNumber:
-    num: int = 8  # number of images
 
 
 def test_help_is_short_and_sections_and_presets_are_listed_on_request():
@@ -216,11 +213,6 @@ def test_every_preset_passes_its_checks_and_builds_a_model_and_a_criterion(name)
     assert cfg.run.preset == name
 
 
-def rate(name: str, epoch: float, steps_per_epoch: int = 202) -> float:
-    """Learning rate of a preset after so many epochs."""
-    return load_preset(name).solver.lr * lr_factor(load_preset(name), epoch, steps_per_epoch)
-
-
 @pytest.mark.parametrize(
     ("name", "rates"),
     [
@@ -245,7 +237,9 @@ def rate(name: str, epoch: float, steps_per_epoch: int = 202) -> float:
     ],
 )
 def test_rates_are_those_of_the_source(name, rates):
-    assert {epoch: rate(name, epoch) for epoch in rates} == pytest.approx(rates, rel=1e-6)
+    cfg = load_preset(name)
+    found = {epoch: cfg.solver.lr * lr_factor(cfg, epoch, 202) for epoch in rates}  # of 202 steps each
+    assert found == pytest.approx(rates, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import assert_same_scores, simple
 
@@ -25,7 +25,7 @@ CPU = torch.profiler.ProfilerActivity.CPU
 @st.composite
 def retrievals(draw):
     """(random generator, Q, G, ids): few identities and cameras, so that every kind of query occurs."""
-    queries, images = draw(st.integers(1, 10)), draw(st.integers(1, 40))
+    queries, images = draw(st.integers(0, 10)), draw(st.integers(0, 40))
     identities, cameras = draw(st.integers(1, 8)), draw(st.integers(1, 4))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     ids = tuple(rng.integers(0, top, n) for top in (identities, cameras) for n in (queries, images))
@@ -268,27 +268,13 @@ def test_bad_features_distances_and_ids_are_refused_by_name():
             evaluate_distance(torch.zeros(6, 40), *damaged)
 
 
-def test_nothing_to_score_is_an_error():
-    query, gallery, ids = simple()
-    none = np.zeros(0, int)
-    for q, g, *these in (
-        (query, gallery[:0], ids[0], none, ids[2], none),  # an empty gallery
-        (query[:0], gallery, none, ids[1], none, ids[3]),  # no queries
-    ):
-        with pytest.raises(ValueError, match="no query has a match"):
-            evaluate(q, g, *these)
-        with pytest.raises(ValueError, match="no query has a match"):
-            evaluate_distance(torch.zeros(len(q), len(g)), *these, roc=True)
-
-
 # ---- real features: Market-1501 by a published OSNet x0.25
 
 
-def test_market1501_scores_are_exact_and_equal_a_stable_sort(market_arrays):
+def test_market1501_scores_are_exact(market_arrays):
     kept = market_arrays["gp"] != -1
     query, gallery = torch.from_numpy(market_arrays["qf"]), torch.from_numpy(market_arrays["gf"][kept])
     ids = (market_arrays["qp"], market_arrays["gp"][kept], market_arrays["qc"], market_arrays["gc"][kept])
-    chosen = np.random.default_rng(7).choice(len(query), 40, replace=False)
     for metric, expected, mAP in (
         ("euclidean", (74.94, 37.00, 91.18, 96.62, 97.92), 0.7493693487874461),
         ("cosine", (77.39, 43.73, 91.48, 96.91, 98.04), 0.7739377362983583),
@@ -298,11 +284,6 @@ def test_market1501_scores_are_exact_and_equal_a_stable_sort(market_arrays):
         found = (scores.mAP, scores.mINP, scores.rank(1), scores.rank(5), scores.rank(10))
         assert tuple(round(100 * value, 2) for value in found) == expected
         assert scores.mAP == pytest.approx(mAP, abs=1e-7) == pytest.approx(scores.ap.mean(), abs=1e-12)
-        some = (ids[0][chosen], ids[1], ids[2][chosen], ids[3])
-        distance = pairwise_distance(query[chosen], gallery, metric).numpy()
-        assert_same_scores(
-            evaluate(query[chosen], gallery, *some, metric=metric), reference.evaluation(distance, *some)
-        )
 
 
 # ---- the verification curve against all thresholds tried one by one
@@ -317,8 +298,11 @@ def test_the_curve_is_that_of_all_thresholds(kind, dtype, retrieval, piece, most
     rng, queries, images, ids = retrieval
     distance = of_kind(kind, rng.normal(size=(queries, images)).astype(dtype), rng).astype(dtype)
     positives, negatives = reference.accepted_pairs(distance, *ids)
-    assume(positives)
     matrix = torch.from_numpy(distance)
+    if not positives:
+        with pytest.raises(ValueError, match="no query has a match"):
+            evaluate_distance(matrix, *ids, roc=True)
+        return
     expected = evaluate_distance(matrix, *ids)
     with parts_of(**parts), pytest.MonkeyPatch.context() as patch:
         patch.setattr(roc, "PIECE", piece)
