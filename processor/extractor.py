@@ -62,6 +62,8 @@ class FeatureExtractor:
                 raise UserError(f"{name} must be at least 1, not {value}")
         self.checkpoint = find_checkpoint(str(checkpoint) if checkpoint else None, log_dir)
         self.device = pick_device(device)
+        if self.device.type == "cpu":
+            torch.set_flush_denormal(True)  # weights that decayed to denormal numbers make a CPU several times slower
         state = read_checkpoint(self.checkpoint)
         self.cfg = stored_config(state, self.checkpoint).replace(**settings).check()
         model = rebuild_model(state, self.checkpoint, self.cfg)
