@@ -47,6 +47,15 @@ def write_tree(base: Path, train_ids: int = 6, test_ids: int = 4, cameras: int =
     return base
 
 
+def draw(path: Path, pid: int, shot: int, camera: int = 0) -> Path:
+    """A 32x16 picture whose colours are those of the person."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colour = np.random.default_rng(pid + 9).integers(30, 220, (4, 1, 3)).repeat(8, 0)
+    noise = np.random.default_rng([pid + 9, shot, camera]).normal(8 * camera, 12, (32, 16, 3))
+    cv2.imwrite(str(path), np.clip(colour + noise, 0, 255).astype(np.uint8))
+    return path
+
+
 @pytest.fixture(autouse=True)
 def denormal_numbers():
     """A run in this process flushes them to zero, which hypothesis refuses."""

@@ -22,20 +22,19 @@ from utils.pictures import RIGHT, Tile, draw_rows
 from utils.plots import loss_parts, plain, plot_curves
 
 
-def entry(epoch: int, mAP: float | None = None, **more) -> dict:
+def entry(epoch: int, mAP: float | None = None) -> dict:
     values = {"epoch": epoch}
     if epoch:
         values |= {"loss": 6.0 / epoch, "id": 4.0 / epoch, "triplet": 2.0 / epoch, "accuracy": 0.1 * epoch}
         values |= {"lr": 10.0**-epoch, "images_per_second": 100.0 + epoch}
     if mAP is not None:
         values["scores"] = {"plain": {"mAP": mAP, "rank1": mAP + 10, "valid_queries": 5}}
-    return values | more
+    return values
 
 
-def write_run(directory: Path, entries: list[dict], epochs: int = 3, tail: str = "") -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
+def write_run(directory: Path, entries: list[dict], tail: str = "") -> Path:
+    directory.mkdir(exist_ok=True)
     (directory / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in entries) + tail)
-    (directory / "config.json").write_text(json.dumps({"epochs": epochs}))
     return directory
 
 
@@ -65,18 +64,13 @@ def drawn(figure: Figure, title: str) -> list[list[tuple]]:
 def test_the_history_is_what_was_written_and_damage_is_reported(tmp_path):
     run = write_run(tmp_path / "a", [*THREE, entry(2, 45.0)])  # an epoch that occurs twice: the later line counts
     assert read_history(run) == ([*THREE[:2], entry(2, 45.0), THREE[3]], "")
-    tails = ('{"epoch": 4, "loss": 1.', "\0\0\0", "[1]\n", '{"loss": 1}\n', '{"epoch": null}\n', "\xff\n")
-    for tail in tails:
+    for tail in ('{"epoch": 4, "loss": 1.', "\0\0\0", "[1]\n", '{"loss": 1}\n', '{"epoch": null}\n', "\xff\n"):
         run = write_run(tmp_path / "a", THREE, tail=tail)
         history, problem = read_history(run)
         assert history == THREE and str(run / "metrics.jsonl") in problem and "last line" in problem
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    for text, word in (
-        ("\n".join([lines[0], lines[1][:9], *lines[2:]]), "line 2"),
-        ("", "no epoch"),
-        ("\n\n", "no epoch"),
-        ('{"epoch": 1, "lo', "no epoch"),
-    ):
+    broken = "\n".join([lines[0], lines[1][:9], *lines[2:]])
+    for text, word in ((broken, "line 2"), ("\n\n", "no epoch"), ('{"epoch": 1, "lo', "no epoch")):
         (run / "metrics.jsonl").write_text(text)
         with pytest.raises(UserError, match=rf"metrics\.jsonl.*{word}"):
             read_history(run)
@@ -111,8 +105,7 @@ def test_a_run_of_this_program_is_drawn(tiny: Config, figures):
     assert loss_parts(run.history) == ["id", "triplet", "center"]
     shown = done("tools/curves.py", "--log-dir", tiny.run.log_dir)
     assert "curves of demo written" in shown
-    for title in ("loss", "accuracy on training batches", "learning rate", "training speed (images/s)"):
-        assert [x for x, _ in drawn(figures[-1], title)[0]] == [1, 2, 3]
+    assert [x for x, _ in drawn(figures[-1], "loss")[0]] == [1, 2, 3]
     assert [x for x, _ in drawn(figures[-1], "mAP (%)")[0]] == [0, 2, 3]
 
 

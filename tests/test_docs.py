@@ -52,6 +52,7 @@ SHORT = {  # options that make a program short; of an option that comes twice, t
     "tools/visualize_augmentation.py": "--batch-size 8 --images-per-id 2 --num 2",
     "tools/check_dataset.py": "--batch-size 8",
     "tools/search_backbone.py": f"{SEARCH} --max-flops 9M",
+    "market1501+msmt17": "--dataset market1501+demo",
     "--start-sizes": "--start-sizes 16x16:1 --epochs 2",
     "--teacher": "--dataset demo",
     "--retrain": "--retrain 1 --references",
@@ -127,14 +128,6 @@ def ready(tmp_path_factory) -> Path:
     for name in ("a.jpg", "b.png", "query.jpg"):
         shutil.copy(pictures[0], base / name)
     shutil.copytree(base / "path/to/pictures", base / "pictures")
-    for split, folder in {"train": "train", "val": "train", "query": "test", "gallery": "test"}.items():
-        rows = []
-        for label, camera in ((label, camera) for label in range(4) for camera in (1, 2)):
-            file = f"{label:04}/{label:04}_{split}_{camera:02}_x.jpg"
-            (base / "data/MSMT17_V1" / folder / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(pictures[6 * label + camera], base / "data/MSMT17_V1" / folder / file)
-            rows.append(f"{file} {label}")
-        (base / "data/MSMT17_V1" / f"list_{split}.txt").write_text("\n".join(rows))
     save_features(base / "features.npz")
     torch.save(make_model(Config(backbone="osnet_x0_25", weights="none"), 2).state_dict(), base / "FILE")
     searched = json.loads((ROOT / "results" / "demo_light_searched.json").read_text())["settings"]["backbone"]
@@ -223,18 +216,6 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
 
 
-def steps() -> list[tuple[str, str, str]]:
-    """What to write: the file, the beginning of the line that it goes below (empty: it is the whole file), the text."""
-    parts = []
-    for line in "".join(blocks("python")).splitlines(keepends=True):
-        if place := re.fullmatch(r"# (\S+\.py)(?:, below: (.+))?\n", line):
-            parts.append((place[1], place[2] or "", ""))
-        else:
-            name, beginning, text = parts.pop()
-            parts.append((name, beginning, text + line))
-    return parts
-
-
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """The project without what runs have left in it."""
@@ -243,17 +224,16 @@ def copy(tmp_path: Path) -> Path:
 
 
 def follow(copy: Path) -> None:
-    """Do in the copy what the README says."""
-    for name, beginning, text in steps():
-        if not beginning:
-            assert not (copy / name).exists()
-            (copy / name).write_text(text)
-            continue
-        lines = (copy / name).read_text().splitlines(keepends=True)
-        places = [i for i, line in enumerate(lines) if line.lstrip().startswith(beginning)]
-        assert len(places) == 1, f"{name} has {len(places)} lines that begin with {beginning}"
-        lines.insert(places[0] + 1, text)
-        (copy / name).write_text("".join(lines))
+    """Do in the copy what the README says: `# FILE` begins a new file, `# FILE, below: WORDS` what goes there."""
+    parts = re.split(r"^# (\S+\.py)(?:, below: (.+))?\n", "".join(blocks("python")), flags=re.MULTILINE)[1:]
+    for name, beginning, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        path = copy / name
+        assert path.exists() == bool(beginning)
+        if beginning:
+            line = re.compile(rf"^ *{re.escape(beginning)}.*\n", re.MULTILINE)
+            text, number = line.subn(lambda found, text=text: found[0] + text, path.read_text())
+            assert number == 1, f"{name} has {number} lines that begin with {beginning}"
+        path.write_text(text)
 
 
 def run(copy: Path, *words: str) -> subprocess.CompletedProcess:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config, write_tree
-from helpers import ROOT, done, program, refused, save_model
+from helpers import ROOT, program, refused, save_model
 from torch import nn
 
 import tools.export.graph
@@ -174,7 +174,7 @@ def test_without_an_argument_the_latest_model_becomes_a_checked_file(trained):
     words = ("--log-dir", trained.run.log_dir, "--data-root", trained.data.data_root)
     rows = [program("test.py", name, *words).stdout.splitlines()[3] for name in (path, "demo")]
     assert rows[0] == rows[1] and rows[0].startswith("plain")  # the file is tested like its checkpoint
-    refused(program("tools/export_onnx.py", path, *words), path)
+    refused(export(trained, path), path)
 
 
 @pytest.mark.slow
@@ -225,16 +225,6 @@ def test_torch_export_is_saved_opened_again_and_scored_in_half_precision(trained
     assert module(pictures).shape == (1, 512) and module(pictures).dtype == torch.float32
 
 
-@pytest.mark.slow
-def test_without_the_dataset_a_file_is_checked_on_random_pictures(trained, tmp_path):
-    nowhere = ("--data-root", tmp_path, "--log-dir", trained.run.log_dir, "--dataset", "market1501")
-    shown = done("tools/export_onnx.py", *nowhere, "--output", tmp_path / "it.onnx")
-    record = json.loads((tmp_path / "it.onnx.json").read_text())
-    assert "random pictures" in shown and record["check"]["crops"] == 8
-    assert record["check"]["lowest_cosine"] >= 0.9999
-    refused(program("tools/export_onnx.py", *nowhere, "--half"), tmp_path, "market1501")
-
-
 def test_a_file_with_other_embeddings_is_not_kept_and_bad_input_is_refused(trained, tmp_path, monkeypatch):
     other = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 16, 512))
     other = onnx_bytes(to_onnx(other, torch.zeros(2, 3, 32, 16), 1, "other"), {})
@@ -248,10 +238,11 @@ def test_a_file_with_other_embeddings_is_not_kept_and_bad_input_is_refused(train
     (tmp_path / "folder.onnx").mkdir()
     for args, word in (
         (["--half", "--int8"], "--half"), (["--int8", "--format", "export"], "--int8"),
-        (["--output", "it.pth"], "it.pth"), (["--output", "it.onnx", "--format", "export"], "it.onnx"),
-        (["--output", tmp_path / "folder.onnx"], "folder.onnx"), (["missing"], "missing"),
+        (["--output", "it.pth"], "it.pth"), (["--output", tmp_path / "folder.onnx"], "folder.onnx"),
     ):  # fmt: skip
         refused(export(trained, *args), word)
+    nowhere = ("--data-root", tmp_path, "--log-dir", trained.run.log_dir, "--dataset", "market1501")
+    refused(program("tools/export_onnx.py", *nowhere, "--half"), tmp_path, "market1501")
     for package in ("onnx", "onnxscript", "onnxruntime"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)

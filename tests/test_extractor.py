@@ -124,37 +124,20 @@ def test_a_folder_is_its_pictures_in_order_and_those_below(extractor, crops):
     names, others = find_pictures(crops)
     assert names == NAMES and others == 3
     same(extractor(crops), torch.cat([extractor(crops / name) for name in names]), 1e-5)
-    same(extractor(str(crops)), extractor(crops))
-    # links in a circle, and two links to one folder
-    (crops / "anna" / "up").symlink_to(crops)
-    (crops / "self").symlink_to("self")
-    outside = crops.parent / "outside"
-    outside.mkdir()
-    Image.new("RGB", (8, 8)).save(outside / "x.png")
-    (outside / "back").symlink_to(crops / "anna")
-    for name in ("one", "two"):
-        (crops / name).symlink_to(outside)
-    names, _ = find_pictures(crops)
-    assert sorted(Path(name).name for name in names) == sorted([*(Path(name).name for name in NAMES), "x.png"])
 
 
 def test_what_is_no_picture_is_refused_in_a_sentence_that_names_it(extractor, crops):
-    (crops / "cut.jpg").write_bytes((crops / "c.JPG").read_bytes()[:300])
     (crops / "short.jpg").write_bytes((crops / "c.JPG").read_bytes()[:-30])
-    for name in ("empty", "words"):
-        (crops.parent / name).mkdir()
+    (crops.parent / "words").mkdir()
     (crops.parent / "words" / "a.txt").write_text("a")
     grey, floats = np.zeros((9, 9), np.uint8), np.zeros((9, 9, 3), np.float32)
     for pictures, words in (
         ([], "empty"),
         ([crops / "a.png", crops / "gone.png"], "gone.png"),
-        (crops / "cut.jpg", "cut.jpg"),
         (crops / "notes.txt", "notes.txt"),
-        (crops.parent / "empty", "empty"),
         (crops.parent / "words", "1 other files"),
         ([crops / "a.png", grey], r"picture 1 .*uint8 \(9, 9\)"),
         (floats, r"picture 0 .*float32 \(9, 9, 3\)"),
-        (np.zeros((9, 9, 4), np.uint8), r"\(9, 9, 4\)"),
         (torch.zeros(9, 9, 3, dtype=torch.uint8), "picture 0 .*Tensor of shape"),
         (None, "NoneType"),
         (Image.new("I;16", (9, 9)), "mode I;16"),

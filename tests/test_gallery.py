@@ -1,10 +1,10 @@
 """Gallery search: nearest neighbours, thresholds, the index on the disk, and its programs."""
 
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
-import sys
+import signal
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -23,13 +23,11 @@ from tools.gallery import answer, engines, threshold
 from tools.gallery import index as indexes
 from tools.gallery.engines import build_engine, nearest, search_engine
 from tools.gallery.index import add, changing, make_index, read_index, remove
-from tools.gallery.threshold import FEWEST, Bootstrap, Rate, Thresholds, find_thresholds, pool_tracklets, promised
+from tools.gallery.threshold import Bootstrap, Rate, Thresholds, find_thresholds, pool_tracklets, promised
 from tools.search import find
 from utils import roc
 from utils.errors import Stopped, UserError
 from utils.roc import STEPS
-
-KINDS = ("exact", "hnsw")
 
 
 def unit(rows: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -73,33 +71,21 @@ def test_a_graph_finds_what_exact_search_finds(rows, tmp_path):
     import faiss
 
     ids = np.arange(1000) * 3 + 5
-    value, row = search_engine(build_engine(rows, ids), rows[:100], 10, ids)
-    assert recall(row, rows, rows[:100]) > 0.95
-    np.testing.assert_allclose(value, (rows[:100, None] * rows[row]).sum(2), atol=1e-5)
-    assert (row[:, 0] == np.arange(100)).all() and (np.diff(value) <= 0).all()
-    for removed in (1, 500, 990):
-        engine = build_engine(rows[:600], np.arange(600))
-        engine.add_with_ids(rows[600:], np.arange(600, 1000))
-        gone = np.random.default_rng(0).permutation(1000)[:removed]
-        faiss.write_index(engine, str(tmp_path / "e.faiss"))
-        ids = np.setdiff1d(np.arange(1000), gone)
-        value, row = search_engine(faiss.read_index(str(tmp_path / "e.faiss")), rows[:50], 5, ids)
-        assert recall(row, rows[ids], rows[:50]) > 0.9, removed
-        np.testing.assert_allclose(value, (rows[:50, None] * rows[ids][row]).sum(2), atol=1e-5)
+    engine = build_engine(rows[:600], ids[:600])
+    engine.add_with_ids(rows[600:], ids[600:])
+    faiss.write_index(engine, str(tmp_path / "e.faiss"))
+    for removed in (0, 1, 500, 990):
+        kept = np.sort(np.random.default_rng(0).permutation(1000)[removed:])
+        value, row = search_engine(faiss.read_index(str(tmp_path / "e.faiss")), rows[:100], 10, ids[kept])
+        assert recall(row, rows[kept], rows[:100]) > (0.9 if removed else 0.95), removed
+        np.testing.assert_allclose(value, (rows[:100, None] * rows[kept][row]).sum(2), atol=1e-5)
+        assert (np.diff(value) <= 0).all()
     for size in (1, 2, 40, 200):  # of few rows, all are found
         ids = np.arange(size)
         _, row = search_engine(build_engine(rows[:size], ids), rows[:3], 500, ids)
         assert (np.sort(row, 1) == ids).mean() > 0.95 and row.shape == (3, size)
-    many = engines.CANDIDATES * 4
-    assert (search_engine(build_engine(rows, np.arange(1000)), rows[:3], many, np.arange(1000))[1] >= 0).all()
-
-
-def test_bad_engines_are_refused(rows, monkeypatch):
     with pytest.raises(UserError, match="--engine hnsw"):
         build_engine(rows[:0], np.arange(0))
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(UserError, match="pip install faiss-cpu"):
-        build_engine(rows, np.arange(1000))
 
 
 # ---- thresholds
@@ -223,13 +209,12 @@ def test_answers():
 
 
 class Fake:
-    """Stands for a FeatureExtractor; counts the pictures, and stops by Ctrl-C after `stop_after` of them."""
+    """Stands for a FeatureExtractor; counts the pictures, and raises `error` after `stop_after` of them."""
 
     fingerprint, flip, half, width, checkpoint = "0123", False, False, 6, Path("fake.pth")
 
-    def __init__(self, stop_after: int = 10**9, **changes):
-        self.read, self.stop_after = 0, stop_after
-        self.__dict__.update(changes)
+    def __init__(self, stop_after: int = 10**9, error: type[BaseException] = KeyboardInterrupt):
+        self.read, self.stop_after, self.error = 0, stop_after, error
 
     @staticmethod
     def feature(data: bytes) -> np.ndarray:
@@ -238,7 +223,7 @@ class Fake:
     def batches(self, pictures, bad):
         for place, path in enumerate(pictures):
             if self.read == self.stop_after:
-                raise KeyboardInterrupt
+                raise self.error
             if (data := Path(path).read_bytes()) == b"bad":
                 bad[place] = f"{path} is bad"
             else:
@@ -246,18 +231,33 @@ class Fake:
                 yield [place], torch.from_numpy(self.feature(data))
 
 
+def change(index: Path, how, *args) -> None:
+    """Add to an index on the disk, or remove from it."""
+    with changing(index) as opened:
+        how(opened, *args)
+
+
 def names(index) -> list[str]:
     return [file.path for file in index.entries()]
+
+
+GOOD = {"a.png", "b $x_1$.png", "below/c.png", "below/d.png", "e.png", "f.png"}
+
+
+def write_files(folder: Path, *names: str) -> Path:
+    """Each holds its name."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    return folder
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Seven files, one of them unreadable."""
-    for name in ("a.png", "b $x_1$.png", "below/c.png", "below/d.png", "e.png", "f.png", "g.png"):
-        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "folder" / name).write_bytes(name.encode())
-    (tmp_path / "folder" / "g.png").write_bytes(b"bad")
-    return tmp_path / "folder"
+    folder = write_files(tmp_path / "folder", *GOOD, "g.png")
+    (folder / "g.png").write_bytes(b"bad")
+    return folder
 
 
 def check(index: Path, folder: Path, expected: set[str] | None = None, whole: bool = True) -> None:
@@ -274,50 +274,36 @@ def check(index: Path, folder: Path, expected: set[str] | None = None, whole: bo
     assert (np.diff(index.ids) > 0).all() and expected in (None, {file.path for file in index.files})
 
 
-GOOD = {"a.png", "b $x_1$.png", "below/c.png", "below/d.png", "e.png", "f.png"}
-
-
-def test_added_and_removed_is_as_indexed_at_once(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+def test_added_and_removed_is_as_indexed_at_once(folder, tmp_path, monkeypatch, kind):
     pytest.importorskip("faiss")
-    more = tmp_path / "more"
-    for kind in KINDS:
-        index = tmp_path / kind
-        make_index(Fake(), [folder], index, kind)
-        check(index, folder, GOOD)
-        assert read_index(index).files == sorted(read_index(index).files)
-        with monkeypatch.context() as patch:
-            patch.setattr(indexes, "build_engine", lambda *args: pytest.fail("rebuilt"))
-            more.mkdir()
-            for number in range(8):
-                (more / f"{number}.png").write_bytes(b"%d" % number)
-            (more / "a.txt").write_text("no picture")
-            with changing(index) as opened:
-                add(opened, Fake(), [more, folder / "a.png", folder / "g.png"])
-            with changing(index) as opened:
-                remove(opened, ["a.png", str(folder / "below"), "../more/3.png"])
-            (folder / "e.png").write_bytes(b"another picture")
-            (more / "5.png").write_bytes(b"bad")  # what cannot be read any more stays as it was
-            with changing(index) as opened:
-                add(opened, extractor := Fake(), [folder, more])
-            assert extractor.read == 5
-            (more / "5.png").write_bytes(b"5")
-        check(index, folder, GOOD | {f"../more/{number}.png" for number in range(8)})
-        assert sorted(read_index(index).ids) == [1, 5, 6, 7, 8, *range(10, 19)]
-        with changing(index) as opened:
-            remove(opened, [str(folder), str(more)])
-        assert len(read_index(index)) == 0
-        with changing(index) as opened:
-            add(opened, Fake(), [folder / "a.png"])
-        check(index, folder, {"a.png"})
-        assert read_index(index).ids == [19]
-        make_index(Fake(), [folder], index, kind)
-        check(index, folder, GOOD)
-        assert len(list(index.glob("[!.]*"))) == 2 + (kind != "exact")
-        shutil.rmtree(more)
-        (folder / "e.png").write_bytes(b"e.png")
+    index, numbers = tmp_path / "i", [f"{number}.png" for number in range(8)]
+    make_index(Fake(), [folder], index, kind)
+    check(index, folder, GOOD)
+    assert read_index(index).files == sorted(read_index(index).files)
+    with monkeypatch.context() as patch:
+        patch.setattr(indexes, "build_engine", lambda *args: pytest.fail("rebuilt"))
+        more = write_files(tmp_path / "more", *numbers, "a.txt")
+        change(index, add, Fake(), [more, folder / "a.png", folder / "g.png"])
+        change(index, remove, ["a.png", str(folder / "below"), "../more/3.png"])
+        (folder / "e.png").write_bytes(b"another picture")
+        (more / "5.png").write_bytes(b"bad")  # what cannot be read any more stays as it was
+        change(index, add, extractor := Fake(), [folder, more])
+        assert extractor.read == 5
+        write_files(more, "5.png")
+    check(index, folder, GOOD | {f"../more/{name}" for name in numbers})
+    assert sorted(read_index(index).ids) == [1, 5, 6, 7, 8, *range(10, 19)]
+    change(index, remove, [str(folder), str(more)])
+    assert len(read_index(index)) == 0
+    change(index, add, Fake(), [folder / "a.png"])
+    check(index, folder, {"a.png"})
+    assert read_index(index).ids == [19]
+    make_index(Fake(), [folder], index, kind)
+    check(index, folder, GOOD)
+    assert len(list(index.glob("[!.]*"))) == 2 + (kind != "exact")
 
 
-def test_what_was_computed_before_a_stop_is_not_computed_again(folder, tmp_path, monkeypatch, capsys):
+def test_what_was_computed_before_a_stop_is_not_computed_again(folder, tmp_path, monkeypatch):
     pytest.importorskip("faiss")
     index = tmp_path / "i"
     with pytest.raises(Stopped, match="0 of 7 are kept"):
@@ -333,36 +319,24 @@ def test_what_was_computed_before_a_stop_is_not_computed_again(folder, tmp_path,
     with monkeypatch.context() as patch, pytest.raises(UserError, match="--exact"):
         patch.setattr(indexes, "search_engine", lambda *args: (np.zeros((1, 3), "f4"), np.full((1, 3), -1)))
         find(read_index(index), unit(1, 6), 3, None, False)
-    for number in range(3):
-        (folder / f"h{number}.png").write_bytes(b"%d" % number)
-    with changing(index) as opened, pytest.raises(Stopped):
-        add(opened, Fake(stop_after=2), [folder])
-    check(index, folder, GOOD | {"h0.png", "h1.png"})
     (folder / "f.png").unlink()
     (folder / "e.png").write_bytes(b"another")
     make_index(extractor := Fake(), [folder], index)
-    check(index, folder, GOOD - {"f.png"} | {"h0.png", "h1.png", "h2.png"})
-    assert extractor.read == 2 and "engine" not in read_index(index).about
+    check(index, folder, GOOD - {"f.png"})
+    assert extractor.read == 1 and "engine" not in read_index(index).about
     # a kill leaves what was saved last, and more rows than that
-    for name in ("x1.png", "x2.png"):
-        (folder / name).write_bytes(name.encode())
+    write_files(folder, "x1.png", "x2.png")
     monkeypatch.setattr(indexes, "SAVE_SECONDS", -1)
-    monkeypatch.setattr(
-        Fake, "feature", staticmethod(lambda data, real=Fake.feature: real(data) if data != b"x2.png" else 1 / 0)
-    )
     with pytest.raises(ZeroDivisionError):
-        make_index(Fake(), [folder], index)
+        make_index(Fake(stop_after=1, error=ZeroDivisionError), [folder], index)
     with open(index / read_index(index).about["features"], "r+b") as file:
         file.write(indexes.npy_header(99, 6))
         file.seek(0, os.SEEK_END)
         file.write(b"half a row")
-    check(index, folder, whole=False)
-    monkeypatch.undo()
+    check(index, folder, GOOD - {"f.png"} | {"x1.png"}, whole=False)
     (folder / "x2.png").write_bytes(b"x3")
     make_index(Fake(), [folder], index)
-    check(index, folder)
-    assert "x1.png" in {file.path for file in read_index(index).files}
-    check(index, folder)
+    check(index, folder, GOOD - {"f.png"} | {"x1.png", "x2.png"})
 
 
 def test_a_stop_at_any_moment_leaves_the_old_index_or_the_new_one(folder, tmp_path, monkeypatch):
@@ -377,35 +351,29 @@ def test_a_stop_at_any_moment_leaves_the_old_index_or_the_new_one(folder, tmp_pa
 
         return stop
 
-    def adding(index: Path) -> None:
-        with changing(index) as opened:
-            add(opened, Fake(), [folder / "e.png", folder / "f.png"])
-
-    def removing(index: Path) -> None:
-        with changing(index) as opened:
-            remove(opened, ["a.png"])
-
+    changes = [
+        lambda index: change(index, add, Fake(), [folder / "e.png", folder / "f.png"]),
+        lambda index: change(index, remove, ["a.png"]),
+        lambda index: make_index(Fake(), [folder], index, "hnsw"),
+    ]
     make_index(Fake(), [folder / "a.png", folder / "below" / "c.png"], tmp_path / "hnsw", "hnsw")
     make_index(Fake(), [folder / "a.png", folder / "below" / "c.png"], tmp_path / "exact")
     for kind in ("hnsw", "exact"):
-        for change in (adding, removing, lambda index: make_index(Fake(), [folder], index, "hnsw")):
+        for make in changes:
             finished = False
             for stop_at in range(50):
-                index = tmp_path / "copy"
-                shutil.copytree(tmp_path / kind, index)
+                index = shutil.copytree(tmp_path / kind, tmp_path / "copy")
                 left = [stop_at]
                 with monkeypatch.context() as patch:
                     for name in ("fsync", "replace"):
                         patch.setattr(os, name, stopping(getattr(os, name), left))
                     patch.setattr(Path, "write_bytes", stopping(Path.write_bytes, left))
-                    try:
-                        change(index)
+                    with suppress(KeyboardInterrupt):
+                        make(index)
                         finished = True
-                    except KeyboardInterrupt:
-                        pass
                 check(index, folder)
                 with suppress(UserError):  # it can be done again, unless it was done
-                    change(index)
+                    make(index)
                 check(index, folder)
                 shutil.rmtree(index)
                 if finished:
@@ -415,62 +383,51 @@ def test_a_stop_at_any_moment_leaves_the_old_index_or_the_new_one(folder, tmp_pa
 
 def test_damage_is_found_and_named(folder, tmp_path):
     pytest.importorskip("faiss")
-    make_index(Fake(), [folder], whole := tmp_path / "whole", "hnsw")
+    make_index(Fake(), [folder], index := tmp_path / "index", "hnsw")
     query = torch.from_numpy(Fake.feature(b"a.png"))
     rng = np.random.default_rng(0)
     for name in ("index.json", "features.npy", "engine.faiss"):
-        data = (whole / name).read_bytes()
+        data = (index / name).read_bytes()
         ways = [b"", b"words", data[:-1], data[: len(data) // 2]]
+        ways += [None] * (name != "index.json")  # no such file
         for place in (*rng.integers(0, len(data), 30), 0, len(data) - 1):
             if name != "features.npy" or place >= 128:  # the header is for other programs
                 ways.append(data[:place] + bytes([data[place] ^ 1 << rng.integers(8)]) + data[place + 1 :])
         for damaged in ways:
-            index = tmp_path / "index"
-            shutil.copytree(whole, index)
-            (index / name).write_bytes(damaged)
+            (index / name).unlink() if damaged is None else (index / name).write_bytes(damaged)
             with pytest.raises(UserError, match=re.escape(str(index / name))) as caught:
                 read_index(index).find(query, 3, exact=name == "features.npy")
             assert "\n" not in str(caught.value)
             if name == "features.npy":  # nor is it copied to a new file with a checksum that fits
                 before = (index / "index.json").read_bytes()
-                with pytest.raises(UserError), changing(index) as opened:
-                    remove(opened, ["a.png"])
+                with pytest.raises(UserError):
+                    change(index, remove, ["a.png"])
                 assert (index / "index.json").read_bytes() == before
             if name == "engine.faiss":
                 assert read_index(index).find(query, 3, exact=True)[0][1].path == "a.png"
-            shutil.rmtree(index)
-    for name in ("features.npy", "engine.faiss"):
-        shutil.copytree(whole, index)
-        (index / name).unlink()
-        with pytest.raises(UserError, match=name):
-            read_index(index).find(query, 3, exact=name == "features.npy")
-        shutil.rmtree(index)
-    other = read_index(whole)
+        (index / name).write_bytes(data)
+    other = read_index(index)
     other.about["engine"]["kind"] = "ivf"
     with pytest.raises(UserError, match=r"engine.faiss.*ivf"):
         other.find(query, 3)
     other.about["format"] = "PlainReID index 3"
     other.save()
     with pytest.raises(UserError, match="index 3"):
-        read_index(whole)
+        read_index(index)
 
 
 def test_what_cannot_be_indexed_is_refused_and_left_alone(folder, tmp_path, monkeypatch):
     (tmp_path / "old.idx").write_bytes(b"PK of an older version")
-    (tmp_path / "empty").mkdir()
-    for places, output, words in (
-        ([folder], tmp_path / "old.idx", "old.idx"),
-        ([folder], folder, "folder"),
-        ([tmp_path / "empty"], tmp_path / "i", "empty"),
-        ([tmp_path / "none"], tmp_path / "i", "none"),
-        ([folder / "g.png"], tmp_path / "i", "none of the pictures"),
+    for place, output, words in (
+        (folder, tmp_path / "old.idx", "old.idx"),
+        (folder, folder, "folder"),
+        (folder / "g.png", tmp_path / "i", "none of the pictures"),
     ):
         with pytest.raises(UserError, match=words):
-            make_index(Fake(), places, output)
+            make_index(Fake(), [place], output)
     assert (tmp_path / "old.idx").read_bytes().startswith(b"PK") and sorted(os.listdir(folder))[0] == "a.png"
-    for bad in ("old.idx", "empty", "none"):
-        with pytest.raises(UserError, match=bad), changing(tmp_path / bad):
-            pass
+    with pytest.raises(UserError, match="none"), changing(tmp_path / "none"):
+        pass
     assert not (tmp_path / "none").exists()
     make_index(Fake(), [folder], tmp_path / "i")
     with changing(tmp_path / "i"), pytest.raises(UserError, match="another program is writing"):
@@ -488,9 +445,7 @@ def test_what_cannot_be_indexed_is_refused_and_left_alone(folder, tmp_path, monk
 
 
 def test_a_tracklet_is_one_entry_with_the_mean_of_its_features(folder, tmp_path, monkeypatch):
-    for name in ("p/c/1.png", "p/c/2.png", "p/c/3.png", "q/1.png"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(name.encode())
+    write_files(folder, "p/c/1.png", "p/c/2.png", "p/c/3.png", "q/1.png")
     (folder / "g.png").unlink()
 
     def expected(*names: str) -> torch.Tensor:
@@ -522,13 +477,10 @@ def test_a_tracklet_is_one_entry_with_the_mean_of_its_features(folder, tmp_path,
         remove(opened, [str(folder / "p")])
     (folder / "p/c/4.png").write_bytes(b"4")
     # a CSV names cameras, times and tracks
-    text = "path,pid,camid,track,time\n" + "".join(
-        f"{name},7,{camera},{track},{time}\n"
-        for name, camera, track, time in (
-            ("a.png", "door", 1, "2026-01-01"), ("e.png", "door", 1, "2026-01-01"),
-            ("f.png", "yard", 1, "2026-01-02"), ("p/c/4.png", "door", 2, "2026-01-03"),
-        )
-    )  # fmt: skip
+    text = (
+        "path,pid,camid,track,time\na.png,7,door,1,2026-01-01\ne.png,7,door,1,2026-01-01\n"
+        "f.png,7,yard,1,2026-01-02\np/c/4.png,7,door,2,2026-01-03\n"
+    )
     (folder / "list.csv").write_text(text)
     index = make_index(Batches(), [folder / "list.csv"], tmp_path / "c")
     assert names(index) == ["list.csv/7/door/1", "list.csv/7/door/2", "list.csv/7/yard/1"] and index.about["tracklets"]
@@ -553,12 +505,22 @@ def test_a_tracklet_is_one_entry_with_the_mean_of_its_features(folder, tmp_path,
 # ---- Milvus
 
 
-def milvus(output: Path, folder: Path, extractor=None, **options):
-    return make_index(extractor or Fake(), [folder], output, "milvus", str(output.with_suffix(".db")), **options)
+def milvus(output: Path, folder: Path, extractor=None):
+    return make_index(extractor or Fake(), [folder], output, "milvus", str(output.with_suffix(".db")))
+
+
+class Killed(Fake):
+    """Its process is killed at the fourth picture."""
+
+    def batches(self, pictures, bad):
+        for number, batch in enumerate(super().batches(pictures, bad)):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
 
 
 @pytest.mark.slow
-def test_milvus_holds_each_picture_once_whatever_stops_it(folder, tmp_path, monkeypatch):
+def test_milvus_holds_each_picture_once_whatever_stops_it(folder, tmp_path):
     pytest.importorskip("milvus_lite")
 
     def check_milvus(expected: set[str]) -> None:
@@ -566,29 +528,14 @@ def test_milvus_holds_each_picture_once_whatever_stops_it(folder, tmp_path, monk
         assert names(index) == sorted(expected) and len(index) == len(expected)
         for path in expected:
             query = torch.from_numpy(Fake.feature((folder / path).read_bytes()))
-            (cosine, file), *others = index.find(query, 3)
+            ((cosine, file),) = index.find(query, 1)
             assert file.path == path and cosine == pytest.approx(1, abs=1e-5)
-            exact = sorted(
-                ((query.numpy() @ Fake.feature((folder / p).read_bytes())[0]).item() for p in expected), reverse=True
-            )
-            assert [cosine, *(c for c, _ in others)] == pytest.approx(exact[:3], abs=1e-5)
         index.client.close()
 
-    # a process that is killed while it adds
-    code = f"""
-import os, signal, sys
-sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent)]}
-import test_gallery as t
-class Killed(t.Fake):
-    def batches(self, pictures, bad):
-        for number, batch in enumerate(super().batches(pictures, bad)):
-            if number == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield batch
-t.milvus(t.Path({str(tmp_path / "m")!r}), t.Path({str(folder)!r}), Killed())
-"""
-    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert killed.returncode == -9, killed.stderr
+    adding = multiprocessing.get_context("spawn").Process(target=milvus, args=(tmp_path / "m", folder, Killed()))
+    adding.start()
+    adding.join()
+    assert adding.exitcode == -signal.SIGKILL
     index = milvus(tmp_path / "m", folder, extractor := Fake())
     index.client.close()
     assert extractor.read == 3  # of six
@@ -603,8 +550,6 @@ t.milvus(t.Path({str(tmp_path / "m")!r}), t.Path({str(folder)!r}), Killed())
     check_milvus(GOOD | {"h_c3.png"})
     with changing(tmp_path / "m") as index:
         remove(index, ["below", str(folder / "a.png")])
-        with pytest.raises(UserError, match="nobody"):
-            remove(index, ["nobody"])
         hits, _ = find(index, unit(1, 6), 9, None, False, indexes.Where("3"))
         assert [hit.name for hit in hits] == ["h_c3.png"]
         assert {f.path for _, f in index.find(unit(1, 6), 9, False, indexes.Where(after=2e9))} == {"h_c3.png"}
@@ -615,12 +560,8 @@ t.milvus(t.Path({str(tmp_path / "m")!r}), t.Path({str(folder)!r}), Killed())
     (folder / "f.png").unlink()
     milvus(tmp_path / "m", folder).client.close()
     check_milvus(GOOD - {"f.png"} | {"h_c3.png"})
-    # of a server that is not there, and without the library
     with pytest.raises(UserError, match=r"127\.0\.0\.1:1"):
         make_index(Fake(), [folder], tmp_path / "n", "milvus", "http://127.0.0.1:1")
-    monkeypatch.setitem(sys.modules, "pymilvus", None)
-    with pytest.raises(UserError, match="pip install pymilvus"):
-        milvus(tmp_path / "o", folder)
 
 
 # ---- the programs, with a model
@@ -699,7 +640,6 @@ def test_indexed_pictures_are_found_by_their_cosine(base, drawings):
     done(base, "ask", query / "0007_c1s1_000090_00.jpg")
     assert drawings[-1][2][0].path == query / "0007_c1s1_000090_00.jpg"
     done(base, "remove", crops)
-    refused(search(base, "ask", base / "gone.jpg"), "gone.jpg")
     done(base, "remove", query)
     refused(search(base, "ask", query / "0007_c1s1_000090_00.jpg"), "is empty")
 
@@ -710,15 +650,12 @@ def test_without_arguments_the_runs_gallery_is_indexed_and_its_first_query_asked
     shown = program("tools/search.py").stdout
     assert len(listed(shown)) == 10 and "0007_c1s1_000090_00.jpg: 10 of 25 pictures" in shown
     assert drawings[0][0] == Path("log/demo/answer_0007_c1s1_000090_00.png")
-    assert len(read_index("log/demo/gallery")) == 25  # junk is no part of it
     shutil.copytree("log/demo/gallery", "log/other/features")
     os.utime("log/demo/gallery/index.json", (1e9, 1e9))
     shutil.copytree("log/demo", "log/newer")  # a run that is newer than any index
     shutil.rmtree("log/newer/gallery")
-    asked = program("tools/search.py", "ask")
-    assert "index log/other/features, " in asked.stdout and "log/demo/gallery" in asked.stdout
-    assert "0007_c1s1_000090_00.jpg: 10 of 25 pictures" in asked.stdout
-    shutil.rmtree("log/other")
+    asked = program("tools/search.py", "ask").stdout
+    assert "index log/other/features, " in asked and "log/demo/gallery" in asked
     refused(program("tools/search.py", "ask", "--checkpoint", "newer"), "log/newer/gallery")
     shutil.rmtree("log/newer")
     refused(program("tools/search.py", "ask", "--log-dir", "nowhere"), "nowhere")
@@ -743,8 +680,7 @@ def test_an_index_asks_as_it_was_made_and_only_with_its_model(base):
     state = torch.load(base / "moved.pth", weights_only=True)
     state["model"]["branches.0.neck.running_mean"] += 0.1
     save_checkpoint(base / "log" / "other" / "last.pth", state)
-    for command, what in (("ask", [asked]), ("add", [base / "data"]), ("threshold", [])):
-        refused(search(base, command, *what, "--checkpoint", "other"), base / "g", "another model", "--checkpoint")
+    refused(search(base, "ask", asked, "--checkpoint", "other"), base / "g", "another model", "--checkpoint")
 
 
 def test_bad_input_is_one_sentence_and_changes_nothing(base):
@@ -752,21 +688,16 @@ def test_bad_input_is_one_sentence_and_changes_nothing(base):
     done(base, "index", crops)
     before = (base / "g" / "index.json").read_bytes()
     for command, *args in (
-        ("ask", crops / "gone.jpg"),
         ("ask", crops / "cut.jpg"),
-        ("ask", crops / "notes.txt"),
         ("ask", crops, "--after", "yesterday"),
         ("ask", crops / "a.jpg", "--top", "0"),
         ("add",),
-        ("add", base / "nowhere"),
         ("remove",),
         ("remove", "a.jpg", "nobody.jpg"),
         ("threshold", "nothing"),
-        ("index", crops, "--engine", "nothing"),
     ):
         refused(search(base, command, *args), Path(args[-1]).name if args else "no picture is named")
     assert (base / "g" / "index.json").read_bytes() == before
-    refused(program("tools/search.py", "asked"), "asked")
     shutil.rmtree(base / "log")
     refused(program("tools/search.py", "index", crops, "--log-dir", base / "log"), "log")
 
@@ -776,24 +707,16 @@ def test_a_threshold_is_found_stored_and_used(base):
     done(base, "index", base / "crops")
     assert "unknown" not in done(base, "ask", asked) and "threshold" in done(base, "compare", asked, asked)
     shown = done(base, "threshold")
-    extractor = FeatureExtractor(base / "log" / "demo", device="cpu")
-    sides = [sorted((base / "data" / "demo" / f).glob("0*.jpg")) for f in ("query", "bounding_box_test")]
-    (qp, gp), (qc, gc) = ([[int(p.name[a:b]) for p in side] for side in sides] for a, b in ((0, 4), (6, 7)))
-    same, others = pairs_by_hand(*(extractor(side) for side in sides), qp, gp, qc, gc)
-    for words, pairs in (("one person", same), ("different people", others)):
-        assert re.search(f"pairs of {words} +{len(pairs)}, ", shown)
+    numbers = re.compile(r"^pairs of .*?  +([\d,]+), ", re.MULTILINE)
+    assert numbers.findall(shown) == ["48", "228"]  # 12 queries: 2 cameras x 2 images; 25 images less 6 of their own
     stored = Thresholds(**read_index(base / "g").about["threshold"]["pictures"])
     assert f"{stored.same:.3f}" in shown and str(stored.rates["fnmr"]) in shown and "cam 1 in cam 2" in shown
-    least = max(1e-3, FEWEST / len(others))
-    assert stored.rates["fmr"].share <= least + 1e-9 < np.mean([c >= stored.same - 2 / STEPS for c, *_ in others])
     marks = re.findall(r"^ *\d+ +(\S+)  (same|unknown|different) ", done(base, "ask", asked), re.MULTILINE)
     assert len(marks) == 3 and all(stored.answer(float(s), search=True) == m for s, m in marks)
     assert "answer: the person of a.jpg" in (found := done(base, "ask", asked)) and str(stored.rates["fpir"]) in found
     assert "answer: unknown" in done(base, "ask", asked, "--threshold", "1.1")
-    assert len(re.findall("^ .* same  ", done(base, "ask", asked, "--threshold", "-1"), re.MULTILINE)) == 3
     assert f"same: similarity 1.000, at least {stored.same:.3f}" in done(base, "compare", asked, asked)
-    other = base / "crops" / "below" / "c.jpg"
-    assert done(base, "compare", asked, other, "--threshold", "1.1").startswith("different: similarity ")
+    assert done(base, "compare", asked, asked, "--threshold", "1.1").startswith("different: similarity ")
     refused(search(base, "threshold", "--fmr", "1e-4"), "--fmr")
     refused(search(base, "compare", asked), "compare")
     done(base, "threshold", "--store", "eer")
@@ -808,8 +731,7 @@ def test_a_threshold_is_found_stored_and_used(base):
     for path in (base / "data" / "demo" / "bounding_box_train").iterdir():
         (people / path.name[:4]).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, people / path.name[:4])
-    numbers = re.findall(r"^pairs of .*?  +([\d,]+), ", done(base, "threshold", people), re.MULTILINE)
-    assert numbers == ["36", "270"]  # 6 people, 3 cameras: 18 queries, 18 others
+    assert numbers.findall(done(base, "threshold", people)) == ["36", "270"]  # 18 queries, 18 others
     for number, path in enumerate(sorted((base / "data" / "demo" / "query").glob("0007*"))):
         (alone / f"cam{number}").mkdir(parents=True)
         shutil.copy(path, alone / f"cam{number}")
@@ -823,8 +745,6 @@ def test_figures_of_tracklets_are_next_to_those_of_pictures(base):
     (base / "tracks.csv").write_text("\n".join(["path,pid,camid,track", *lines]))
     shown = done(base, "threshold", base / "tracks.csv")
     assert re.search("people +pictures +tracklets$", shown, re.MULTILINE)
-    of_track = read_index(base / "g").about["threshold"]["tracklets"]
-    assert "tracklets of tracks" in of_track["source"]
     person = base / "person"
     person.mkdir()
     for path, _, _ in rows[:6]:

@@ -1,6 +1,5 @@
 """Heat maps: their sums and places, and the program that draws them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 from config import Config
 from model import build_model
 from model.backbones import find_backbone
-from model.pooling import POOLING, make_pooling
+from model.pooling import POOLING
 from model.reid import Branch, ReIDModel
 from tools.gradcam import activation_maps, class_maps, resize_to_largest, similarity_maps
 from utils.pictures import QUERY, RIGHT, WRONG
@@ -22,46 +21,17 @@ from utils.pictures import QUERY, RIGHT, WRONG
 PLAIN = Config(backbone="resnet18", weights="none", neck="none", test_feature="before")
 
 
-class Toy(ReIDModel):
-    """Any backbone, each of its maps pooled by a branch of its own."""
-
-    def __init__(self, cfg: Config, backbone: nn.Module, widths: Sequence[int], pool: str = "avg"):
-        nn.Module.__init__(self)
-        self.num_classes, self.test_after_neck = 4, cfg.model.test_feature == "after"
-        self.backbone, self.pool = backbone, make_pooling(pool)
-        self.branches = nn.ModuleList(Branch(cfg, width, 4) for width in widths)
-        for branch in self.branches:
-            nn.init.normal_(branch.classifier.weight)
-
-    def pooled(self, images: torch.Tensor) -> Sequence[torch.Tensor]:
-        maps = self.backbone(images)
-        return [self.pool(m) for m in (maps if isinstance(maps, list) else [maps])]
-
-
-class Two(nn.Module):
-    """Two maps of different sizes."""
-
-    def __init__(self):
-        super().__init__()
-        self.fine, self.coarse = nn.Conv2d(3, 5, 4, 4), nn.Conv2d(3, 6, 8, 8)
-
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        return [self.fine(images), self.coarse(images)]
-
-
-def toy(cfg: Config = PLAIN, pool: str = "avg") -> Toy:
+def toy(pool: str = "avg") -> ReIDModel:
+    """One convolution as a backbone."""
     torch.manual_seed(0)
-    model = Toy(cfg, nn.Sequential(nn.Conv2d(3, 5, 4, 4), nn.ReLU()), [5], pool).double().eval()
-    if cfg.model.neck == "bnneck":
-        neck = model.branches[0].neck
-        neck.running_mean.normal_()
-        neck.running_var.uniform_(0.5, 2)
-        nn.init.uniform_(neck.weight, 0.5, 2)
-    return model
+    model = build_model(PLAIN.replace(pooling=pool), 4)
+    model.backbone, model.branches[0] = nn.Sequential(nn.Conv2d(3, 5, 4, 4), nn.ReLU()), Branch(PLAIN, 5, 4)
+    nn.init.normal_(model.branches[0].classifier.weight)
+    return model.double().eval()
 
 
-def pictures(count: int, height: int = 16, width: int = 8) -> torch.Tensor:
-    return torch.randn(count, 3, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+def pictures(count: int) -> torch.Tensor:
+    return torch.randn(count, 3, 16, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 def test_activation_maps_are_sums_of_squares_of_length_one_at_the_largest_size():
@@ -69,12 +39,6 @@ def test_activation_maps_are_sums_of_squares_of_length_one_at_the_largest_size()
     squares = model.backbone(images).detach().square().sum(1)
     expected = squares / squares.square().sum((1, 2), keepdim=True).sqrt()
     torch.testing.assert_close(activation_maps(model, images)[:, 0], expected)
-    model, images = Toy(PLAIN, Two(), [5, 6]).double().eval(), pictures(6, 32, 16)
-    assert activation_maps(model, images).shape == (6, 2, 8, 4)
-    first, second, cosines = similarity_maps(model, images[:3], images[3:])
-    assert first.shape == second.shape == (3, 2, 8, 4)
-    for maps in (first, second):
-        torch.testing.assert_close(maps.sum((2, 3)), cosines)
     maps = [torch.rand(1, 4, 2), torch.rand(1, 2, 1)]
     for keep_sum, total in ((True, lambda m: m.sum((-2, -1))), (False, lambda m: m.amax((-2, -1)))):
         torch.testing.assert_close(total(resize_to_largest(maps, keep_sum)), torch.stack([total(m) for m in maps], 1))
@@ -117,6 +81,7 @@ def test_real_models_have_maps_that_add_up_and_are_left_as_they_were():
     for settings in (
         {"backbone": "resnet18", "branches": "pcb", "height": 192, "width": 64},
         {"backbone": "resnet18", "branches": "bdb"},
+        {"backbone": "resnet18", "branches": "mgn", "height": 96, "last_stride": 2},  # maps of two sizes
         {"backbone": "vit_b_16"},
         {"backbone": "osnet_x0_25", "embedding_dim": 32, "neck": "none", "test_feature": "before", "head": "arcface"},
     ):
@@ -125,12 +90,14 @@ def test_real_models_have_maps_that_add_up_and_are_left_as_they_were():
         model = build_model(cfg, 5).eval()
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         images = torch.randn(2, 3, cfg.data.height, cfg.data.width)
-        first, _, cosines = similarity_maps(model, images[:1], images[1:])
+        first, second, cosines = similarity_maps(model, images[:1], images[1:])
         found, logits = class_maps(model, images)
         with torch.no_grad():
             expected = F.cosine_similarity(*model(images).split(1))
-        torch.testing.assert_close(first.mean(1).sum((1, 2)), expected, atol=1e-4, rtol=1e-4)
+        for maps in (first, second):
+            torch.testing.assert_close(maps.sum((2, 3)), cosines, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(cosines.mean(1), expected, atol=1e-4, rtol=1e-4)
+        assert activation_maps(model, images).shape[2:] == first.shape[2:]
         torch.testing.assert_close(found.mean(1).sum((1, 2)), logits.amax(1), atol=1e-3, rtol=1e-3)
         assert first.shape[:2] == (1, len(model.branches)) and found.shape[:2] == (2, len(model.heads))
         if cfg.model.branches == "pcb":  # a branch counts nothing outside its stripe, which has two rows
@@ -185,13 +152,6 @@ def test_queries_and_own_pictures_are_drawn(tiny, tmp_path):
 
 
 def test_bad_input_gets_a_sentence(tiny, tmp_path):
-    save_model(tiny)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "notes.txt").write_text("words")
-    (tmp_path / "bad.jpg").write_bytes(b"these are words, not pixels")
-    where = ["tools/heatmap.py", "--log-dir", tiny.run.log_dir]
-    for name in ("empty", "bad.jpg", "gone.jpg"):
-        refused(program(*where, "--pictures", tmp_path / name), tmp_path / name)
-    refused(program(*where, "--num", 0), "--num")
-    refused(program(*where, "--protocol", "vehicle_id"), "--protocol")
-    refused(program("tools/heatmap.py", "--log-dir", tmp_path / "none"), "train.py")
+    path = save_model(tiny)
+    refused(program("tools/heatmap.py", path, "--pictures", tmp_path / "gone.jpg"), tmp_path / "gone.jpg")
+    refused(program("tools/heatmap.py", path, "--protocol", "vehicle_id"), "--protocol")

@@ -31,6 +31,7 @@ from processor import do_train, load_model
 from processor.checkpoint import read_checkpoint
 from tools.light.evolution import Candidate, Scores, choose_parents, evolve, pareto_front
 from tools.light.latency import LatencyTable, parts
+from tools.light.report import kendall
 from tools.light.runs import Scorer, parse_search, use_heldout_as_test
 from tools.light.space import Space, mobilenet_v2
 from tools.light.supernet import ElasticNorm, Supernet
@@ -53,9 +54,8 @@ def in_mlr(height: int, width: int, seed: int = 0) -> Spec:
     return Space(height, width, budget, "mlr").random(np.random.default_rng(seed))
 
 
-def some_specs(count: int = 1) -> list[Spec]:
-    rng = np.random.default_rng(0)
-    return [*(SPACE.random(rng) for _ in range(count)), SPACE.largest(), SPACE.smallest(), mobilenet_v2(*SIZE)]
+def some_specs() -> list[Spec]:
+    return [SPACE.random(np.random.default_rng(0)), SPACE.largest(), SPACE.smallest(), mobilenet_v2(*SIZE)]
 
 
 # ---- specifications and their networks
@@ -75,24 +75,15 @@ def test_mobilenet_v2_has_the_published_cost_and_computes_what_torchvisions_does
             assert torch.allclose(ours.train(training)(images), theirs.train(training)(images))
 
 
-def test_blocks_follow_each_other_and_multiply_adds_are_those_of_torchs_counter():
+def test_strides_are_those_of_the_stages_and_multiply_adds_those_of_torchs_counter():
     from torch.utils.flop_counter import FlopCounterMode
 
     for spec in (*some_specs(), mobilenet_v2(256, 128, 1), in_mlr(256, 128)):
         found, strides = blocks(spec), [stride or spec.last_stride for stride in STRIDES[len(spec.stages)]]
-        for before, block in pairwise(found):
-            assert (block.c_in, (block.rows, block.columns)) == (before.c_out, before.size_out)
         assert [next(b.stride for b in found if b.stage == n) for n in range(len(spec.stages))] == strides
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            net = Searched(spec).eval()
-            values: list[int] = []  # of batch norms and ReLUs, and those that are pooled
-            for layer in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d | nn.ReLU6)):
-                factor = 2 if isinstance(layer, nn.BatchNorm2d) else 1
-                layer.register_forward_hook(lambda _m, _x, y, f=factor, to=values: to.append(f * y.numel()))
-            values.append(net(torch.zeros(1, 3, spec.height, spec.width)).numel())
+            Searched(spec).eval()(torch.zeros(1, 3, spec.height, spec.width))
         assert multiply_adds(spec) == counter.get_total_flops() // 2
-        if not any(stage.se for stage in spec.stages):  # Matrix Light ReID has none
-            assert multiply_adds(spec, norms=True) == multiply_adds(spec) + sum(values)
 
 
 def backbone(spec: Spec, **settings) -> nn.Module:
@@ -156,7 +147,7 @@ def test_the_space_of_matrix_light_reid_is_that_of_its_program():
     """search_tools/generate_configs_0.56gf.py, read slowly: widths are factors of the last one, rounded down to 8."""
     budget, rng = multiply_adds(mobilenet_v2(96, 48), norms=True), np.random.default_rng(1)
     space = Space(96, 48, budget, "mlr")
-    assert round(multiply_adds(mobilenet_v2(256, 128), norms=True), -6) == 208e6  # published as 210 M
+    assert multiply_adds(mobilenet_v2(256, 128), norms=True) == 208_338_944  # published as 210 M
     drawn = [space.random(rng) for _ in range(4)]
     mutants = [space.mutate(drawn[0], rng, 0.15) for _ in range(200)]
     assert any(map(space.allows, mutants)) and not all(map(space.allows, mutants))
@@ -185,17 +176,6 @@ def test_the_presets_of_matrix_light_reids_networks_are_searched_in_its_space(mo
 
 
 # ---- the supernet
-
-
-def supernet(seed: int = 0) -> Supernet:
-    """In float64, with random batch norm."""
-    torch.manual_seed(1)
-    net = Supernet(SPACE, seed).double()
-    with torch.no_grad():
-        for module in (m for m in net.modules() if isinstance(m, ElasticNorm)):
-            module.weight.uniform_(0.5, 1.5), module.bias.normal_(std=0.3)
-            module.running_mean.normal_(std=0.3), module.running_var.uniform_(0.5, 1.5)
-    return net
 
 
 def extract(net: Supernet, spec: Spec, gradients: bool = False) -> Searched:
@@ -228,7 +208,12 @@ def extract(net: Supernet, spec: Spec, gradients: bool = False) -> Searched:
 def test_the_selected_part_and_its_gradients_are_those_of_the_network_alone():
     images = torch.randn(3, 3, *SIZE, dtype=torch.float64)
     for spec in some_specs():
-        net = supernet()
+        torch.manual_seed(1)
+        net = Supernet(SPACE, 0).double()
+        with torch.no_grad():
+            for module in (m for m in net.modules() if isinstance(m, ElasticNorm)):
+                module.weight.uniform_(0.5, 1.5), module.bias.normal_(std=0.3)
+                module.running_mean.normal_(std=0.3), module.running_var.uniform_(0.5, 1.5)
         alone = extract(net, spec)
         net.select(spec)
         maps = net.eval()(images)
@@ -450,30 +435,16 @@ def test_a_search_writes_a_specification_that_trains_and_reads_no_test_image(sma
     assert len({(r["settings"]["height"], r["settings"]["width"]) for r in finals}) == len(finals)  # one per size
     assert about["heldout_mAP_trained_alone"] == max(r["scores"]["plain"]["mAP"] for r in finals)
     before = winner.read_bytes()
-    with monkeypatch.context() as patch:  # once more: nothing is trained, scored or measured again
+    with monkeypatch.context() as patch:  # once more: nothing is trained again
         patch.setattr(tools.light.runs, "do_train", lambda *_args, **_kwargs: pytest.fail("trained again"))
-        patch.setattr(Scorer, "__call__", lambda *_args: pytest.fail("scored again"))
-        measured.clear()
         again = done(*command(small, "s", "--max-latency", 100))
-        assert winner.read_bytes() == before and not measured
+        assert winner.read_bytes() == before
     refused(program(*command(small, "s", "--seed", 1)), "--seed", "--name")
     for path, content in originals.items():
         path.write_bytes(content)
     (words,) = (line for line in again.splitlines() if line.startswith("train it with: "))
     done(*words.removeprefix("train it with: python ").split())
     assert load_model(Path(small.run.log_dir) / "demo" / "last.pth", CPU)[0].backbone.spec == spec
-
-
-@pytest.mark.slow
-def test_a_search_without_a_supernet_trains_each_network_alone(small):
-    options = ("--space", "mlr", "--candidates", 2, "--at-random", 1, "--height", 32, "--width", 32)
-    directory = search(small, "m", *options, most="12M")
-    (winner,) = directory.glob("winner-*.json")
-    about = json.loads(winner.read_text())
-    scores = [json.loads(line)["mAP"] for line in (directory / "alone.jsonl").read_text().splitlines() if line]
-    assert len(scores) == 3 and len(list(directory.glob("alone-*/results"))) == 3  # two, and MobileNetV2
-    assert about["heldout_mAP_trained_alone"] in scores and 11.76e6 <= about["multiply_adds"] <= 12.24e6
-    assert not (directory / "supernet").exists() and (directory / "pareto.png").exists()
 
 
 @pytest.mark.slow
@@ -485,22 +456,11 @@ def test_retraining_compares_the_winner_with_references_and_random_search(small)
     assert all(len(row["mAP"]) == row["seeds"] == 2 for row in rows) and rows[0]["multiply-adds"] <= 7e6
     results = [json.loads((path / "results" / "train.json").read_text()) for path in directory.glob("*-s[01]")]
     assert {r["settings"]["holdout_ids"] for r in results} == {0}
-    checkpoint = next(path for path in directory.glob("*-s0") if "searched" in (path / "config.json").read_text())
-    for file in directory.glob("winner-*.json"):
-        file.unlink()  # checkpoints hold the specification
-    load_model(checkpoint / "last.pth", CPU)
 
 
-@pytest.mark.slow
-def test_the_checks_of_ranking_and_latency(small, tmp_path):
-    spoil(small, "query", "bounding_box_test")
-    directory = search(small, "k", "--check-ranking", 3, "--ranking-seeds", 2)
-    found = json.loads((directory / "ranking.json").read_text())
-    shared, alone = ([row[key] for row in found["rows"]] for key in ("shared", "alone"))
-    assert len(shared) == 3 and len(list(directory.glob("alone-*-s[01]"))) == 6
-    tau = stats.kendalltau(shared, alone).statistic
-    assert found["shared weights"]["kendall"] == pytest.approx(tau, nan_ok=True)
-    directory = search(small, "k", "--check-latency", 3)
-    found = json.loads((directory.parent / "latency_32x32_batch1_cpu.json").read_text())
-    sums, wholes = ([row[key] for row in found["rows"]] for key in ("sum", "whole"))
-    assert found["spearman"] == pytest.approx(stats.spearmanr(sums, wholes).statistic) and min(wholes + sums) > 0
+def test_kendalls_tau_is_scipys_and_counts_the_pairs_within_groups_only():
+    a, b = np.random.default_rng(0).integers(0, 6, (2, 12))  # with ties
+    tau, bounds = kendall(a, b, [""] * 12)
+    assert tau == pytest.approx(stats.kendalltau(a, b).statistic) and bounds[0] < tau < bounds[1]
+    apart = kendall(np.r_[a, a + 9], np.r_[b, b - 9], ["small"] * 12 + ["large"] * 12)[0]
+    assert apart == pytest.approx(tau)

@@ -4,7 +4,7 @@ import base64
 import json
 import shutil
 from html.parser import HTMLParser
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import cv2
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from conftest import draw
 from helpers import done, program, refused, save_model
 from torch.nn.functional import normalize
 
@@ -42,19 +43,14 @@ def made_test(reranked: bool) -> tuple[Inference, Config, tuple]:
     return Inference({}, query, gallery, matrix), Config(metric="euclidean"), ids
 
 
-def slow_list(distance: np.ndarray, query: int, ids: tuple) -> list[tuple[float, int, bool]]:
-    """Distance, gallery index and whether it is right, of the images that count for a query, nearest first."""
-    query_pids, gallery_pids, query_camids, gallery_camids = ids
-    own = query_pids[query], query_camids[query]
-    order = reference.ranked_order(distance[query], *own, gallery_pids, gallery_camids)
-    return [(float(distance[query, g]), g, bool(gallery_pids[g] == own[0])) for g in order]
-
-
 def test_lists_are_those_of_a_plain_sort():
     for reranked in (False, True):
         inference, cfg, ids = made_test(reranked)
-        distance = inference.distance(cfg, torch.arange(17)).numpy()
-        slow = [slow_list(distance, query, ids) for query in range(17)]
+        query_pids, gallery_pids, query_camids, gallery_camids = ids
+        distance, slow = inference.distance(cfg, torch.arange(17)).numpy(), []
+        for row, pid, camid in zip(distance, query_pids, query_camids, strict=True):
+            order = reference.ranked_order(row, pid, camid, gallery_pids, gallery_camids)
+            slow.append([(float(row[g]), g, bool(gallery_pids[g] == pid)) for g in order])
         scores = evaluate_distance(torch.from_numpy(distance), *ids)
         for top in (5, 1000):
             for ranked, expected, ap in zip(rank_gallery(cfg, inference, ids, top), slow, scores.ap, strict=True):
@@ -110,7 +106,7 @@ def test_the_camera_table_is_the_scores_of_each_pair_of_cameras():
 
 
 class Scripts(HTMLParser):
-    """The texts of script elements by their id, all tags, and the title."""
+    """The texts of script elements by their id, and all tags."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -119,7 +115,7 @@ class Scripts(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
-        self.open = dict(attributes).get("id", "program") if tag == "script" else tag
+        self.open = dict(attributes).get("id", "program") if tag == "script" else None
 
     def handle_endtag(self, tag):
         self.open = None
@@ -144,19 +140,6 @@ def report(path: Path, *words: object) -> tuple[dict, str]:
 def with_history(checkpoint: Path) -> Path:
     save_checkpoint(checkpoint, read_checkpoint(checkpoint) | {"history": HISTORY, "epoch": 2})
     return checkpoint
-
-
-def write_people(folder: Path, names: list[str], cameras: list[str], images: int = 2) -> Path:
-    """One folder per identity, in it one per camera, or the images if there are none."""
-    rng = np.random.default_rng(0)
-    for name in names:
-        colour = rng.integers(30, 220, 3)
-        for camera in cameras:
-            (folder / name / camera).mkdir(parents=True, exist_ok=True)
-            for number in range(images):
-                picture = np.clip(colour + rng.integers(-25, 25, (32, 16, 3)), 0, 255).astype(np.uint8)
-                cv2.imwrite(str(folder / name / camera / f"{number}.jpg"), picture)
-    return folder
 
 
 def test_nothing_in_values_becomes_markup_and_pictures_come_back_whole(tmp_path):
@@ -191,18 +174,16 @@ def test_a_report_agrees_with_the_test_and_holds_each_picture_once(tiny, tree, t
         assert len(set(images["file"])) == len(images["file"]) == len(data["thumbs"])
         assert Path(images["file"][first[0]["image"]]).name == "0007_c1s1_000090_00.jpg"
         for query in data["queries"]:
-            own = (images["pid"][query["image"]], images["camera"][query["image"]])
-            assert len(query["list"]) == 7 and own not in {
-                (images["pid"][i], images["camera"][i]) for i in query["list"]
-            }
+            own, *listed = [(images["pid"][i], images["camera"][i]) for i in (query["image"], *query["list"])]
+            assert len(listed) == 7 and own not in listed
         assert len(data["heatmaps"]) == 2 and all(1 < len(maps) <= 3 for maps in data["heatmaps"].values())
         assert data["losses"] == ["loss", "id"] and [h["epoch"] for h in data["history"]] == [0, 1, 2]
         assert data["cameras"]["rows"] == [1, 2, 3]
         assert data["counts"] == {"queries": 12, "valid": 9, "identities": 4, "images": 19, "distractors": 1}
     shutil.copy(checkpoint, checkpoint.with_name("best.pth"))
-    shown = program("tools/report.py", checkpoint.with_name("best.pth"), "--heatmaps", 0, "--test-ids", 3)
+    shown = done("tools/report.py", checkpoint.with_name("best.pth"), "--heatmaps", 0, "--test-ids", 3)
     path = checkpoint.parent / "results" / "report_best_demo_cosine_plain_3ids.html"
-    assert shown.returncode == 0 and f"written to {path}" in shown.stdout
+    assert f"written to {path}" in shown
     data = contents(path)
     assert data["heatmaps"] == {} and data["counts"]["distractors"] == 0
     assert "first 3 of 4 identities" in data["notes"][0] and "chosen by its score on the test split" in data["notes"][1]
@@ -237,8 +218,9 @@ def browser():
 @pytest.mark.slow
 def test_the_page_works_by_mouse_and_keyboard_wide_and_narrow(browser, tiny, tmp_path):
     people = [HOSTILE, *(f"person {i}" for i in range(12))]
-    write_people(tmp_path / "people" / "test", people, ["1", "2", "3"])
-    write_people(tmp_path / "people" / "train", ["x", "y"], ["1", "2"])
+    for number, name in enumerate([*(f"test/{name}" for name in people), "train/x", "train/y"]):
+        for camera, shot in product((1, 2, 3), (0, 1)):
+            draw(tmp_path / "people" / name / str(camera) / f"{shot}.jpg", number, shot, camera)
     cfg = tiny.replace(dataset=str(tmp_path / "people"), name="demo")
     data, _ = report(tmp_path / "page.html", with_history(save_model(cfg)))
     for width, scheme in ((1280, "light"), (400, "dark")):
@@ -316,8 +298,6 @@ def look_at_one(view, data: dict) -> None:
     pytest.importorskip("playwright.sync_api").expect(view.locator("[data-place='1']")).to_be_focused()
     view.keyboard.press("End")
     assert int(view.evaluate("document.activeElement.dataset.place")) == len(data["queries"]) - 1
-    before = view.evaluate("document.documentElement.dataset.theme")
-    view.click("#theme")
-    view.click("#theme")
-    assert view.evaluate("document.documentElement.dataset.theme") in ("light", "dark")
-    assert before in ("light", "dark")
+    for theme in ("light", "dark"):
+        view.click("#theme")
+        assert view.evaluate("document.documentElement.dataset.theme") == theme

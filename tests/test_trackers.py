@@ -52,7 +52,8 @@ def made(base: Path, target: str):
     cv2.imwrite(str(folder / "frame.jpg"), cv2.resize(people, (600, 300), interpolation=cv2.INTER_AREA))
     suffix = {"openvino": "xml", "deepsort": "pt"}.get(target, "onnx")
     words = ("--data-root", base / "nowhere", "--dataset", "market1501", "--log-dir", base / "log")
-    done("tools/export_onnx.py", path, "--for", target, *words, "--output", folder / f"{target}.{suffix}")
+    shown = done("tools/export_onnx.py", path, "--for", target, *words, "--output", folder / f"{target}.{suffix}")
+    assert "random pictures" in shown
     return folder, load_model(path, "cpu")
 
 
@@ -107,4 +108,3 @@ def test_what_a_target_cannot_hold_is_refused(base):
     refused(program("tools/export_onnx.py", path, "--for=deepsort", *words), "--backbone mobilenet_v2")
     refused(program("tools/export_onnx.py", path, "--for", "boxmot", "--preprocessing", *words), "--preprocessing")
     refused(program("tools/export_onnx.py", path, "--for", "openvino", "--int8", *words), "--int8")
-    refused(program("tools/export_onnx.py", path, "--for", "sort", *words), "sort")
