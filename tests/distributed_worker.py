@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
+from helpers import stop_at
 from torch import nn
 
 import processor.distributed
@@ -46,46 +48,26 @@ def enter(rank: int, size: int, port: int, said: Path, work: Callable, args: tup
 
 
 @contextlib.contextmanager
-def fixed_batch_norm() -> Iterator[None]:
-    """Batch norm by its running statistics, which stay as they are, in training too: the only kind on CPUs whose result
-    does not depend on how a batch is shared out."""
-    kind = nn.modules.batchnorm._BatchNorm
-    kind.train = lambda self, mode=True: nn.Module.train(self, False)
-    try:
-        yield
-    finally:
-        del kind.train
-
-
-@contextlib.contextmanager
-def in_float64() -> Iterator[None]:
-    """Models compute in float64: rounding differs with the number of images that are computed at a time, and after some
-    steps it is all that one sees."""
-    forward, make = ReIDModel.forward, processor.setup.make_model
-    ReIDModel.forward = lambda self, images: forward(self, images.double())
-    processor.setup.make_model = lambda *args: make(*args).double()
-    try:
-        yield
-    finally:
-        ReIDModel.forward, processor.setup.make_model = forward, make
-
-
-@contextlib.contextmanager
 def exact() -> Iterator[None]:
-    """Training that comes to the same for any number of processes on CPUs."""
-    with fixed_batch_norm(), in_float64():
+    """Training that comes to the same for any number of processes on CPUs.
+
+    Batch norm by its running statistics, which stay as they are, in training too: no other kind on CPUs is independent
+    of how a batch is shared out. In float64: rounding differs with the number of images that are computed at a time,
+    and after some steps it is all that one sees.
+    """
+    forward, make = ReIDModel.forward, processor.setup.make_model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.modules.batchnorm._BatchNorm, "train", lambda self, mode=True: nn.Module.train(self, False))
+        patch.setattr(ReIDModel, "forward", lambda self, images: forward(self, images.double()))
+        patch.setattr(processor.setup, "make_model", lambda *args: make(*args).double())
         yield
-
-
-def weights(run: TrainState) -> dict[str, torch.Tensor]:
-    """All that training moves."""
-    parts = {"model": run.model, "criterion": run.criterion} | ({"average": run.average} if run.average else {})
-    return {f"{part}.{k}": v.cpu() for part, module in parts.items() for k, v in module.state_dict().items()}
 
 
 def outcome(run: TrainState) -> tuple:
-    """What is to be the same everywhere: weights, history but for times, label map."""
-    return weights(run), [{k: v for k, v in h.items() if k not in TIMES} for h in run.history], run.about["labels"]
+    """What is to be the same everywhere: all that training moves, the history but for times, the label map."""
+    parts = {"model": run.model, "criterion": run.criterion} | ({"average": run.average} if run.average else {})
+    weights = {f"{part}.{k}": v.cpu() for part, module in parts.items() for k, v in module.state_dict().items()}
+    return weights, [{k: v for k, v in h.items() if k not in TIMES} for h in run.history], run.about["labels"]
 
 
 def together(rank: int, *work: tuple[Callable, tuple]) -> None:
@@ -98,15 +80,10 @@ def together(rank: int, *work: tuple[Callable, tuple]) -> None:
 def train_all(rank: int, cfgs: list[Config], out: Path) -> None:
     """Train by each of the settings; each process's outcome to OUT/NAME.RANK.pt. All but the first have a log directory
     of their own, where they must leave nothing."""
-    for cfg in cfgs:
-        trained = do_train(cfg.replace(log_dir=f"{cfg.run.log_dir}.{rank}" if rank else cfg.run.log_dir))
-        torch.save(outcome(trained), out / f"{cfg.run.name}.{rank}.pt")
-
-
-def train_exactly(rank: int, cfgs: list[Config], out: Path) -> None:
-    """The same, such that all numbers of processes must come to the same."""
     with exact():
-        train_all(rank, cfgs, out)
+        for cfg in cfgs:
+            trained = do_train(cfg.replace(log_dir=f"{cfg.run.log_dir}.{rank}" if rank else cfg.run.log_dir))
+            torch.save(outcome(trained), out / f"{cfg.run.name}.{rank}.pt")
 
 
 def train_one_log(rank: int, cfgs: list[Config]) -> None:
@@ -115,21 +92,21 @@ def train_one_log(rank: int, cfgs: list[Config]) -> None:
         do_train(cfg)
 
 
-def refusals(rank: int, attempts: dict[str, list[Config]], out: Path) -> None:
+def refusals(rank: int, attempts: list[list[Config]], out: Path) -> None:
     """What this process says on each attempt to train by settings that each process has of its own: to OUT/RANK.json.
     None: it exits in silence. Where they go on with a run, only the first finds it."""
-    said = {}
+    said = []
     if rank:
         processor.setup.has_checkpoint = lambda directory: False
-    for name, cfgs in attempts.items():
+    for cfgs in attempts:
         try:
             do_train(cfgs[rank])
-            said[name] = "trained"
+            said.append("trained")
         except UserError as error:
-            said[name] = str(error)
+            said.append(str(error))
         except SystemExit as stop:
             assert stop.code == 2
-            said[name] = None
+            said.append(None)
     write_json(out / f"{rank}.json", said)
 
 
@@ -174,17 +151,14 @@ def leave_a_child(_rank: int, file: Path) -> None:
 
 def disturbed(rank: int, cfg: Config, whom: int, step: int, number: int) -> None:
     """Train; in that step, counted from 1, one process gets a signal or, where its number is 0, finds a bad file."""
-    real, steps = processor.train.set_lr, []
 
-    def set_lr_and_disturb(*args):
-        steps.append(args)
-        if rank == whom and len(steps) == step:
-            if number == 0:
-                raise UserError("a file has gone")
-            os.kill(os.getpid(), number)
-        return real(*args)
+    def disturb() -> None:
+        if number == 0:
+            raise UserError("a file has gone")
+        os.kill(os.getpid(), number)
 
-    processor.train.set_lr = set_lr_and_disturb
+    if rank == whom:
+        stop_at(pytest.MonkeyPatch(), "set_lr", step, disturb)
     try:
         do_train(cfg)
     except SystemExit:

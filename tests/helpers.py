@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+import processor.train
 from config import Config
 from datasets.base import label_map
 from datasets.loaders import Loaders
@@ -126,7 +127,9 @@ def start_training(cfg: Config) -> tuple[TrainState, Network, Loaders]:
         optimizer = make_optimizer(cfg, model, criterion)
         with run_directory(cfg, session.ranks) as directory:
             state = start_state(cfg, session, directory, data, model, criterion, optimizer)
-            return state, Network(state), data
+            network = Network(state)
+            network.train(frozen=False)
+            return state, network, data
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -144,6 +147,19 @@ def contents(checkpoint: Path) -> dict[str, Any]:
     state = read_checkpoint(checkpoint)
     state["history"] = [{k: v for k, v in entry.items() if k not in left_out} for entry in state["history"]]
     return flat({k: v for k, v in state.items() if k not in left_out})
+
+
+def stop_at(patch: pytest.MonkeyPatch, name: str, nth: int, action: Callable, owner: Any = processor.train) -> None:
+    """`action` before the nth call of a function of a module, or of a method of a class."""
+    real, calls = getattr(owner, name), []
+
+    def call(*args, **more):
+        calls.append(0)
+        if len(calls) == nth:
+            action()
+        return real(*args, **more)
+
+    patch.setattr(owner, name, call)
 
 
 def kill_at_rename(nth: int, number: int) -> None:
@@ -172,6 +188,17 @@ def environment(place: Path, packages: Sequence[str]) -> str:
     if subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", *packages], capture_output=True).returncode:
         pytest.skip(f"pip cannot install {packages[0]} here")
     return python
+
+
+def killed(work: Callable[[], object]) -> bool:
+    """Whether SIGKILL ended the process that did this."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 def fails(error: BaseException) -> Callable:

@@ -1,49 +1,30 @@
 """Slow, obvious references for the fast code: loops straight from the definitions, in float64."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-
-@dataclass
-class ReferenceScores:
-    mAP: float
-    mINP: float
-    cmc: np.ndarray
-    num_valid_queries: int
-    ap: np.ndarray
+from utils.metrics import Scores
 
 
-def evaluation(distance, query_pids, gallery_pids, query_camids, gallery_camids, max_rank=50) -> ReferenceScores:
-    """Sort the whole gallery of each query (stable), walk down the list, and count.
+def evaluation(distance, query_pids, gallery_pids, query_camids, gallery_camids, max_rank=50) -> Scores:
+    """Walk down the ranked list of each query. Queries without a match have NaN, and so have the means if none has."""
+    ap, inp, first = [], [], []
+    for q, row in enumerate(np.asarray(distance)):
+        ranked = ranked_order(row, query_pids[q], query_camids[q], gallery_pids, gallery_camids)
+        hits = [place for place, g in enumerate(ranked, 1) if gallery_pids[g] == query_pids[q]]
+        ap.append(mean(number / place for number, place in enumerate(hits, 1)))
+        inp.append(len(hits) / hits[-1] if hits else np.nan)
+        first += hits[:1]
+    cmc = [mean(place <= k for place in first) for k in range(1, max_rank + 1)]
+    matched = ~np.isnan(ap)
+    return Scores(mean(np.array(ap)[matched]), mean(np.array(inp)[matched]), np.array(cmc), len(first), np.array(ap))
 
-    With no valid query the means are NaN and num_valid_queries is 0.
-    """
-    distance = np.asarray(distance)
-    queries = len(distance)
-    ap, inp, first_hits = np.full(queries, np.nan), np.full(queries, np.nan), []
-    for q in range(queries):
-        position, hits, precisions, hit_positions = 0, 0, [], []
-        for g in np.argsort(distance[q], kind="stable"):
-            if gallery_pids[g] == query_pids[q] and gallery_camids[g] == query_camids[q]:
-                continue
-            position += 1
-            if gallery_pids[g] == query_pids[q]:
-                hits += 1
-                precisions.append(hits / position)
-                hit_positions.append(position)
-        if hits:
-            ap[q] = sum(precisions) / hits
-            inp[q] = hits / hit_positions[-1]
-            first_hits.append(hit_positions[0])
-    valid = len(first_hits)
-    if valid == 0:
-        return ReferenceScores(np.nan, np.nan, np.full(max_rank, np.nan), 0, ap)
-    cmc = np.array([sum(first <= k for first in first_hits) / valid for k in range(1, max_rank + 1)])
-    return ReferenceScores(float(np.nanmean(ap)), float(np.nanmean(inp)), cmc, valid, ap)
+
+def mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values) if values else float("nan")
 
 
 def assert_same_scores(scores, expected, tolerance: float = 1e-8) -> None:
@@ -51,6 +32,13 @@ def assert_same_scores(scores, expected, tolerance: float = 1e-8) -> None:
     assert scores.num_valid_queries == expected.num_valid_queries and scores.cmc.shape == expected.cmc.shape
     for name in ("mAP", "mINP", "cmc", "ap"):
         np.testing.assert_allclose(getattr(scores, name), getattr(expected, name), rtol=0, atol=tolerance)
+
+
+def simple(queries: int = 6, images: int = 40, width: int = 6, seed: int = 0) -> tuple:
+    """Random features and their ids; each query, under camera 0, has matches under camera 1: three identities."""
+    rng = np.random.default_rng(seed)
+    features = [torch.from_numpy(rng.normal(size=(n, width)).astype(np.float32)) for n in (queries, images)]
+    return *features, (np.arange(queries) % 3, np.arange(images) % 3, np.zeros(queries, int), np.arange(images) % 2)
 
 
 def ranked_order(distance, query_pid, query_camid, gallery_pids, gallery_camids) -> list[int]:
@@ -132,57 +120,12 @@ def neighbours_are_clear(features, k1: int, k2: int, gap: float = 2e-6) -> bool:
     return all((ordered[:, k] - ordered[:, k - 1]).min() > gap for k in cuts)
 
 
-def triplet(features: torch.Tensor, labels, margin: float = 0.3, hard_factor: float = 0.0) -> torch.Tensor | None:
-    """Batch-hard triplet loss, anchor by anchor, differentiable; None where no anchor has positive and negative."""
-    losses = []
-    for a in range(len(features)):
-        distance = [torch.linalg.vector_norm(features[a] - features[b]) for b in range(len(features))]
-        positives = [distance[b] for b in range(len(features)) if labels[b] == labels[a] and b != a]
-        negatives = [distance[b] for b in range(len(features)) if labels[b] != labels[a]]
-        if positives and negatives:
-            hardest_positive, hardest_negative = max(positives), min(negatives)
-            value = margin + (1 + hard_factor) * hardest_positive - (1 - hard_factor) * hardest_negative
-            losses.append(value if value > 0 else 0 * value)
-    return sum(losses) / len(losses) if losses else None
-
-
-def center(features: torch.Tensor, labels, centers: torch.Tensor) -> torch.Tensor:
-    """Mean over the batch of the squared distance to the center of the own class, differentiable."""
-    total = 0.0
-    for feature, label in zip(features, labels, strict=True):
-        for x, c in zip(feature, centers[int(label)], strict=True):
-            total = total + (x - c) ** 2
-    return total / len(features)
-
-
-def smoothed_cross_entropy(logits, labels, epsilon: float) -> float:
-    """-sum_c target_c log p_c with target = (1 - epsilon) one-hot + epsilon / C, mean over the batch."""
-    total = 0.0
-    for row, label in zip(np.asarray(logits, dtype=np.float64), labels, strict=True):
-        log_p = row - row.max() - np.log(np.exp(row - row.max()).sum())
-        for c in range(len(row)):
-            target = epsilon / len(row) + (1 - epsilon if c == int(label) else 0)
-            total -= target * log_p[c]
-    return total / len(labels)
-
-
-def pk_batch_problems(batch, pids, p: int, k: int) -> list[str]:
-    """What is wrong with a batch of P identities × K images; empty when nothing is."""
-    problems = []
-    if len(batch) != p * k:
-        problems.append(f"{len(batch)} images instead of {p * k}")
-    chosen: dict[int, list[int]] = {}
-    for image in batch:
-        chosen.setdefault(int(pids[image]), []).append(int(image))
-    if len(chosen) != p:
-        problems.append(f"{len(chosen)} identities instead of {p}")
-    for pid, images in chosen.items():
-        available = sum(int(other) == pid for other in pids)
-        if len(images) != k:
-            problems.append(f"identity {pid} has {len(images)} images instead of {k}")
-        if available >= k and len(set(images)) != len(images):
-            problems.append(f"identity {pid} repeats an image although it has {available}")
-    return problems
+def is_pk_batch(batch, pids, p: int, k: int) -> bool:
+    """P identities with K images each, no image twice where the identity has K."""
+    images_of = {pid: [image for image in batch if pids[image] == pid] for pid in pids[batch].tolist()}
+    sizes = {len(images) for images in images_of.values()}
+    without_copies = all(len(set(images)) == k for pid, images in images_of.items() if np.sum(pids == pid) >= k)
+    return len(images_of) == p and sizes == {k} and without_copies
 
 
 def most_pk_batches(sizes, p: int, k: int) -> int:

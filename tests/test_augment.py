@@ -48,10 +48,6 @@ def smooth(number: int, height: int, width: int) -> torch.Tensor:
     return vision.resize(small, [height, width]).permute(0, 2, 3, 1).contiguous()
 
 
-def ones(number: int, height: int, width: int) -> torch.Tensor:
-    return torch.ones(number, height, width, 3, dtype=torch.uint8)
-
-
 def within_noise(count: int, draws: int, probability: float) -> bool:
     """Whether `count` of `draws` is within 4.5 deviations of what the probability gives."""
     return abs(count - draws * probability) <= 4.5 * (draws * probability * (1 - probability)) ** 0.5
@@ -62,18 +58,6 @@ def uniform(values: torch.Tensor, low: float, high: float) -> bool:
     counts = torch.histc(values.double(), 10, low, high)
     inside = bool((values >= low).all() and (values <= high).all())
     return inside and all(within_noise(int(count), len(values), 0.1) for count in counts)
-
-
-def record_numbers(monkeypatch: pytest.MonkeyPatch, name: str) -> list[torch.Tensor]:
-    """From now on: the numbers that a function is called with, after the images."""
-    numbers, function = [], getattr(module, name)
-
-    def recorder(images: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
-        numbers.extend(given)
-        return function(images, *given)
-
-    monkeypatch.setattr(module, name, recorder)
-    return numbers
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor, share: float = 2e-3) -> None:
@@ -185,7 +169,8 @@ def test_jitter_equals_torchvision_on_each_image_and_draws_uniformly(monkeypatch
         assert_close(jitter(images, *factors), torch.stack(expected), share=0.02)
     neutral = [torch.full((40,), value) for value in (1.0, 1.0, 1.0, 0.0)]
     assert torch.equal(jitter(images, *neutral), images)
-    numbers = record_numbers(monkeypatch, "jitter")
+    numbers = []
+    monkeypatch.setattr(module, "jitter", lambda images, *given: numbers.extend(given) or images)
     colour_jitter(pictures(10_000, 2, 2), 1.0, (0.4, 0.0, 1.5, 0.5), Draws(10, batch=10_000))
     assert uniform(numbers[0], 0.6, 1.4) and (numbers[1] == 1).all() and uniform(numbers[2], 0, 2.5)
     assert uniform(numbers[3], -0.5, 0.5)
@@ -234,7 +219,8 @@ def test_erased_rectangles_have_the_distribution_of_the_paper():
         "column": lambda y, x, h, w: x,
     }
     for height, width in [(48, 24), (24, 48)]:
-        erased = random_erasing(ones(8000, height, width), 1.0, "zero", Draws(5, batch=8000)) == 0
+        white = torch.full((8000, height, width, 3), 255, dtype=torch.uint8)
+        erased = random_erasing(white, 1.0, "zero", Draws(5, batch=8000)) == 0
         assert torch.equal(erased.any(3), erased.all(3))
         found, expected = boxes_of(erased[..., 0]).double().numpy().T, paper_boxes(height, width, 8000).T
         for name, quantity in quantities.items():

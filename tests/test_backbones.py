@@ -2,9 +2,9 @@
 
 import functools
 import hashlib
+import re
 import subprocess
 import sys
-import urllib.error
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, filled, means
+from helpers import ROOT, fails, filled, means
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -78,12 +78,6 @@ def on_meta(build) -> nn.Module:
         return build().to("meta").eval()
 
 
-def multiply_adds(net: nn.Module, height: int, width: int) -> float:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(torch.empty(1, 3, height, width, device=next(net.parameters()).device))
-    return counter.get_total_flops() / 2
-
-
 class Scale(nn.Module):
     """Stands for an attention module."""
 
@@ -124,19 +118,18 @@ def test_every_backbone_has_the_interface_and_a_map_at_a_sixteenth_with_attentio
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n in FAMILIES else pytest.mark.slow) for n in TORCHVISION]
 )
-def test_names_parameters_and_multiply_adds_are_those_that_torchvision_publishes(name):
-    """`num_params` and `_ops` (in 10^9) of its weights, less the classifier."""
+def test_names_shapes_and_multiply_adds_are_those_that_torchvision_publishes(name):
+    """`_ops` (in 10^9) of its weights, less the classifier."""
     weights = models.get_model_weights(name).IMAGENET1K_V1
     ours, theirs = on_meta(lambda: make(name)), on_meta(lambda: models.get_model(name))
     mine, whole = ({k: tuple(v.shape) for k, v in net.state_dict().items()} for net in (ours, theirs))
     classifier = {k: v for k, v in whole.items() if k not in mine}
     assert {k.split(".")[0] for k in classifier} <= {"fc", "classifier", "head", "heads"}
     assert mine | classifier == whole
-    left_out = {k: p.numel() for k, p in theirs.named_parameters() if k in classifier}
-    assert sum(p.numel() for p in ours.parameters()) == weights.meta["num_params"] - sum(left_out.values())
-    products = sum(n for k, n in left_out.items() if len(whole[k]) > 1)
-    counted = multiply_adds(ours, *weights.transforms().crop_size * 2) + products
-    assert counted == pytest.approx(weights.meta["_ops"] * 1e9, abs=0.6e6)
+    products = sum(p.numel() for k, p in theirs.named_parameters() if k in classifier and p.ndim > 1)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        ours(torch.empty(1, 3, *weights.transforms().crop_size * 2, device="meta"))
+    assert counter.get_total_flops() / 2 + products == pytest.approx(weights.meta["_ops"] * 1e9, abs=0.6e6)
 
 
 # ---- in numbers
@@ -240,18 +233,13 @@ def test_what_is_not_possible_is_refused_and_names_the_setting():
     ):
         with pytest.raises(UserError, match=words):
             make(name, **settings)
-    for name in BACKBONES:
-        cfg = Config(backbone=name, weights="none", stride_in_1x1=True)
-        if name in BOTTLENECKS:
-            net = on_meta(lambda name=name: make(name, stride_in_1x1=True))
-            assert net.layer3[0].conv1.stride == (2, 2) and net.layer3[0].conv2.stride == (1, 1)
-            cfg.check()
-        else:
-            with pytest.raises(UserError, match=f"--stride-in-1x1 .*{name}"):
-                cfg.check()
-        if name != "mobilenet_v2":
-            with pytest.raises(UserError, match=f"--width-multiplier .*{name}"):
-                Config(backbone=name, weights="none", width_multiplier=0.5).check()
+    for name in BOTTLENECKS:
+        net = on_meta(lambda name=name: make(name, stride_in_1x1=True))
+        assert net.layer3[0].conv1.stride == (2, 2) and net.layer3[0].conv2.stride == (1, 1)
+        Config(backbone=name, stride_in_1x1=True).check()
+    for name, setting, value in (("resnet18", "stride_in_1x1", True), ("resnet50", "width_multiplier", 0.5)):
+        with pytest.raises(UserError, match=f"--{setting.replace('_', '-')} .*{name}"):
+            Config(backbone=name, **{setting: value}).check()
 
 
 @pytest.mark.slow
@@ -321,11 +309,7 @@ def test_what_timm_cannot_give_is_refused_and_its_files_load(tmp_path, monkeypat
     assert all(m.training for m in net.modules()) and net.bn1.num_batches_tracked == 0  # the probe left no trace
     report = load_backbone(net, str(tmp_path / "pytorch_model.bin"))
     assert not report.missing and sorted(report.skipped) == ["fc.bias", "fc.weight"]
-
-    def offline(*_args, **_options):
-        raise ValueError("no such host\nand more")
-
-    monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(timm, "create_model", fails(ValueError("no such host\nand more")))
     with pytest.raises(UserError, match=r"\(no such host\).*https://huggingface\.co/timm/test_resnet\.r160_in1k"):
         load_backbone(net, "imagenet")
 
@@ -333,12 +317,10 @@ def test_what_timm_cannot_give_is_refused_and_its_files_load(tmp_path, monkeypat
 # ---- OSNet against torchreid f8cd150, ResNet-IBN against XingangPan/IBN-Net d167338
 
 
-IBN = {"conv1.bn", "conv2.0.IN", "conv2.1.IN"}
-INSTANCE_NORMS = {"osnet": set(), "osnet_ibn": IBN, "osnet_ain": IBN | {"conv3.1.IN", "conv4.0.IN"}}
-
-# torchreid's, of every net but its classifier: a digest of names and shapes, and for `filled` weights and random images
-# in float64 the mean of the map, its mean weighted by -1 to 1 in the order of the numbers, the same of the embedding
-TORCHREID = {
+# theirs, of every net but its classifier: a digest of names and shapes, and for `filled` weights and random images in
+# float64 the mean of the map, its mean weighted by -1 to 1 in the order of the numbers, and the same of OSNet's
+# embedding, or of the map of a ResNet with last stride 1
+THEIRS = {
     "osnet_x1_0": ("5f0d0f053f51", 0.341015421, 0.0248803378, 0.292685779, 0.00627642166),
     "osnet_x0_75": ("f76bb5964c9b", 0.260615543, -0.00149539075, 0.207701251, -0.00879961535),
     "osnet_x0_5": ("21c0959d7070", 0.426306727, 0.000132630824, 0.322030994, -0.0158666857),
@@ -348,48 +330,6 @@ TORCHREID = {
     "osnet_ain_x0_75": ("a621f7817f19", 0.40079315, 0.0162380452, 0.30534904, 0.0135623741),
     "osnet_ain_x0_5": ("ce464eeda4e8", 0.533351505, 0.03057028, 0.344839633, -0.0055097677),
     "osnet_ain_x0_25": ("c592164ad131", 0.359789061, 0.030877519, 0.269273995, -0.0114588686),
-}
-
-
-def make_osnet(name: str) -> nn.Module:
-    """The backbone with its embedding under the name that it has in published files."""
-    net = make(name)
-    net.fc = embedding(net.out_channels, 512)
-    return net
-
-
-@pytest.mark.parametrize("name", TORCHREID)
-def test_names_shapes_maps_and_embeddings_are_torchreids(name):
-    net = filled(make_osnet(name))
-    text = "\n".join(f"{k} {tuple(v.shape)}" for k, v in sorted(net.state_dict().items()))
-    assert hashlib.sha256(text.encode()).hexdigest()[:12] == TORCHREID[name][0]
-    with torch.no_grad():
-        maps = net(torch.from_numpy(np.random.RandomState(1).randn(1, 3, 64, 32)))
-        embeddings = net.fc(maps.mean((2, 3)))
-    assert maps.shape == (1, net.out_channels, 4, 2) and embeddings.shape == (1, 512)
-    assert means(maps) + means(embeddings) == pytest.approx(TORCHREID[name][1:], rel=1e-6)
-    found = {n: m for n, m in net.named_modules() if isinstance(m, nn.InstanceNorm2d)}
-    assert set(found) == INSTANCE_NORMS[name.rpartition("_x")[0]]
-    assert all(m.affine and not m.track_running_stats for m in found.values())
-
-
-def test_parameters_and_multiply_adds_are_the_papers():
-    """The paper's table of width multipliers, in millions, at 256 × 128. It counts convolutions and linear layers, with
-    the embedding and without the classifier; OSNet-AIN costs the same (torchreid's model zoo)."""
-    published = {"x1_0": (2.2, 978.9), "x0_75": (1.3, 571.8), "x0_5": (0.6, 272.9), "x0_25": (0.2, 82.3)}
-    for name in ("osnet_x1_0", "osnet_x0_5", "osnet_x0_25", "osnet_ain_x1_0"):
-        with torch.device("meta"), FlopCounterMode(display=False) as counter:
-            net = make_osnet(name).eval()
-            net.fc(net(torch.empty(1, 3, 256, 128)).mean((2, 3)))
-        counted = sum(p.numel() for p in net.parameters()), counter.get_total_flops() / 2
-        assert tuple(round(number / 1e6, 1) for number in counted) == published["x" + name.split("_x")[1]]
-
-
-# ---- ResNet-IBN
-
-# theirs, of every net but its classifier: a digest of names and shapes, and for `filled` weights and random images in
-# float64 the mean of the map and its mean weighted by -1 to 1 in the order of the numbers, with last stride 2, then 1
-THEIRS = {
     "resnet50_ibn_a": ("40058c8fec52", 1.12198223, -0.0029632673, 1.41486925, 0.000727962808),
     "resnet101_ibn_a": ("ec9796a8111c", 3.11962061, 0.0740124453, 3.55581387, 0.0913252386),
     "resnet18_ibn_b": ("1873ad0e01a5", 0.339412119, 0.00726030596, 0.451213223, 0.0284585309),
@@ -400,39 +340,32 @@ THEIRS = {
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "resnet101_ibn_a" else []) for n in THEIRS]
 )
-def test_names_shapes_and_maps_are_theirs_with_either_last_stride(name):
-    net = filled(make(name, last_stride=2))
+def test_names_shapes_and_maps_are_those_of_the_authors(name):
+    osnet, net = name.startswith("osnet"), make(name)
+    if osnet:
+        net.fc = embedding(net.out_channels, 512)  # under the name that it has in published files
+    net = filled(net)
     text = "\n".join(f"{k} {tuple(v.shape)}" for k, v in sorted(net.state_dict().items()))
     assert hashlib.sha256(text.encode()).hexdigest()[:12] == THEIRS[name][0]
-    finer = make(name, last_stride=1).double().eval()
-    finer.load_state_dict(net.state_dict())
     images = torch.from_numpy(np.random.RandomState(1).randn(1, 3, 64, 32))
     with torch.no_grad():
-        maps, fine_maps = net(images), finer(images)
-    assert maps.shape == (1, net.out_channels, 2, 1) and fine_maps.shape == (1, net.out_channels, 4, 2)
-    assert means(maps) + means(fine_maps) == pytest.approx(THEIRS[name][1:], rel=1e-6)
-
-
-def test_imagenet_weights_are_the_authors_release_checked_by_their_hash(tmp_path: Path, monkeypatch):
-    torch.save({"a": torch.ones(2)}, tmp_path / "w.pth")
-    content = (tmp_path / "w.pth").read_bytes()
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    for digits, right in ((hashlib.sha256(content).hexdigest()[:8], True), ("00000000", False)):
-        file = tmp_path / f"w-{digits}.pth"
-        file.write_bytes(content)
-        net = SimpleNamespace(imagenet=file.as_uri())
-        if right:
-            assert torch.equal(weights.download(net)["a"], torch.ones(2))
+        maps = net(images)
+        if osnet:
+            other = net.fc(maps.mean((2, 3)))
         else:
-            with pytest.raises(UserError, match=r"invalid hash.*--weights FILE"):
-                weights.download(net)
+            finer = make(name, last_stride=1).double()
+            finer.load_state_dict(net.state_dict())
+            other = finer(images)
+    assert maps.shape[2:] == ((4, 2) if osnet else (2, 1)) and other.shape[2:] == (() if osnet else (4, 2))
+    assert means(maps) + means(other) == pytest.approx(THEIRS[name][1:], rel=1e-6)
+    if not osnet:
+        release = r"https://github\.com/XingangPan/IBN-Net/releases/download/v1\.0/"
+        assert re.fullmatch(rf"{release}{name}-[0-9a-f]{{8}}\.pth", net.imagenet)
 
-    def offline(url: str, check_hash: bool, **_options):
-        assert check_hash and torch.hub.HASH_REGEX.search(url.rsplit("/", 1)[-1])
-        raise urllib.error.URLError("no such host")
 
-    monkeypatch.setattr(weights, "load_state_dict_from_url", offline)
-    for name in THEIRS:
-        address = rf"https://github\.com/XingangPan/IBN-Net/releases/download/v1\.0/{name}-[0-9a-f]{{8}}\.pth"
-        with torch.device("meta"), pytest.raises(UserError, match=rf"{address}.*--weights FILE"):
-            load_backbone(make(name), "imagenet")
+def test_a_download_with_another_hash_is_refused(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    file = tmp_path / "w-00000000.pth"
+    torch.save({"a": torch.ones(2)}, file)
+    with pytest.raises(UserError, match=r"invalid hash.*--weights FILE"):
+        weights.download(SimpleNamespace(imagenet=file.as_uri()))

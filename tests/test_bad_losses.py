@@ -1,11 +1,9 @@
 """Steps whose loss or gradient is NaN or inf are skipped, left out of the means, and stop the run if too many."""
 
 import itertools
-import json
 import os
 import re
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -54,13 +52,6 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def files(cfg: Config) -> tuple[list[dict], dict, str]:
-    """The run's history, checkpoint and log."""
-    directory = Path(cfg.run.log_dir) / "demo"
-    history = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return history, torch.load(directory / "last.pth", weights_only=True), (directory / "train.log").read_text()
-
-
 @pytest.mark.parametrize(
     ("precision", "what", "changes"),
     [
@@ -74,12 +65,11 @@ def test_a_bad_step_moves_no_weight_and_leaves_the_model_fit_to_be_tested(quick,
     seen = spoil(monkeypatch, {1, 5}, what)
     epochs = 4 if precision == "fp16" else 2
     cfg = quick.replace(precision=precision, epochs=epochs, lr=1e-2, warmup_epochs=0, **changes)
-    do_train(cfg)
+    run = do_train(cfg)
     moved = [not same(before, after) for before, after in itertools.pairwise(seen)]
     assert len(seen) == 4 * cfg.solver.epochs and not moved[1] and not moved[5] and any(moved[2:])
     assert precision == "fp16" or moved.count(False) == 2  # the scale of fp16 starts too high
-    history, state, _ = files(cfg)
-    assert "scores" in history[-1] and all(x.isfinite().all() for x in state["model"].values())
+    assert "scores" in run.history[-1] and all(x.isfinite().all() for x in run.eval_model.state_dict().values())
 
 
 def test_bad_steps_are_left_out_of_the_means_with_all_their_parts(quick, monkeypatch):
@@ -92,9 +82,8 @@ def test_bad_steps_are_left_out_of_the_means_with_all_their_parts(quick, monkeyp
 
     monkeypatch.setattr(Criterion, "forward", record)
     spoil(monkeypatch, {1, 2, 4, 5, 6, 7})
-    cfg = quick.replace(log_every=1)
-    do_train(cfg)
-    (first, second), _, log = files(cfg)
+    run = do_train(quick.replace(log_every=1))
+    (first, second), log = run.history, (run.directory / "train.log").read_text()
     for name in ("id", "triplet", "center"):
         assert first[name] == pytest.approx((parts[0][name] + parts[3][name]) / 2, abs=1e-5), name
     assert "loss" not in second and "finite" not in first and len(re.findall("not finite|NaN", log)) >= 6

@@ -6,7 +6,6 @@ import pytest
 import torch
 from helpers import filled
 from torch import nn
-from torch.nn import functional as F
 from torchvision import models
 
 from config import Config
@@ -14,9 +13,8 @@ from loss import make_criterion
 from model import BRANCHES, build_model, find_backbone, make_model
 from model.branches.lightmbn import LightMBN
 from model.branches.parts import Split
-from model.reid import ReIDModel, embedding, make_backbone
+from model.reid import ReIDModel, make_backbone
 from model.weights import load_backbone
-from processor.checkpoint import load_model, save_checkpoint
 from tools.model_summary import count
 from utils.errors import UserError
 
@@ -31,12 +29,6 @@ def seeded():
 def config(branches: str = "one", backbone: str = "resnet18", **settings) -> Config:
     settings = {"height": 96, "width": 32, "weights": "none"} | settings
     return Config(branches=branches, backbone=backbone, **settings)
-
-
-def on_meta(cfg: Config, num_classes: int = 5) -> ReIDModel:
-    """Shapes without numbers, in evaluation mode."""
-    with torch.device("meta"):
-        return build_model(cfg, num_classes).eval()
 
 
 # ---- all of them
@@ -83,47 +75,30 @@ def test_every_model_gives_logits_features_and_embeddings_and_a_step_lowers_its_
     assert all(p.grad.isfinite().all() for p in weights)
 
 
-def test_numbers_widths_and_parameters_are_the_papers_unless_embedding_dim_is_given():
+@pytest.mark.parametrize(
+    ("name", "heads", "widths", "parameters"),
+    [
+        ("one", 1, [2048], 23_512_128),  # torchvision's 25,557,032 less its classifier
+        ("pcb", 6, [256] * 6, 26_661_440),
+        ("mgn", 8, [256] * 3, 68_813_888),  # two more copies of layer4 and all of layer3 but its first block
+        ("bdb", 2, [512, 1024], 31_124_032),  # one more block
+    ],
+)
+def test_numbers_widths_and_parameters_are_the_papers_unless_embedding_dim_is_given(name, heads, widths, parameters):
     """Parameters but for the classifiers, on ResNet50, with necks of 2 numbers per channel that papers do not have."""
-    resnet50 = models.ResNet50_Weights.IMAGENET1K_V1.meta["num_params"] - 2048 * 1000 - 1000
     with torch.device("meta"):
-        net = models.resnet50()
-    copied = sum(p.numel() for layers in (net.layer3[1:], net.layer4) for p in layers.parameters())
-    block = 2048 * 512 + 9 * 512 * 512 + 512 * 2048 + 2 * (512 + 512 + 2048)
-
-    def reduction(width: int) -> int:  # Linear with a bias, batch norm, neck
-        return 2048 * width + width + 2 * width + 2 * width
-
-    for name, heads, widths, parameters in (
-        ("one", 1, [2048], resnet50 + 2 * 2048),
-        ("pcb", 6, [256] * 6, resnet50 + 6 * reduction(256)),
-        ("mgn", 8, [256] * 3, resnet50 + 2 * copied + 8 * reduction(256)),
-        ("bdb", 2, [512, 1024], resnet50 + block + reduction(512) + reduction(1024)),
-    ):
-        model = on_meta(config(name, "resnet50"))
-        assert (len(model.heads), model.feature_dims) == (heads, widths)
-        assert sum(p.numel() for key, p in model.named_parameters() if ".classifier." not in key) == parameters, name
-        model = on_meta(config(name, embedding_dim=64))
-        assert model.embedding_dim == (192 if name == "bdb" else 64 * heads)
-
-
-def test_a_checkpoint_gives_back_its_model_of_branches(tmp_path):
-    cfg = config("pcb", embedding_dim=32)
-    model = filled(build_model(cfg, 3)).float()
-    labels = {str(n): n for n in range(3)}
-    save_checkpoint(tmp_path / "a.pth", {"model": model.state_dict(), "config": cfg.to_dict(), "labels": labels})
-    again, read = load_model(tmp_path / "a.pth", "cpu")
-    assert type(again) is type(model) and read == cfg
-    images = torch.randn(2, 3, 96, 32)
-    with torch.no_grad():
-        assert torch.equal(again(images), model(images))
+        model, narrow = (build_model(cfg, 5) for cfg in (config(name, "resnet50"), config(name, embedding_dim=64)))
+    assert (len(model.heads), model.feature_dims) == (heads, widths)
+    assert sum(p.numel() for key, p in model.named_parameters() if ".classifier." not in key) == parameters
+    assert narrow.embedding_dim == (192 if name == "bdb" else 64 * heads)
 
 
 # ---- the papers' forwards, written slowly
 
 
-def norm(x: torch.Tensor, bn: nn.Module) -> torch.Tensor:
-    return (x - bn.running_mean) / (bn.running_var + bn.eps).sqrt() * bn.weight + bn.bias
+def norm(x: torch.Tensor, bn: nn.Module, training: bool = False) -> torch.Tensor:
+    mean, var = (x.mean(0), x.var(0, unbiased=False)) if training else (bn.running_mean, bn.running_var)
+    return (x - mean) / (var + bn.eps).sqrt() * bn.weight + bn.bias
 
 
 def last_map(images: torch.Tensor, state: dict[str, torch.Tensor], last_stride: int) -> torch.Tensor:
@@ -187,21 +162,12 @@ def test_mgn_is_three_networks_with_a_common_start_and_eight_maxima_of_their_map
     check(model, images, [part.flatten(2).max(2).values for part in parts], [0, 1, 2])
 
 
-def block(x: torch.Tensor, layers: nn.Module) -> torch.Tensor:
-    def bn(x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
-        return norm(x.movedim(1, 3), layer).movedim(3, 1)
-
-    out = bn(F.conv2d(x, layers.conv1.weight), layers.bn1).clamp(min=0)
-    out = bn(F.conv2d(out, layers.conv2.weight, padding=1), layers.bn2).clamp(min=0)
-    return (bn(F.conv2d(out, layers.conv3.weight), layers.bn3) + x).clamp(min=0)
-
-
 def test_bdb_is_an_average_and_a_maximum_after_one_more_block_in_training_of_four_rows_out_of_six():
     model = filled(build_model(config("bdb", embedding_dim=8), 3))
     images = torch.randn(2, 3, 96, 32, dtype=torch.float64)
     with torch.no_grad():
         maps = last_map(images, model.backbone.state_dict(), 1)
-        part = block(maps, model.bottleneck)
+        part = model.bottleneck(maps)
     torch.manual_seed(7)
     top = torch.randint(5, (1,)).item()
     left = torch.cat([part[:, :, :top], part[:, :, top + 2 :]], 2)
@@ -237,6 +203,7 @@ def test_each_copy_gives_the_whole_backbones_map_has_its_own_weights_and_loads_i
         wanted, maps = whole(images), parts(images)
     assert len(maps) == 3 and all(torch.equal(x, wanted) for x in maps) and wanted.any()
     assert (parts.out_channels, parts.stage_channels) == (whole.out_channels, whole.stage_channels)
+    assert parts.imagenet == whole.imagenet
     sizes = [sum(p.numel() for p in part.parameters()) for part in (parts.trunk, *parts.tails)]
     assert sizes[0] + sizes[1] == sum(p.numel() for p in whole.parameters()) and sizes[1] == sizes[2] == sizes[3]
     places = [p.data_ptr() for part in (whole, parts.trunk, *parts.tails) for p in part.parameters()]
@@ -251,17 +218,12 @@ def test_each_copy_gives_the_whole_backbones_map_has_its_own_weights_and_loads_i
         assert all(torch.equal(x, wanted) for x in other(images))
 
 
-def test_imagenet_weights_and_our_own_checkpoints_start_mgn(tmp_path, monkeypatch):
-    published = models.resnet18().state_dict()
-    monkeypatch.setattr("model.weights.load_state_dict_from_url", lambda *_args, **_options: published)
-    cfg = config("mgn", weights="imagenet")
-    model = make_model(cfg, 3)
-    assert torch.equal(model.backbone.trunk.conv1.weight, published["conv1.weight"])
-    assert all(torch.equal(tail.layer4[1].bn2.bias, published["layer4.1.bn2.bias"]) for tail in model.backbone.tails)
+def test_our_own_checkpoints_start_mgn(tmp_path):
+    model = build_model(config("mgn"), 3)
     for parameter in model.parameters():
         nn.init.uniform_(parameter)
     torch.save({"model": model.state_dict()}, tmp_path / "own.pth")
-    state = make_model(cfg.replace(weights=str(tmp_path / "own.pth")), 9).backbone.state_dict()
+    state = make_model(config("mgn", weights=str(tmp_path / "own.pth")), 9).backbone.state_dict()
     assert all(torch.equal(state[key], value) for key, value in model.backbone.state_dict().items())
 
 
@@ -275,10 +237,6 @@ RESNETS = ["max", "max", "max", "mean", "mean", "max", "max"]
 
 def light(backbone: str = "osnet_x0_25", **settings) -> Config:
     return config("lightmbn", backbone, **{"embedding_dim": 12} | settings)
-
-
-def random_images(count: int = 4) -> torch.Tensor:
-    return torch.randn(count, 3, 128, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 # ---- the whole forward pass, slowly
@@ -307,11 +265,6 @@ def rows_dropped(maps: torch.Tensor) -> torch.Tensor:
     return maps
 
 
-def normalised(x: torch.Tensor, bn: nn.BatchNorm1d, training: bool) -> torch.Tensor:
-    mean, var = (x.mean(0), x.var(0, unbiased=False)) if training else (bn.running_mean, bn.running_var)
-    return (x - mean) / (var + 1e-5).sqrt() * bn.weight + bn.bias
-
-
 def features_of(model: LightMBN, cfg: Config, images: torch.Tensor, pooling: list[str]) -> list[torch.Tensor]:
     """The seven features before their necks."""
     model = deepcopy(model)  # running statistics change
@@ -320,12 +273,10 @@ def features_of(model: LightMBN, cfg: Config, images: torch.Tensor, pooling: lis
     half, channels = two.shape[2] // 2, three.shape[1] // 2
     maps = [whole, rows_dropped(whole) if model.training else whole]
     maps += [two, two[:, :, :half], two[:, :, half:], three[:, :channels], three[:, channels:]]
-    pooled = [
-        x.flatten(2).mean(2) if how == "mean" else x.flatten(2).max(2)[0] for x, how in zip(maps, pooling, strict=True)
-    ]
+    pooled = [x.mean((2, 3)) if how == "mean" else x.amax((2, 3)) for x, how in zip(maps, pooling, strict=True)]
     features = [x @ branch.fc.weight.T for x, branch in zip(pooled[:5], model.branches[:5], strict=True)]
     linear, bn, _ = model.shared
-    return features + [normalised(x @ linear.weight.T, bn, model.training).clamp(min=0) for x in pooled[5:]]
+    return features + [norm(x @ linear.weight.T, bn, model.training).clamp(min=0) for x in pooled[5:]]
 
 
 @pytest.mark.parametrize(
@@ -339,10 +290,10 @@ def features_of(model: LightMBN, cfg: Config, images: torch.Tensor, pooling: lis
 )
 def test_training_and_embedding_are_those_of_the_authors(cfg, pooling):
     """The embedding: seven features after their necks, each divided by its length, concatenated; nothing dropped."""
-    model, images = filled(build_model(cfg, 5)), random_images()
+    model, images = filled(build_model(cfg, 5)), torch.randn(4, 3, 128, 32, dtype=torch.float64)
     with torch.no_grad():
         features = features_of(model, cfg, images, pooling)
-        parts = [normalised(x, branch.neck, False) for x, branch in zip(features, model.branches, strict=True)]
+        parts = [norm(x, branch.neck) for x, branch in zip(features, model.branches, strict=True)]
         expected = torch.cat([x / x.square().sum(1, keepdim=True).sqrt() for x in parts], 1)
         assert torch.allclose(model(images).double(), expected, atol=1e-6)
         expected = features_of(model.train(), cfg, images, pooling)
@@ -350,7 +301,7 @@ def test_training_and_embedding_are_those_of_the_authors(cfg, pooling):
     assert len(features) == 3 and len(logits) == 7
     assert all(torch.allclose(ours, theirs, atol=1e-9) for ours, theirs in zip(features, expected[:3], strict=True))
     for ours, x, branch in zip(logits, expected, model.branches, strict=True):
-        assert torch.allclose(ours, normalised(x, branch.neck, True) @ branch.classifier.weight.T, atol=1e-8)
+        assert torch.allclose(ours, norm(x, branch.neck, training=True) @ branch.classifier.weight.T, atol=1e-8)
 
 
 # ---- facts of the authors' code
@@ -365,18 +316,3 @@ def test_parameters_and_multiply_adds_are_those_of_the_authors(backbone, last_st
     counted = count(light(backbone, embedding_dim=0, height=384, width=128, last_stride=last_stride))
     assert (counted["parameters"], counted["multiply-adds"]) == (parameters, multiply_adds)
     assert counted["embedding"] == 7 * 512
-
-
-def test_published_weights_go_to_the_trunk_and_to_all_three_copies(tmp_path):
-    """torchreid's file holds OSNet with an embedding and a classifier, which LightMBN does not have."""
-    net = find_backbone("osnet_x0_25")(light())
-    net.fc, net.classifier = embedding(128, 512), nn.Linear(512, 1000)
-    state = {name: x.float() if x.is_floating_point() else x for name, x in filled(net).state_dict().items()}
-    torch.save({"state_dict": {f"module.{name}": x for name, x in state.items()}}, tmp_path / "osnet.pth")
-    model = build_model(light(), 5)
-    report = load_backbone(model.backbone, str(tmp_path / "osnet.pth"))
-    assert report.missing == [] and {name.split(".")[2] for name in report.skipped} == {"fc", "classifier"}
-    images = random_images(2)
-    with torch.no_grad():
-        for maps in model.backbone.double().eval()(images):
-            assert torch.allclose(maps, net(images), atol=1e-4)  # float32 is rounded

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import flat, kill_at_rename
+from helpers import flat, kill_at_rename, killed
 
 from processor.checkpoint import find_checkpoint, kept_checkpoints, read_checkpoint, save_checkpoint
 from processor.resume import newest_valid
@@ -152,18 +152,10 @@ def test_a_foreign_file_is_refused_and_the_one_before_is_used(tmp_path):
         assert found.name == "last.1.pth" and same(values, state(3))
 
 
-def test_a_missing_file_and_a_series_of_damaged_ones_are_refused(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     refused(tmp_path / "none" / "last.pth", "there is no checkpoint")
     with pytest.raises(UserError, match=r"there is no checkpoint .*none/last.pth"):
         newest_valid(tmp_path / "none" / "last.pth")
-    for number in range(3):
-        save_checkpoint(tmp_path / "last.pth", state(number), keep=3)
-    for path in kept_checkpoints(tmp_path / "last.pth"):
-        path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError) as error:
-        newest_valid(tmp_path / "last.pth")
-    assert f"{tmp_path}/last.pth cannot be read" in str(error.value) and "last.1.pth" not in str(error.value)
-    assert "nor can the 2 before it" in str(error.value)
 
 
 # ---- rotation
@@ -183,17 +175,6 @@ def test_as_many_are_kept_as_the_setting_says(tmp_path):
     for number, keep, epochs in ((0, 1, [0]), (1, 3, [1, 0]), (2, 3, [2, 1, 0]), (3, 4, [3, 2, 1, 0]), (4, 2, [4, 3])):
         save_checkpoint(path, state(number), keep)
         assert [read_checkpoint(p)["epoch"] for p in kept_checkpoints(path)] == epochs
-
-
-def killed(work) -> bool:
-    """Whether SIGKILL ended the process that did this."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.parametrize("keep", [1, 3])
@@ -229,12 +210,6 @@ def test_a_kill_before_any_rename_of_a_write_loses_nothing(tmp_path, keep):
 # ---- a disk that takes no more
 
 
-def left_as_they_were(directory: Path, epochs: list[int]) -> None:
-    assert sorted(p.name for p in directory.glob("*")) == ["last.1.pth", "last.pth"]
-    assert not list(directory.glob(".*"))
-    assert [read_checkpoint(p)["epoch"] for p in kept_checkpoints(directory / "last.pth")] == epochs
-
-
 def test_a_write_that_the_system_cuts_off_leaves_all_as_it_was_and_says_why(tmp_path):
     """A real limit: writes beyond it fail as on a full disk."""
     for number in range(2):
@@ -248,4 +223,5 @@ def test_a_write_that_the_system_cuts_off_leaves_all_as_it_was_and_says_why(tmp_
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert str(error.value).startswith(f"{tmp_path}/last.pth could not be written (File too large)")
-    left_as_they_were(tmp_path, [1, 0])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.1.pth", "last.pth"]
+    assert [read_checkpoint(p)["epoch"] for p in kept_checkpoints(tmp_path / "last.pth")] == [1, 0]

@@ -143,9 +143,7 @@ GPU = FakeGPU()
 @pytest.fixture
 def gpu(monkeypatch) -> Iterator[FakeGPU]:
     """The code runs on `cuda:0`."""
-    torch._C._set_only_lift_cpu_tensors(
-        True
-    )  # torch.tensor(..., device="cuda:0") starts on the CPU, as in FakeTensorMode
+    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda:0") starts on the CPU
     for name, value in {
         "_lazy_init": None, "is_available": True, "device_count": 1, "current_device": 0, "is_bf16_supported": True,
         "get_device_name": "no GPU",
@@ -220,7 +218,6 @@ def config(base: Path, preset: str, **changes: Any) -> Config:
 def train_and_evaluate(cfg: Config) -> tuple[list[float], Any]:
     """The losses of an epoch, in which nothing waits but the log, and the scores."""
     state, network, data = start_training(cfg)
-    network.train(frozen=False)
     recent, batches = [], data.train.epoch(0, state.session.device)
     GPU.waits.clear()
     while state.step < len(data.train):
@@ -265,13 +262,8 @@ def test_all_losses_transforms_and_scores_are_those_of_the_cpu(precision, tmp_pa
     assert torch.equal(there.reranked.cpu(), here.reranked)
 
 
-def choices(name: str) -> tuple[str, ...]:
-    return get_args(SETTINGS[name].type)
-
-
-PARTS = {
-    name: choices(name) for name in ("branches", "head", "attention", "pooling", "optimizer", "id_loss", "triplet")
-}
+CHOSEN = ("branches", "head", "attention", "pooling", "optimizer", "id_loss", "triplet")
+PARTS = {name: get_args(SETTINGS[name].type) for name in CHOSEN}
 
 
 @pytest.mark.slow

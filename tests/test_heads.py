@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import filled
+from scipy.signal import correlate2d
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.functional import cross_entropy
@@ -48,9 +50,7 @@ def slow_circle(cosine, is_label, m):
 
 
 SLOW = {
-    "linear": lambda c, is_label, m: c,
-    "cosine": lambda c, is_label, m: c,
-    "cosine_learned": lambda c, is_label, m: c,
+    **dict.fromkeys(("linear", "cosine", "cosine_learned"), lambda c, is_label, m: c),
     "cosface": lambda c, is_label, m: c - m if is_label else c,
     "arcface": slow_arc,
     "subcenter_arcface": slow_arc,
@@ -63,18 +63,10 @@ def trained(head: torch.nn.Module, features: torch.Tensor, labels: torch.Tensor)
     return head.add_margin(head(features), labels)
 
 
-def slow_cosines(name, features, weight, classes):
-    """(B, C), or products where the head is linear."""
-    rows = []
-    centers = len(weight) // classes
-    for x in features:
-        found = []
-        for w in weight:
-            dot = sum(a * b for a, b in zip(x, w, strict=True))
-            norms = math.sqrt(sum(a**2 for a in x)) * math.sqrt(sum(b**2 for b in w))
-            found.append(dot if name == "linear" else dot / norms)
-        rows.append([max(found[c * centers : (c + 1) * centers]) for c in range(classes)])
-    return rows
+def slow_cosines(name: str, features: torch.Tensor, weight: torch.Tensor, classes: int) -> torch.Tensor:
+    """(B, C) of the nearest of each class's centers, or products where the head is linear."""
+    found = features @ weight.T if name == "linear" else F.cosine_similarity(features[:, None], weight, dim=2)
+    return found.unflatten(1, (classes, -1)).amax(2)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -85,12 +77,11 @@ def test_logits_equal_the_loops(name):
         features, labels = batch(5, width, classes, seed, torch.float64)
         head = make(name, width, classes, scale, margin, centers).double()
         factor = 1.0 if name == "linear" else scale
-        cosines = slow_cosines(name, features.tolist(), head.weight.tolist(), classes)
-        plain = torch.tensor([[factor * c for c in row] for row in cosines], dtype=torch.float64)
-        torch.testing.assert_close(head(features), plain, rtol=1e-9, atol=1e-9)
+        cosines = slow_cosines(name, features, head.weight, classes)
+        torch.testing.assert_close(head(features), factor * cosines, rtol=1e-9, atol=1e-9)
         rows = [
             [factor * SLOW[name](min(max(c, -1), 1), k == label, margin) for k, c in enumerate(row)]
-            for row, label in zip(cosines, labels.tolist(), strict=True)
+            for row, label in zip(cosines.tolist(), labels.tolist(), strict=True)
         ]
         # 1e-4 because the sine is not let below 1e-6: one feature alone has cosines of exactly 1 and -1
         found, expected = trained(head, features, labels), torch.tensor(rows, dtype=torch.float64)
@@ -125,9 +116,8 @@ def test_cosines_are_float32_and_a_linear_head_follows_autocast():
             with torch.autocast("cpu", dtype=dtype):
                 found = trained(head, features, labels)
             assert found.dtype == torch.float32 and torch.equal(found, expected)
-            torch.testing.assert_close(
-                trained(head, 1e4 * features.float(), labels), expected
-            )  # the length does not matter
+            longer = trained(head, 1e4 * features.float(), labels)
+            torch.testing.assert_close(longer, expected)
         with torch.autocast("cpu", dtype=dtype):
             assert make("linear")(features).dtype == dtype
 
@@ -139,21 +129,13 @@ def maps(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torc
     return torch.from_numpy(np.random.default_rng(seed).normal(size=shape)).to(dtype)
 
 
-def slow_mean(values):
-    return sum(float(v) for v in values) / len(values)
-
-
-def slow_gem(values, p=3):
-    return slow_mean([max(float(v), 1e-6) ** p for v in values]) ** (1 / p)
-
-
 SLOW_POOLING = {
-    "avg": slow_mean,
-    "max": lambda v: max(float(x) for x in v),
-    "avg_max": lambda v: slow_mean(v) + max(float(x) for x in v),
-    "gem": slow_gem,
-    "gem_fixed": slow_gem,
+    "avg": lambda x: x.mean((2, 3)),
+    "max": lambda x: x.amax((2, 3)),
+    "avg_max": lambda x: x.mean((2, 3)) + x.amax((2, 3)),
+    "gem": lambda x: x.clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3),
 }
+SLOW_POOLING["gem_fixed"] = SLOW_POOLING["gem"]
 
 
 @pytest.mark.parametrize("name", POOLING)
@@ -161,9 +143,8 @@ def test_a_pooling_equals_the_loops_and_is_float32_in_half_precision(name):
     pool = make_pooling(name)
     for size in ((4, 3), (1, 1), (17, 5)):
         x = maps(3, 5, *size)
-        expected = [[SLOW_POOLING[name](channel.flatten()) for channel in image] for image in x]
         found = make_pooling(name).double()(x)
-        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found, SLOW_POOLING[name](x), rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(make_pooling(name).double()(x.contiguous(memory_format=torch.channels_last)), found)
     for dtype in (torch.float16, torch.bfloat16):
         x = maps(3, 5, 8, 4, dtype=dtype).requires_grad_()
@@ -187,94 +168,61 @@ def test_gems_gradients_are_those_of_finite_differences():
 # ---- attention modules
 
 
-def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights and statistics of a trained module: nothing is 0 or 1 any more."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in module.state_dict().items():
-            if value.is_floating_point():
-                noise = torch.randn(value.shape, generator=generator, dtype=value.dtype)
-                value.copy_(noise.abs() + 0.5 if name.endswith("running_var") else 0.5 * noise)
-    return module
-
-
 # ---- the slow references: one image (C, H, W) at a time, in float64
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def softmax(x):
-    e = np.exp(x - x.max())
-    return e / e.sum()
-
-
-def array(tensor):
-    return tensor.detach().numpy()
-
-
-def affine(layer, vector):
+def affine(layer: nn.Module, vector: torch.Tensor) -> torch.Tensor:
     """A linear layer or a 1 × 1 convolution, of one position."""
-    weight = array(layer.weight).reshape(layer.weight.shape[0], -1)
-    return weight @ vector + (0 if layer.bias is None else array(layer.bias))
+    return F.linear(vector, layer.weight.flatten(1), layer.bias)
 
 
-def batch_norm(bn, x):
-    """The tested form, of (C, ...)."""
-    per = [array(v).reshape(-1, *[1] * (x.ndim - 1)) for v in (bn.running_mean, bn.running_var, bn.weight, bn.bias)]
-    return (x - per[0]) / np.sqrt(per[1] + bn.eps) * per[2] + per[3]
+def batch_norm(bn: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+    """In evaluation mode, of one image."""
+    return F.batch_norm(x[None], bn.running_mean, bn.running_var, bn.weight, bn.bias)[0]
 
 
 def slow_se(m, x):
-    mean = np.array([channel.mean() for channel in x])
-    weights = sigmoid(affine(m.excite, np.maximum(affine(m.squeeze, mean), 0)))
-    return np.stack([w * channel for w, channel in zip(weights, x, strict=True)])
+    weights = affine(m.excite, affine(m.squeeze, x.mean((1, 2))).relu()).sigmoid()
+    return torch.stack([w * channel for w, channel in zip(weights, x, strict=True)])
 
 
 def slow_cbam(m, x):
     def mlp(vector):
-        return affine(m.channel[2], np.maximum(affine(m.channel[0], vector), 0))
+        return affine(m.channel[2], affine(m.channel[0], vector).relu())
 
-    weights = sigmoid(mlp(x.mean((1, 2))) + mlp(x.max((1, 2))))
+    weights = (mlp(x.mean((1, 2))) + mlp(x.amax((1, 2)))).sigmoid()
     x = x * weights[:, None, None]
-    both, kernel = np.stack([x.mean(0), x.max(0)]), array(m.spatial[0].weight)[0]
-    out = np.zeros_like(x)
-    for i in range(x.shape[1]):
-        for j in range(x.shape[2]):
-            total = 0.0
-            for di in range(-3, 4):
-                for dj in range(-3, 4):
-                    if 0 <= i + di < x.shape[1] and 0 <= j + dj < x.shape[2]:
-                        total += kernel[:, di + 3, dj + 3] @ both[:, i + di, j + dj]
-            out[:, i, j] = x[:, i, j] * sigmoid(batch_norm(m.spatial[1], np.array([total])))
-    return out
+    both = np.stack([x.mean(0), x.amax(0)])
+    kernels = m.spatial[0].weight[0].numpy()
+    total = sum(correlate2d(plane, kernel, mode="same") for plane, kernel in zip(both, kernels, strict=True))
+    return x * batch_norm(m.spatial[1], torch.from_numpy(total)[None]).sigmoid()
 
 
 def slow_context(m, x):
-    flat = x.reshape(len(x), -1)
-    weights = softmax(np.array([affine(m.attend, flat[:, n])[0] for n in range(flat.shape[1])]))
-    hidden = affine(m.transform[0], sum(w * flat[:, n] for n, w in enumerate(weights)))
-    norm = m.transform[1]
-    hidden = (hidden - hidden.mean()) / np.sqrt(hidden.var() + norm.eps) * array(norm.weight) + array(norm.bias)
-    return affine(m.transform[3], np.maximum(hidden, 0))[:, None, None]
+    flat = x.flatten(1)
+    weights = torch.cat([affine(m.attend, position) for position in flat.T]).softmax(0)
+    hidden = affine(m.transform[0], sum(w * position for w, position in zip(weights, flat.T, strict=True)))
+    hidden = F.layer_norm(hidden, hidden.shape, m.transform[1].weight, m.transform[1].bias)
+    return affine(m.transform[3], hidden.relu())[:, None, None]
 
 
 def slow_pairs(query, key, value, weigh, x):
     """The sum over positions j of weigh(query(i) · key(j)) value(j), for every position i of (C, H, W)."""
-    flat = x.reshape(len(x), -1)
-    positions = range(flat.shape[1])
-    out = []
-    for i in positions:
-        dots = np.array([affine(query, flat[:, i]) @ affine(key, flat[:, j]) for j in positions])
-        out.append(sum(w * affine(value, flat[:, j]) for j, w in enumerate(weigh(dots))))
-    return np.stack(out, 1).reshape(-1, *x.shape[1:])
+    positions, out = x.flatten(1).T, []
+    for own in positions:
+        dots = torch.stack([affine(query, own) @ affine(key, other) for other in positions])
+        out.append(sum(w * affine(value, other) for w, other in zip(weigh(dots), positions, strict=True)))
+    return torch.stack(out, 1).unflatten(1, x.shape[1:])
 
 
 def slow_non_local(m, x, weigh=lambda dots: dots / len(dots)):
     gathered = slow_pairs(m.theta, m.phi, m.g, weigh, x)
-    out = np.stack([affine(m.out, v) for v in gathered.reshape(len(gathered), -1).T], 1).reshape(x.shape)
-    return x + batch_norm(m.bn, out)
+    out = torch.stack([affine(m.out, position) for position in gathered.flatten(1).T], 1)
+    return x + batch_norm(m.bn, out.unflatten(1, x.shape[1:]))
+
+
+def softmax(dots):
+    return dots.softmax(0)
 
 
 def slow_positions(m, x):
@@ -282,11 +230,11 @@ def slow_positions(m, x):
 
 
 def slow_channels(m, x):
-    out = np.zeros_like(x)
+    out = torch.zeros_like(x)
     for i in range(len(x)):
-        similarity = np.array([(x[i] * x[j]).sum() for j in range(len(x))])
-        for j, weight in enumerate(softmax(similarity.max() - similarity)):
-            out[i] += weight * x[j]
+        similarity = torch.stack([(x[i] * other).sum() for other in x])
+        for weight, other in zip((similarity.max() - similarity).softmax(0), x, strict=True):
+            out[i] += weight * other
     return x + batch_norm(m.bn, out)
 
 
@@ -294,7 +242,7 @@ SLOW_ATTENTION = {
     "se": slow_se,
     "cbam": slow_cbam,
     "gc": lambda m, x: x + slow_context(m, x),
-    "gc_gate": lambda m, x: x * sigmoid(slow_context(m, x)),
+    "gc_gate": lambda m, x: x * slow_context(m, x).sigmoid(),
     "nonlocal": slow_non_local,
     "nonlocal_softmax": lambda m, x: slow_non_local(m, x, softmax),
     "plr": lambda m, x: slow_se(m[1], slow_positions(m[0], x)),
@@ -305,19 +253,19 @@ SLOW_ATTENTION = {
 @pytest.mark.parametrize("name", ATTENTION)
 def test_a_trained_module_equals_the_loops_and_trains_at_any_size(name):
     for size in ((4, 3), (1, 1), (3, 9)):
-        module = randomise(ATTENTION[name](12, 0.25).double()).eval()
-        x = maps(2, 12, *size)
-        expected = np.stack([SLOW_ATTENTION[name](module, image) for image in x.numpy()])
-        torch.testing.assert_close(module(x), torch.from_numpy(expected), rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(module(x.contiguous(memory_format=torch.channels_last)), module(x))
+        module, x = filled(ATTENTION[name](12, 0.25)), maps(2, 12, *size)
+        with torch.no_grad():
+            expected = torch.stack([SLOW_ATTENTION[name](module, image) for image in x])
+            torch.testing.assert_close(module(x), expected, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(module(x.contiguous(memory_format=torch.channels_last)), module(x))
     for channels, ratio, size in ((1, 0.0625, (1, 1)), (3, 0.0, (7, 5)), (16, 1.0, (2, 1))):
-        module = randomise(ATTENTION[name](channels, ratio)).train()
+        module = filled(ATTENTION[name](channels, ratio)).float().train()
         x = maps(3, channels, *size, dtype=torch.float32).requires_grad_()
         out = module(x)
         out.square().sum().backward()
         assert out.shape == x.shape and out.dtype == torch.float32
         assert all(v.grad is not None and v.grad.isfinite().all() for v in (x, *module.parameters()))
-    module = randomise(ATTENTION[name](16, 0.5).double(), seed=2)
+    module = filled(ATTENTION[name](16, 0.5)).train()
     (module(maps(4, 16, 5, 3)) * maps(4, 16, 5, 3, seed=1)).sum().backward()
     idle = {n for n, p in module.named_parameters() if p.grad.abs().max() < 1e-9}
     cancelled = {"phi.bias", "g.bias"}  # by the softmax, and by the batch norm of weights that sum to 1
@@ -341,7 +289,7 @@ def test_residual_modules_start_as_the_identity_and_learn():
 
 @pytest.mark.parametrize("name", ATTENTION)
 def test_autocast_changes_rounding_only_and_large_products_do_not_overflow(name):
-    module = randomise(ATTENTION[name](16, 0.25)).eval()
+    module = filled(ATTENTION[name](16, 0.25)).float()
     x = 0.3 * maps(2, 16, 6, 4, dtype=torch.float32)
     for dtype, most in ((torch.bfloat16, 0.03), (torch.float16, 0.004)):
         with torch.autocast("cpu", dtype=dtype):

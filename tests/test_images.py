@@ -3,17 +3,16 @@
 import io
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
-import threading
-import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, fails
 from PIL import Image, ImageOps
 
 from datasets.folder import PICTURES
@@ -200,21 +199,16 @@ def test_hundreds_of_damaged_files_are_read_or_refused_by_name(tmp_path):
 
 
 def claims(size: int) -> dict[str, bytes]:
-    """Files of a few bytes, most of them whole, that claim to be size × size pixels large."""
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 16, 3), dtype=np.uint8))
-    png = bytearray(encoded(noise, "PNG"))
-    png[16:24] = struct.pack(">II", size, size)
-    png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
-    jpeg = bytearray(encoded(noise, "JPEG"))
-    at = jpeg.find(b"\xff\xc0")
-    jpeg[at + 5 : at + 9] = struct.pack(">HH", size, size)
+    """Small files that are, or claim to be, size × size pixels large."""
+    noise, huge = picture(), Image.new("L", (size, size))
     bmp = bytearray(encoded(noise, "BMP"))
     bmp[18:26] = struct.pack("<ii", size, -size)
     webp = bytearray(encoded(noise, "WEBP"))
     at = webp.find(b"\x9d\x01\x2a") + 3
     webp[at : at + 4] = struct.pack("<HH", size, size)
-    fax = encoded(Image.new("1", (size, size)), "TIFF", compression="group4")
-    zipped = encoded(Image.new("L", (size, size)), "TIFF", compression="tiff_deflate")
+    fax = encoded(huge.convert("1"), "TIFF", compression="group4")
+    zipped = encoded(huge, "TIFF", compression="tiff_deflate")
+    png, jpeg = encoded(huge, "PNG"), encoded(huge, "JPEG")
     return {"a.png": png, "a.jpg": jpeg, "a.bmp": bmp, "a.webp": webp, "fax.tif": fax, "zipped.tif": zipped}
 
 
@@ -248,22 +242,14 @@ def test_a_jpeg_cut_anywhere_and_what_is_no_image_is_refused_by_name(tmp_path):
 
 def error_of(path: str | Path) -> str:
     """The message that refuses a file. A reader that waits (for the writer of a pipe) fails."""
-    found = []
-
-    def read() -> None:
-        try:
-            found.append(read_image(path, HEIGHT, WIDTH))
-        except BaseException as error:
-            found.append(error)
-
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
-    thread.join(5)
-    if thread.is_alive():
-        os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))  # an end for it to read
-        pytest.fail(f"reading {path} does not end")
-    assert isinstance(found[0], UserError), found[0]
-    return str(found[0])
+    signal.signal(signal.SIGALRM, lambda *_args: pytest.fail(f"reading {path} does not end"))
+    signal.alarm(5)
+    try:
+        with pytest.raises(UserError) as error:
+            read_image(path, HEIGHT, WIDTH)
+    finally:
+        signal.alarm(0)
+    return str(error.value)
 
 
 def test_what_is_no_file_or_may_not_be_read_is_refused_by_name_at_once(tmp_path, monkeypatch):
@@ -283,11 +269,7 @@ def test_what_is_no_file_or_may_not_be_read_is_refused_by_name_at_once(tmp_path,
         assert name in error_of(f"{tmp_path}/{name}")
     (tmp_path / "a.jpg").write_bytes(encoded(picture(), "JPEG"))
     for error in (PermissionError(13, "Permission denied"), OSError(5, "Input/output error"), MemoryError()):
-
-        def deny(*_args, error=error, **_more):
-            raise error
-
         with monkeypatch.context() as patch:
-            patch.setattr(np, "fromfile", deny)
+            patch.setattr(np, "fromfile", fails(error))
             message = error_of(tmp_path / "a.jpg")
         assert "a.jpg cannot be read" in message and (getattr(error, "strerror", None) or "") in message

@@ -5,7 +5,6 @@ from math import log
 
 import numpy as np
 import pytest
-import reference
 import torch
 from torch.nn.functional import cross_entropy, softplus
 
@@ -49,27 +48,22 @@ def anchors(labels):
             yield a, positives, negatives
 
 
+def hinge(gap, margin):
+    return softplus(gap) if margin is None else max(margin + gap, 0 * gap)
+
+
 def clusters(f, labels):
     """The features of each identity."""
     return [[f[i] for i, label in enumerate(labels) if label == pid] for pid in sorted(set(labels))]
 
 
 def slow_triplet(f, labels, margin=0.3, hard_factor=0.0, alone=False):
-    if not alone:
-        return reference.triplet(f, labels, margin, hard_factor)
     values = []
     for a, own in enumerate(labels):
-        far = max(euclid(f[a], f[i]) for i, other in enumerate(labels) if other == own)
-        near = [euclid(f[a], f[i]) for i, other in enumerate(labels) if other != own]
-        values += [max(0 * far, margin + far - min(near))] if near else []
-    return mean(values)
-
-
-def slow_soft_triplet(f, labels, hard_factor=0.0):
-    values = []
-    for a, p, n in anchors(labels):
-        far, near = max(euclid(f[a], f[i]) for i in p), min(euclid(f[a], f[i]) for i in n)
-        values.append(softplus((1 + hard_factor) * far - (1 - hard_factor) * near))
+        positives = [euclid(f[a], f[i]) for i, other in enumerate(labels) if other == own and (alone or i != a)]
+        negatives = [euclid(f[a], f[i]) for i, other in enumerate(labels) if other != own]
+        if positives and negatives:
+            values.append(hinge((1 + hard_factor) * max(positives) - (1 - hard_factor) * min(negatives), margin))
     return mean(values)
 
 
@@ -92,25 +86,25 @@ def slow_contrastive(f, labels, margin=1.0):
     return mean(values)
 
 
-def slow_circle(f, labels, margin=0.25, gamma=128.0):
+def over_all_pairs(f, labels, term):
+    """log(1 + sum of exp(term)) over the cosines of all pairs of a positive and a negative."""
     values = []
     for a, p, n in anchors(labels):
-        terms = []
-        for i in p:
-            for j in n:
-                s_p, s_n = cosine(f[a], f[i]), cosine(f[a], f[j])
-                a_p, a_n = max(0.0, 1 + margin - s_p.item()), max(0.0, s_n.item() + margin)
-                terms.append(gamma * (a_n * (s_n - margin) - a_p * (s_p - 1 + margin)))
+        terms = [term(cosine(f[a], f[i]), cosine(f[a], f[j])) for i in p for j in n]
         values.append(torch.stack([*terms, 0 * terms[0]]).logsumexp(0))
     return mean(values)
+
+
+def slow_circle(f, labels, margin=0.25, gamma=128.0):
+    def term(s_p, s_n):
+        a_p, a_n = max(0.0, 1 + margin - s_p.item()), max(0.0, s_n.item() + margin)
+        return gamma * (a_n * (s_n - margin) - a_p * (s_p - 1 + margin))
+
+    return over_all_pairs(f, labels, term)
 
 
 def slow_cosface(f, labels, margin=0.25, gamma=128.0):
-    values = []
-    for a, p, n in anchors(labels):
-        terms = [gamma * (cosine(f[a], f[j]) + margin - cosine(f[a], f[i])) for i in p for j in n]
-        values.append(torch.stack([*terms, 0 * terms[0]]).logsumexp(0))
-    return mean(values)
+    return over_all_pairs(f, labels, lambda s_p, s_n: gamma * (s_n + margin - s_p))
 
 
 def slow_multi_similarity(f, labels, alpha=2.0, beta=50.0, base=0.5, epsilon=0.1):
@@ -131,8 +125,7 @@ def slow_centroid_triplet(f, labels, margin=0.3):
     for a, p, n in anchors(labels):
         own = euclid(f[a], sum(f[i] for i in p) / len(p))
         others = [[f[i] for i in n if labels[i] == pid] for pid in {labels[i] for i in n}]
-        gap = own - min(euclid(f[a], sum(rows) / len(rows)) for rows in others)
-        values.append(softplus(gap) if margin is None else max(margin + gap, 0 * gap))
+        values.append(hinge(own - min(euclid(f[a], sum(rows) / len(rows)) for rows in others), margin))
     return mean(values)
 
 
@@ -168,7 +161,7 @@ METRIC = {  # name: the loss, its loop, settings to try
         slow_triplet,
         ({}, {"margin": 5.0}, {"margin": 1.2, "hard_factor": 0.7}, {"margin": 2.0, "alone": True}),
     ),
-    "soft triplet": (soft_triplet, slow_soft_triplet, ({}, {"hard_factor": 0.2})),
+    "soft triplet": (soft_triplet, partial(slow_triplet, margin=None), ({}, {"hard_factor": 0.2})),
     "weighted triplet": (weighted_triplet, slow_weighted_triplet, ({},)),
     "contrastive": (contrastive_loss, slow_contrastive, ({}, {"margin": 4.0})),
     "circle": (circle_loss, slow_circle, ({}, {"margin": 0.4, "gamma": 16.0})),
@@ -299,6 +292,11 @@ def test_focal_loss():
 # ---- center loss
 
 
+def slow_center(features, labels, centers):
+    """Mean over the batch of the squared distance to the center of the own class."""
+    return sum((x - centers[label]).square().sum() for x, label in zip(features, labels, strict=True)) / len(labels)
+
+
 def test_center_loss_equals_the_loops_in_all_precisions():
     rng = np.random.default_rng(0)
     for size, width, classes in ((1, 1, 1), (5, 3, 2), (12, 8, 5)):
@@ -306,7 +304,7 @@ def test_center_loss_equals_the_loops_in_all_precisions():
         loss = CenterLoss(classes, width)
         features = torch.from_numpy(rng.normal(size=(size, width)).astype(np.float32)).requires_grad_()
         slow, centers = (x.detach().double().requires_grad_() for x in (features, loss.centers))
-        found, expected = loss(features, labels), reference.center(slow, labels, centers)
+        found, expected = loss(features, labels), slow_center(slow, labels, centers)
         assert found.shape == () and found.item() == pytest.approx(expected.item(), rel=1e-5)
         found.backward()
         expected.backward()
@@ -375,9 +373,9 @@ def test_criterion_is_the_weighted_sum_of_its_parts_and_weight_0_removes_one(bra
     total, parts = criterion(logits, features, labels)
     centers = [loss.centers for loss in criterion.centers]
     expected = {
-        "id": np.mean([reference.smoothed_cross_entropy(x.detach(), labels, 0.2) for x in logits]),
-        "triplet": np.mean([reference.triplet(x.detach().double(), labels, 0.7, 0.1).item() for x in features]),
-        "center": np.mean([reference.center(x, labels, c).item() for x, c in zip(features, centers, strict=True)]),
+        "id": np.mean([slow_focal(x.double(), labels, 0, 0.2).item() for x in logits]),
+        "triplet": np.mean([slow_triplet(x.double(), labels, 0.7, 0.1).item() for x in features]),
+        "center": np.mean([slow_center(x, labels, c).item() for x, c in zip(features, centers, strict=True)]),
     }
     assert {name: value.item() for name, value in parts.items()} == pytest.approx(expected, rel=1e-4)
     weights = {"id": 0.5, "triplet": 2.0, "center": 0.01}

@@ -9,13 +9,13 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import assert_same_scores
+from reference import assert_same_scores, simple
 
 from utils import distance as distances
 from utils import metrics, roc
 from utils.distance import pairwise_distance
 from utils.metrics import evaluate, evaluate_distance, ranked_order
-from utils.roc import STEPS, PairCounter, Roc
+from utils.roc import STEPS, PairCounter
 
 SOME = settings(max_examples=150, deadline=None, derandomize=True)
 METRICS = ("euclidean", "cosine")
@@ -25,19 +25,11 @@ CPU = torch.profiler.ProfilerActivity.CPU
 @st.composite
 def retrievals(draw):
     """(random generator, Q, G, ids): few identities and cameras, so that every kind of query occurs."""
-    queries, images = draw(st.integers(1, 10)), draw(st.integers(1, 40))
+    queries, images = draw(st.integers(0, 10)), draw(st.integers(0, 40))
     identities, cameras = draw(st.integers(1, 8)), draw(st.integers(1, 4))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     ids = tuple(rng.integers(0, top, n) for top in (identities, cameras) for n in (queries, images))
     return rng, queries, images, ids
-
-
-def simple(queries: int = 4, images: int = 20, width: int = 6, seed: int = 0):
-    """Random features of which every query has matches: two identities, queries under camera 0, gallery under 1."""
-    rng = np.random.default_rng(seed)
-    features = [torch.from_numpy(rng.normal(size=(n, width)).astype(np.float32)) for n in (queries, images)]
-    ids = (np.arange(queries) % 2, np.arange(images) % 2, np.zeros(queries, int), np.ones(images, int))
-    return *features, ids
 
 
 def assert_agree(score, distance, ids, max_rank: int = 50) -> None:
@@ -59,10 +51,10 @@ def test_distances_are_those_of_the_definition_and_float32():
     cosine = 1 - torch.nn.functional.cosine_similarity(q[:, None], g, dim=2)
     for metric, expected in (("cosine", cosine), ("euclidean", torch.cdist(q, g))):
         distance = pairwise_distance(query, gallery, metric)
-        assert distance.shape == (4, 20) and distance.dtype == torch.float32
+        assert distance.shape == (6, 40) and distance.dtype == torch.float32
         torch.testing.assert_close(distance.double(), expected, rtol=0, atol=2e-6)
     zero = pairwise_distance(torch.zeros_like(query), gallery, "cosine")
-    assert torch.equal(zero, torch.ones(4, 20))
+    assert torch.equal(zero, torch.ones(6, 40))
     rows = torch.tensor([[3.0, -7.0, 11.0], [0.0, 0.0, 0.0], [100.0, 5.0, 1.0]])
     assert torch.equal(pairwise_distance(rows, rows, "euclidean").diagonal(), torch.zeros(3))
     for offset in (0, 30):
@@ -263,9 +255,9 @@ def test_bad_features_distances_and_ids_are_refused_by_name():
     for options in ({"metric": "manhattan"}, {"max_rank": 0}):
         with pytest.raises(ValueError, match=next(iter(options))):
             evaluate(query, gallery, *ids, **options)
-    distance = torch.zeros(4, 20)
+    distance = torch.zeros(6, 40)
     distance[0, 3] = distance[2, 5] = distance[2, 6] = np.nan
-    for bad, words in ((distance, "3 of 80"), (torch.zeros(80), r"must be \(Q, G\)")):
+    for bad, words in ((distance, "3 of 240"), (torch.zeros(80), r"must be \(Q, G\)")):
         with pytest.raises(ValueError, match=words):
             evaluate_distance(bad, *ids)
     damages = (lambda x: x[:-1], lambda x: x[:, None], lambda x: x.astype(float), lambda x: x.astype(str))
@@ -273,30 +265,16 @@ def test_bad_features_distances_and_ids_are_refused_by_name():
         name = ("query_pids", "gallery_pids", "query_camids", "gallery_camids")[position]
         damaged = [damage(x) if i == position else x for i, x in enumerate(ids)]
         with pytest.raises(ValueError, match=name):
-            evaluate_distance(torch.zeros(4, 20), *damaged)
-
-
-def test_nothing_to_score_is_an_error():
-    query, gallery, ids = simple()
-    none = np.zeros(0, int)
-    for q, g, *these in (
-        (query, gallery[:0], ids[0], none, ids[2], none),  # an empty gallery
-        (query[:0], gallery, none, ids[1], none, ids[3]),  # no queries
-    ):
-        with pytest.raises(ValueError, match="no query has a match"):
-            evaluate(q, g, *these)
-        with pytest.raises(ValueError, match="no query has a match"):
-            evaluate_distance(torch.zeros(len(q), len(g)), *these, roc=True)
+            evaluate_distance(torch.zeros(6, 40), *damaged)
 
 
 # ---- real features: Market-1501 by a published OSNet x0.25
 
 
-def test_market1501_scores_are_exact_and_equal_a_stable_sort(market_arrays):
+def test_market1501_scores_are_exact(market_arrays):
     kept = market_arrays["gp"] != -1
     query, gallery = torch.from_numpy(market_arrays["qf"]), torch.from_numpy(market_arrays["gf"][kept])
     ids = (market_arrays["qp"], market_arrays["gp"][kept], market_arrays["qc"], market_arrays["gc"][kept])
-    chosen = np.random.default_rng(7).choice(len(query), 40, replace=False)
     for metric, expected, mAP in (
         ("euclidean", (74.94, 37.00, 91.18, 96.62, 97.92), 0.7493693487874461),
         ("cosine", (77.39, 43.73, 91.48, 96.91, 98.04), 0.7739377362983583),
@@ -306,67 +284,38 @@ def test_market1501_scores_are_exact_and_equal_a_stable_sort(market_arrays):
         found = (scores.mAP, scores.mINP, scores.rank(1), scores.rank(5), scores.rank(10))
         assert tuple(round(100 * value, 2) for value in found) == expected
         assert scores.mAP == pytest.approx(mAP, abs=1e-7) == pytest.approx(scores.ap.mean(), abs=1e-12)
-        some = (ids[0][chosen], ids[1], ids[2][chosen], ids[3])
-        distance = pairwise_distance(query[chosen], gallery, metric).numpy()
-        assert_same_scores(
-            evaluate(query[chosen], gallery, *some, metric=metric), reference.evaluation(distance, *some)
-        )
 
 
 # ---- the verification curve against all thresholds tried one by one
 
 
-def random_distances(seed: int) -> tuple[np.ndarray, tuple]:
-    """(distances, ids) of up to 10 queries and 40 images: real, few different values, all equal, or with infinities."""
-    rng = np.random.default_rng(seed)
-    queries, images = rng.integers(1, 11), rng.integers(1, 41)
-    ids = tuple(rng.integers(0, top, n) for top in rng.integers(1, (9, 4)) for n in (queries, images))
-    distance = rng.normal(size=(queries, images)).astype((np.float32, np.float64)[seed % 2])
-    if seed % 5 == 1:
-        distance = np.round(distance)  # 0 and -0 among them
-    elif seed % 5 == 2:
-        distance[:] = 0.5
-    elif seed % 5 == 3:
-        distance[rng.random(distance.shape) < 0.3] = np.inf
-        distance[rng.random(distance.shape) < 0.1] = -np.inf
-    return distance, ids
-
-
-def counted(distance: np.ndarray, ids: tuple, rows: int) -> Roc:
-    """The curve from blocks of so many rows, as `metrics` passes them: ignored entries are NaN."""
-    same_pid, same_camera = ids[0][:, None] == ids[1], ids[2][:, None] == ids[3]
-    curve = Roc(int((~same_pid).sum()))
-    masked = torch.from_numpy(np.where(same_pid & same_camera, np.nan, distance))
-    for start in range(0, len(distance), rows):
-        where = np.nonzero((same_pid & ~same_camera)[start : start + rows])
-        curve.add(masked[start : start + rows], *(torch.from_numpy(x) for x in where))
-    return curve
-
-
-def assert_is_the_curve(found: Roc, positives: list, negatives: list) -> None:
-    assert found.num_negatives == len(negatives)
-    assert sorted(found.positives.tolist()) == sorted(positives)
-    assert sorted(found.negatives.tolist()) == sorted(negatives)[: len(found.negatives)]
-    for fpr in {0.0, *(k * roc.MAX_FPR / 7 for k in range(1, 7)), roc.MAX_FPR}:
-        expected = reference.largest_tpr(positives, negatives, fpr)
-        assert found.tpr(fpr) == pytest.approx(expected, abs=1e-12, nan_ok=True)
-
-
-def test_the_curve_is_that_of_all_thresholds(monkeypatch):
-    for seed in range(150):
-        distance, ids = random_distances(seed)
-        positives, negatives = reference.accepted_pairs(distance, *ids)
-        if not positives:
-            continue
-        monkeypatch.setattr(roc, "PIECE", (1, 5, 50, 1 << 20)[seed % 4])
-        monkeypatch.setattr(metrics, "BLOCK_BYTES", (1, 300, 64 << 20)[seed % 3])
-        monkeypatch.setattr(roc, "MAX_FPR", (0.0, 0.01, 0.1, 0.3, 0.5, 0.9)[seed % 6])
-        assert_is_the_curve(counted(distance, ids, 1 + seed % 10), positives, negatives)
-        scores = evaluate_distance(torch.from_numpy(distance), *ids, roc=True)
-        assert_is_the_curve(scores.roc, positives, negatives)
-        expected = evaluate_distance(torch.from_numpy(distance), *ids)
-        assert expected.roc is None
-        assert scores.mAP == pytest.approx(expected.mAP, rel=1e-12)  # counting pairs changes no score
+@SOME
+@given(
+    kind=st.sampled_from(KINDS), dtype=st.sampled_from((np.float32, np.float64)), retrieval=retrievals(),
+    piece=st.sampled_from((1, 5, 50, 1 << 20)), most=st.sampled_from((0.0, 0.01, 0.1, 0.3, 0.5, 0.9)), **FEW_OR_MANY,
+)  # fmt: skip
+def test_the_curve_is_that_of_all_thresholds(kind, dtype, retrieval, piece, most, **parts):
+    rng, queries, images, ids = retrieval
+    distance = of_kind(kind, rng.normal(size=(queries, images)).astype(dtype), rng).astype(dtype)
+    positives, negatives = reference.accepted_pairs(distance, *ids)
+    matrix = torch.from_numpy(distance)
+    if not positives:
+        with pytest.raises(ValueError, match="no query has a match"):
+            evaluate_distance(matrix, *ids, roc=True)
+        return
+    expected = evaluate_distance(matrix, *ids)
+    with parts_of(**parts), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roc, "PIECE", piece)
+        patch.setattr(roc, "MAX_FPR", most)
+        scores = evaluate_distance(matrix, *ids, roc=True)
+        found = scores.roc
+        assert found.num_negatives == len(negatives) and sorted(found.positives.tolist()) == sorted(positives)
+        assert sorted(found.negatives.tolist()) == sorted(negatives)[: len(found.negatives)]
+        for fpr in {0.0, *(k * most / 7 for k in range(1, 7)), most}:
+            largest = reference.largest_tpr(positives, negatives, fpr)
+            assert found.tpr(fpr) == pytest.approx(largest, abs=1e-12, nan_ok=True)
+    assert expected.roc is None
+    assert scores.mAP == pytest.approx(expected.mAP, rel=1e-12)  # counting pairs changes no score
 
 
 # ---- counts at given thresholds

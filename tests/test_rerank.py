@@ -13,7 +13,7 @@ from utils import rerank
 from utils.metrics import evaluate_distance
 from utils.rerank import k_reciprocal, k_reciprocal_grid
 
-SOME = settings(max_examples=60, deadline=None, derandomize=True)
+SOME = settings(max_examples=120, deadline=None, derandomize=True)
 
 
 def clusters(rows: int, width: int = 6, number: int = 5, seed: int = 0) -> torch.Tensor:
@@ -31,43 +31,23 @@ def reranked(features: torch.Tensor, queries: int, *parameters, block_bytes: int
         return k_reciprocal(features[:queries], features[queries:], *parameters, **more)
 
 
-def assert_equals_reference(features, queries: int, block_bytes: int | None = None, **parameters) -> None:
-    found = reranked(features, queries, block_bytes=block_bytes, **parameters)
-    expected = reference.k_reciprocal(features.numpy(), queries, **parameters)
-    assert found.dtype == torch.float32
-    assert found.shape == (queries, len(features) - queries)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
-
-
 @SOME
 @given(
-    rows=st.integers(5, 120), share=st.floats(0, 1), number=st.integers(1, 8),
-    width=st.sampled_from((1, 2, 6, 12, 40)), k1=st.integers(1, 30), k2=st.integers(1, 12),
-    lambda_value=st.sampled_from((0.0, 0.3, 0.5, 1.0)), block_bytes=st.sampled_from((None, 1, 3000, 40_000)),
-    offset=st.sampled_from((0, 50)), seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(2, 120), share=st.floats(0, 1), number=st.integers(1, 8), width=st.sampled_from((1, 2, 6, 12, 40)),
+    k1=st.integers(1, 45), k2=st.sampled_from((1, 2, 3, 6, 12, 40)), lambda_value=st.sampled_from((0.0, 0.3, 0.5, 1.0)),
+    block_bytes=st.sampled_from((None, 1, 3000, 40_000)), offset=st.sampled_from((0, 50)),
+    seed=st.integers(0, 2**32 - 1),
 )  # fmt: skip
-def test_equals_the_dense_formulas_for_blocks_of_any_size(
+def test_equals_the_dense_formulas_for_blocks_of_any_size_and_more_neighbours_than_rows(
     rows, share, number, width, k1, k2, lambda_value, block_bytes, offset, seed
 ):
     features = clusters(rows, width, number, seed) + offset
     assume(reference.neighbours_are_clear(features, k1, k2))
     queries = min(max(1, int(share * rows)), rows - 1)
-    assert_equals_reference(features, queries, block_bytes, k1=k1, k2=k2, lambda_value=lambda_value)
-
-
-def test_special_sizes_equal_the_dense_formulas():
-    cases = [(120, 40, 20, 6, 6, None)]  # the default parameters
-    cases += [(100, 30, k1, 2, 4, None) for k1 in (1, 2, 3, 5, 7, 11, 15, 19)]  # k1 / 2 rounds half to even, as NumPy
-    cases += [(12, 4, k1, k2, 6, None) for k1 in (11, 12, 13, 40) for k2 in (1, 6, 12, 40)]  # more than images
-    cases += [(q + g, q, 5, 3, 6, None) for q, g in ((1, 1), (1, 30), (30, 1), (2, 3))]
-    cases += [(q + g, q, 9, 4, 7, 1) for q in (1, 15, 16, 17, 33) for g in (1, 16, 31, 65)]  # tiles of 16 rows
-    checked = 0
-    for rows, queries, k1, k2, width, block_bytes in cases:
-        features = clusters(rows, width, seed=rows + queries)
-        if reference.neighbours_are_clear(features, k1, k2):
-            checked += 1
-            assert_equals_reference(features, queries, block_bytes, k1=k1, k2=k2)
-    assert checked > 0.8 * len(cases)
+    found = reranked(features, queries, k1, k2, lambda_value, block_bytes=block_bytes)
+    expected = reference.k_reciprocal(features.numpy(), queries, k1, k2, lambda_value)
+    assert found.dtype == torch.float32 and found.shape == (queries, rows - queries)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
 
 
 def test_duplicates():
@@ -134,40 +114,28 @@ def test_a_grid_gives_what_each_of_its_parameters_gives(monkeypatch):
 
 
 def test_the_cosine_is_the_euclidean_distance_of_unit_rows():
-    checked = 0
-    for seed in range(40):
+    for seed in range(20):
         rng = np.random.default_rng(seed)
-        rows, k1, k2 = rng.integers(5, 80), rng.integers(1, 20), rng.integers(1, 8)
+        rows, k1, k2 = (int(rng.integers(low, high)) for low, high in ((5, 80), (1, 20), (1, 8)))
         unit = torch.nn.functional.normalize(clusters(rows, 2 + seed % 10, 5, seed).double())
-        if reference.neighbours_are_clear(unit, k1, k2):
-            checked += 1
-            queries = int(rng.integers(1, rows))
-            features = (unit * torch.from_numpy(2.0 ** rng.integers(-40, 41, (rows, 1)))).float()
-            expected = reference.k_reciprocal(unit, queries, k1, k2)
-            found = reranked(features, queries, k1, k2, metric="cosine", block_bytes=(None, 1)[seed % 2])
-            np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
-    assert checked > 20
+        lengths = torch.from_numpy(2.0 ** rng.integers(-40, 41, (rows, 1)))
+        expected = reranked(unit.float(), rows // 2, k1, k2)
+        found = reranked((unit * lengths).float(), rows // 2, k1, k2, metric="cosine")
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_bad_input_is_refused():
     q, g = clusters(5), clusters(9)
-    refused = [{"k1": 0}, {"k2": 0}, {"lambda_value": -0.1}, {"lambda_value": 1.1}, {"metric": "manhattan"}]
-    refused += [{name: x} for name in ("k1", "k2", "lambda_value") for x in (2.5, np.nan, "6")]
-    for parameters in refused:
+    refused = [{"k1": 0}, {"k2": 0}, {"lambda_value": 1.1}, {"metric": "manhattan"}]
+    for parameters in refused + [{name: x} for name in ("k1", "k2", "lambda_value") for x in (-0.1, np.nan, "6")]:
         with pytest.raises(ValueError, match=str(next(iter(parameters.values())))):
             k_reciprocal(q, g, **parameters)
-    for grid in (([3, 0], [2], [0.3]), ([3], [2, 0], [0.3]), ([3], [2], [0.3, 1.5]), ([], [1], [0.3])):
+    for grid in (([3, 0], [2], [0.3]), ([3], [2], [0.3, 1.5]), ([], [1], [0.3])):
         with pytest.raises(ValueError, match="k1"):
             next(k_reciprocal_grid(q, g, *grid))
     broken = g.clone()
     broken[3, 0] = broken[8, 5] = np.nan
-    for query, gallery, words in (
-        (q[:, :3], g, "features must be"),
-        (q, g.long(), "features must be"),
-        (q[:0], g[:0], "neither"),
-        (q, broken, "2 of 9 gallery features"),
-        (q * 1e20, g * 1e20, "too large"),
-    ):
+    for query, gallery, words in ((q[:0], g[:0], "neither"), (q, broken, "2 of 9 gallery features")):
         with pytest.raises(ValueError, match=words):
             k_reciprocal(query, gallery)
     assert k_reciprocal(q[:0], g).shape == (0, 9) and k_reciprocal(q, g[:0]).shape == (5, 0)
@@ -176,31 +144,21 @@ def test_bad_input_is_refused():
 # ---- real features: Market-1501 by a published OSNet x0.25
 
 
-def market_part(arrays: dict, queries: int, images: int, identities: int, seed: int) -> dict:
-    """All gallery images of some random identities, filled up with others, and queries of those identities."""
-    rng = np.random.default_rng(seed)
-    chosen = rng.permutation(np.unique(arrays["qp"]))[:identities]
-    q = rng.permutation(np.flatnonzero(np.isin(arrays["qp"], chosen)))[:queries]
-    mates = rng.permutation(np.flatnonzero(np.isin(arrays["gp"], chosen)))
-    others = rng.permutation(np.flatnonzero(~np.isin(arrays["gp"], [-1, *chosen])))
-    g = np.concatenate([mates, others])[:images]
-    ids = (arrays["qp"][q], arrays["gp"][g], arrays["qc"][q], arrays["gc"][g])
-    return {"query": torch.from_numpy(arrays["qf"][q]), "gallery": torch.from_numpy(arrays["gf"][g]), "ids": ids}
-
-
 def test_market1501_scores_of_clear_neighbours_are_those_of_the_dense_formulas(market_arrays):
-    part = market_part(market_arrays, 60, 500, 20, 1)
+    people = np.unique(market_arrays["qp"])[10::40]  # 87 queries, 435 gallery images
+    q, g = (np.isin(market_arrays[name], people) for name in ("qp", "gp"))
+    ids = [market_arrays[name][chosen] for name, chosen in (("qp", q), ("gp", g), ("qc", q), ("gc", g))]
+    features = torch.from_numpy(np.concatenate([market_arrays["qf"][q], market_arrays["gf"][g]]))
     for metric, k1, k2 in (("euclidean", 20, 6), ("cosine", 20, 6), ("cosine", 7, 3)):
-        rows = torch.cat([part["query"], part["gallery"]]).double()
+        rows = features.double()
         if metric == "cosine":
             rows = torch.nn.functional.normalize(rows)
         assert reference.neighbours_are_clear(rows, k1, k2, gap=1e-6)
-        expected = reference.k_reciprocal(rows, 60, k1, k2)
-        features = torch.cat([part["query"], part["gallery"]])
+        expected = reference.k_reciprocal(rows, q.sum(), k1, k2)
         for block_bytes in (None, 500_000):
-            found = reranked(features, 60, k1, k2, metric=metric, block_bytes=block_bytes)
+            found = reranked(features, q.sum(), k1, k2, metric=metric, block_bytes=block_bytes)
             np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
-            scores, wanted = evaluate_distance(found, *part["ids"]), reference.evaluation(expected, *part["ids"])
+            scores, wanted = evaluate_distance(found, *ids), reference.evaluation(expected, *ids)
             reference.assert_same_scores(scores, wanted, 1e-5)
 
 

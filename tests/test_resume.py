@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import itertools
 import os
 import random
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import arguments, contents, fails, flat, program, refused, start_training
+from helpers import arguments, contents, done, fails, flat, program, refused, start_training, stop_at
 
 import processor.setup
 import processor.state
@@ -18,25 +19,11 @@ from model.reid import OneBranch
 from processor import do_train, load_model
 from processor.checkpoint import kept_checkpoints, read_checkpoint
 from processor.setup import run_directory
-from processor.state import TrainState
 from processor.train import train_one_epoch, train_step
 from processor.watch import Watchers
 from utils.errors import UserError
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def stop_at(monkeypatch, name: str, nth: int, action, module=processor.train) -> None:
-    """`action` before the nth call of a function of a module."""
-    real, calls = getattr(module, name), []
-
-    def wrapped(*args, **more):
-        calls.append(0)
-        if len(calls) == nth:
-            action()
-        return real(*args, **more)
-
-    monkeypatch.setattr(module, name, wrapped)
 
 
 def short(tiny: Config, **changes) -> Config:
@@ -172,20 +159,12 @@ def test_two_programs_get_two_directories_and_a_run_cannot_be_resumed_while_it_t
 def test_a_kill_between_the_two_checkpoints_of_an_evaluation_does_not_lose_the_best(tiny, monkeypatch):
     cfg = short(tiny, eval_first=True)  # the initial weights are the best here
     whole = do_train(cfg.replace(name="whole"))
-    real, written = processor.state.save_checkpoint, []
-
-    def save(path: Path, *args) -> None:
-        if written:
-            raise KeyboardInterrupt
-        written.append(path.name)
-        real(path, *args)
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(processor.state, "save_checkpoint", save)
+        stop_at(patch, "save_checkpoint", 2, fails(KeyboardInterrupt()), processor.state)
         do_train(cfg)
     resumed = do_train(cfg.replace(resume=True))
     best, expected = (processor.state.best_score(run.history) for run in (resumed, whole))
-    assert len(written) == 1 and best == expected == (whole.history[0]["scores"]["plain"]["mAP"], 0)
+    assert best == expected == (whole.history[0]["scores"]["plain"]["mAP"], 0)
     for name in ("best.pth", "last.pth"):
         assert contents(resumed.directory / name) == contents(whole.directory / name)
 
@@ -194,57 +173,44 @@ def test_a_kill_between_the_two_checkpoints_of_an_evaluation_does_not_lose_the_b
 
 
 GROWING = {"height": 64, "width": 32, "pad": 5, "start_sizes": ("32x16:1", "48x24:2"), "epochs": 4, "eval_every": 1}
-SIZES = [(32, 16, 2), (48, 24, 4), (48, 24, 4), (64, 32, 5)]  # of each epoch, and its padding (of 5: 2.5 and 3.75)
 
 
 def test_sizes_and_padding_of_epochs_and_words_that_are_refused():
     cfg = Config(**GROWING).check()
     stages = [cfg.at_epoch(epoch) for epoch in range(6)]
-    assert [(c.data.height, c.data.width, c.augment.pad) for c in stages] == [*SIZES, SIZES[-1], SIZES[-1]]
+    sizes = [(32, 16, 2), (48, 24, 4), (48, 24, 4), (64, 32, 5), (64, 32, 5), (64, 32, 5)]  # padding 2.5 and 3.75 of 5
+    assert [(c.data.height, c.data.width, c.augment.pad) for c in stages] == sizes
     assert Config().at_epoch(3) == Config()
     for words in (["32x16"], ["32x16:0"], ["32x16:2", "8x16:1"], ["32x16:2", "48x24:2"], ["x:1"], ["32x99999:1"]):
         with pytest.raises(UserError, match=f"--start-sizes {words[-1]}"):
             Config(**GROWING | {"start_sizes": tuple(words)}).check()
 
 
-def plain(history: list[dict]) -> list[dict]:
-    return [{k: v for k, v in entry.items() if k not in ("images_per_second", "data_wait")} for entry in history]
-
-
-def train_in_turn(cfg: Config, sizes: list[tuple], monkeypatch) -> TrainState:
-    """One run per epoch and size, each from the checkpoint of the one before."""
-    for epoch, (height, width, pad) in enumerate(sizes):
-        one = cfg.replace(start_sizes=(), height=height, width=width, pad=pad, resume=epoch > 0)
-        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-            stop_at(patch, "train_one_epoch", 2, fails(KeyboardInterrupt()))
-            state = do_train(one)
-    return state
-
-
-def same(state: TrainState, other: TrainState) -> None:
-    one, two = (read_checkpoint(run.directory / "last.pth") for run in (state, other))
+def test_a_growing_run_equals_two_runs_of_one_size_each(tiny, monkeypatch):
+    cfg = short(tiny, start_sizes=("32x16:1",), height=48, width=24, pad=3, eval_every=1)
+    grown = do_train(cfg.replace(name="grown"))
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        stop_at(patch, "train_one_epoch", 2, fails(KeyboardInterrupt()))
+        do_train(cfg.replace(start_sizes=(), height=32, width=16, pad=2))
+    second = do_train(cfg.replace(start_sizes=(), resume=True))
+    one, two = (read_checkpoint(run.directory / "last.pth") for run in (grown, second))
     for part in ("model", "criterion"):
         assert all(torch.equal(one[part][k], v) for k, v in two[part].items()), part
-    assert plain(state.history) == plain(other.history)  # losses, rates and scores of each epoch
-
-
-def test_a_growing_run_equals_two_runs_of_one_size_each(tiny, monkeypatch):
-    cfg = short(tiny, start_sizes=("32x16:1",), height=48, width=24, pad=3)
-    grown = do_train(cfg.replace(name="grown"))
-    same(grown, train_in_turn(cfg, [(32, 16, 2), (48, 24, 3)], monkeypatch))
-    shown = program("test.py", grown.directory)
-    assert shown.returncode == 0 and f"{grown.history[-1]['scores']['plain']['mAP']:.2f}" in shown.stdout
+    times = ("images_per_second", "data_wait")
+    losses = [[{k: v for k, v in entry.items() if k not in times} for entry in run.history] for run in (grown, second)]
+    assert losses[0] == losses[1]  # and rates and scores of each epoch
+    shown = done("test.py", grown.directory)
+    assert f"{grown.history[-1]['scores']['plain']['mAP']:.2f}" in shown
 
 
 @pytest.mark.slow
-def test_three_sizes_with_scores_of_each_equal_runs_in_turn_and_one_resumed_in_every_stage(tiny, monkeypatch):
+def test_a_run_of_three_sizes_is_resumed_in_every_stage(tiny, monkeypatch):
     cfg = short(tiny, **GROWING)
     grown = do_train(cfg.replace(name="grown"))
-    same(grown, train_in_turn(cfg, SIZES, monkeypatch))
-    for done, steps in ((0, 2), (2, 4), (4, 6), (6, 11), (11, 12), (12, 15)):  # of 4 in each epoch: also between stages
+    for before, steps in itertools.pairwise((0, 2, 4, 6, 11, 12, 15)):  # of 4 in each epoch: also between stages
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            stop_at(patch, "train_step", steps - done + 1, fails(KeyboardInterrupt()))
-            do_train(cfg.replace(name="broken", resume=done > 0))
+            stop_at(patch, "train_step", steps - before + 1, fails(KeyboardInterrupt()))
+            do_train(cfg.replace(name="broken", resume=before > 0))
     broken = do_train(cfg.replace(name="broken", resume=True))
     assert contents(broken.directory / "last.pth") == contents(grown.directory / "last.pth")
 
@@ -254,7 +220,6 @@ def test_a_step_is_recorded_again_for_images_of_another_size(tiny, monkeypatch):
     recorded = []
     capture = lambda network, images, targets: recorded.append(images.shape) or network.add_gradient  # noqa: E731
     monkeypatch.setattr("processor.cuda_graph.capture", capture)
-    network.train(frozen=False)
     network.use_graph = True
     for height in (32, 32, 48):
         train_step(state, network, [(torch.randn(8, 3, height, 16), torch.arange(8) // 2)])

@@ -45,7 +45,7 @@ def test_pk_batches_keep_their_rules_and_number():
         most = reference.most_pk_batches(sizes, p, k)
         returning = 2 * most * p * k < len(pids)
         assert len(sampler) == most >= 1 or returning
-        assert all(reference.pk_batch_problems(batch, pids, p, k) == [] for batch in batches)
+        assert all(reference.is_pk_batch(batch, pids, p, k) for batch in batches)
         assert all(np.issubdtype(batch.dtype, np.integer) for batch in batches)
         for image, times in enumerate(np.bincount(np.concatenate(batches), minlength=len(pids))):
             assert times <= 1 or np.sum(pids == pids[image]) < k or returning  # none twice where the identity has K
@@ -83,7 +83,7 @@ def test_each_camera_of_an_identity_is_spread_over_its_groups_as_evenly_as_possi
         camids = 10**7 + 100 * np.random.default_rng(seed).integers(0, 1 + seed % 6, len(pids))
         sampler = PKSampler(pids, p * k, k, seed, camids=camids)
         assert len(sampler) == len(PKSampler(pids, p * k, k, seed))
-        assert all(reference.pk_batch_problems(batch, pids, p, k) == [] for batch in epochs(sampler))
+        assert all(reference.is_pk_batch(batch, pids, p, k) for batch in epochs(sampler))
         for images in sampler.images_of:
             groups = sampler._groups_once(images, np.random.default_rng(seed))
             if len(images) >= k:

@@ -1,18 +1,16 @@
 """Optimizers, parameter groups, freezing, clipping, the average of the weights, and the learning rate."""
 
 import copy
-import json
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import start_training
 from torch import nn
 
 from config import Config
-from model import ReIDModel
-from processor import do_train
 from processor.resume import restore_optimizer
+from processor.train import train_step
 from solver import lr_factor, make_optimizer, set_frozen
 from solver.average import make_average, update_average
 from solver.optimizer import parameter_groups
@@ -150,23 +148,16 @@ def test_the_average_is_that_of_a_loop_in_float64(decay):
     assert not average.training and not any(p.requires_grad for p in average.parameters())
 
 
-def test_clipping_bounds_a_step_of_the_model_and_logs_the_norm_before(tiny, monkeypatch):
-    cfg = tiny.replace(optimizer="sgd", momentum=0.0, weight_decay=0.0, lr=0.1, warmup_epochs=0.0, steps=(), epochs=1)
-    forward, seen = ReIDModel.forward, []
-
-    def record(model: ReIDModel, images: torch.Tensor):
-        if model.training:
-            seen.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-        return forward(model, images)
-
-    monkeypatch.setattr(ReIDModel, "forward", record)
-    lengths = {}
+def test_clipping_bounds_a_step_of_the_model_and_logs_the_norm_before(tiny):
+    cfg, lengths = tiny.replace(optimizer="sgd", momentum=0.0, weight_decay=0.0, lr=0.1), {}
     for bound in (0.0, 1e-2, 1e6):
-        seen.clear()
-        do_train(cfg.replace(clip_grad=bound, name=f"clip-{bound}", eval_first=False, log_every=1))
-        lengths[bound] = (seen[1] - seen[0]).double().norm().item()
-        log = (Path(cfg.run.log_dir) / f"clip-{bound}" / "metrics.jsonl").read_text()
-        assert ("grad_norm" in json.loads(log)) == (bound > 0)
+        state, network, data = start_training(cfg.replace(clip_grad=bound))
+        before = torch.cat([p.detach().flatten() for p in state.model.parameters()])
+        (losses,) = train_step(state, network, data.train.epoch(0, state.session.device))
+        after = torch.cat([p.detach().flatten() for p in state.model.parameters()])
+        lengths[bound] = (after - before).double().norm().item()
+        assert ("grad_norm" in losses) == (bound > 0)
+        assert bound == 0 or 0.1 * losses["grad_norm"].item() == pytest.approx(lengths[0.0], rel=1e-2)
     assert lengths[1e-2] == pytest.approx(0.1 * 1e-2, rel=1e-2) and lengths[0.0] > 0.1 * 1e-2
     assert lengths[1e6] == lengths[0.0]
 

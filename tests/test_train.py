@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import contents
+from helpers import contents, stop_at
 
 import processor.train
 import solver.average
@@ -69,16 +69,8 @@ def test_same_seed_same_run_other_seed_other_run(tiny):
 
 def stopped_and_resumed(cfg: Config, stop_after: int, monkeypatch, **changes) -> TrainState:
     """Trained until a signal arrives at step `stop_after` (from 1), then resumed, with changed settings if any."""
-    real, steps = processor.train.set_lr, []
-
-    def set_lr_and_interrupt(*args):
-        steps.append(0)
-        if len(steps) == stop_after:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*args)
-
     with monkeypatch.context() as patch, pytest.raises(Stopped) as stop:
-        patch.setattr(processor.train, "set_lr", set_lr_and_interrupt)
+        stop_at(patch, "set_lr", stop_after, lambda: os.kill(os.getpid(), signal.SIGTERM))
         do_train(cfg)
     assert stop.value.exit_code == 128 + signal.SIGTERM and "--resume" in str(stop.value)
     torch.manual_seed(12345)  # a new process would not have the old one's random state
@@ -132,9 +124,8 @@ def test_an_epoch_starts_again_if_its_batches_have_changed(tiny, monkeypatch, ch
 
 def test_an_evaluation_that_was_stopped_is_repeated(tiny, monkeypatch):
     cfg = tiny.replace(epochs=2, eval_first=False, name="parts")
-    real = processor.train.do_inference
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(processor.train, "do_inference", lambda *args: os.kill(os.getpid(), signal.SIGINT) or real(*args))
+        stop_at(patch, "do_inference", 1, lambda: os.kill(os.getpid(), signal.SIGINT))
         do_train(cfg)
     resumed = do_train(cfg.replace(resume=True))
     assert [h["epoch"] for h in resumed.history] == [1, 2] and "scores" in resumed.history[-1]

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import tiny_config, write_tree
+from helpers import fails, stop_at
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from config import Config
@@ -64,23 +65,10 @@ def test_ranked_lists_are_drawn_at_each_test_and_none_if_the_setting_is_0(whole,
     assert not (none.directory / "ranked_lists.png").exists()
 
 
-def killed(monkeypatch, what: str, nth: int):
-    """The program dies before the nth call of a method of Watchers."""
-    real, calls = getattr(Watchers, what), []
-
-    def method(*args):
-        calls.append(0)
-        if len(calls) == nth:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(Watchers, what, method)
-
-
 @pytest.mark.parametrize(("what", "nth"), [("log_entry", 2), ("draw_evaluation", 3)])
 def test_what_a_kill_kept_from_tensorboard_is_logged_by_the_resumed_run(quick, monkeypatch, what, nth):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        killed(patch, what, nth)
+        stop_at(patch, what, nth, fails(KeyboardInterrupt()), Watchers)
         do_train(quick)
     run = do_train(quick.replace(resume=True))
     found = events(run.directory)
@@ -96,16 +84,9 @@ def test_wandb_offline_gets_every_number_and_a_resumed_run_continues_there(quick
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    logged, real = [], wandb.init
-
-    def init(**settings):
-        run = real(**settings)
-        logged.append(settings)
-        log = run.log
-        run.log = lambda values: logged.append(values) or log(values)
-        return run
-
-    monkeypatch.setattr(wandb, "init", init)
+    logged, init, log = [], wandb.init, wandb.Run.log
+    monkeypatch.setattr(wandb, "init", lambda **settings: logged.append(settings) or init(**settings))
+    monkeypatch.setattr(wandb.Run, "log", lambda self, values: logged.append(values) or log(self, values))
     cfg = quick.replace(wandb="project", epochs=1, eval_first=False, ranked_lists=1)
     run = do_train(cfg)
     assert list((run.directory / "wandb").glob("offline-run-*-demo-0/*.wandb"))
