@@ -32,15 +32,13 @@ def write_tree(base: Path, train_ids: int = 6, test_ids: int = 4, cameras: int =
         picture = np.clip(colour + noise + 10 * camera, 0, 255).astype(np.uint8)
         cv2.imwrite(str(base / folder / f"{pid:04}_c{camera}s1_{number:06}_00.jpg"), picture)
 
-    for i in range(train_ids):
+    for i in range(train_ids + test_ids):
+        folder = "bounding_box_train" if i < train_ids else "bounding_box_test"
         for camera in range(1, cameras + 1):
+            if i >= train_ids:
+                write("query", i + 1, camera, 90, colours[i])
             for number in range(images):
-                write("bounding_box_train", i + 1, camera, number, colours[i])
-    for i in range(train_ids, train_ids + test_ids):
-        for camera in range(1, cameras + 1):
-            write("query", i + 1, camera, 90, colours[i])
-            for number in range(images):
-                write("bounding_box_test", i + 1, camera, number, colours[i])
+                write(folder, i + 1, camera, number, colours[i])
     write("bounding_box_test", 0, 1, 5, colours[-1])
     write("bounding_box_test", -1, 1, 6, colours[-1])
     (base / "bounding_box_test" / "Thumbs.db").write_bytes(b"not an image")

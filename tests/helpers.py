@@ -182,9 +182,8 @@ def environment(place: Path, packages: Sequence[str]) -> str:
     test where pip cannot install them."""
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
     python = str(place / "bin" / "python")
-    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    own = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
-    Path(own, "base.pth").write_text(sysconfig.get_path("purelib"))
+    (own,) = place.glob("lib/python*/site-packages")
+    (own / "base.pth").write_text(sysconfig.get_path("purelib"))
     if subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", *packages], capture_output=True).returncode:
         pytest.skip(f"pip cannot install {packages[0]} here")
     return python

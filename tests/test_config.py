@@ -107,7 +107,6 @@ def test_every_setting_has_a_help_line_and_a_unique_name():
         (["--batch-size", "4"], ["one identity", "--batch-size 16"]),
         (["--triplet-weight", "0", "--id-weight", "0"], ["--id-weight"]),
         (["--stride-in-1x1"], ["resnet18", "--stride-in-1x1"]),
-        (["--erase-prob", "1.5"], ["--erase-prob"]),
         (["--steps", "70", "40"], ["--steps"]),
         (["--name", "a/b"], ["--name", "--log-dir"]),
         (["demo", "tiny_b1"], ["tiny_b1"]),

@@ -185,9 +185,7 @@ def compare(what: str, ours: list[tuple[float, float]], theirs: list[tuple[float
     assert len(ours) == len(theirs) == len({round(loss, 9) for _, loss in theirs})
     assert [rate for rate, _ in ours] == pytest.approx([rate for rate, _ in theirs], rel=1e-12)
     worst = max(abs(a - b) / abs(b) for (_, a), (_, b) in zip(ours, theirs, strict=True))
-    print(
-        f"\n{what}: {len(ours)} steps, losses {theirs[0][1]:.4f} to {theirs[-1][1]:.4f}, largest difference {worst:.1e}"
-    )
+    print(f"\n{what}: {len(ours)} steps, losses {theirs[0][1]:.4f} to {theirs[-1][1]:.4f}, difference {worst:.1e}")
     assert worst < tolerance
 
 

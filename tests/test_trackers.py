@@ -17,6 +17,7 @@ from processor import load_model
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
+TARGETS = ["boxmot", "ultralytics", "openvino", "deepsort"]  # in the order of docs/trackers.md
 PACKAGES = {  # with what they import, which torch and the packages of this environment do not bring
     "boxmot": ["boxmot==25.0.0", "rich", "gdown<6", "platformdirs"],
     "ultralytics": ["ultralytics==8.4.190", "lap", "ultralytics-thop", "py-cpuinfo"],
@@ -57,12 +58,11 @@ def made(base: Path, target: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["ultralytics", "boxmot", "openvino", "deepsort"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_the_programs_own_code_gives_pytorchs_embeddings(base, target):
     pytest.importorskip("openvino") if target == "openvino" else None
     folder, (model, cfg) = made(base, target)
-    order = ["boxmot", "ultralytics", "openvino", "deepsort"]
-    code = BLOCKS[order.index(target)] + f"\nimport numpy as np\nTARGET = {target!r}\n" + SAVED
+    code = BLOCKS[TARGETS.index(target)] + f"\nimport numpy as np\nTARGET = {target!r}\n" + SAVED
     environ = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "OMP_NUM_THREADS": "1", "YOLO_CONFIG_DIR": str(folder)}
     python = environment(base / "env" / target, PACKAGES[target]) if target in PACKAGES else sys.executable
     command = [python, "-c", code]
@@ -82,7 +82,6 @@ def test_the_programs_own_code_gives_pytorchs_embeddings(base, target):
     assert features.shape == expected.shape
     cosine = torch.nn.functional.cosine_similarity(features, expected)
     other = torch.nn.functional.cosine_similarity(features, expected.roll(1, 0))
-    print(target, cosine.tolist(), other.tolist())
     assert cosine.min() >= 0.9999 and other.max() < 0.999
 
 
