@@ -28,7 +28,7 @@ USUAL = ("market1501", "demo")  # test sets that a row does not name
 README_EXPERIMENTS = (
     "demo",
     "tiny_b1_mobilenet_v2_128x64",
-    "tiny_b1_mobilenet_v2_192x96, distilled from person-reidentification-retail-0277",
+    "tiny_b1_mobilenet_v2_256x128, distilled from person-reidentification-retail-0277",
     "tiny_b1_resnet50_256x128",
 )
 README_ROWS = [(name, row) for name in README_EXPERIMENTS for row in ("plain", "flip+rerank")]
