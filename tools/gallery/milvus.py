@@ -18,6 +18,7 @@ import torch
 
 from tools.gallery.index import EVERYWHERE, File, Index, Where
 from utils.errors import UserError
+from utils.logging import log
 from utils.lookup import package
 
 BLOCK = 1000  # entries written or asked for at a time
@@ -29,6 +30,8 @@ LINKS = {"M": 32, "efConstruction": 40}  # of the graph, as in FAISS
 
 class MilvusIndex(Index):
     """As `Index`, with the entries in Milvus. Its `files` and `ids` are empty, and only `about` needs to be saved."""
+
+    adding = False  # since `append`, until `finish`: it cannot be searched
 
     @cached_property
     def client(self) -> Any:
@@ -102,15 +105,23 @@ class MilvusIndex(Index):
         return [file for file in files if file not in known]
 
     def append(self, files: Sequence[File], features: np.ndarray) -> None:
+        if not self.adding:
+            self._call("release_collection")  # its graph is built by `finish`, at once
+            self.adding = True
         for some in blocks(list(zip(files, features, strict=True))):
             rows = [{"key": key_of(file.path), **file._asdict(), "vector": row} for file, row in some]
             self._call("upsert", rows)
 
     def finish(self, wanted: Sequence[File] | None = None) -> None:
+        self._call("flush")  # else the last entries are searched one by one, without the graph
+        if self.adding:
+            log.info("Milvus builds its graph")
+            self._call("load_collection")
+            self.adding = False
         if wanted is not None:
             kept = set(wanted)
             self.drop_paths({file.path for file in self.entries() if file not in kept})
-        self._call("flush")  # else the last entries are searched one by one, without the graph
+            self._call("flush")
 
     def drop_paths(self, paths: Set[str]) -> None:
         for some in blocks(sorted(paths)):
