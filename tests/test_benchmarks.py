@@ -50,12 +50,12 @@ def test_numpy_scores_and_re_ranking_are_those_of_the_references():
 def test_every_task_runs_and_its_outcomes_agree(in_this_process, tiny, tmp_path):
     data, size = ("--dataset", "demo", "--data-root", tiny.data.data_root), ("--height", 32, "--width", 16)
     tasks = {
+        "search": ("--size", "small", "--width", 32, "--inner", 8, "--queries", 20),
         "eval": ("--size", "tiny", "--width", 64), "rerank": ("--size", "tiny", "--width", 64, "--metric", "euclidean"),
         "data": (*data, *size, "--batch-size", 8, "--repeats", 1),
         "train": (*data, *size, "--batch-size", 8, "--backbone", "resnet18", "--epochs", 2, "--workers", 1,
                   "--train-ids", 4, "--skip", "compiled", "unfused", "contiguous"),
         "extract": (*data, "--checkpoint", save_model(tiny), "--batch-size", 16, "--workers", 1),
-        "search": ("--size", "small", "--width", 32, "--inner", 8, "--queries", 20),
     }  # fmt: skip
     for task, options in tasks.items():
         file = tmp_path / f"benchmark_{task}.json"
