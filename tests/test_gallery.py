@@ -554,7 +554,7 @@ def test_milvus_holds_each_picture_once_whatever_stops_it(folder, tmp_path, uri)
     adding.join()
     assert adding.exitcode == -signal.SIGKILL
     make_index(extractor := Fake(), [folder], *place).client.close()
-    assert extractor.read == 3  # of six
+    assert extractor.read == 3 and ("://" in uri or [*Path(uri).rglob("*.idx")])  # of six; the graph is built already
     check_milvus(GOOD)
     (folder / "e.png").write_bytes(b"another picture")
     (folder / "h_c3.png").write_bytes(b"h")

@@ -31,19 +31,24 @@ LINKS = {"M": 32, "efConstruction": 40}  # of the graph, as in FAISS
 class MilvusIndex(Index):
     """As `Index`, with the entries in Milvus. Its `files` and `ids` are empty, and only `about` needs to be saved."""
 
-    adding = False  # since `append`, until `finish`: it cannot be searched
+    adding = False  # to a file: until `finish` it cannot be searched
 
     @cached_property
     def client(self) -> Any:
         """Raises UserError where the library is missing or the database cannot be opened."""
         uri = self.about["uri"]
-        milvus = load_milvus(lite="://" not in uri)
+        milvus = load_milvus(self.lite)
         with named_errors(uri):
             client = milvus.MilvusClient(uri=uri, timeout=30)
             if not client.has_collection(self.collection):
                 self._create(client)
             client.load_collection(self.collection)
         return client
+
+    @property
+    def lite(self) -> bool:
+        """In a file, that no other program uses meanwhile."""
+        return "://" not in self.about["uri"]
 
     @property
     def collection(self) -> str:
@@ -105,8 +110,8 @@ class MilvusIndex(Index):
         return [file for file in files if file not in known]
 
     def append(self, files: Sequence[File], features: np.ndarray) -> None:
-        if not self.adding:
-            self._call("release_collection")  # its graph is built by `finish`, at once
+        if self.lite and not self.adding:  # a server builds its graph meanwhile, and others search in it
+            self._call("release_collection")
             self.adding = True
         for some in blocks(list(zip(files, features, strict=True))):
             rows = [{"key": key_of(file.path), **file._asdict(), "vector": row} for file, row in some]
