@@ -2,8 +2,10 @@
 
 import copy
 import io
+import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -189,15 +191,12 @@ def environment(place: Path, packages: Sequence[str]) -> str:
     return python
 
 
-def killed(work: Callable[[], object]) -> bool:
-    """Whether SIGKILL ended the process that did this."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+def killed(work: Callable[[], object], how: str = "fork") -> bool:
+    """Whether SIGKILL ended the process that did this, forked or spawned."""
+    process = multiprocessing.get_context(how).Process(target=work)
+    process.start()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
 
 
 def fails(error: BaseException) -> Callable:

@@ -1,6 +1,5 @@
 """Gallery search: nearest neighbours, thresholds, the index on the disk, and its programs."""
 
-import multiprocessing
 import os
 import re
 import shutil
@@ -8,13 +7,14 @@ import signal
 import subprocess
 import zlib
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_config, write_tree
-from helpers import environment, program, refused, save_model
+from helpers import environment, killed, program, refused, save_model
 from torch.nn.functional import normalize
 
 from datasets.base import ReIDDataset, Sample
@@ -543,16 +543,15 @@ def test_milvus_holds_each_picture_once_whatever_stops_it(folder, tmp_path, uri)
     def check_milvus(expected: set[str]) -> None:
         index = read_index(tmp_path / "m")
         assert names(index) == sorted(expected) and len(index) == len(expected)
-        for path in expected:
-            query = torch.from_numpy(Fake.feature((folder / path).read_bytes()))
-            ((cosine, file),) = index.find(query, 1)
-            assert file.path == path and cosine == pytest.approx(1, abs=1e-5)
+        rows = [Fake.feature((folder / path).read_bytes()) for path in names(index)]
+        features = torch.from_numpy(np.concatenate(rows))
+        for path, feature in zip(names(index), features, strict=True):
+            hits, cosines = index.find(feature[None], 3), (features @ feature).sort(descending=True).values[:3]
+            assert hits[0][1].path == path
+            assert [cosine for cosine, _ in hits] == pytest.approx(cosines.tolist(), abs=1e-5)
         index.client.close()
 
-    adding = multiprocessing.get_context("spawn").Process(target=make_index, args=(Killed(), [folder], *place))
-    adding.start()
-    adding.join()
-    assert adding.exitcode == -signal.SIGKILL
+    assert killed(partial(make_index, Killed(), [folder], *place), "spawn")  # while it adds
     make_index(extractor := Fake(), [folder], *place).client.close()
     assert extractor.read == 3 and ("://" in uri or [*Path(uri).rglob("*.idx")])  # of six; the graph is built already
     check_milvus(GOOD)
@@ -566,6 +565,8 @@ def test_milvus_holds_each_picture_once_whatever_stops_it(folder, tmp_path, uri)
     check_milvus(GOOD | {"h_c3.png"})
     with changing(tmp_path / "m") as index:
         remove(index, ["below", str(folder / "a.png")])
+        with pytest.raises(UserError, match="nobody"):
+            remove(index, ["nobody"])
         hits, _ = find(index, unit(1, 6), 9, None, False, indexes.Where("3"))
         assert [hit.name for hit in hits] == ["h_c3.png"]
         assert {f.path for _, f in index.find(unit(1, 6), 9, False, indexes.Where(after=2e9))} == {"h_c3.png"}
