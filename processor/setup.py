@@ -32,7 +32,7 @@ from utils.lookup import load
 def start_session(cfg: Config, command: str = "") -> Iterator[Session]:
     """Join other processes if torchrun started some, choose device and precision, and seed the random generators.
 
-    command: repeats the run, and is stored with it. A stop signal ends the block with Stopped.
+    command: repeats the run, and is stored with it. A stop signal ends the block with Stopped. Closes train.log.
     """
     setup_logging()
     with StopSignals() as signals, init_distributed(cfg) as ranks:
@@ -42,7 +42,10 @@ def start_session(cfg: Config, command: str = "") -> Iterator[Session]:
             device = pick_device(cfg.run.device)
         configure_torch(cfg, device)
         seed_all(cfg.run.seed)
-        yield Session(ranks, signals, device, resolve_precision(cfg, device), ranks.command(command))
+        try:
+            yield Session(ranks, signals, device, resolve_precision(cfg, device), ranks.command(command))
+        finally:
+            setup_logging(quiet=not ranks.first)
 
 
 def training_data(cfg: Config, session: Session) -> Loaders:

@@ -40,8 +40,8 @@ def test_a_run_leaves_everything_in_its_directory(tiny, monkeypatch):
     best = max(e["scores"]["plain"]["mAP"] for e in entries if "scores" in e)
     stored = read_checkpoint(directory / "best.pth")
     assert max(h["scores"]["plain"]["mAP"] for h in stored["history"] if "scores" in h) == best
-    text = (directory / "train.log").read_text()
-    assert text.count(" left\n") == 1  # once
+    assert (directory / "train.log").read_text().count(" left\n") == 1  # once
+    assert len(processor.train.log.handlers) == 1  # that of the screen: train.log is closed
     # a finished run that is resumed trains no more
     before = contents(directory / "last.pth")
     again = do_train(tiny.replace(resume=True))
