@@ -1,7 +1,7 @@
 """Draw ranked lists: `python get_vis_result.py [CKPT] [--sort worst|best|random] [--num N]`.
 
-One PNG per query (query | rank 1 ... rank 10) and an overview of up to ten queries. Right matches have a green frame,
-wrong ones a red frame; images of the same person by the same camera are left out, as in the scores.
+Writes one PNG per query (query | rank 1 ... rank 10) and an overview of up to ten queries. Correct matches have a green
+frame, wrong ones a red frame. Images of the same person from the same camera are left out, as in the scores.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""Test a model: `python test.py [CKPT] [--flip] [--rerank] [--metric euclidean]`; without CKPT, the latest run.
+"""Test a model: `python test.py [CKPT] [--flip] [--rerank] [--metric euclidean]` (default: the latest run).
 
-CKPT is a run, its checkpoint, or a model in an .onnx or .xml file, and there may be several, which are then compared.
+CKPT is a run, a checkpoint, or a model in an .onnx or .xml file. Give several to compare them.
 """
 
 import os

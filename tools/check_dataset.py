@@ -1,12 +1,12 @@
 """Check a dataset before training on it: `python tools/check_dataset.py DATASET [--data-root data]`.
 
-DATASET is a name as for --dataset, or a folder or .csv file of your own pictures. Prints images, identities and cameras
-of each split, images per identity and per camera, image sizes, and problems: files that cannot be decoded, equal files,
-identities in both training and test, queries without a match, and what train.py would refuse or warn about. Draws a
-sheet of some identities. The exit code is 1 where there is something to fix.
+DATASET is a name as for --dataset, or a folder or .csv file of your own pictures. Prints the images, identities and
+cameras of each split, images per identity and per camera, image sizes, and problems: files that cannot be decoded,
+identical files, identities in both training and test, queries without a match, and what train.py would refuse or warn
+about. Also draws a sheet of some identities. The exit code is 1 if there is something to fix.
 
-With --checkpoint RUN, a trained model also lists the pictures that probably have the wrong name, because the most
-similar pictures have another one: as a table (CSV) and on a sheet of their own.
+With --checkpoint RUN, it also uses a trained model to find pictures that probably have the wrong name, because the most
+similar pictures have another name. It lists them in a CSV file and draws them on a separate sheet.
 """
 
 import hashlib

@@ -1,11 +1,11 @@
-"""Compare runs: `python tools/compare.py [RUN ...] [--log-dir log]`, without RUN all runs there that are finished.
+"""Compare runs: `python tools/compare.py [RUN ...] [--log-dir log]`; default: all finished runs in LOG_DIR.
 
 RUN is a name or directory, or a JSON file of a run's results, such as log/demo/results/test_last_demo_cosine.json.
-Runs that differ in the seed only are one group: mean ± standard deviation. `best` is the highest plain mAP of a group's
-runs at an evaluation, with its epoch; it is chosen on the test split, so report the scores of the last epoch.
+Runs that differ only in the seed form one group, shown as mean ± standard deviation. `best` is the highest plain mAP of
+each run at an evaluation, with its epoch. It is chosen on the test split, so report the scores of the last epoch.
 
-Results of test.py hold the AP of each query: these get intervals of 95 % (bootstrap over the queries), and so do the
-differences of those on the same images.
+Results of test.py contain the AP of each query. The scores of such a result, and the differences between two of them on
+the same images, are shown with 95 % confidence intervals (bootstrap over the queries).
 """
 
 import itertools

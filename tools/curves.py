@@ -1,7 +1,7 @@
 """Compare runs: `python tools/curves.py [RUN ...] [--log-dir log]`. RUN is a name or directory (default: the newest).
 
-Draws loss, accuracy, learning rate, mAP, Rank-1 and training speed over the epochs to one PNG, from metrics.jsonl,
-which a run that is still training has too.
+Draws loss, accuracy, learning rate, mAP, Rank-1 and training speed over the epochs to one PNG. It reads metrics.jsonl,
+so it also works for a run that is still training.
 """
 
 import json

@@ -1,9 +1,9 @@
 """Draw embeddings as points: `python tools/embedding_plot.py [CKPT] [--ids 20] [--method tsne|pca]`.
 
-All test images, queries and gallery, of some identities: one colour per identity, one marker per camera. `tsne` keeps
-neighbours together, and distances between groups mean little; `pca` keeps large distances. Your own pictures are given
-as in a test: `--test-dataset path/to/pictures` (with `--test-share 1` all of their identities may be chosen).
-Writes a PNG, and a CSV of the coordinates next to it.
+Draws all query and gallery images of some test identities, with one color per identity and one marker per camera.
+`tsne` keeps neighbors together, but distances between groups mean little; `pca` keeps large distances. For your own
+pictures, use `--test-dataset path/to/pictures` (add `--test-share 1` to choose from all of their identities).
+Writes a PNG, and a CSV file of the coordinates next to it.
 """
 
 import os

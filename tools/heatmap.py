@@ -1,10 +1,10 @@
 """Draw where a model looks: `python tools/heatmap.py [CKPT] [--sort worst|best|random] [--num N]`, or for your own
 pictures: `python tools/heatmap.py [CKPT] --pictures A.jpg B.jpg FOLDER`.
 
-A row shows an image, its activation map, what makes it look like the training identity with the highest score, and what
-makes the two images of a pair similar (Grad-CAM, see tools/gradcam.py): a query of the test split with its best right
-and its best wrong match, or an own picture with the first one. The file of an image has one more row per branch if the
-model has several. A map shows which positions of the last layer count; each has seen much of the image around it.
+Each row shows an image, its activation map, what makes it look like the training identity with the highest score, and
+what makes a pair of images similar (Grad-CAM, see tools/gradcam.py). A query of the test split is paired with its best
+correct and its best wrong match, your own picture with the first one. For a model of several branches, an image's file
+has one more row per branch. A map shows which positions of the last layer count; each sees much of the image around it.
 """
 
 import os

@@ -1,10 +1,10 @@
-"""What a model costs: `python tools/model_summary.py [BACKBONE] [--height 256] [--width 128] [--latency]`, or `--all`.
+"""Print model costs: `python tools/model_summary.py [BACKBONE] [--height 256] [--width 128] [--latency]`, or `--all`.
 
-Every setting of a model is an option. Counted is what turns one image into its embedding: everything but the
-classifier. Multiply-adds are those of convolutions and matrix products (some tools add two per element of a batch norm
-and one per element of a ReLU or pooling, which makes ResNet50's 4.05 G 4.08 G). Activations are the elements of all
-outputs of convolutions (Radosavovic et al., Designing Network Design Spaces, CVPR 2020).
-Latency is the median of 20 runs on `--device`, random weights, float32.
+Every model setting is an option. The counts are for turning one image into its embedding, without the classifier.
+Multiply-adds are those of convolutions and matrix products. (Some tools add two per element of a batch norm and one per
+element of a ReLU or pooling, which gives 4.08 G for ResNet50 instead of 4.05 G.) Activations are the output elements of
+all convolutions (Radosavovic et al., Designing Network Design Spaces, CVPR 2020).
+Latency is the median of 20 runs on `--device` with random weights in float32.
 """
 
 import math

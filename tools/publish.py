@@ -1,8 +1,8 @@
-"""Make a small file of a trained model for others: `python tools/publish.py [CKPT] --output weights/NAME.pth`.
+"""Write a small file of a trained model to publish: `python tools/publish.py [CKPT] --output weights/NAME.pth`.
 
-It takes the place of a checkpoint in all programs but `train.py --resume`: weights in float16, settings and scores, but
-no classifier, no state of the optimizer, and no names of people. NAME.md next to it is its card, which should be read
-and completed before it is published.
+All programs except `train.py --resume` accept it as a checkpoint. It holds weights in float16, settings and scores, but
+no classifier, no optimizer state and no names of people. A model card, NAME.md, is written next to it: read and
+complete the card before you publish it.
 """
 
 import sys
@@ -42,9 +42,9 @@ Scores in percent of the run's last checkpoint, before rounding to float16:
 
 ## Limits
 
-It is for research. It has learned from pictures of one place, and scores are lower on other cameras, clothes, seasons
-and people. Its similarity is no proof of identity, and its errors are not the same for all groups of people. Do not use
-it to watch or identify people without their consent where the law asks for it, or to decide anything about a person.
+This model is for research. It was trained on pictures of one place; scores are lower on other cameras, clothes, seasons
+and people. A high similarity is not proof of identity, and errors are not the same for all groups of people. Do not use
+it to watch or identify people without their consent where the law requires it, or to decide anything about a person.
 """
 
 

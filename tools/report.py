@@ -1,8 +1,8 @@
-"""Write a page for the browser that shows a test: `python tools/report.py [CKPT] [--rerank] [--top N] [--heatmaps N]`.
+"""Write a test report as a web page: `python tools/report.py [CKPT] [--rerank] [--top N] [--heatmaps N]`.
 
-One HTML file that needs no network: scores and how to read them, CMC, ROC, distances, AP, the training, scores by
-camera, and every query's ranked list, to be filtered, sorted and opened. Gallery images of the query's identity under
-its own camera are left out, as the protocol does.
+The page is one HTML file that works offline. It shows scores and how to read them, CMC, ROC, distances, AP, the
+training, scores by camera, and each query's ranked list, which you can filter, sort and open. Gallery images of the
+query's identity from its own camera are left out, as in the protocol.
 """
 
 import os

@@ -1,10 +1,10 @@
 """Write the tables of results: `python tools/results_table.py [--check]`.
 
-README.md lists a few rows, docs/results.md all, with published ones that are not measured yet, and docs/cpu.md those of
-Market-1501 on CPUs with their core-hours, which docs/cpu.png shows too. All come from
-results/published.json and results/*.json, never from a user's own runs (`tools/compare.py` compares these). These files
-are copies of RUN/results/train.json or test_*.json, named EXPERIMENT.json, with other seeds EXPERIMENT-s1.json, ..., on
-another test set EXPERIMENT-veri776.json, and with an optional "remark". Several seeds are shown as mean ± standard
+README.md gets a few rows, docs/results.md all rows, including published ones that are not measured yet. docs/cpu.md and
+docs/cpu.png get the Market-1501 runs on CPUs with their core-hours. All rows come from results/published.json and
+results/*.json, never from a user's own runs (`tools/compare.py` compares those). Each result is a copy of
+RUN/results/train.json or test_*.json, with an optional "remark". It is named EXPERIMENT.json; with other seeds
+EXPERIMENT-s1.json, ...; on another test set EXPERIMENT-veri776.json. Several seeds are shown as mean ± standard
 deviation. results/benchmark_*.json belong to benchmarks/tables.py.
 """
 

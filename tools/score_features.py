@@ -1,8 +1,8 @@
 """Score features stored in files: `python tools/score_features.py FILE.npz|DIRECTORY [--rerank] [--protocol ...]`.
 
-They may come from any program: arrays qf (Q, D) and gf (G, D), the features of query and gallery, with their pids qp,
-gp and cameras qc, gc, in FILE.npz or as DIRECTORY/qf.npy and so on. The latter are memory-mapped, so they may be larger
-than the memory. All settings of test.py that concern scores are available.
+The features may come from any program. The arrays are qf (Q, D) and gf (G, D), the query and gallery features, with
+pids qp, gp and cameras qc, gc, in FILE.npz or as DIRECTORY/qf.npy and so on. Files in a directory are memory-mapped, so
+they may be larger than the memory. All settings of test.py that concern scores are available.
 """
 
 import json

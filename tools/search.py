@@ -1,10 +1,10 @@
-"""Search pictures by pictures: `python tools/search.py index FOLDER`, then `python tools/search.py ask PICTURE...`.
+"""Find similar pictures: `python tools/search.py index FOLDER`, then `python tools/search.py ask PICTURE...`.
 
-`index` writes the features of a folder's pictures to an index, `add` and `remove` change it, `ask` prints and draws the
-pictures most similar to one. `threshold` finds, on pictures of known people, which similarity means the same person,
-and how often that is wrong; `compare A B` then says whether two pictures show the same one. A folder in place of a
-picture is a tracklet: pictures of one person. Without a command, the gallery of the latest run is indexed and its first
-query asked.
+`index` writes the features of a folder's pictures to an index, `add` and `remove` change it, and `ask` prints and draws
+the pictures most similar to a given one. `threshold` uses pictures of known people to find which similarity means the
+same person, and how often that is wrong; then `compare A B` says whether two pictures show the same person. A folder
+instead of a picture is a tracklet: pictures of one person. Without a command, the program indexes the gallery of the
+latest run and runs `ask` with its first query.
 """
 
 import math

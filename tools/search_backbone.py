@@ -1,11 +1,11 @@
 """Find the best backbone for a budget: `tools/search_backbone.py [PRESET] [--max-flops 210M] [--max-latency 5]`.
 
-Trains a supernet with all networks of the search space, scores parts of it on held-out training identities, evolves the
-better ones, trains the best of each image size alone, and writes the winner as a specification for
-`train.py --backbone searched:FILE.json`. In Matrix Light ReID's space (`--space mlr`, and the presets
-light_210m...) there is no supernet: each network is trained alone. With `--retrain N` it also trains the winner and
+Trains a supernet that contains all networks of the search space, scores parts of it on held-out training identities,
+evolves the better ones, trains the best one of each image size on its own, and writes the winner as a specification for
+`train.py --backbone searched:FILE.json`. In Matrix Light ReID's search space (`--space mlr`, also used by the presets
+light_210m...) there is no supernet; each network is trained on its own. `--retrain N` also trains the winner and
 reference backbones with N seeds and compares them. Each step resumes where it was stopped. No test image is read before
-the retraining. More: docs/light_models.md.
+the retraining. See docs/light_models.md.
 """
 
 import os

@@ -1,8 +1,8 @@
 """Search k1, k2 and lambda of re-ranking: `python tools/search_rerank_params.py [CKPT] [--k1s 10 20] [--split test]`.
 
-They should be chosen on people that the model has not seen: those kept out of training with --holdout-ids. The other
-splits are people that it has seen (train), the test split itself (test), and stored features (--features FILE.npz,
-without CKPT: qf gf qp gp qc gc). Everything printed or written says which one it was.
+Choose them on people that the model has not seen: those kept out of training with --holdout-ids (the default). You can
+also use people that it has seen (--split train), the test split itself (--split test), or stored features (--features
+FILE.npz without CKPT, with qf gf qp gp qc gc). All output says which of these was used.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Text in columns, and means with standard deviations in it."""
+"""Text tables, and means with standard deviations for their cells."""
 
 import statistics
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """Draw a training batch as the network sees it: `python tools/visualize_augmentation.py [PRESET] [--num 8]`.
 
-One row per image: the original, each transform alone and always applied, and last the result of the settings, which
-are those of the preset and of the command line, as for train.py.
+Each row shows the original image, each transform alone (always applied), and last the result of the settings. They come
+from the preset and the command line, as for train.py.
 """
 
 import os
