@@ -19,9 +19,9 @@ from utils.lookup import load
 
 T = TypeVar("T")
 OWN_PICTURES = "datasets.own_recipe:choose_settings"  # the default preset of a folder or .csv file
-TEST_SECTIONS = ("run", "data", "eval")  # those that programs for trained models show
+TEST_SECTIONS = ("run", "data", "eval")  # sections in the help of programs for trained models
 TRAIN_USAGE = """usage: python train.py [PRESET] [--setting value ...]     (PRESET: demo if not given; list: --presets;
-       own pictures without a PRESET: what fits them and the machine)
+       for own pictures without a PRESET, the settings are chosen to fit the pictures and the machine)
 
 Train a person or vehicle re-identification model and test it.
 
@@ -35,7 +35,7 @@ def settings_of(kind: type | None) -> dict[str, Field]:
 
 
 def parse_train(args: Sequence[str] | None, environ: Mapping[str, str]) -> Config:
-    """`[PRESET] [--setting value ...]` to checked settings.
+    """Parse `[PRESET] [--setting value ...]` into checked settings.
 
     `environ` gives REID_DATA, the default of --data-root. Raises UserError, or SystemExit after --help or --presets.
     """
@@ -46,7 +46,7 @@ def parse_train(args: Sequence[str] | None, environ: Mapping[str, str]) -> Confi
 
 
 def default_settings(preset: str | None, args: Sequence[str], own: type | None = None) -> Config:
-    """The settings of a preset; without one those that fit own pictures, where --dataset gives some, else `demo`."""
+    """Return the settings of a preset. Without one, they fit the own pictures that --dataset names, or are `demo`."""
     if not preset and not asked_help(args):
         typed = parse_values(args, SETTINGS | settings_of(own))
         typed = {name: value for name, value in typed.items() if name in SETTINGS}
@@ -59,10 +59,10 @@ def parse_settings(
     args: Sequence[str], default: Config, environ: Mapping[str, str], about: str, own: type[T] | None = None,
     ranges: Mapping[str, str] = {}, sections: Iterable[str] = tuple(SECTIONS), check: bool = True,
 ) -> tuple[Config, T | None]:  # fmt: skip
-    """`--setting value ...` on top of `default` to checked settings and the program's own options.
+    """Parse `--setting value ...`, on top of `default`, into checked settings and the program's own options.
 
-    about: the text above the help. own: dataclass of the program's own options; ranges: intervals of these, such as
-    {"num": "[1, inf)"}. sections: those of `Config` that the help lists (all are accepted).
+    about: the text above the help. own: dataclass of the program's own options; ranges: their allowed intervals, such
+    as {"num": "[1, inf)"}. sections: sections of `Config` that the help lists (settings of all sections are accepted).
     """
     if environ.get("REID_DATA"):
         default = default.replace(data_root=environ["REID_DATA"])
@@ -82,14 +82,14 @@ def parse_settings(
 
 
 def parse_values(args: Sequence[str], known: Mapping[str, Field], positional: str = "") -> dict[str, Any]:
-    """The values that a command line gives, by name. Raises UserError for unknown options and wrong values."""
+    """Parse a command line into values by name. Raises UserError for unknown options and wrong values."""
     parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for setting in known.values():
         kind, inner = setting.type, get_args(setting.type)
         if setting.name == positional:
             parser.add_argument(setting.name, nargs="*" if get_origin(kind) is tuple else "?")
         elif kind is bool:
-            # not argparse.BooleanOptionalAction, for which the option of no_decay_norm_bias would mean False
+            # not argparse.BooleanOptionalAction, which would read --no-decay-norm-bias as False
             parser.add_argument(option(setting.name), nargs="?", const=True, type=_read_bool)
             parser.add_argument(option(f"no_{setting.name}"), dest=setting.name, action="store_const", const=False)
         elif get_origin(kind) is Literal:
@@ -121,7 +121,7 @@ def _read_bool(word: str) -> bool:
 
 
 def asked_help(args: Sequence[str]) -> str:
-    """What --help asks for: "" nothing, "short", "all" or a section's name."""
+    """Return what --help asks for: "" (there is no --help), "short", "all" or the name of a section."""
     for place, word in enumerate(args):
         if word in ("-h", "--help"):
             following = args[place + 1] if place + 1 < len(args) else "-"
@@ -137,18 +137,18 @@ def show(text: str, code: int = 0) -> NoReturn:
 
 
 def split_first(args: Sequence[str] | None) -> tuple[str | None, list[str]]:
-    """Take the leading word that is no option (a preset, a checkpoint, a command) off the command line."""
+    """Split off the first word of the command line if it is not an option but a preset, checkpoint or command."""
     args = list(sys.argv[1:] if args is None else args)
     return (args[0], args[1:]) if args and not args[0].startswith("-") else (None, args)
 
 
 def split_names() -> tuple[list[str], list[str]]:
-    """All words before the first option, and the rest of the command line."""
+    """Return all words before the first option, and the rest of the command line."""
     args = sys.argv[1:]
     count = next((i for i, word in enumerate(args) if word.startswith("-")), len(args))
     return args[:count], args[count:]
 
 
 def typed_command() -> str:
-    """The command as typed, to be stored with its results."""
+    """Return the command as typed, to store it with its results."""
     return shlex.join(["python", *sys.argv])

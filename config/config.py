@@ -53,31 +53,31 @@ class DataSettings:
     test_dataset: str = ""  # dataset to test on (empty: the training dataset, the first one of several)
     data_root: str = "data"  # directory of the datasets (default: the environment variable REID_DATA, else data)
     test_share: float = 0.5  # share of the identities used for the test, for own pictures without a split
-    split_seed: int = 0  # number of the random split, of own pictures without a split and of CUHK03's old protocol
+    split_seed: int = 0  # seed of the random split of own pictures; CUHK03's old protocol: number of the split
     camera_pattern: str = r"_c(\d+)"  # own pictures: regular expression of the camera in a file name; none: no cameras
-    folders: Folders = "auto"  # own pictures: what folders in folders are, the outer one first
+    folders: Folders = "auto"  # own pictures: meaning of nested folders, the outer folder first
     train_ids: int = 0  # train on the first n identities only (0: all)
     holdout_ids: int = 0  # leave the last n identities out of training, to choose settings on them (0: none)
     test_ids: int = 0  # test on the first n identities only, without distractors (0: all)
     height: int = 256  # input height in pixels
     width: int = 128  # input width in pixels
-    start_sizes: tuple[str, ...] = ()  # smaller images at first: height, width and epochs, such as 128x64:16 192x96:6
-    shrink: Literal["area", "bilinear"] = "area"  # how larger images become smaller; most trackers do it bilinearly
-    pixel_range: tuple[float, float] = (0.0, 0.0)  # values that are black and white in 16-bit images (0 0: automatic)
+    start_sizes: tuple[str, ...] = ()  # train on smaller images first: HEIGHTxWIDTH:EPOCHS, such as 128x64:16 192x96:6
+    shrink: Literal["area", "bilinear"] = "area"  # how larger images are reduced; most trackers do it bilinearly
+    pixel_range: tuple[float, float] = (0.0, 0.0)  # values mapped to black and white in 16-bit images (0 0: automatic)
     disk_gb: float = 40.0  # size limit in GB of the disk cache of decoded images (0: no disk cache)
     cache_dir: str = ""  # directory of the disk cache (empty: DATA_ROOT/.cache)
     cache_gb: float = 6.0  # RAM in GB for decoded images that are not in the disk cache
     on_bad_image: Literal["refuse", "skip"] = "refuse"  # stop at images that cannot be decoded, or skip them
     workers: int = 4  # number of threads that read and decode images
-    sampler: Sampler = "pk"  # pk: P identities x K images; pk_cameras: K from many cameras; weighted: all ids alike
+    sampler: Sampler = "pk"  # pk: P identities x K images; pk_cameras: K from many cameras; weighted: all ids equally
     batch_size: int = 64  # training images per batch, over all processes (with pk: P x K)
     images_per_id: int = 4  # images per identity in a batch (K)
     test_batch_size: int = 256  # images per batch in tests
-    file_colour: Colour = "auto"  # order of colors that an .onnx or .xml model takes (auto: rgb; .xml: bgr)
-    file_scale: float = 0.0  # value of white that an .onnx or .xml model takes (0: 1; .xml: 255)
-    file_mean: tuple[float, ...] = ()  # mean subtracted from that (empty: ImageNet's with scale 1, else 0)
-    file_std: tuple[float, ...] = ()  # deviation to divide by then (empty: ImageNet's with scale 1, else 1)
-    file_output: str = ""  # output of an .onnx or .xml model that is the embedding (empty: the first)
+    file_colour: Colour = "auto"  # input color order of an .onnx or .xml model (auto: rgb for .onnx, bgr for .xml)
+    file_scale: float = 0.0  # input value of white of an .onnx or .xml model (0: 1 for .onnx, 255 for .xml)
+    file_mean: tuple[float, ...] = ()  # mean to subtract after scaling (empty: ImageNet's for scale 1, else 0)
+    file_std: tuple[float, ...] = ()  # standard deviation to divide by (empty: ImageNet's for scale 1, else 1)
+    file_output: str = ""  # name of the output of an .onnx or .xml model to use as embedding (empty: the first)
 
 
 @dataclass
@@ -105,8 +105,8 @@ class ModelSettings:
     width_multiplier: float = 1.0  # mobilenet_v2: factor of the channel numbers
     weights: str = "imagenet"  # initial backbone weights: imagenet (download), none, or a file
     allow_missing: bool = False  # let the parts of the backbone that a weights file lacks stay random
-    stem: Stem = "torchvision"  # ResNets: first layers; no_relu as in Bag of Tricks, ceil pooling as in fast-reid
-    bn_momentum: float = 0.0  # backbone: share of a batch in batch norm's running statistics (0: its own, mostly 0.1)
+    stem: Stem = "torchvision"  # ResNets: type of the first layers; no_relu: Bag of Tricks; ceil: fast-reid's pooling
+    bn_momentum: float = 0.0  # backbone: momentum of batch norm (0: the backbone's own, mostly 0.1)
     last_stride: Literal[1, 2] = 1  # stride of the last stage; 1 keeps a larger feature map
     stride_in_1x1: bool = False  # ResNets: stride on the first 1x1 convolution of a bottleneck, as in Caffe's weights
     attention: Attention = "none"  # attention module
@@ -115,14 +115,14 @@ class ModelSettings:
     branches: Branches = "one"  # one global feature, or a multi-branch model
     pooling: Pooling = "avg"  # global pooling; gem learns p, gem_fixed uses p = 3
     embedding_dim: int = 0  # width of the embedding layer after the pooling (0: none)
-    embedding: Literal["full", "linear"] = "full"  # layers of embedding_dim: Linear + BN + ReLU, or Linear
+    embedding: Literal["full", "linear"] = "full"  # layers of the embedding: Linear + BN + ReLU, or Linear only
     neck: Neck = "bnneck"  # bnneck: batch norm between the metric losses' feature and the classifier
     head: Head = "linear"  # classifier
     head_scale: float = 64.0  # scale of the cosine logits (cosine_learned: initial value; linear: unused)
     head_margin: float = 0.35  # margin: cosine (cosface, circle) or angle in radians (arcface, subcenter_arcface)
     sub_centers: int = 3  # subcenter_arcface: centers per identity
     test_feature: Literal["after", "before"] = "after"  # embedding used in tests: after or before the neck
-    metric_feature: MetricFeature = "before"  # feature of metric losses: pooled, or before or after the neck
+    metric_feature: MetricFeature = "before"  # feature for metric losses: pooled, before the neck, or after it
 
 
 @dataclass
@@ -134,7 +134,7 @@ class LossSettings:
     triplet_weight: float = 1.0  # weight of the triplet loss (0: off)
     triplet: Literal["hard", "weighted"] = "hard"  # hardest pair per anchor, or AGW's weighted sum without a margin
     triplet_margin: float = 0.3  # margin of the triplet loss
-    triplet_alone: bool = False  # triplet loss: an anchor without a positive is its own, so any sampler will do
+    triplet_alone: bool = False  # triplet loss: an anchor without a positive is its own positive, so any sampler works
     soft_margin: bool = False  # triplet and centroid losses: softplus instead of the margin
     hard_factor: float = 0.0  # harder example mining: scale positive distances by 1 + a and negative ones by 1 - a
     contrastive_weight: float = 0.0  # weight of the contrastive loss (0: off)
@@ -180,7 +180,7 @@ class SolverSettings:
     warmup_epochs: float = 10.0  # length of the warm-up in epochs
     warmup_iters: int = 0  # length of the warm-up in steps, instead of warmup_epochs (0: use warmup_epochs)
     warmup_factor: float = 0.01  # learning rate at the start of the warm-up, as a factor of lr
-    warmup_method: Warmup = "linear"  # warm-up that rises to lr, or stays at its start
+    warmup_method: Warmup = "linear"  # warm-up: linear rises to lr, constant stays at its start
     schedule: Schedule = "steps"  # learning rate schedule after the warm-up
     steps: tuple[float, ...] = (40.0, 70.0)  # steps: epochs after which the learning rate is multiplied by gamma
     gamma: float = 0.1  # steps: factor of each step
@@ -239,7 +239,7 @@ SECTIONS: dict[str, type] = {
 SECTION_OF = {f.name: section for section, kind in SECTIONS.items() for f in fields(kind)}
 SETTINGS = {f.name: f for kind in SECTIONS.values() for f in fields(kind)}
 
-# Ranges of all numbers; what is not named may be any finite number.
+# Ranges of numbers; a number that is not listed may have any finite value.
 RANGES = {
     "[0, 1]": "flip_prob erase_prob cutout_prob translate_prob rotate_prob affine_prob jitter_prob gray_prob lgt_prob "
     "autoaugment_prob cutout_size test_share lambda_value label_smoothing attention_ratio warmup_factor gamma "
@@ -260,7 +260,7 @@ RANGES = {
     "[0, 65536]": "embedding_dim",
 }
 RANGE_OF = {name: interval for interval, names in RANGES.items() for name in names.split()}
-# all losses with a weight, except those that need no pairs of images
+# all losses with a weight, except losses that need no pairs of images
 METRIC_LOSSES = tuple(
     f.name.removesuffix("_weight")
     for f in fields(LossSettings)
@@ -272,7 +272,7 @@ BOTTLENECKS = (
 
 
 class Config:
-    """All settings. `Config(height=384, triplet_weight=0)` takes them by their flat names."""
+    """All settings. The constructor takes them by their flat names: `Config(height=384, triplet_weight=0)`."""
 
     run: RunSettings
     data: DataSettings
@@ -282,7 +282,7 @@ class Config:
     solver: SolverSettings
     loop: LoopSettings
     eval: EvalSettings
-    typed: frozenset[str] = frozenset()  # names of the settings that a command line gave
+    typed: frozenset[str] = frozenset()  # names of the settings given on the command line
 
     def __init__(self, **settings: Any):
         for section, kind in SECTIONS.items():
@@ -291,7 +291,7 @@ class Config:
             self.set(name, value)
 
     def get(self, name: str) -> Any:
-        """A setting by its flat name."""
+        """Return a setting by its flat name."""
         return getattr(getattr(self, SECTION_OF[name]), name)
 
     def set(self, name: str, value: Any) -> None:
@@ -301,18 +301,18 @@ class Config:
         setattr(getattr(self, SECTION_OF[name]), name, value)
 
     def replace(self, **changes: Any) -> "Config":
-        """A copy with some settings changed."""
+        """Return a copy with some settings changed."""
         other = copy.deepcopy(self)
         for name, value in changes.items():
             other.set(name, value)
         return other
 
     def at_epoch(self, epoch: int) -> "Config":
-        """The settings with the size of the images in this epoch of training, and padding in proportion to it."""
+        """Return the settings with the image size of this training epoch, and padding in proportion to it."""
         return load("config.sizes:at_epoch")(self, epoch) if self.data.start_sizes else self
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings by their flat names: plain values, as a checkpoint and JSON hold them."""
+        """Return all settings by their flat names, as plain values for checkpoints and JSON."""
         return {name: self.get(name) for name in SECTION_OF}
 
     @classmethod
@@ -332,7 +332,7 @@ class Config:
         return f"Config({', '.join(f'{k}={v!r}' for k, v in self.to_dict().items() if v != default[k])})"
 
     def check(self) -> "Config":
-        """Raises UserError for values and combinations that cannot work; returns self."""
+        """Return self. Raises UserError for values and combinations that cannot work."""
         for name, value in self.to_dict().items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{option(name)} must be a finite number, not {value}")
@@ -347,13 +347,13 @@ class Config:
         if not data.dataset:
             yield "--dataset is empty; give a name, such as market1501"
         if "/" in self.run.name or self.run.name in (".", ".."):
-            yield f"--name {self.run.name} must be a plain name, not a path; choose the place with --log-dir"
+            yield f"--name {self.run.name} must be a plain name, not a path; choose the directory with --log-dir"
         if not all(0 <= value <= most for value, most in zip(self.augment.jitter, (1, 1, 1, 0.5), strict=True)):
             yield f"--jitter is brightness, contrast, saturation (0 to 1) and hue (0 to 0.5), not {self.augment.jitter}"
         if not {len(data.file_mean), len(data.file_std)} <= {0, 3} or 0 in data.file_std:
             yield "--file-mean and --file-std are three numbers each, and --file-std is not 0"
         if any(data.pixel_range) and data.pixel_range[0] >= data.pixel_range[1]:
-            yield f"--pixel-range must be black and white, the lower first, or 0 0, not {data.pixel_range}"
+            yield f"--pixel-range must be the values of black and white, lower first, or 0 0, not {data.pixel_range}"
         if self.data.start_sizes:
             load("config.sizes:stages")(self)
         if self.augment.pad > max(data.height, data.width):
@@ -401,7 +401,7 @@ class Config:
 
 
 def option(name: str) -> str:
-    """The command-line option of a setting: triplet_weight -> --triplet-weight."""
+    """Return the command-line option of a setting: triplet_weight -> --triplet-weight."""
     return "--" + name.replace("_", "-")
 
 
@@ -416,9 +416,9 @@ def check_range(name: str, value: float, interval: str) -> None:
 
 
 def check_type(name: str, value: Any, kind: Any) -> Any:
-    """A plain value from a file as a value of the declared type: int, float, bool, str, Literal or a tuple of these.
+    """Return a plain value from a file as the declared type: int, float, bool, str, Literal or a tuple of these.
 
-    Raises UserError where it is of another type.
+    Raises UserError for a value of another type.
     """
     inner, words = get_args(kind), {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
     if get_origin(kind) is Literal:

@@ -16,7 +16,7 @@ EVERYDAY = (
 
 
 def help_text(asked: str, default: Config, about: str, own: type | None, sections: Iterable[str]) -> str:
-    """The text of --help: the program's own options, everyday settings and names of sections; or whole sections."""
+    """Return the text of --help: the program's options, everyday settings and names of sections; or whole sections."""
     chosen = [name for name in SECTIONS if asked == "all" or name.startswith(asked) or asked.startswith(name)]
     if asked != "short" and not chosen:
         raise UserError(f"there is no section {asked}; choose {', '.join(SECTIONS)} or all")

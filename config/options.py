@@ -17,9 +17,9 @@ T = TypeVar("T")
 def parse_options(
     args: Sequence[str] | None, kind: type[T], about: str, positional: str = "", ranges: Mapping[str, str] = {}
 ) -> T:
-    """A command line to an object of the dataclass `kind`, for programs without `Config`.
+    """Parse a command line into an object of the dataclass `kind`, for programs without `Config`.
 
-    positional: the field that takes the words before the first option; if it is a tuple, any number of them.
+    positional: the field for the words before the first option; a tuple accepts any number of them.
     Raises UserError, or SystemExit after --help.
     """
     args, known = list(sys.argv[1:] if args is None else args), settings_of(kind)
@@ -38,9 +38,9 @@ def parse_options(
 def parse_command(
     args: Sequence[str] | None, kinds: Mapping[str, type], about: str, positional: Mapping[str, str]
 ) -> Any:
-    """The same for programs whose first word chooses one of several dataclasses, each with a docstring.
+    """Like `parse_options`, for programs whose first word chooses one of several dataclasses, each with a docstring.
 
-    positional: for each word the field that takes the words after it, if any.
+    positional: for each first word, the field for the words after it, if any.
     """
     word, rest = split_first(args)
     if word is None:

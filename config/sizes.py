@@ -8,7 +8,7 @@ from utils.errors import UserError
 
 
 def stages(cfg: Config) -> list[tuple[int, int, int]]:
-    """Height, width and last epoch of each size that the images of training have. Raises UserError."""
+    """Return height, width and last epoch of each image size of the training. Raises UserError for a wrong setting."""
     found, end = [], 0
     for word in cfg.data.start_sizes:
         match = re.fullmatch(r"(\d+)x(\d+):(\d+)", word)
@@ -16,25 +16,25 @@ def stages(cfg: Config) -> list[tuple[int, int, int]]:
         end += epochs
         if not 16 <= min(height, width) <= max(height, width) <= 8192 or not 0 < epochs <= end < cfg.solver.epochs:
             raise UserError(
-                f"--start-sizes {word} must be a size and its epochs, such as 128x64:16, and all their epochs "
-                f"fewer than --epochs {cfg.solver.epochs}: the last ones are at --height x --width"
+                f"--start-sizes {word} must be HEIGHTxWIDTH:EPOCHS, such as 128x64:16, and all their epochs together "
+                f"fewer than --epochs {cfg.solver.epochs}: the last epochs are at --height x --width"
             )
         found.append((height, width, end))
     return [*found, (cfg.data.height, cfg.data.width, cfg.solver.epochs)]
 
 
 def size_at(cfg: Config, epoch: int) -> tuple[int, int]:
-    """Height and width of the images in this epoch, counted from 0."""
+    """Return height and width of the images in this epoch, counted from 0."""
     return next((h, w) for h, w, end in stages(cfg) if epoch < end or end == cfg.solver.epochs)
 
 
 def at_epoch(cfg: Config, epoch: int) -> Config:
-    """The settings with the size of the images in this epoch, and padding in proportion to it."""
+    """Return the settings with the image size of this epoch, and padding in proportion to it."""
     height, width = size_at(cfg, epoch)
     return cfg.replace(height=height, width=width, pad=round(cfg.augment.pad * height / cfg.data.height))
 
 
 def epochs_left(cfg: Config, done: int, present: int) -> float:
-    """The epochs after the `done` first, each as many as its images are larger than those of epoch `present`."""
+    """Return the epochs left after the first `done`, each weighted by its image area relative to epoch `present`."""
     sizes = [math.prod(size_at(cfg, epoch)) for epoch in (present, *range(done, cfg.solver.epochs))]
     return sum(sizes[1:]) / sizes[0]

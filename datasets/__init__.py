@@ -1,7 +1,7 @@
 import os
 import sys
 
-# What decoders of all kinds refuse to unpack. cv2 reads this once, when it is imported: too late where that is done.
+# cv2 refuses images with more pixels. It reads this limit once, on import, so setting it later has no effect.
 if "cv2" not in sys.modules:
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**26))
 

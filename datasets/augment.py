@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from config import Config
 from utils.lookup import load
 
-MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in 0..1: what the published weights were trained with
+MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB in 0..1, with which the published weights were trained
 STD = (0.229, 0.224, 0.225)
 
-# In this order: a function of (images, settings, draws) and the names of its settings, of which the first switches it
-# on. AutoAugment sees the original image; what hides a part comes last, so that nothing blurs, tints or moves it.
+# Applied in this order: a function of (images, settings, draws) and the names of its settings; the first turns it on.
+# AutoAugment gets the original image. Hiding a part comes last, so that nothing blurs, tints or moves the hidden part.
 STEPS = (
     ("datasets.augment_rare:autoaugment", "autoaugment_prob"),
     ("datasets.augment:random_flip", "flip_prob"),
@@ -35,20 +35,20 @@ STEPS = (
 
 
 def augment(images: torch.Tensor, cfg: Config, draws: "Draws") -> torch.Tensor:
-    """(B, H, W, 3) uint8 RGB to (B, 3, H, W) float32, augmented as the settings say and normalised."""
+    """Augment (B, H, W, 3) uint8 RGB as the settings say, and normalize it to (B, 3, H, W) float32."""
     aug = cfg.augment
     for function, *settings in STEPS:
         values = [getattr(aug, name) for name in settings]
-        if values[0] > 0 and "mean" not in values:  # erasing with the mean colour comes last
+        if values[0] > 0 and "mean" not in values:  # erasing with the mean color comes last
             images = load(function)(images, *values, draws)
     floats = normalise(images)
-    if aug.erase_prob > 0 and aug.erase_fill == "mean":  # 0 after normalisation
+    if aug.erase_prob > 0 and aug.erase_fill == "mean":  # 0 after normalization
         paint_(floats.permute(0, 2, 3, 1), random_boxes(*images.shape[1:3], aug.erase_prob, draws), black)
     return floats
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    """(B, H, W, 3) uint8 RGB to (B, 3, H, W) float32, standardised with ImageNet's mean and deviation.
+    """Normalize (B, H, W, 3) uint8 RGB to (B, 3, H, W) float32 with ImageNet's mean and standard deviation.
 
     The result is `torch.channels_last` in memory, which makes convolutions fast.
     """
@@ -62,7 +62,7 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A CPU tensor on the device. A GPU copies it from page-locked memory, so that the CPU does not wait for it."""
+    """Copy a CPU tensor to the device; to a GPU from page-locked memory, so that the CPU does not wait for the copy."""
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
@@ -76,7 +76,7 @@ class Draws:
     """All random numbers of one batch, drawn on the CPU from a key of integers such as (seed, epoch, step).
 
     Each method draws for the `total` images of the batch over all processes, chosen or not, and returns the numbers of
-    the `batch` images from `first` on: a process with a share of a batch augments it as a single process would.
+    the `batch` images from `first` on: a process with a share of a batch augments it like a single process.
     """
 
     def __init__(self, *key: int, batch: int, first: int = 0, total: int | None = None):
@@ -105,7 +105,7 @@ class Draws:
 
 
 def on_chosen(images: torch.Tensor, chosen: torch.Tensor, change: Callable, *numbers: torch.Tensor) -> torch.Tensor:
-    """The batch with `change(some images, *their numbers)` in place of the chosen ones; nothing else is computed.
+    """Replace the chosen images by `change(chosen images, *their numbers)`; nothing is computed for the others.
 
     images: (B, ...) on any device. chosen: (B,) bool, and numbers: (B, ...) each, both on the CPU.
     """
@@ -124,29 +124,29 @@ def random_flip(images: torch.Tensor, probability: float, draws: Draws) -> torch
 
 
 def pad_crop(images: torch.Tensor, pad: int, draws: Draws) -> torch.Tensor:
-    """Put `pad` black pixels around each image and cut a window of the old size at a random place."""
+    """Pad each image with `pad` black pixels on all sides, then crop it to the old size at a random place."""
     top, left = draws.integers(0, 2 * pad + 1, 2).T
     return windows(F.pad(images, (0, 0, pad, pad, pad, pad)), top, left, *images.shape[1:3])
 
 
 def windows(images: torch.Tensor, top: torch.Tensor, left: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """(B, height, width, 3): a window of each larger image (B, H, W, 3), at its own top and left (B,), on the CPU."""
+    """Crop larger images (B, H, W, 3) to (B, height, width, 3), each at its own top and left (B,), both on the CPU."""
     batch, tall, wide, channels = images.shape
     rows = (torch.arange(batch) * tall + top)[:, None] + torch.arange(height)
     starts = (rows * wide + left[:, None]) * channels
-    # A row of a window is contiguous: of the views of that length that begin at each value, copy those.
+    # A row of a window is contiguous: of all views of that length, select those that begin where a row does.
     runs = images.reshape(-1).unfold(0, width * channels, 1)
     found = runs.index_select(0, to_device(starts.flatten(), images.device))
     return found.view(batch, height, width, channels)
 
 
 def random_boxes(height: int, width: int, probability: float, draws: Draws) -> torch.Tensor:
-    """A rectangle for each image with this probability, else an empty one: (B, 4) top, left, height, width in pixels.
+    """Draw a rectangle per image with this probability, else an empty one: (B, 4) top, left, height, width in pixels.
 
-    As in random erasing: its share of the image's area is uniform in [0.02, 0.4], its height:width ratio in
-    [0.3, 1/0.3], and every place is equally likely; one that does not fit is drawn again.
+    As in random erasing: the share of the image's area is uniform in [0.02, 0.4], the height:width ratio in
+    [0.3, 1/0.3], and every place is equally likely. A rectangle that does not fit is drawn again.
     """
-    tries = 20  # most fit; an image for which none does stays whole
+    tries = 20  # most rectangles fit; if none does, the image stays unchanged
     size = draws.uniform(0.02, 0.4, tries) * (height * width)
     ratio = draws.uniform(0.3, 1 / 0.3, tries)
     tall, wide = (size * ratio).sqrt().round(), (size / ratio).sqrt().round()
@@ -162,8 +162,8 @@ def random_boxes(height: int, width: int, probability: float, draws: Draws) -> t
 def paint_(images: torch.Tensor, boxes: torch.Tensor, colours: Callable) -> torch.Tensor:
     """Change the pixels inside the boxes, in place; only rows of pixels that a box crosses are touched.
 
-    images: (B, H, W, 3), contiguous. boxes: (B, 4) on the CPU; they may reach over the border. colours: from such rows
-    (R, W, 3) and their numbers (R,), counted through the batch, to their colours if inside.
+    images: (B, H, W, 3), contiguous. boxes: (B, 4) on the CPU; they may reach over the border. colours: function of
+    such rows (R, W, 3) and their numbers (R,), counted through the batch, that returns the colors inside the boxes.
     """
     batch, height, width, _ = images.shape
     top, left, tall, wide = boxes.T[..., None]
@@ -178,5 +178,5 @@ def paint_(images: torch.Tensor, boxes: torch.Tensor, colours: Callable) -> torc
 
 
 def black(old: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """Zeros, as colours for `paint_`."""
+    """Return zeros, as `colours` of `paint_`."""
     return torch.zeros_like(old)

@@ -1,4 +1,4 @@
-"""Augmentations that few recipes use, imported when chosen; like those of `datasets.augment` in all respects."""
+"""Augmentations that few recipes use, imported when chosen, with the interface of those in `datasets.augment`."""
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ OFF = {name: 0 * value for on in TRANSFORMS.values() for name, value in on.items
 
 
 def random_translation(images: torch.Tensor, probability: float, draws: Draws) -> torch.Tensor:
-    """Enlarge an image to 9/8 of its size, bilinear, and cut a window of the old size at a random place.
+    """Enlarge an image to 9/8 of its size, bilinearly, then crop it to the old size at a random place.
 
     Random2DTranslation of torchreid (Zhou and Xiang, Torchreid, arXiv:1910.10093).
     """
@@ -49,7 +49,7 @@ def random_translation(images: torch.Tensor, probability: float, draws: Draws) -
 
 
 def random_rotation(images: torch.Tensor, probability: float, degrees: float, draws: Draws) -> torch.Tensor:
-    """Rotate an image about its centre by an angle uniform in [-degrees, degrees]."""
+    """Rotate an image about its center by an angle uniform in [-degrees, degrees]."""
     angle = draws.uniform(-degrees, degrees)
     return on_chosen(images, draws.chance(probability), affine, angle, torch.ones_like(angle), torch.zeros_like(angle))
 
@@ -57,19 +57,19 @@ def random_rotation(images: torch.Tensor, probability: float, degrees: float, dr
 def random_affine(images: torch.Tensor, probability: float, draws: Draws) -> torch.Tensor:
     """Rotate, scale and shear an image by the ranges of fast-reid's DO_AFFINE (He et al., FastReID, arXiv:2006.02631).
 
-    These are torchvision's RandomAffine(degrees=10, scale=(0.9, 1.1), shear=0.1). There a shear is an angle in degrees,
-    along x, so 0.1 is next to none; scale and angle do the work. Ours interpolates where fast-reid takes the nearest.
+    These are torchvision's RandomAffine(degrees=10, scale=(0.9, 1.1), shear=0.1). There, shear is an angle in degrees
+    along x, so 0.1 is almost none; scale and angle do the work. Ours is bilinear; fast-reid takes the nearest pixel.
     """
     angle, scale, shear = draws.uniform(-10, 10), draws.uniform(0.9, 1.1), draws.uniform(-0.1, 0.1)
     return on_chosen(images, draws.chance(probability), affine, angle, scale, shear)
 
 
 def affine(images: torch.Tensor, angle: torch.Tensor, scale: torch.Tensor, shear: torch.Tensor) -> torch.Tensor:
-    """Shear each image along x, scale and rotate it clockwise about its centre, bilinear: torchvision's `affine`, which
-    has one angle per batch. angle, shear: (B,) in degrees; scale: (B,)."""
+    """Shear each image along x, scale and rotate it clockwise about its center, bilinearly, like torchvision's
+    `affine`, which has one angle per batch. angle, shear: (B,) in degrees; scale: (B,)."""
     batch, height, width, _ = images.shape
     cos, sin, tan = angle.deg2rad().cos(), angle.deg2rad().sin(), shear.deg2rad().tan()
-    # From a pixel of the result to its place in the image, about the centre: the inverse of rotation · scale · shear.
+    # From a pixel of the result to its place in the image, about the center: the inverse of rotation · scale · shear.
     inverse = torch.stack([cos - sin * tan, sin + cos * tan, -sin, cos]).view(2, 2, batch) / scale
     # grid_sample's unit is half the width for x and half the height for y.
     inverse = inverse * torch.tensor([[1.0, height / width], [width / height, 1.0]])[..., None]
@@ -80,7 +80,7 @@ def affine(images: torch.Tensor, angle: torch.Tensor, scale: torch.Tensor, shear
     return moved.round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-# ---- colour
+# ---- color
 
 
 def luma(planes: torch.Tensor) -> torch.Tensor:
@@ -89,7 +89,7 @@ def luma(planes: torch.Tensor) -> torch.Tensor:
 
 
 def gray(images: torch.Tensor) -> torch.Tensor:
-    """(..., H, W, 3) uint8, all three channels the brightness."""
+    """Return images (..., H, W, 3) uint8 with the brightness in all three channels."""
     brightness = (luma(images.movedim(-1, 0).float()) + 0.5).to(torch.uint8)  # 0.5: conversion rounds down
     return brightness[..., None].expand_as(images)
 
@@ -113,8 +113,8 @@ def colour_jitter(
 
 
 def jitter(images: torch.Tensor, *factors: torch.Tensor) -> torch.Tensor:
-    """Each image with its own factors of brightness, contrast and saturation and its shift of the hue, all (B,);
-    rounded once, at the end."""
+    """Change each image by its own factors of brightness, contrast and saturation and its own shift of the hue, all
+    (B,); round once, at the end."""
     numbers = to_device(torch.stack(factors), images.device)
     brightness, contrast, saturation, hue = numbers[..., None, None]
     planes = images.movedim(-1, 0).contiguous() * (brightness / 255)
@@ -126,7 +126,7 @@ def jitter(images: torch.Tensor, *factors: torch.Tensor) -> torch.Tensor:
 
 
 def shift_hue(planes: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Shift the hue of (3, B, H, W) in 0 to 1 by a share (B, 1, 1) of the circle; saturation and value of HSV stay."""
+    """Shift the hue of (3, B, H, W) in 0 to 1 by a share (B, 1, 1) of the circle; keep HSV's saturation and value."""
     red, green, blue = planes
     high = torch.maximum(torch.maximum(red, green), blue)
     chroma = high - torch.minimum(torch.minimum(red, green), blue)
@@ -141,7 +141,7 @@ def shift_hue(planes: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
 def autoaugment(images: torch.Tensor, probability: float, draws: Draws) -> torch.Tensor:
     """One of the policies that were found for ImageNet (Cubuk et al., AutoAugment, CVPR 2019), by torchvision.
 
-    Each image is transformed alone, which is slow, and its numbers come from a seed of its own.
+    Each image is transformed separately, which is slow, and its random numbers come from its own seed.
     """
     policies = AutoAugment()
 
@@ -160,10 +160,10 @@ def autoaugment(images: torch.Tensor, probability: float, draws: Draws) -> torch
 
 
 def cutout(images: torch.Tensor, probability: float, size: float, draws: Draws) -> torch.Tensor:
-    """Black out a square with its centre anywhere in the image, so that a part of it may lie outside.
+    """Black out a square with its center anywhere in the image, so that a part of it may lie outside.
 
     DeVries and Taylor, Improved Regularization of Convolutional Neural Networks with Cutout, arXiv:1708.04552 (their
-    code fills 0 after normalisation: the mean colour). size: side as a share of the height.
+    code fills 0 after normalization: the mean color). size: side as a share of the height.
     """
     _, height, width, _ = images.shape
     side = torch.full([len(images)], round(size * height))
@@ -185,7 +185,7 @@ def random_erasing(images: torch.Tensor, probability: float, fill: str, draws: D
 
 
 def local_grayscale(images: torch.Tensor, probability: float, draws: Draws) -> torch.Tensor:
-    """Turn a rectangle gray, its area and shape those of random erasing: LGT (Gong et al., arXiv:2101.08533, 2021).
+    """Turn a rectangle gray, with area and shape as in random erasing: LGT (Gong et al., arXiv:2101.08533, 2021).
 
     The authors' code also calls it random (or local) grayscale patch replacement.
     """

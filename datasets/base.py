@@ -1,4 +1,4 @@
-"""What a dataset is: lists of images with identity and camera."""
+"""The structure of a dataset: lists of images with identity and camera."""
 
 import hashlib
 import os
@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 from utils.errors import UserError
 
-MOST_CAMERAS = 50  # a table by camera is printed for up to so many
-PID_OFFSET = 10**7  # pids and cameras lie below; those of the k-th of several datasets are raised by k times this
-ONE_CAMERA = "if they are all of one camera, --camera-pattern none makes every image count as its own camera"
-ONE_IDENTITY = "the gallery shows one identity only, so that every score is 100 % whatever the model"
+MOST_CAMERAS = 50  # most cameras for which a table by camera is printed
+PID_OFFSET = 10**7  # above all pids and cameras; in the k-th of several datasets, k times this is added to them
+ONE_CAMERA = "if one camera took them all, --camera-pattern none makes every image count as its own camera"
+ONE_IDENTITY = "the gallery has one identity only, so that every score is 100 % for any model"
 
 
 class Sample(NamedTuple):
     path: str
-    pid: int  # identity, from 1 up; 0 is a distractor: a gallery image of no identity
+    pid: int  # identity, from 1 up; 0 is a distractor: a gallery image without identity
     camid: int
 
 
@@ -29,12 +29,12 @@ class ReIDDataset:
     gallery: list[Sample] = field(default_factory=list)
     heldout: list[Sample] = field(default_factory=list)  # training images of the identities held out of `train`
     protocol: str = "standard"  # how its authors score it, a value of Config.protocol
-    drawn: bool = False  # the split is drawn by --split-seed: another seed has other identities in its test
+    drawn: bool = False  # the split is drawn by --split-seed: another seed tests other identities
     cameras: bool = True  # camera labels exist; otherwise each image has a camera of its own
     names: dict[int, str] = field(default_factory=dict)  # pid to the identity's name, where that is not the pid
-    camera_names: dict[int, str] = field(default_factory=dict)  # the same of camids
+    camera_names: dict[int, str] = field(default_factory=dict)  # camid to the camera's name, likewise
     tracks: dict[str, str] = field(default_factory=dict)  # path to its track: with pid and camera, one tracklet
-    train_names: dict[int, str] = field(default_factory=dict)  # as names, of what is trained on
+    train_names: dict[int, str] = field(default_factory=dict)  # like names, for the training set
     train_note: str = ""  # caveat of all scores of models trained on it, empty if it is the full training set
     test_note: str = ""  # caveat of all scores on its test side
 
@@ -44,7 +44,7 @@ class ReIDDataset:
         return full_note(self.train_note, self.test_note)
 
     def describe(self) -> str:
-        """One line per split: images, identities, cameras."""
+        """Return one line per split: images, identities, cameras."""
         rows = []
         for split in ("train", *["heldout"] * bool(self.heldout), "query", "gallery"):
             samples = getattr(self, split)
@@ -73,7 +73,7 @@ def full_note(*notes: str) -> str:
 
 
 def fingerprint(samples: list[Sample]) -> str:
-    """Digest of file names, pids and cameras in order: equal for lists that give equal batches, wherever they lie."""
+    """Digest of file names, pids and cameras in order: equal for lists that give equal batches, in any folder."""
     text = "\n".join(f"{os.path.basename(s.path)} {s.pid} {s.camid}" for s in samples)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
@@ -87,23 +87,23 @@ def identities(samples: list[Sample]) -> list[int]:
 
 
 def label_map(train: list[Sample]) -> dict[int, int]:
-    """Identity to class label 0..C-1; identities are sorted first, so that labels do not depend on file order."""
+    """Map identities to class labels 0..C-1; they are sorted first, so that labels do not depend on file order."""
     return {pid: label for label, pid in enumerate(identities(train))}
 
 
 def check_train(dataset: ReIDDataset) -> ReIDDataset:
-    """The dataset. Raises UserError when it has fewer than two identities to train on."""
+    """Return the dataset. Raises UserError when it has fewer than two identities to train on."""
     if not dataset.train and not dataset.heldout:
         raise UserError(f"{dataset.name} has no training images; train on another --dataset and give --test-dataset")
     if len(identities(dataset.train)) < 2:
         raise UserError(
-            f"{dataset.name}: fewer than two identities to train on; more --train-ids, fewer --holdout-ids, or add some"
+            f"{dataset.name}: fewer than two identities to train on; raise --train-ids, lower --holdout-ids or add some"
         )
     return dataset
 
 
 def check_test(dataset: ReIDDataset) -> ReIDDataset:
-    """The dataset, with a note where every score would be perfect. Raises UserError without query or gallery images."""
+    """Return the dataset, with a note if all scores would be perfect. Raises UserError without query or gallery."""
     if not dataset.query:
         raise UserError(f"{dataset.name} has no test split; name another dataset with --test-dataset")
     if not dataset.gallery:

@@ -28,16 +28,16 @@ from utils.logging import log
 
 BLOCK = 256  # images decoded at a time
 MAX_LISTED = 10  # unreadable files that a message names
-DIGEST = "[0-9a-f]" * 16  # in our file names: other files in the directory are never removed
-STARTED = time.time() - 1  # of this program; a second for file systems that round
+DIGEST = "[0-9a-f]" * 16  # in names of our files: other files in the directory are never removed
+STARTED = time.time() - 1  # start of this program, less a second for file systems that round times
 
 
 class Images:
     """The images at `paths` by index, resized to the size of the settings.
 
-    Every file is decoded once at the start. Raises UserError that lists the bad ones; with --on-bad-image skip they are
-    left out, `bad` maps their indices to the reasons, and `kept` are the indices into `paths` of the others, which all
-    later indices count.
+    Every file is decoded once at the start. Raises UserError that lists the unreadable files. With --on-bad-image skip,
+    these are left out: `bad` maps their indices to the reasons, and `kept` has the indices into `paths` of the others.
+    All later indices count only the kept images.
     """
 
     def __init__(self, cfg: Config, paths: Sequence[str], name: str):
@@ -48,7 +48,7 @@ class Images:
         self.pool = ThreadPoolExecutor(cfg.data.workers, thread_name_prefix=f"read-{name}")
         self.pictures: np.ndarray | None = None  # (N, height, width, 3) uint8 of all paths; None: decode at every use
         self.sums = np.zeros(len(self.paths), np.uint32)  # checksum of each image
-        self.unchecked = np.zeros(len(self.paths), bool)  # images in a file whose checksum is not compared yet
+        self.unchecked = np.zeros(len(self.paths), bool)  # images of the file whose checksum was not compared yet
         self.bad: dict[int, str] = {}
         try:
             mapped = bool(self.paths) and cfg.data.disk_gb > 0 and self._from_file()
@@ -60,7 +60,7 @@ class Images:
         if self.bad and cfg.data.on_bad_image == "refuse":
             raise UserError(
                 f"{len(self.bad)} of {len(self.paths)} {name} images cannot be used: {summary(self.bad)}. "
-                "--on-bad-image skip goes on without them"
+                "--on-bad-image skip continues without them"
             )
         self.kept = np.setdiff1d(np.arange(len(self.paths)), list(self.bad))
 
@@ -69,12 +69,12 @@ class Images:
 
     @property
     def note(self) -> str:
-        """How many images cannot be read; empty if all can."""
+        """Number of images that cannot be read, in words; empty if there are none."""
         return f"{len(self.bad)} unreadable {self.name} images left out" if self.bad else ""
 
     def read(self, indices: Sequence[int] | np.ndarray, pin: bool = False) -> torch.Tensor:
-        """(B, height, width, 3) uint8 RGB of the images at `indices`; pin: in page-locked memory, for a GPU."""
-        rows = self.kept[list(indices)]  # raises IndexError for what is not an index
+        """Return the images at `indices`, (B, height, width, 3) uint8 RGB; pin: in page-locked memory, for a GPU."""
+        rows = self.kept[list(indices)]  # raises IndexError for a wrong index
         batch = torch.empty((len(rows), self.height, self.width, 3), dtype=torch.uint8, pin_memory=pin)
         if self.pictures is not None:
             self._check(rows)
@@ -87,7 +87,7 @@ class Images:
     def batches(
         self, index_batches: Iterable[np.ndarray], device: torch.device
     ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """(indices, images on `device`) per batch of indices; the next one is read while the current one is used."""
+        """Yield (indices, images on `device`) per batch; the next batch is read while the current one is used."""
         pin = device.type == "cuda"  # a GPU copies from page-locked memory while the CPU prepares the next batch
         with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
             submitted = ((indices, thread.submit(self.read, indices, pin)) for indices in index_batches)
@@ -95,7 +95,7 @@ class Images:
                 yield indices, images.result().to(device, non_blocking=True)
 
     def _check(self, rows: np.ndarray) -> None:
-        """Raises UserError for pictures of the file that are not as they were written, when they are first read."""
+        """Compare checksums of images of the file at their first use. Raises UserError if an image is damaged."""
         for row in rows[self.unchecked[rows]]:
             if zlib.crc32(self.pictures[row]) != self.sums[row]:
                 raise UserError(f"the cached image of {self.paths[row]} in {self.file} is damaged; remove that file")
@@ -105,7 +105,7 @@ class Images:
         return read_input(path, self.cfg.data)
 
     def _from_file(self) -> bool:
-        """Map the file of these images, written first if necessary; False if it has no room."""
+        """Map the file of these images, and write it first if necessary. Returns False if there is no room for it."""
         file, limit = self.directory / f"{self.name}-{self._digest()}.npy", self.cfg.data.disk_gb * 1e9
         if not self._map(file) and self.bytes <= limit:
             with lock_directory(self.directory, wait=True, leftovers=f".*-{DIGEST}.*.tmp"):
@@ -118,7 +118,7 @@ class Images:
         return self.pictures is not None
 
     def _map(self, file: Path) -> bool:
-        """Map the file if it is valid."""
+        """Map the file if it is valid. Returns whether it is."""
         record, shape = file.with_suffix(".json"), (len(self.paths), self.height, self.width, 3)
         try:
             about = json.loads(record.read_text())
@@ -148,7 +148,7 @@ class Images:
                 self.pictures[number * BLOCK : number * BLOCK + len(block)] = block
 
     def _decode_all(self) -> Iterator[np.ndarray]:
-        """All images in blocks; bad ones are black, with their reasons in `bad`."""
+        """Decode all images in blocks; unreadable ones are black, with their reasons in `bad`."""
 
         def attempt(index: int) -> np.ndarray:
             try:
@@ -167,7 +167,7 @@ class Images:
                 yield block
 
     def _digest(self) -> str:
-        """Of all that the images depend on: the files (path, size, time of change), the input size, the decoder."""
+        """Digest of all that the images depend on: files (path, size, time of change), input size, decoder."""
         pixel_range = f"{self.cfg.data.pixel_range}\n" if any(self.cfg.data.pixel_range) else ""
         shrink = "bilinear\n" if self.cfg.data.shrink == "bilinear" else ""
         digest = hashlib.sha256(f"2 {cv2.__version__} {self.height} {self.width}\n{pixel_range}{shrink}".encode())
@@ -183,13 +183,13 @@ class Images:
 
 
 def summary(texts: dict[int, str]) -> str:
-    """The first few texts in order, and how many more there are."""
+    """Join the first few texts in order, and add how many more there are."""
     more = f" (and {len(texts) - MAX_LISTED} more)" if len(texts) > MAX_LISTED else ""
     return "; ".join(texts[index] for index in sorted(texts)[:MAX_LISTED]) + more
 
 
 def make_room(directory: Path, size: int, limit: float) -> bool:
-    """Remove the least recently used files, but none of this program, until one of `size` bytes fits into `limit`.
+    """Remove the least recently used files, but none of this program, until a file of `size` bytes fits into `limit`.
 
     Returns whether it fits. Also removes files of killed programs, which have no record. The directory must be locked.
     """

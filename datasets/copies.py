@@ -1,4 +1,4 @@
-"""Gallery images that are a query's own file, which must never count as its match, and files on both sides."""
+"""Gallery images that are copies of a query and must never count as its match, and images in training and test."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from utils.errors import UserError
 
 
 def equal_files(*sides: Iterable[str]) -> dict[str, str]:
-    """Digest of each file of two lists that has an equal one in the other list; only files of equal size are read."""
+    """Digests by path of the files in two lists that equal a file in the other list; reads only files of equal size."""
     sizes = [{path: _size(path) for path in side} for side in sides]
     shared = set(sizes[0].values()) & set(sizes[1].values()) - {0}
     digests = [{path: _digest(path) for path, size in side.items() if size in shared} for side in sizes]
@@ -35,11 +35,11 @@ def _digest(path: str) -> str:
 
 
 def ignore_own_pictures(dataset: ReIDDataset) -> ReIDDataset:
-    """The dataset without gallery images that are equal to a query and would count for it: as a match, if they are of
-    its identity under another (or an unknown) camera, or as a wrong one.
+    """Remove gallery images that are copies of a query and would count in its scores: as a match, if they have its
+    identity and another (or an unknown) camera, or as a wrong image.
 
-    If a query would then have no match, as where queries and gallery are the same images, the copies stay, but each
-    under one more camera, which is the query's too, so that the scores ignore it for this query only.
+    If a query would then have no match, for example if queries and gallery are the same images, the copies stay. Each
+    copy and its query then get a new camera of their own, so that the scores ignore the copy for this query only.
     """
     key = equal_files((s.path for s in dataset.query), (s.path for s in dataset.gallery))
     labels = defaultdict(set)  # by digest: identities and cameras of its queries
@@ -59,13 +59,13 @@ def ignore_own_pictures(dataset: ReIDDataset) -> ReIDDataset:
             [s._replace(camid=camera[key[s.path]]) if s.path in key else s for s in some] for some in (query, kept)
         )
     note = (
-        f"{len(copies)} of {len(dataset.gallery)} gallery images are copies of queries, which are never their own match"
+        f"{len(copies)} of {len(dataset.gallery)} gallery images are copies of queries and never count as their match"
     )
     return replace(dataset, query=query, gallery=gallery, test_note=join_notes(dataset.test_note, note))
 
 
 def _queries_with_match(query: Sequence[Sample], gallery: Sequence[Sample], key: dict[str, str]) -> int:
-    """Number of queries that have an image of their identity under another camera that is not their own file."""
+    """Number of queries with a gallery image of their identity and another camera that is no copy of the query."""
     places = defaultdict(set)
     for s in gallery:
         places[s.pid].add((s.camid, key.get(s.path)))
@@ -73,6 +73,6 @@ def _queries_with_match(query: Sequence[Sample], gallery: Sequence[Sample], key:
 
 
 def count_shared(train: Sequence[Sample], test: Sequence[Sample]) -> int:
-    """Number of test files that are also trained on, however their paths are written."""
+    """Number of test files that are also training files, however their paths are written."""
     places = {os.path.realpath(s.path) for s in train}
     return sum(os.path.realpath(path) in places for path in {s.path for s in test})

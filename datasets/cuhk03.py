@@ -1,5 +1,5 @@
-"""CUHK03 (Li et al., DeepReID: Deep Filter Pairing Neural Network for Person Re-identification, CVPR 2014), with the
-new protocol (Zhong et al., Re-ranking Person Re-identification with k-reciprocal Encoding, CVPR 2017) and its own.
+"""CUHK03 (Li et al., DeepReID: Deep Filter Pairing Neural Network for Person Re-identification, CVPR 2014), with its
+own protocol and the new one (Zhong et al., Re-ranking Person Re-identification with k-reciprocal Encoding, CVPR 2017).
 
 The raw release is one MATLAB file with all images (HDF5, from MATLAB 7.3), and the new protocol adds two small ones
 (MATLAB 5). The packages that read them are optional, so they are imported when they are needed.
@@ -27,7 +27,7 @@ NAMES = ("cuhk03-np", "CUHK03-NP", "cuhk03_np", "cuhk03/cuhk03-np", "cuhk03", "C
 RAW_NAMES = ("cuhk03/cuhk03_release", "CUHK03/cuhk03_release", "cuhk03_release", "cuhk03", "CUHK03", ".")
 MAT = "cuhk-03.mat"
 CONFIGS = "github.com/zhunzhong07/person-re-ranking, evaluation/data/CUHK03"
-PUBLISHED = {  # of the new protocol, by the boxes around the people: found by a detector or drawn by hand
+PUBLISHED = {  # new protocol; boxes around the people are found by a detector or drawn by hand
     "detected": {"train": (7365, 767), "query": (1400, 700), "gallery": (5332, 700)},
     "labeled": {"train": (7368, 767), "query": (1400, 700), "gallery": (5328, 700)},
 }
@@ -37,7 +37,7 @@ CAMERA_IMAGES = 5  # columns of a person's row that belong to the first camera o
 
 
 def cuhk03(root: str | Path, boxes: str) -> ReIDDataset:
-    """List the new protocol, 767 people to train on and 700 to find, with boxes "detected" or "labeled".
+    """List the new protocol, 767 people for training and 700 for testing, with boxes "detected" or "labeled".
 
     Read from the folders of cuhk03-np where they exist, otherwise from the raw release, which needs h5py and scipy.
     Warns when the counts are not the published ones.
@@ -53,11 +53,11 @@ def cuhk03(root: str | Path, boxes: str) -> ReIDDataset:
 
 
 def _read_raw(name: str, base: Path, boxes: str) -> ReIDDataset:
-    """The new protocol by its config file, of the raw release's images."""
+    """Read the new protocol from its config file, with the images of the raw release."""
     file = f"cuhk03_new_protocol_config_{boxes}.mat"
     config = next((folder / file for folder in (base, base.parent) if (folder / file).exists()), None)
     if config is None:
-        raise UserError(f"{base / file} is missing, the new protocol of CUHK03; get it from {CONFIGS}")
+        raise UserError(f"{base / file} is missing; it defines the new protocol of CUHK03, get it from {CONFIGS}")
     splits = read_config(config)
     folder = extract(base / MAT, boxes)
     images, lists = set(os.listdir(folder)), {}
@@ -69,13 +69,13 @@ def _read_raw(name: str, base: Path, boxes: str) -> ReIDDataset:
 
 
 def cuhk03_classic(root: str | Path, boxes: str, split: int) -> ReIDDataset:
-    """List one of the 20 splits of the raw release (needs h5py): 100 people to find, all others to train on.
+    """List one of the 20 splits of the raw release (needs h5py): 100 people for testing, all others for training.
 
-    The test images are queries and gallery at once, scored by single shots. The paper trained on the 1,160 people of
+    The test images are both queries and gallery, scored in single-shot trials. The paper trained on the 1,160 people of
     camera pairs 1 to 3 and kept 100 for validation; we train on all 1,367, as open-reid and torchreid do.
     """
     base = find_base("CUHK03's raw release", root, RAW_NAMES, MAT)
-    test_people = read_test_people(base / MAT, split)  # before the long work
+    test_people = read_test_people(base / MAT, split)  # before the slow extraction
     found = [
         ((int(m[1]), int(m[2])), int(m[3]), path)
         for path, m in match_images(extract(base / MAT, boxes), r"(\d+)_(\d+)_(\d)_\d+\.png$", "1_002_2_06.png")
@@ -95,7 +95,7 @@ def cuhk03_classic(root: str | Path, boxes: str, split: int) -> ReIDDataset:
 
 
 def extract(mat: Path, boxes: str) -> Path:
-    """The folder next to `mat` with its images of one kind as PNG files, written at the first call (1-2 minutes).
+    """Return the folder next to `mat` with its images of one kind as PNG files; the first call writes it (1-2 minutes).
 
     1_002_2_06.png is camera pair 1, person 2 of it, camera 2, image 6, as in the new protocol's lists.
     """
@@ -114,7 +114,7 @@ def extract(mat: Path, boxes: str) -> Path:
 
 
 def _images(mat: Path, boxes: str) -> Iterator[tuple[str, np.ndarray]]:
-    """File name and image (H, W, 3), RGB."""
+    """Yield file name and image (H, W, 3), RGB."""
     with _open(mat) as file:
         for pair, people in enumerate(file[boxes][()].ravel(), 1):
             for person, places in enumerate(file[people][()].T, 1):
@@ -127,7 +127,7 @@ def _images(mat: Path, boxes: str) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def read_test_people(mat: Path, split: int) -> set[tuple[int, int]]:
-    """The test identities of a classic split (from 0): camera pair and number in it, both from 1."""
+    """Read the test identities of a classic split (from 0): camera pair and number in the pair, both from 1."""
     with _open(mat) as file:
         splits = file["testsets"][()].ravel()
         if not 0 <= split < len(splits):
@@ -136,7 +136,7 @@ def read_test_people(mat: Path, split: int) -> set[tuple[int, int]]:
 
 
 def read_config(file: Path) -> dict[str, list[tuple[str, int]]]:
-    """The new protocol: train, query and gallery, each a list of image name and pid, from 1."""
+    """Read the new protocol: train, query and gallery, each a list of image name and pid, from 1."""
     scipy_io = _import("scipy.io", "scipy", file)
     try:
         config = scipy_io.loadmat(file)

@@ -10,18 +10,18 @@ from datasets.images import UNKNOWN, Range, decode_bytes, read_bytes
 from utils.errors import UserError
 from utils.logging import log
 
-MOST_SCANNED = 1000  # pictures whose values decide the range of a set
+MOST_SCANNED = 1000  # most pictures that are read to find the range of a set
 
 
 def to_8_bits(image: np.ndarray, pixel_range: Range = UNKNOWN) -> np.ndarray:
-    """An image as uint8: other values are scaled linearly, so that `pixel_range` (unknown: their own) is 0 to 255."""
+    """Convert an image to uint8: scale values linearly, so that `pixel_range` (unknown: their own) becomes 0 to 255."""
     image = np.nan_to_num(image.astype(np.float32), posinf=0, neginf=0)
     low, high = pixel_range if any(pixel_range) else (float(image.min()), float(image.max()))
     return np.clip((image - low) * (255 / max(high - low, 1e-6)) + 0.5, 0, 255).astype(np.uint8)
 
 
 def with_pixel_range(cfg: Config, dataset: ReIDDataset) -> Config:
-    """The settings with the range of values in images of more than 8 bits: the training images', or the tests'."""
+    """Return the settings with the value range of images of more than 8 bits: of the training or else test images."""
     found = find_pixel_range([s.path for s in dataset.train])
     found = found if any(found) else find_pixel_range([s.path for s in dataset.query + dataset.gallery])
     if any(found):
@@ -31,10 +31,10 @@ def with_pixel_range(cfg: Config, dataset: ReIDDataset) -> Config:
 
 
 def find_pixel_range(paths: Sequence[str]) -> Range:
-    """The range of values in those of these files that have more than 8 bits per value; `UNKNOWN` if there are none.
+    """Return the value range of the files that have more than 8 bits per value; `UNKNOWN` if there are none.
 
-    It leaves out the lowest and highest thousandth, in which broken pixels lie, and then has a margin of a tenth on
-    both sides for other pictures. Of many files, some at even distances are read.
+    The lowest and highest thousandth are left out, as they contain broken pixels. Then a margin of a tenth is added on
+    both sides, for other pictures. Of many files, only evenly spaced ones are read.
     """
     values = []
     for path in paths[:: -(-len(paths) // MOST_SCANNED) or 1]:

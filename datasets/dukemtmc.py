@@ -30,7 +30,7 @@ def _read(title: str, name: str, root: str | Path, names: tuple[str, ...], publi
     base = find_base(title, root, names, "bounding_box_train")
     warnings.warn(
         f"{title} is made from DukeMTMC, which its authors withdrew in 2019 over the privacy of the people in it: "
-        "compare with old scores at most, and do not use it for new work",
+        "use it only to compare with old scores, not for new work",
         stacklevel=3,
     )
     return check_counts(f"{title} at {base}", read_layout(name, base), published)

@@ -6,15 +6,15 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.logging import log
 
-# Formats that cannot be read here are listed like the others, so that they are refused by name, not overlooked.
+# Formats that cannot be read here are listed too, so that such files give an error and are not overlooked.
 PICTURES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff",
             ".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".dng", ".cr2", ".nef"}  # fmt: skip
 
 
 def list_pictures(place: str | Path) -> list[Path]:
-    """The pictures in a folder and below it, or the picture itself. Other files are counted in the log.
+    """List the pictures in a folder and its subfolders, or the picture itself. The log has the number of other files.
 
-    Raises UserError where there is no such place, and for a folder without pictures.
+    Raises UserError if there is no such file or folder, and for a folder without pictures.
     """
     place = Path(place)
     if not place.exists():
@@ -23,15 +23,15 @@ def list_pictures(place: str | Path) -> list[Path]:
     if not names:
         raise UserError(f"{place} holds no picture, but {others} other files; give a folder of pictures, or a run")
     if others:
-        log.info("files in %s that are no pictures by their names, left out: %d", place, others)
+        log.info("files in %s left out, as their suffixes are not those of pictures: %d", place, others)
     return [place / name for name in names]
 
 
 def find_pictures(folder: str | Path) -> tuple[list[str], int]:
-    """Sorted paths of all pictures in a folder and below it, relative to it, and the number of other files.
+    """Return sorted relative paths of all pictures in a folder and its subfolders, and the number of other files.
 
-    Pictures are recognised by their suffix. Hidden files and folders are skipped. Links are followed, and every folder
-    is entered once, however many links lead to it. Raises UserError where a folder cannot be read.
+    Pictures are recognized by their suffix. Hidden files and folders are skipped. Links are followed, and every folder
+    is entered once, however many links lead to it. Raises UserError if a folder cannot be read.
     """
     pictures, others, top = [], 0, Path(folder).resolve()
     entered = {str(place) for place in (top, *top.parents)}

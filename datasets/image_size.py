@@ -17,7 +17,7 @@ MEASURED = 64  # images whose shapes are measured
 def check_size(path: str | Path, data: np.ndarray) -> None:
     """Raises UserError for an image whose header has more than 2^26 pixels, or cannot be read by Pillow.
 
-    For programs that import cv2 before PlainReID, so that it has no limit of its own.
+    For programs that import cv2 before PlainReID: cv2 then has no pixel limit of its own.
     """
     try:
         with Image.open(io.BytesIO(data)) as header:
@@ -29,7 +29,7 @@ def check_size(path: str | Path, data: np.ndarray) -> None:
 
 
 def measure_ratio(paths: Sequence[str | Path]) -> float:
-    """Median height : width of some of the images, at even distances; 2 if none can be read."""
+    """Return the median height : width of some evenly spaced images; 2 if none can be read."""
     ratios = []
     for path in paths[:: -(-len(paths) // MEASURED) or 1]:
         with contextlib.suppress(UserError):  # reported where all images are read

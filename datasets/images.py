@@ -23,9 +23,9 @@ UNKNOWN: Range = (0.0, 0.0)
 def read_image(
     path: str | Path, height: int, width: int, pixel_range: Range = UNKNOWN, shrink: str = "area"
 ) -> np.ndarray:
-    """One image file as (height, width, 3) uint8 RGB, whatever its colour space and depth, rotated by its EXIF tag.
+    """Read an image file as (height, width, 3) uint8 RGB, from any color space and depth, rotated by its EXIF tag.
 
-    pixel_range: of files with more than 8 bits per value (unknown: that of the image itself, as for showing it).
+    pixel_range: value range of files with more than 8 bits per value (unknown: the image's own, as when showing it).
     shrink: as in `resize`. Raises UserError, naming the path, when the file is missing, unreadable, not an image,
     truncated or huge.
     """
@@ -33,12 +33,12 @@ def read_image(
 
 
 def read_input(path: str | Path, data: DataSettings) -> np.ndarray:
-    """One image file as a network of these settings takes it, (height, width, 3) uint8 RGB; see `read_image`."""
+    """Read an image file as input of a network with these settings, (height, width, 3) uint8 RGB; see `read_image`."""
     return read_image(path, data.height, data.width, data.pixel_range, data.shrink)
 
 
 def read_whole(path: str | Path, longest: int, pixel_range: Range = UNKNOWN) -> np.ndarray:
-    """Like `read_image`, in its true shape, the longer side shrunk to at most `longest` pixels: for showing it."""
+    """Like `read_image`, but keep the aspect ratio, with at most `longest` pixels on the longer side, for display."""
     image = decode(path, pixel_range)
     shrink = min(1.0, longest / max(image.shape[:2]))
     size = [max(1, round(shrink * side)) for side in image.shape[1::-1]]
@@ -46,14 +46,14 @@ def read_whole(path: str | Path, longest: int, pixel_range: Range = UNKNOWN) -> 
 
 
 def decode(path: str | Path, pixel_range: Range = UNKNOWN) -> np.ndarray:
-    """The same at the image's own size (H, W, 3)."""
+    """Like `read_image`, but keep the image's own size (H, W, 3)."""
     image = decode_bytes(path, read_bytes(path))
     return image if image.dtype == np.uint8 else load("datasets.depth:to_8_bits")(image, pixel_range)
 
 
 def resize(image: np.ndarray, height: int, width: int, shrink: str = "area") -> np.ndarray:
-    """An image (H, W, 3) as (height, width, 3), by the mean of the area behind a pixel where it becomes smaller (shrink
-    "area"), else bilinearly, from the four nearest pixels."""
+    """Resize an image (H, W, 3) to (height, width, 3): to a smaller size by the mean of the area behind each pixel (if
+    shrink is "area"), otherwise bilinearly, from the four nearest pixels."""
     if image.shape[:2] == (height, width):
         return image
     by_area = shrink == "area" and (image.shape[0] > height or image.shape[1] > width)
@@ -61,13 +61,13 @@ def resize(image: np.ndarray, height: int, width: int, shrink: str = "area") -> 
 
 
 def read_bytes(path: str | Path) -> np.ndarray:
-    """Content of a file, (N,) uint8. Raises UserError, naming the path, when it cannot be read."""
+    """Read the content of a file, (N,) uint8. Raises UserError, naming the path, when it cannot be read."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait, and reading a device may never end
             raise UserError(f"{path} cannot be read: it is a directory, pipe or device")
         if status.st_size > MAX_BYTES:
-            raise UserError(f"{path} has {status.st_size} bytes, which is too much; restore or remove it")
+            raise UserError(f"{path} has {status.st_size} bytes, which is too many; restore or remove it")
         return np.fromfile(path, dtype=np.uint8)
     except (OSError, ValueError, MemoryError) as error:  # ValueError: a name that no file can have
         reason = getattr(error, "strerror", None) or error or type(error).__name__
@@ -75,7 +75,7 @@ def read_bytes(path: str | Path) -> np.ndarray:
 
 
 def decode_bytes(path: str | Path, data: np.ndarray) -> np.ndarray:
-    """Image (H, W, 3) RGB, uint8 or of the file's greater depth, from its content; `path` is for the error message."""
+    """Decode a file's content to an image (H, W, 3) RGB, uint8 or deeper; `path` is for the error message."""
     if not data[:8].tobytes().startswith(SIGNATURES):
         raise UserError(f"{path} is not a JPEG, PNG, BMP, WebP or TIFF image ({len(data)} bytes); remove it")
     if "OPENCV_IO_MAX_IMAGE_PIXELS" not in os.environ:  # the caller has imported cv2 before us, so without a limit

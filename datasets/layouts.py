@@ -1,4 +1,4 @@
-"""What the datasets share: folders under several names, labels in file names, list files, and published counts."""
+"""What the datasets share: folders with several possible names, labels in file names, and published counts."""
 
 import re
 import warnings
@@ -17,7 +17,7 @@ MARKET_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "b
 
 
 def find_base(title: str, root: str | Path, names: Sequence[str], needed: str) -> Path:
-    """The first ROOT/NAME that holds `needed`, a file or folder; names may end with "." for ROOT itself.
+    """Return the first ROOT/NAME that contains `needed`, a file or folder; the last name may be ".": ROOT itself.
 
     Raises UserError when there is none.
     """
@@ -37,7 +37,7 @@ def check_counts(title: str, dataset: ReIDDataset, published: Mapping[str, tuple
         found = (len(samples), len({s.pid for s in samples}))
         if found != (images, ids):
             warnings.warn(
-                f"{title}: {split} has {found[0]} images of {found[1]} pids, the published set {images} of {ids}: "
+                f"{title}: {split} has {found[0]} images of {found[1]} pids, the published set has {images} of {ids}; "
                 "scores will not be comparable",
                 stacklevel=3,
             )
@@ -45,7 +45,7 @@ def check_counts(title: str, dataset: ReIDDataset, published: Mapping[str, tuple
 
 
 def read_layout(name: str, base: Path, folders: Mapping[str, str] = MARKET_FOLDERS) -> ReIDDataset:
-    """A dataset in three folders with Market-1501's file names. Raises UserError where one is missing or empty."""
+    """Read a dataset in three folders with Market-1501's file names. Raises UserError if one is missing or empty."""
     dataset = ReIDDataset(name)
     for split, folder in folders.items():
         found = match_images(base / folder, MARKET_NAME, MARKET_EXAMPLE)
@@ -55,8 +55,8 @@ def read_layout(name: str, base: Path, folders: Mapping[str, str] = MARKET_FOLDE
 
 
 def drop_below(lowest: int, samples: list[Sample], where: object) -> list[Sample]:
-    """The samples without junk (pid -1) and, if `lowest` is 1, distractors (pid 0); logs how many are left out."""
-    for pid, word in ((JUNK, "junk"), (0, "distractors, which are no identity")):
+    """Drop junk (pid -1) and, if `lowest` is 1, distractors (pid 0); the log says how many are left out."""
+    for pid, word in ((JUNK, "junk"), (0, "distractors, which have no identity")):
         number = sum(s.pid == pid for s in samples) if pid < lowest else 0
         if number:
             log.info("%s: %d images of pid %d left out (%s)", where, number, pid, word)
@@ -64,10 +64,10 @@ def drop_below(lowest: int, samples: list[Sample], where: object) -> list[Sample
 
 
 def match_images(folder: Path, pattern: str, example: str) -> list[tuple[str, re.Match[str]]]:
-    """Path and match of each image whose name begins with `pattern`; warns of other pictures in the folder or below it.
+    """Return path and match of each image whose name begins with `pattern`; warn of others in the folder or below.
 
-    In the order of the names, which decides ties. Raises UserError, which shows `example`, when the folder is missing
-    or has no such image.
+    They are sorted by name, which decides ties in scores. Raises UserError, which shows `example`, when the folder is
+    missing or has no such image.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is missing; unpack the dataset again so that it has this folder")
@@ -77,8 +77,8 @@ def match_images(folder: Path, pattern: str, example: str) -> list[tuple[str, re
         raise UserError(f"{folder} holds no image named like {example}; is it the right folder?")
     if others:
         warnings.warn(
-            f"{folder}: {len(others)} images are left out, as they are not named like {example} or lie in a further "
-            f"folder, such as {others[0]}",
+            f"{folder}: {len(others)} images are left out, as they are not named like {example} or lie in a "
+            f"subfolder, such as {others[0]}",
             stacklevel=2,
         )
     return [(str(folder / name), match) for name, match in found.items() if match and "/" not in name]

@@ -8,9 +8,9 @@ from utils.files import reading
 
 
 def read_list(path: Path, pattern: str, example: str, skip: int = 0) -> list[re.Match[str]]:
-    """The match of each line that is not blank, without surrounding spaces; the first `skip` lines may be anything.
+    """Return the match of each line that is not blank, stripped of spaces; the first `skip` lines may be anything.
 
-    Bytes that are not UTF-8 are replaced: what matters is ASCII, other columns may have any encoding. Raises UserError,
+    Bytes that are not UTF-8 are replaced: the columns in use are ASCII, others may have any encoding. Raises UserError,
     which shows `example`, when the file is missing or empty or a line does not match.
     """
     with reading(path):

@@ -1,4 +1,4 @@
-"""Samples to batches on the device: a training loader that augments, and a test loader that does not."""
+"""Load samples as batches on the device: a training loader that augments, and a test loader that does not."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ Batch = tuple[torch.Tensor, ...]
 
 
 class TrainLoader:
-    """Augmented batches. An epoch's batches follow from (seed, epoch, step) alone, so a run can resume at any step.
+    """Augmented batches. They depend on (seed, epoch, step) only, so a run can resume at any step.
 
     Process `rank` of `world_size` gets its share of every batch, augmented as a single process would augment it.
     """
@@ -44,8 +44,8 @@ class TrainLoader:
         return len(self.sampler)
 
     def epoch(self, epoch: int, device: torch.device, first_step: int = 0) -> Iterator[Batch]:
-        """From step `first_step` on: images (B, 3, H, W) float32, labels (B,) int64 and, with a teacher, its features
-        (B, D) float32, all on `device`."""
+        """Yield, from step `first_step` on, images (B, 3, H, W) float32, labels (B,) int64 and, with a teacher, its
+        features (B, D) float32, all on `device`."""
         batches = self._batches(epoch)[first_step:]
         for step, (indices, images) in enumerate(self.images.batches(batches, device), first_step):
             share = {"first": self.share.start, "total": self.cfg.data.batch_size}
@@ -68,7 +68,7 @@ class TrainLoader:
 
 
 class TestLoader:
-    """Every image of a split once, in order, normalised and nothing else."""
+    """Every image of a split once, in order, normalized but not augmented."""
 
     __test__ = False  # its name makes pytest take it for a test case
 
@@ -91,7 +91,7 @@ class TestLoader:
         return part
 
     def caption(self, index: int, *more: str) -> str:
-        """Identity, and on the next line camera and what else there is, for the words under an image."""
+        """Return the caption of an image: its identity, and on the next line its camera and `more`."""
         sample = self.samples[index]
         who = self.dataset.name_of(sample.pid)
         below = " · ".join(filter(None, [self.dataset.camera_of(sample.camid), *more]))
@@ -120,9 +120,9 @@ class Loaders:
 
 
 def make_loaders(cfg: Config, rank: int = 0, world_size: int = 1) -> Loaders:
-    """All three loaders, and the dataset without the images that cannot be read.
+    """Make all three loaders, and the dataset without the images that cannot be read.
 
-    The training loader has the share of one process of several. Raises UserError when data or batch sizes do not fit.
+    The training loader has the share of process `rank`. Raises UserError when data or batch sizes do not fit.
     """
     dataset = make_dataset(cfg)
     cfg = with_pixel_range(cfg, dataset)
@@ -138,13 +138,13 @@ def make_loaders(cfg: Config, rank: int = 0, world_size: int = 1) -> Loaders:
 
 
 def with_pixel_range(cfg: Config, dataset: ReIDDataset) -> Config:
-    """The settings with the range of values in images of more than 8 bits, as stored or found."""
+    """Return the settings with the value range of images of more than 8 bits, as stored or as found in the images."""
     known = any(cfg.data.pixel_range) or all_published(cfg)
     return cfg if known else load("datasets.depth:with_pixel_range")(cfg, dataset)
 
 
 def make_test_loaders(cfg: Config, dataset: ReIDDataset) -> tuple[ReIDDataset, TestLoader, TestLoader]:
-    """The dataset without the test images that cannot be read, and the loaders of its query and gallery."""
+    """Return the dataset without the test images that cannot be read, and the loaders of its query and gallery."""
     query, gallery = _call_all(
         lambda: TestLoader(cfg, dataset.query, "query", dataset=dataset),
         lambda: TestLoader(cfg, dataset.gallery, "gallery", dataset=dataset),
@@ -154,7 +154,7 @@ def make_test_loaders(cfg: Config, dataset: ReIDDataset) -> tuple[ReIDDataset, T
 
 
 def readable(cfg: Config, samples: list[Sample], name: str) -> tuple[list[Sample], Images]:
-    """The samples whose images can be read, and their images. Raises UserError where there are none."""
+    """Return the samples whose images can be read, and their images. Raises UserError if there are none."""
     images = Images(cfg, [s.path for s in samples], name)
     if images.bad:
         left, total = len(images.bad), len(samples)
@@ -165,7 +165,7 @@ def readable(cfg: Config, samples: list[Sample], name: str) -> tuple[list[Sample
 
 
 def _call_all(*makes: Callable[[], Any]) -> list[Any]:
-    """The result of each call. Raises one UserError with all messages, so that all bad files show at once."""
+    """Return the result of each call. Raises one UserError with all messages, so that all bad files show at once."""
     made, messages = [], []
     for make in makes:
         try:

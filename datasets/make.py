@@ -1,4 +1,4 @@
-"""Dataset by name. To add one, write a file with one function and add a line here."""
+"""Find datasets by name. To add one, write a file with one function and add a line here."""
 
 import os
 from dataclasses import replace
@@ -35,7 +35,7 @@ DATASETS: dict[str, tuple] = {
 
 
 def find_dataset(name: str, cfg: Config) -> ReIDDataset:
-    """The whole dataset of that name, or of that folder or .csv file. Raises UserError when it is not found."""
+    """Return the whole dataset with this name, or of this folder or .csv file. Raises UserError if it is not found."""
     if name in DATASETS:
         spec, *arguments = DATASETS[name]
         if name.startswith("cuhk03_classic"):
@@ -49,8 +49,8 @@ def find_dataset(name: str, cfg: Config) -> ReIDDataset:
 
 
 def make_dataset(cfg: Config) -> ReIDDataset:
-    """Both sides of the settings: what to train on, of one dataset or several, less `holdout_ids`, then cut to
-    `train_ids`; and what to test on, cut to `test_ids`. Raises UserError when it is not found."""
+    """Return the training and test side of the settings: training images of one dataset or several, without
+    `holdout_ids`, then cut to `train_ids`; test images, cut to `test_ids`. Raises UserError if one is not found."""
     train = train_set(cfg)
     test = test_side(cfg, find_dataset(test_name(cfg), cfg) if cfg.data.test_dataset else train)
     check_train(train)
@@ -66,8 +66,8 @@ def make_dataset(cfg: Config) -> ReIDDataset:
 
 
 def train_set(cfg: Config) -> ReIDDataset:
-    """The dataset to train on, or several as one, with its training side as `holdout_ids` and `train_ids` cut it; own
-    pictures that are not tested on are all for training."""
+    """Return the dataset to train on, or several joined, with its training side cut by `holdout_ids` and `train_ids`.
+    Own pictures that are not tested on are all used for training."""
     whole = cfg.replace(test_share=0.0) if trains_on_all(cfg) else cfg
     sets = [find_dataset(name, whole) for name in train_names(cfg)]
     train = sets[0] if len(sets) == 1 else load("datasets.several:join")(sets)
@@ -77,12 +77,12 @@ def train_set(cfg: Config) -> ReIDDataset:
 
 
 def make_test_set(cfg: Config) -> ReIDDataset:
-    """The test side only, cut to `test_ids`: the training set need not exist to test a model elsewhere."""
+    """Return only the test side, cut to `test_ids`: the training set need not exist to test a model elsewhere."""
     return replace(test_side(cfg, find_dataset(test_name(cfg), cfg)), train=[], train_note="")
 
 
 def test_side(cfg: Config, dataset: ReIDDataset) -> ReIDDataset:
-    """The dataset with its test side cut to `test_ids`, and of own pictures without copies of queries."""
+    """Return the dataset with its test side cut to `test_ids`; for own pictures, also without copies of queries."""
     if cfg.data.test_ids:
         dataset = load("datasets.subsets:select_test")(dataset, cfg.data.test_ids)
     dataset = check_test(dataset)
@@ -90,12 +90,12 @@ def test_side(cfg: Config, dataset: ReIDDataset) -> ReIDDataset:
 
 
 def all_published(cfg: Config) -> bool:
-    """Whether no own pictures are trained or tested on."""
+    """Whether all datasets for training and test are published ones, not own pictures."""
     return {test_name(cfg), *train_names(cfg)} <= DATASETS.keys()
 
 
 def train_names(cfg: Config) -> list[str]:
-    """Names of the datasets to train on. Raises UserError where one is empty or comes twice."""
+    """Names of the datasets to train on. Raises UserError if one is empty or repeated."""
     if cfg.data.dataset in DATASETS or Path(cfg.data.dataset).exists():  # a folder may have a + in its name
         return [cfg.data.dataset]
     names = cfg.data.dataset.split("+")
@@ -105,7 +105,7 @@ def train_names(cfg: Config) -> list[str]:
 
 
 def test_name(cfg: Config) -> str:
-    """Name of the dataset to test on. Raises UserError where there are several."""
+    """Name of the dataset to test on. Raises UserError if there are several."""
     name = cfg.data.test_dataset or train_names(cfg)[0]
     if name not in DATASETS and "+" in name and not Path(name).exists():
         raise UserError(f"--test-dataset {name}: a test uses one dataset at a time; give one of them")
@@ -118,10 +118,10 @@ def place(name: str) -> str:
 
 
 def short_name(name: str) -> str:
-    """The dataset in file names."""
+    """Name of the dataset in file names."""
     return name if name in DATASETS else Path(os.path.abspath(name)).name
 
 
 def trains_on_all(cfg: Config) -> bool:
-    """Own pictures are all used for training when the test is another dataset."""
+    """Whether all own pictures are used for training, because the test uses another dataset."""
     return bool(cfg.data.test_dataset) and place(cfg.data.test_dataset) not in map(place, train_names(cfg))

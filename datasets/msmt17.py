@@ -18,8 +18,8 @@ PUBLISHED_TRAINVAL = {**PUBLISHED, "train": (32621, TRAIN_IDS)}
 def msmt17(root: str | Path, merge_val: bool = False) -> ReIDDataset:
     """List MSMT17 V1 or V2 under `root`; warns when the counts are not the published ones.
 
-    merge_val: also train on list_val.txt, 2,373 more images of the same people. Scores of both kinds are published, and
-    so are scores of V2; say which yours are.
+    merge_val: also train on list_val.txt, 2,373 more images of the same people. Scores with and without it are
+    published, and so are scores on V2; state which ones yours are.
     """
     base = find_base("MSMT17", root, NAMES, "list_train.txt")
     train, test = next((pair for pair in FOLDERS if (base / pair[0]).is_dir()), FOLDERS[0])

@@ -1,4 +1,4 @@
-"""Directories of images that are made here: whole, or not there."""
+"""Create directories of images, either complete or not at all."""
 
 import contextlib
 import os
@@ -9,9 +9,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def new_directory(path: str | Path) -> Iterator[Path]:
-    """A hidden directory to fill, which is renamed to `path` at the end: what is there is complete.
+    """Yield a hidden directory to fill, which is renamed to `path` at the end, so that `path` is always complete.
 
-    Raises OSError where it cannot be written, or something is at `path`.
+    Raises OSError if it cannot be written, or if something is at `path`.
     """
     partial = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed program with the same process number

@@ -22,13 +22,13 @@ from utils.files import reading
 from utils.logging import log
 
 SPLITS = ("train", "query", "gallery", "test")
-COLUMNS = ("camid", "split", "track", "time")  # of a CSV, besides path and pid
-VALIDATION = ("val", "valid", "validation")  # the test side where there is no other
+COLUMNS = ("camid", "split", "track", "time")  # optional columns of a CSV
+VALIDATION = ("val", "valid", "validation")  # the test side if there is no other
 INTEGER = re.compile(r"(-?[0-9]{1,18})(\.0+)?")  # 1.0 is how pandas writes 1 in a column with gaps
 CAMERA_FOLDER = re.compile(r"(c|cam|camera)[ _-]?[0-9]+", re.IGNORECASE)
 NO_CAMERAS = (
     "no camera labels, so that every image counts as its own camera: images taken one after another by the same camera "
-    "count as matches, which makes scores higher than a cross-camera test's"
+    "count as matches, which makes scores higher than in a test across cameras"
 )
 
 
@@ -46,14 +46,14 @@ def own(
 ) -> ReIDDataset:
     """List the pictures of a folder or a CSV file.
 
-    A folder holds bounding_box_train, query and bounding_box_test as Market-1501's does; or one folder per identity,
-    with folders of cameras in them or around them (see `read_folders`); or train, and test or query and gallery, each
-    with such folders. A CSV has a header with path and pid, and may have camid, split and track. Otherwise cameras come
-    from `camera_pattern` if every file name matches it; "none": cameras are ignored. Identities and cameras may be any
+    A folder holds bounding_box_train, query and bounding_box_test, as in Market-1501; or one folder per identity, with
+    camera folders inside or around them (see `read_folders`); or train, and test or query and gallery, each with such
+    folders. A CSV has a header with path and pid, and may have camid, split, track and time. If these give no cameras,
+    `camera_pattern` does, if every file name matches it; "none": cameras are ignored. Identities and cameras may be any
     words (see `to_numbers`); the identities 0 and -1 are distractors and junk, as in Market-1501.
 
-    Without a split, about `test_share` of the identities, drawn by `split_seed`, are kept for the test (0: none, 1:
-    all). Query and gallery of a test side come from `split_queries`. Raises UserError that says what is missing.
+    Without a split, about `test_share` of the identities, drawn by `split_seed`, are used for the test (0: none, 1:
+    all). `split_queries` splits a test side into query and gallery. Raises UserError that says what is missing.
     """
     path = Path(path)
     absolute = Path(os.path.abspath(path))  # "." has no name
@@ -102,18 +102,18 @@ def own(
 
 
 def read_folders(path: Path, levels: str = "auto") -> list[Picture]:
-    """The pictures in one folder per identity, or in those below train, query, gallery and test if these exist.
+    """List the pictures in one folder per identity, below train, query, gallery and test if any of these exists.
 
-    levels: what folders in folders are: identity_camera, camera_identity, site_identity (an identity is then called
-    SITE/NAME), or auto, see `_guess_levels`. Raises UserError where there are no such folders, where `auto` cannot
-    decide, or where pictures lie too deep.
+    levels: meaning of nested folders: identity_camera, camera_identity, site_identity (an identity is then called
+    SITE/NAME), or auto, see `_guess_levels`. Raises UserError if there are no such folders, if `auto` cannot decide, or
+    if pictures are nested too deeply.
     """
     given = {f.name.lower(): f for f in sorted(path.iterdir()) if f.is_dir() and f.name[0] != "."}
     splits = _name_splits(given, path)
     others = sorted(given[name].name for name in given.keys() - splits) if splits else []
     if others:
         warnings.warn(
-            f"{path}: {', '.join(others)} next to {', '.join(splits)} is left out; what to test on must be named test",
+            f"{path}: {', '.join(others)} next to {', '.join(splits)} is left out; the test folder must be named test",
             stacklevel=2,
         )
     bases = {given[name]: split for name, split in splits.items()} or {path: ""}
@@ -122,7 +122,7 @@ def read_folders(path: Path, levels: str = "auto") -> list[Picture]:
     if nested and levels == "auto":
         levels = _guess_levels(path, nested)
     if levels in ("camera_identity", "site_identity") and (outside := [f[3] for f in found if not f[2]]):
-        raise UserError(f"{outside[0]} is in no identity's folder, as --folders {levels} expects; move it into one")
+        raise UserError(f"{outside[0]} is not in the folder of an identity, as --folders {levels} expects; move it")
     pictures = []
     for split, outer, inner, image in found:
         identity, camera = (inner, outer) if levels == "camera_identity" else (outer, inner)
@@ -133,7 +133,7 @@ def read_folders(path: Path, levels: str = "auto") -> list[Picture]:
 
 
 def _name_splits(names: Iterable[str], where: Path) -> dict[str, str]:
-    """The split that each name means; names that mean none, and a validation split next to a test, are left out."""
+    """Map names to splits; names that are no split, and a validation split next to a test split, are left out."""
     names = sorted(names)
     splits = {name: name for name in SPLITS if name in names}
     valid = [name for name in VALIDATION if name in names]
@@ -144,8 +144,8 @@ def _name_splits(names: Iterable[str], where: Path) -> dict[str, str]:
 
 
 def _guess_levels(path: Path, nested: set[tuple[str, str]]) -> str:
-    """What the outer and inner folders are. The side that is named like cam1 holds the cameras; else, if inner names
-    return under several outer folders, the side with fewer names. Raises UserError if they do not."""
+    """Guess the meaning of nested folders. The level with names like cam1 is the camera; otherwise, if inner names are
+    repeated under several outer folders, it is the level with fewer names. Raises UserError if they are not."""
     outer, inner = ({pair[side] for pair in nested} for side in (0, 1))
     cameras = [all(map(CAMERA_FOLDER.fullmatch, names)) for names in (outer, inner)]
     returning = sum(number > 1 for number in Counter(name for _, name in nested).values())
@@ -153,7 +153,7 @@ def _guess_levels(path: Path, nested: set[tuple[str, str]]) -> str:
     if cameras == [False, True]:
         return "identity_camera"
     if cameras == [True, False] or (2 * returning >= len(inner) and len(outer) < len(inner)):
-        log.info("%s: outer folders are cameras, inner ones identities (%s); if not so, set --folders", path, example)
+        log.info("%s: outer folders are cameras, inner ones identities (%s); if not, set --folders", path, example)
         return "camera_identity"
     if 2 * returning >= len(inner) or len(nested) < 2 * len(outer) or len(inner) < 3:
         return "identity_camera"
@@ -164,10 +164,10 @@ def _guess_levels(path: Path, nested: set[tuple[str, str]]) -> str:
 
 
 def _list_images(base: Path) -> list[tuple[str, str, str]]:
-    """Outer folder, inner folder ("": none) and path of each picture in the folders of `base`."""
+    """Return outer folder, inner folder ("": none) and path of each picture in the folders of `base`."""
     places = [(name.split("/"), f"{base}/{name}") for name in find_pictures(base)[0]]
     if deep := [image for parts, image in places if len(parts) > 3]:
-        raise UserError(f"{deep[0]} lies too deep; {base} may hold folders of identities and in these of cameras only")
+        raise UserError(f"{deep[0]} lies too deep; {base} may only have identity folders with camera folders in them")
     found = [(parts[0], "".join(parts[1:-1]), image) for parts, image in places if len(parts) > 1]
     if not found:
         raise UserError(
@@ -176,12 +176,12 @@ def _list_images(base: Path) -> list[tuple[str, str, str]]:
             f"{base / '1.jpg'},ALICE,CAM1"
         )
     if stray := [image for parts, image in places if len(parts) == 1]:
-        warnings.warn(f"{len(stray)} images in no identity's folder are left out, such as {stray[0]}", stacklevel=2)
+        warnings.warn(f"{len(stray)} images outside identity folders are left out, such as {stray[0]}", stacklevel=2)
     return found
 
 
 def read_csv(path: Path, needed: tuple[str, ...] = ("path", "pid")) -> list[Picture]:
-    """The pictures that a CSV lists, each once. needed: columns. Raises UserError that names the line."""
+    """List the pictures of a CSV file, each once. needed: required columns. Raises UserError that names the line."""
     with reading(path, "give a folder, or a CSV saved as UTF-8"):
         text = path.read_text(encoding="utf-8-sig")
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
@@ -197,7 +197,7 @@ def read_csv(path: Path, needed: tuple[str, ...] = ("path", "pid")) -> list[Pict
     found: dict[str, tuple[int, Picture]] = {}  # by absolute path, with the line
     for line, cells in rows:
         if len(cells) != len(header):
-            raise UserError(f"{path}, line {line}: its columns are not the header's; put paths with commas in quotes")
+            raise UserError(f"{path}, line {line}: its columns do not fit the header; put paths with commas in quotes")
         row = dict.fromkeys(COLUMNS, "") | {"pid": ""} | dict(zip(header, cells, strict=True))
         if not all(row[column] for column in needed):
             raise UserError(f"{path}, line {line}: {' or '.join(needed)} is empty")
@@ -218,7 +218,7 @@ def read_csv(path: Path, needed: tuple[str, ...] = ("path", "pid")) -> list[Pict
     splits = {"": ""} | _name_splits({picture.split for _, picture in found.values()}, path)
     if rest := [picture for _, picture in found.values() if picture.split not in splits]:
         warnings.warn(
-            f"{len(rest)} images of the split {rest[0].split} are left out, such as {rest[0].path}; what to test on "
+            f"{len(rest)} images of the split {rest[0].split} are left out, such as {rest[0].path}; the test split "
             "must be named test",
             stacklevel=2,
         )
@@ -229,8 +229,8 @@ def read_csv(path: Path, needed: tuple[str, ...] = ("path", "pid")) -> list[Pict
 
 
 def to_numbers(words: Iterable[str]) -> dict[str, int]:
-    """A number for each word. If all words are whole numbers from 1 up, they keep them; otherwise all words are
-    numbered from 1 in order, in which numbers come first and by value. 007 is 7 in both cases."""
+    """Map each word to a number. If all words are whole numbers from 1 up, these are kept; otherwise all words are
+    numbered from 1 in sorted order, numbers first and by value. 007 is 7 in both cases."""
     keys = {word: _key(word) for word in words}
     if all(isinstance(key, int) and 0 < key < PID_OFFSET for key in keys.values()):
         return keys
@@ -240,13 +240,13 @@ def to_numbers(words: Iterable[str]) -> dict[str, int]:
 
 
 def _key(word: str) -> int | str:
-    """A whole number as such, which other spellings share: 007 and 7.0 are 7."""
+    """Turn a whole number into an int, in any spelling: 007 and 7.0 are 7. Other words are returned unchanged."""
     match = INTEGER.fullmatch(word)
     return int(match[1]) if match else word
 
 
 def _cameras(pictures: list[Picture], pattern: str) -> tuple[Iterable[int], dict[int, str] | None]:
-    """The camera of each picture, and the names of those that have one; None: unknown, each picture has its own."""
+    """Return each picture's camera, and camera names that are no numbers; None: unknown, each picture has its own."""
     unknown = range(1, len(pictures) + 1), None
     if pattern == "none":
         return unknown
@@ -255,7 +255,7 @@ def _cameras(pictures: list[Picture], pattern: str) -> tuple[Iterable[int], dict
     except re.error:
         grouped = False
     if not grouped:
-        raise UserError(rf"--camera-pattern {pattern!r} is no regular expression with a group, as in _c(\d+)")
+        raise UserError(rf"--camera-pattern {pattern!r} is not a regular expression with a group, as in _c(\d+)")
     words = [p.camera for p in pictures]
     if any(words) and not all(words):
         without, given = (next(p.path for p in pictures if bool(p.camera) == has) for has in (False, True))
@@ -265,7 +265,7 @@ def _cameras(pictures: list[Picture], pattern: str) -> tuple[Iterable[int], dict
         words = [(match[1] or "") if match else "" for match in matches]
         if any(words) and not all(words):
             without = pictures[words.index("")].path
-            warnings.warn(f"{without} has no camera by --camera-pattern, so no name's is used", stacklevel=2)
+            warnings.warn(f"{without} has no camera by --camera-pattern, so no file name's is used", stacklevel=2)
     if not all(words):
         return unknown
     number = to_numbers(words)
@@ -276,10 +276,10 @@ def _cameras(pictures: list[Picture], pattern: str) -> tuple[Iterable[int], dict
 
 
 def draw_identities(people: Mapping[str, int], share: float, seed: int, where: str) -> set[int]:
-    """About a `share` of the pids of `people`, by their names: at least one, and all but two, unless it is 0 or 1.
+    """Draw about a `share` of the pids of `people`: at least one, and at most all but two, unless it is 0 or 1.
 
-    Each is drawn by its own name and the seed alone, so that no one changes sides when others are added or removed:
-    those who were trained on stay out of the test. Raises UserError where there are fewer than three.
+    Each draw depends only on the identity's name and the seed, so that no one changes sides when others are added or
+    removed: identities that were trained on stay out of the test. Raises UserError for fewer than three identities.
     """
     values = {pid: _uniform(name, seed) for name, pid in people.items()}
     if share in (0, 1):
@@ -287,7 +287,7 @@ def draw_identities(people: Mapping[str, int], share: float, seed: int, where: s
     if len(values) < 3:
         raise UserError(
             f"{where} has {len(values)} identities, and a split needs three or more, two to train on and one to test; "
-            "add some, or use all to train with --test-share 0, or to test with --test-share 1"
+            "add some, or use all for training with --test-share 0, or for testing with --test-share 1"
         )
     order = sorted(values, key=lambda pid: (values[pid], pid))
     count = sum(value < share for value in values.values())
@@ -295,26 +295,26 @@ def draw_identities(people: Mapping[str, int], share: float, seed: int, where: s
 
 
 def _uniform(name: str, seed: int) -> float:
-    """A number in [0, 1) that follows from the name, in which 007 is 7, and the seed."""
+    """Return a number in [0, 1) that depends on the name (007 is 7) and the seed only."""
     digest = hashlib.sha256(f"{seed}\0{_key(name)}".encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _test_side(sides: dict[str, list[Sample]], where: str) -> tuple[list[Sample], list[Sample]]:
-    """Query and gallery as they were given, or chosen from the test side. Both may be empty."""
+    """Return query and gallery as given, or chosen from the test side. Both may be empty."""
     query, gallery = sides["query"], sides["gallery"]
     if sides["test"] and (query or gallery):
         raise UserError(f"{where} has test next to query or gallery; give either test, or query and gallery")
     if bool(query) != bool(gallery):
         missing, given = ("gallery", "query") if query else ("query", "gallery")
-        raise UserError(f"{where} has {given} but no {missing}; add it, or name both of them test to have them chosen")
+        raise UserError(f"{where} has {given} but no {missing}; add it, or put all in test to have both chosen")
     fix = f"add images; {ONE_CAMERA}; or leave out the test (--test-share 0, if the split is drawn here)"
     return split_queries(sides["test"], where, fix) if sides["test"] else (query, gallery)
 
 
 def refuse_another_split(cfg: Config, trained: Config, dataset: ReIDDataset) -> None:
-    """Raises UserError where `dataset`, the test set of `cfg`, is one that a model was `trained` on with another split:
-    people that it was trained on would be in the test."""
+    """Raises UserError if `dataset`, the test set of `cfg`, was used for training with another split, by the settings
+    `trained`: the test would include people that the model was trained on."""
     name = test_name(cfg)
     if not dataset.drawn or place(name) not in map(place, train_names(trained)):
         return
@@ -324,5 +324,5 @@ def refuse_another_split(cfg: Config, trained: Config, dataset: ReIDDataset) -> 
     if (cfg.data.test_share, cfg.data.split_seed) != before:
         raise UserError(
             f"the model was trained on {name} with --test-share {before[0]} --split-seed {before[1]}; another split "
-            "would test on people of its training, so leave these settings as they were"
+            "would test on people that it was trained on, so leave these settings as they were"
         )

@@ -1,4 +1,4 @@
-"""The default preset of own pictures: what the machine can do in an evening, in the shape of the pictures."""
+"""Default settings for own pictures: a training that the machine can do in an evening, in the shape of the pictures."""
 
 import math
 import warnings
@@ -44,4 +44,4 @@ def choose_settings(typed: Mapping[str, Any]) -> dict[str, Any]:
         chosen |= SMALL | {"epochs": epochs, "warmup_epochs": epochs / 10}
         recipe = "no GPU: a small backbone, small images and few epochs"
     about = f"{len(train)} pictures of {people} identities, height:width {ratio:.2f}"
-    return chosen | {"preset_note": f"chosen for {about}; {recipe}; typed settings and presets go first"}
+    return chosen | {"preset_note": f"chosen for {about}; {recipe}; typed settings and presets take precedence"}

@@ -9,7 +9,7 @@ from datasets.layouts import check_counts, find_base, match_images
 NAMES = ("Partial_iLIDS", "PartialiLIDS", "Partial-iLIDS", "partial_ilids/Partial_iLIDS", "partial_ilids",
          "PartialILIDS", ".")  # fmt: skip
 FOLDERS = (("Probe", "Gallery"), ("query", "gallery"), ("partial_body_images", "whole_body_images"))
-NUMBER = r"\d+"  # 1.jpg; names in fast-reid's copy go on with _ and more
+NUMBER = r"\d+"  # 1.jpg; names in fast-reid's copy continue with _ and more
 PUBLISHED = {"query": (119, 119), "gallery": (119, 119)}
 
 
@@ -19,9 +19,9 @@ def partial_ilids(root: str | Path) -> ReIDDataset:
     folders = next((pair for pair in FOLDERS if any((p / pair[0]).is_dir() for p in places)), FOLDERS[0])
     base = find_base("Partial-iLIDS", root, NAMES, folders[0])
     found = [match_images(base / folder, NUMBER, "1.jpg") for folder in folders]
-    # The authors number from 1. In a copy that numbers from 0 one person would be a distractor: all go up by one.
+    # The authors number from 1. In a copy that numbers from 0, one person would be a distractor, so 1 is added to all.
     first = 1 if any(int(match[0]) == 0 for rows in found for _, match in rows) else 0
-    # The folder is the camera: the two images of a person never count as taken by one, whatever their names say.
+    # The folder is the camera: the two images of a person never have the same camera, whatever their names say.
     query, gallery = (
         [Sample(path, int(match[0]) + first, camid) for path, match in rows] for camid, rows in enumerate(found, 1)
     )

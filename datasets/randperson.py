@@ -18,6 +18,6 @@ def randperson(root: str | Path) -> ReIDDataset:
     train = []
     for path, match in match_images(base, NAME, "000000_s00_c00_f000264.jpg"):
         pid, scene, camera = map(int, match.groups())
-        # People start at 0, which would be a distractor. Cameras start at 0 in each of the 11 scenes, up to 3.
+        # People are numbered from 0, which would be a distractor. Cameras are numbered 0 to 3 in each of the 11 scenes.
         train.append(Sample(path, pid + 1, 10 * scene + camera + 1))
     return check_counts(f"RandPerson at {base}", ReIDDataset("randperson", train=train), PUBLISHED)

@@ -1,4 +1,4 @@
-"""Which images make a batch. Every epoch's batches follow from (seed, epoch) alone."""
+"""Choose the images of each batch. The batches of an epoch depend on (seed, epoch) only."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,10 +16,10 @@ class PKSampler:
     """P identities × K images per batch (Hermans et al., In Defense of the Triplet Loss, 2017).
 
     An epoch cuts the shuffled images of each identity into n // K groups of K, so that identities are seen in
-    proportion to their images; one with fewer than K images gives one group, in which some come twice. If that would
-    show less than half of the images, identities return. A batch is P groups of P different identities.
+    proportion to their images; an identity with fewer than K images gives one group with repeats. If an epoch would
+    show less than half of the images, small identities give more groups. A batch is P groups of different identities.
 
-    pids: identity or label of each image, (N,). batch_size: P × K. camids: camera of each image, (N,); with these, a
+    pids: identity or label of each image, (N,). batch_size: P × K. camids: camera of each image, (N,); if given, a
     group's images come from as many cameras as its identity allows. Raises UserError for too few identities.
     """
 
@@ -47,15 +47,15 @@ class PKSampler:
             least = next(n for n in most if np.minimum(np.maximum(self.groups, n), self.batches).sum() >= needed)
             self.groups = np.maximum(self.groups, least)
             _warn_shown(
-                f"identities with few images return in {least} groups of {self.k} per epoch, which would else show",
+                f"identities with few images have {least} groups of {self.k} per epoch, which would otherwise show",
                 shown, len(pids), "a smaller --batch-size needs fewer such repeats",
             )  # fmt: skip
         if 2 * (shown := self.batches * batch_size) < len(pids):
             _warn_shown("an epoch shows", shown, len(pids), "a smaller --batch-size or --images-per-id shows more")
 
     def _count_batches(self, p: int) -> int:
-        """Batches of P identities that use every group at most once. An identity fits once into a batch, so B batches
-        can use at most min(groups, B) groups of it."""
+        """Count the batches of P identities that use every group at most once. A batch has an identity at most once, so
+        B batches can use at most min(groups, B) groups of it."""
         batches = int(self.groups.sum()) // p
         while np.minimum(self.groups, batches).sum() < p * batches:
             batches -= 1
@@ -75,14 +75,14 @@ class PKSampler:
             yield np.concatenate([groups[i][left[i]] for i in chosen])
 
     def _groups(self, images: np.ndarray, needed: int, rng: np.random.Generator) -> np.ndarray:
-        """The images of one identity, shuffled, as groups (needed, K); shuffled again when they are used up."""
+        """Shuffle the images of one identity into groups (needed, K); shuffle again when they are used up."""
         groups = self._groups_once(images, rng)
         while len(groups) < needed:
             groups = np.concatenate([groups, self._groups_once(images, rng)])
         return groups[:needed]
 
     def _groups_once(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The same as (n, K), in which no image comes twice if there are K."""
+        """Shuffle them once into groups (n, K), without repeated images if there are at least K."""
         if len(images) < self.k:
             again = rng.choice(images, self.k - len(images))
             return np.concatenate([rng.permutation(images), again])[None]
@@ -96,8 +96,8 @@ class PKSampler:
         return rng.permutation(chosen.reshape(self.k, number).T)
 
     def _choose(self, left: np.ndarray, batches_left: int, rng: np.random.Generator) -> np.ndarray:
-        """P identities that still have groups, those with many more likely. One with as many groups as there are
-        batches left must come now: that alone keeps the rest of the epoch solvable."""
+        """Draw P identities that still have groups, weighted by their number. An identity with as many groups as there
+        are batches left must be drawn now: that alone keeps the rest of the epoch solvable."""
         # The P largest of u^(1/w) are a weighted draw without replacement (Efraimidis & Spirakis 2006).
         with np.errstate(divide="ignore"):
             keys = np.log(rng.random(len(left))) / left  # negative; -inf for an identity without groups
@@ -111,7 +111,7 @@ def _warn_shown(what: str, shown: int, images: int, fix: str) -> None:
 
 
 def make_sampler(cfg: Config, samples: Sequence[Sample]) -> Any:
-    """The sampler of the settings: `len()` batches per epoch, and `epoch(number)` gives their indices."""
+    """Make the sampler of the settings: `len()` is the batches per epoch, and `epoch(number)` yields their indices."""
     pids, size, seed = [s.pid for s in samples], cfg.data.batch_size, cfg.run.seed
     if cfg.data.sampler in ("shuffle", "weighted"):
         return load(f"datasets.shuffle:{cfg.data.sampler.title()}Sampler")(pids, size, seed)

@@ -8,7 +8,7 @@ from utils.errors import UserError
 
 
 def join(datasets: Sequence[ReIDDataset]) -> ReIDDataset:
-    """One training set from several, with separate identities and cameras; the test side is that of the first."""
+    """Join several training sets, with separate identities and cameras; the test side is that of the first."""
     train, names = [], {}
     for number, dataset in enumerate(datasets):
         offset = number * PID_OFFSET

@@ -1,4 +1,4 @@
-"""Samplers that do not pick by identity: all images in random order, or equally many images of every identity."""
+"""Samplers without P × K batches: all images in random order, or equally many images of every identity."""
 
 from collections.abc import Iterator, Sequence
 
@@ -31,9 +31,9 @@ class ShuffleSampler:
 
 
 class WeightedSampler(ShuffleSampler):
-    """Random images, equally many of every identity: round after round, each identity gives one.
+    """Random images, equally many of every identity: in each round, each identity gives one image.
 
-    An epoch is as long as that of ShuffleSampler; images of small identities come several times in it.
+    An epoch is as long as that of ShuffleSampler; images of small identities are repeated in it.
     """
 
     def __init__(self, pids: Sequence[int], batch_size: int, seed: int = 0):

@@ -1,4 +1,4 @@
-"""Some of the identities of a dataset: cuts of its sides, and a test split from training identities."""
+"""Subsets of the identities of a dataset: cut its training or test side, and split images into query and gallery."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
@@ -12,18 +12,18 @@ from utils.errors import UserError
 
 
 def keep_ids(samples: list[Sample], pids: Collection[int]) -> list[Sample]:
-    """The images of these identities."""
+    """Return the images of these identities."""
     pids = set(pids)
     return [s for s in samples if s.pid in pids]
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """`count` of the items at even distances; all, if there are no more."""
+    """Return `count` evenly spaced items, or all if there are no more."""
     return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]
 
 
 def select_train(dataset: ReIDDataset, holdout_ids: int, train_ids: int) -> ReIDDataset:
-    """Move the last `holdout_ids` training identities to `heldout`, and keep the first `train_ids` (0: all) others."""
+    """Move the last `holdout_ids` training identities to `heldout`, and keep the first `train_ids` others (0: all)."""
     pids, note = identities(dataset.train), dataset.train_note
     rest = pids[: max(len(pids) - holdout_ids, 0)]
     if holdout_ids:
@@ -46,17 +46,17 @@ def select_test(dataset: ReIDDataset, test_ids: int) -> ReIDDataset:
 
 
 def last_identities(samples: list[Sample], count: int) -> list[Sample]:
-    """The images of the `count` identities that `label_map` puts last; of all if there are no more."""
+    """Return the images of the `count` identities with the last labels in `label_map`; of all if there are no more."""
     pids = identities(samples)
     return keep_ids(samples, pids[max(len(pids) - count, 0) :])
 
 
 def split_queries(samples: list[Sample], where: str, fix: str) -> tuple[list[Sample], list[Sample]]:
-    """Images to query and gallery as in Market-1501: one query per identity and camera, the rest gallery.
+    """Split images into query and gallery as in Market-1501: one query per identity and camera, the rest is gallery.
 
     The query is the first image by path. A camera's only image of an identity stays in the gallery, for the queries of
-    the other cameras, so that every query has a match; where there are only such images, as when each is its own
-    camera, the first image of each identity is its query. Distractors and identities that one camera has seen are
+    the other cameras, so that every query has a match. If there are only such images, for example if each is its own
+    camera, the first image of each identity is its query. Distractors and identities seen by only one camera are
     gallery. Raises UserError if there is no query.
     """
     groups: dict[tuple[int, int], list[Sample]] = defaultdict(list)

@@ -9,13 +9,13 @@ from datasets.base import Sample, fingerprint
 from utils.errors import UserError
 from utils.files import reading
 
-FIX = "write it with tools/extract_features.py --split train and the settings of this run's data"
+FIX = "write it with tools/extract_features.py --split train and the data settings of this run"
 
 
 def read_teacher(path: str | Path, samples: list[Sample], kept: np.ndarray) -> tuple[np.ndarray, str]:
-    """Features (N, D) float32 of the images with the indices `kept` (N,) among `samples`, and the teacher's name.
+    """Read features (N, D) float32 of the images with the indices `kept` (N,) in `samples`, and the teacher's name.
 
-    The file has one row for each of `samples`, also for those that cannot be read. A .json file next to it may name the
+    The file has one row for each of `samples`, also for unreadable ones. A .json file next to it may name the
     teacher ("model") and hold the `fingerprint` of its images. Raises UserError for a file of other images.
     """
     with reading(path, FIX):

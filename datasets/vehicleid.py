@@ -20,8 +20,8 @@ def vehicleid(root: str | Path, size: int) -> ReIDDataset:
 
     Its protocol draws a new gallery for each trial. Where a fixed one is needed, a vehicle's first image by name is
     gallery and the others are queries. There are no camera labels: each image counts as its own camera. Pids are the
-    lists' numbers, or one higher if a list has a vehicle 0. Images are not looked for. Warns when the counts are not
-    the published ones.
+    lists' numbers, or one higher if a list has a vehicle 0. The images are not checked to exist. Warns when the counts
+    are not the published ones.
     """
     base = find_base("VehicleID", root, NAMES, f"train_test_split/test_list_{size}.txt")
     images = base / "image"

@@ -14,6 +14,6 @@ PUBLISHED = {"train": (37778, 576), "query": (1678, 200), "gallery": (11579, 200
 
 
 def veri776(root: str | Path) -> ReIDDataset:
-    """List VeRi-776 under `root`, by its file names; warns when the counts are not the published ones."""
+    """List VeRi-776 under `root` from its file names; warns when the counts are not the published ones."""
     base = find_base("VeRi-776", root, NAMES, "image_train")
     return check_counts(f"VeRi-776 at {base}", read_layout("veri776", base, FOLDERS), PUBLISHED)

@@ -11,7 +11,7 @@ from utils.errors import UserError
 NAMES = ("VERI-Wild", "VeRI-Wild", "VeRi-Wild", "VERI-WILD", "veri-wild", "veriwild", ".")
 SIZES = {3000: "small", 5000: "medium", 10000: "large"}
 INFO = r"([^;]+?)(?:\.jpg)?;\s*(\d+)\s*(?:;.*)?"  # image; camera; time; model; type; color
-LINE = r"((?!0+/)(\d+)/[^/\s]+?)(?:\.jpg)?(?:\s.*)?"  # vehicle/image; newer lists go on with a label and the camera
+LINE = r"((?!0+/)(\d+)/[^/\s]+?)(?:\.jpg)?(?:\s.*)?"  # vehicle/image; newer lists continue with label and camera
 TRAIN = (277797, 30671)
 GALLERY = {3000: 38861, 5000: 64389, 10000: 128517}  # images; the authors' counts of test images minus the queries
 
@@ -20,7 +20,7 @@ def veriwild(root: str | Path, size: int) -> ReIDDataset:
     """List VERI-Wild under `root` with the test set of `size` vehicles (3000, 5000 or 10000), one query each.
 
     The pid is the name of a vehicle's folder, not the label in the newer lists, and the camera comes from
-    vehicle_info.txt. The 416,314 images are not looked for. Warns when the counts are not the published ones.
+    vehicle_info.txt. The 416,314 images are not checked to exist. Warns when the counts are not the published ones.
     """
     base = find_base("VERI-Wild", root, NAMES, "train_test_split/vehicle_info.txt")
     lists, images = base / "train_test_split", base / "images"

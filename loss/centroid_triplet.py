@@ -11,9 +11,9 @@ from utils.precision import at_least_float32
 def centroid_triplet(features: torch.Tensor, labels: torch.Tensor, margin: float | None = 0.3) -> torch.Tensor:
     """Mean over anchors of max(0, margin + d(anchor, own centroid) - d(anchor, nearest other identity's centroid)).
 
-    The own centroid is the mean of the other images of the anchor's identity, the others' are the means of all of
-    theirs; the gradient flows through both. features (B, D), labels (B,); distances are euclidean, in float32, as in
-    the authors' code. margin: None for the soft margin.
+    The own centroid is the mean of the other images of the anchor's identity; the centroid of another identity is the
+    mean of all its images. The gradient flows through both. features (B, D), labels (B,); distances are euclidean, in
+    float32, as in the authors' code. margin: None for the soft margin.
     Anchors without a positive or a negative are left out. Raises ValueError when no anchor has both.
     """
     positive, negative = pair_masks(labels)

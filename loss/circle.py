@@ -14,7 +14,7 @@ def circle_loss(
 
     s_p and s_n are the cosines (float32) to all positives and negatives of the anchor, a_p = max(0, 1 + m - s_p) and
     a_n = max(0, s_n + m) their weights, through which no gradient flows; m is the margin. features (B, D), labels
-    (B,). Each image is an anchor, as in fast-reid; the paper's form for class labels is a head.
+    (B,). Each image is an anchor, as in fast-reid. The paper's form for class labels is the head `CircleHead`.
     Anchors without a positive or a negative are left out. Raises ValueError when no anchor has both.
     """
     positive, negative = pair_masks(labels)

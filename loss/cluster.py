@@ -10,8 +10,8 @@ from utils.precision import at_least_float32
 def cluster_loss(features: torch.Tensor, labels: torch.Tensor, margin: float = 10.0) -> torch.Tensor:
     """Mean over identities of max(0, margin + radius - distance to the nearest other identity).
 
-    An identity is at the mean of its images in the batch; its radius is the distance of the farthest of them.
-    features (B, D), labels (B,); distances are euclidean, in float32. The default margin is that of reid_baseline with
+    The center of an identity is the mean of its images in the batch; its radius is the distance to the farthest image.
+    features (B, D), labels (B,); distances are euclidean, in float32. The default margin comes from reid_baseline with
     SyncBN. Raises ValueError when there is only one identity (with labels on a GPU the loss is then 0).
     """
     positive, negative = pair_masks(labels)

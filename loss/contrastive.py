@@ -7,10 +7,10 @@ from loss.pairs import pair_masks
 
 
 def contrastive_loss(features: torch.Tensor, labels: torch.Tensor, margin: float = 1.0) -> torch.Tensor:
-    """Mean over all pairs of the batch of d²/2 for one identity, and of max(0, margin - d)²/2 for two.
+    """Mean over all pairs of the batch: d²/2 for the same identity, max(0, margin - d)²/2 for different identities.
 
-    features (B, D), labels (B,); d is the euclidean distance, in float32, of the features as they are (not
-    normalised), and the margin is in its unit. Raises ValueError when there is no pair: fewer than two images.
+    features (B, D), labels (B,); d is the euclidean distance of the features as given (not normalized), in float32, and
+    the margin is in the same unit. Raises ValueError when there is no pair: fewer than two images.
     """
     images = len(labels)
     if images < 2:
@@ -18,4 +18,4 @@ def contrastive_loss(features: torch.Tensor, labels: torch.Tensor, margin: float
     _, negative = pair_masks(labels)
     distances = euclidean_distances(features, features)
     halves = torch.where(negative, torch.relu(margin - distances), distances).square() / 2
-    return halves.sum() / (images * (images - 1))  # each pair is there twice; an image and itself add nothing
+    return halves.sum() / (images * (images - 1))  # each pair occurs twice; an image paired with itself adds 0

@@ -1,4 +1,4 @@
-"""CosFace on pairs: its additive cosine margin (Wang et al., CVPR 2018) between images, as fast-reid has it."""
+"""CosFace on pairs: the additive cosine margin (Wang et al., CVPR 2018) between images, as in fast-reid."""
 
 import torch
 from torch.nn.functional import softplus
@@ -12,8 +12,8 @@ def cosface_loss(
 ) -> torch.Tensor:
     """Mean over anchors of log(1 + sum_n exp(gamma·(s_n + m))·sum_p exp(-gamma·s_p)).
 
-    s_p and s_n are the cosines (float32) to all positives and negatives of the anchor, m is the margin: circle_loss
-    with all weights 1, `pairwise_cosface` in fast-reid. features (B, D), labels (B,).
+    s_p and s_n are the cosines (float32) to all positives and negatives of the anchor, m is the margin. It is
+    circle_loss with all weights 1; fast-reid calls it `pairwise_cosface`. features (B, D), labels (B,).
     Anchors without a positive or a negative are left out. Raises ValueError when no anchor has both.
     """
     positive, negative = pair_masks(labels)

@@ -17,10 +17,10 @@ AddMargin = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Criterion(nn.Module):
-    """Logits and features of a model, one entry per branch, to the total loss and its unweighted parts.
+    """Compute the total loss and its unweighted parts from a model's logits and features, one entry per branch.
 
-    Label smoothing is epsilon/C on every class (Szegedy et al. 2016), as `cross_entropy` has it. `add_margins` are
-    those of the model's heads, in the order of the logits. `teacher_dim` is the width of a teacher's features.
+    Label smoothing is epsilon/C on every class (Szegedy et al. 2016), as in `cross_entropy`. add_margins: the method
+    `add_margin` of each head of the model, in the order of the logits. teacher_dim: width of a teacher's features.
     """
 
     def __init__(
@@ -59,25 +59,25 @@ class Criterion(nn.Module):
 
     @property
     def learned(self) -> list[nn.Parameter]:
-        """The weights of the losses that the optimizer moves, unlike the centers."""
+        """The weights of the losses that the optimizer updates; the centers are not among them."""
         return list(self.teacher.parameters()) if self.teacher else []
 
     def move_centers(
         self, features: Sequence[torch.Tensor], labels: torch.Tensor, moved: torch.Tensor | None = None
     ) -> None:
-        """Move the centers of the center loss, if any, by SGD on the unweighted loss: its weight is for the features.
+        """Update the centers of the center loss, if any, by SGD on the loss without its weight, which is for features.
 
-        features: one (B, D) per branch of all batches of an optimizer step and of all processes, concatenated; labels
-        (B,). moved: scalar on the device, 0 where the step was skipped because of NaN or inf.
+        features: one (B, D) per branch, concatenated over all batches of an optimizer step and all processes; labels
+        (B,). moved: scalar on the device, 0 if the step was skipped because of NaN or inf.
         """
         for loss, x in zip(self.centers, features, strict=False):
             loss.move(x, labels, self.cfg.loss.center_lr / len(self.centers), moved)
 
 
 def metric_losses(cfg: Config) -> dict[str, tuple[float, Callable[..., torch.Tensor]]]:
-    """Name to weight and function of (features, labels), of the metric losses with a weight above 0.
+    """Return weight and function of (features, labels), by name, of each metric loss with a weight above 0.
 
-    A new one is one file, one line here, and its weight in the Config.
+    To add a loss, write one file, and add one line here and its weight in the Config.
     """
     c = cfg.loss
     hard = {"margin": None if c.soft_margin else c.triplet_margin}

@@ -9,7 +9,7 @@ from utils.precision import at_least_float32
 def focal_loss(
     logits: torch.Tensor, labels: torch.Tensor, gamma: float = 2.0, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Mean over images of -sum_c q_c·(1 - p_c)^gamma·log p_c: classes that are already sure count less.
+    """Mean over images of -sum_c q_c·(1 - p_c)^gamma·log p_c: confident predictions count less.
 
     logits (B, C), labels (B,) in 0..C-1. p is the softmax, in float32; q is 1 - epsilon at the label plus epsilon/C
     everywhere, with label_smoothing as epsilon. gamma 0 is `cross_entropy(label_smoothing=epsilon)`. The constant

@@ -1,5 +1,5 @@
-"""Distances and similarities of all pairs of a batch, and means and sums over masks, for losses other than the hard
-triplet's. Matrix products are in float64, which neither autocast nor TF32 affects."""
+"""Distances and similarities of all pairs of a batch, and means and sums over masks, for all losses except the hard
+triplet loss. Matrix products are in float64, which neither autocast nor TF32 affects."""
 
 import torch
 
@@ -8,14 +8,14 @@ from utils.precision import at_least_float32
 
 
 def euclidean_distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Euclidean distances (A, B) of all rows of (A, D) and (B, D), at least 1e-6; float32, or float64 of float64."""
+    """Euclidean distances (A, B) of all rows of (A, D) and (B, D), at least 1e-6; float32 (float64 for float64)."""
     rows, columns = a.double(), b.double()
     squares = rows.square().sum(1)[:, None] + columns.square().sum(1) - 2 * rows @ columns.T
     return squares.clamp(min=1e-12).sqrt().to(at_least_float32(a).dtype)
 
 
 def cosine_similarities(features: torch.Tensor) -> torch.Tensor:
-    """Cosines (B, B) of all pairs of rows (B, D); float32, or float64 of float64.
+    """Cosines (B, B) of all pairs of rows (B, D); float32 (float64 for float64).
 
     A row of zeros, or shorter than 1e-6, has no direction: its cosines and its gradient are 0.
     """

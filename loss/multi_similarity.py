@@ -17,9 +17,9 @@ def multi_similarity_loss(
 ) -> torch.Tensor:
     """Mean over anchors of log(1 + sum_p exp(-alpha·(s_p - base)))/alpha + log(1 + sum_n exp(beta·(s_n - base)))/beta.
 
-    s_p and s_n are the anchor's cosines (float32) to positives and negatives, of which only those are summed that are
-    hard: a positive below the nearest negative's cosine + epsilon, a negative above the farthest positive's - epsilon.
-    An epsilon above 2 keeps all pairs. features (B, D), labels (B,); base is the paper's lambda.
+    s_p and s_n are the anchor's cosines (float32) to positives and negatives. Only hard pairs are summed: positives
+    below the nearest negative's cosine + epsilon, and negatives above the farthest positive's cosine - epsilon. An
+    epsilon above 2 keeps all pairs. features (B, D), labels (B,); base is the paper's lambda.
     An anchor without hard pairs counts as 0; anchors without a positive or a negative are left out. Raises ValueError
     when no anchor has both.
     """

@@ -1,15 +1,15 @@
 """Pairs of images of a batch, their distances, and means over anchors.
 
-Nothing here waits for a GPU: what is left out is masked, not selected with a boolean index.
+Nothing here waits for a GPU: unused values are masked, not removed with a boolean index.
 """
 
 import torch
 
-MASKED = -1e9  # for -inf in a softmax or logsumexp, where a row of nothing but -inf would give NaN
+MASKED = -1e9  # replaces -inf in a softmax or logsumexp, where a row of only -inf would give NaN
 
 
 def pair_masks(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels (B,) to two masks (B, B): pairs of two images of one identity, and pairs of two identities."""
+    """Return two masks (B, B) for labels (B,): pairs of two images of one identity, and pairs of two identities."""
     same = labels[:, None] == labels[None, :]
     return same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same
 
@@ -25,9 +25,9 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def anchor_mean(values: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor, loss: str) -> torch.Tensor:
-    """Mean of the anchors' losses (B,) over those that have a positive and a negative in the batch.
+    """Mean of the losses (B,) of those anchors that have a positive and a negative in the batch.
 
-    Raises ValueError when none has, but only on a CPU; on a GPU the mean is 0.
+    Raises ValueError when no anchor has both, but only on a CPU; on a GPU the mean is then 0.
     """
     usable = positive.any(1) & negative.any(1)
     check_any(usable, f"the {loss} loss needs a batch with two images of one identity and one image of another")
@@ -35,6 +35,6 @@ def anchor_mean(values: torch.Tensor, positive: torch.Tensor, negative: torch.Te
 
 
 def check_any(usable: torch.Tensor, message: str) -> None:
-    """Raises ValueError when the mask selects nothing; only on a CPU, as looking would stall a GPU in every step."""
+    """Raises ValueError when the mask selects nothing; only on a CPU, as the check would stall a GPU in every step."""
     if usable.device.type == "cpu" and not usable.any():
         raise ValueError(message)

@@ -16,10 +16,10 @@ def range_loss(
 ) -> torch.Tensor:
     """intra·(sum over identities of their range) + inter·max(0, margin - distance of the two nearest identities).
 
-    An identity's range is the harmonic mean of the k largest distances between its images, or of all where there are
-    fewer; an identity of one image has none. The distance of two identities is that of their means in the batch.
-    features (B, D), labels (B,); distances are euclidean, in float32, and not squared. Defaults and distances are those
-    of reid_baseline with SyncBN. Raises ValueError for fewer than two images.
+    An identity's range is the harmonic mean of the k largest distances between its images, or of all if there are
+    fewer; an identity with one image has no range. The distance of two identities is that of their means in the batch.
+    features (B, D), labels (B,); distances are euclidean, in float32, and not squared. Defaults and distances follow
+    reid_baseline with SyncBN. Raises ValueError for fewer than two images.
     """
     if len(labels) < 2:
         raise ValueError("the range loss needs a batch with two images")
@@ -39,6 +39,6 @@ def largest_distances(features: torch.Tensor, positive: torch.Tensor, k: int) ->
     once = positive.triu()  # each pair counts once
     of_rows = euclidean_distances(features, features).masked_fill(~once, MASKED).topk(min(k, images), 1).values
     same = positive | torch.eye(images, dtype=torch.bool, device=features.device)
-    candidates = same.repeat_interleave(of_rows.shape[1], 1)  # the k of an identity are among the k of its rows
+    candidates = same.repeat_interleave(of_rows.shape[1], 1)  # an identity's k largest are among its rows' k
     of_identity = of_rows.flatten().expand(images, -1).masked_fill(~candidates, MASKED)
     return of_identity.topk(min(k, of_identity.shape[1]), 1).values

@@ -1,5 +1,5 @@
 """Distillation from the stored features of a teacher, with a regressor as in FitNets (Romero et al., FitNets: Hints for
-Thin Deep Nets, ICLR 2015); the cosine leaves out their length, which a search does not use."""
+Thin Deep Nets, ICLR 2015); the cosine ignores the length of features, as retrieval does."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 
 class TeacherLoss(nn.Module):
-    """1 - cosine of the teacher's feature and a linear projection of the model's, mean over the batch, in float32.
+    """Mean over the batch of 1 - cosine of the teacher's feature and a linear projection of the model's, in float32.
 
-    features: one (B, D) per branch, concatenated; teacher: (B, width). The projection learns with the model, also where
-    the widths are equal: pooled features after a ReLU are never negative, a teacher's usually are.
+    features: one (B, D) per branch, concatenated; teacher: (B, width). The projection is trained with the model, and
+    used for equal widths too: pooled features after a ReLU are never negative, but those of a teacher usually are.
     """
 
     def __init__(self, feature_dims: Sequence[int], width: int):

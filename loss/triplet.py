@@ -17,7 +17,7 @@ def batch_hard_triplet(
     features: (B, D), any float type; distances are euclidean and computed in float32. labels: (B,).
     margin: None for the soft margin, softplus(...) in place of max(0, margin + ...).
     hard_factor: a, the harder example mining of Tiny Person ReID Baseline; 0 is the plain loss.
-    alone: an anchor is its own positive, at distance 0, where it has no other (deep-efficient-reid's random batches).
+    alone: an anchor without a positive is its own positive, at distance 0 (for deep-efficient-reid's random batches).
     Anchors without a positive or a negative are left out. Raises ValueError when no anchor has both (with labels on a
     GPU the loss is then 0).
     """
@@ -25,7 +25,7 @@ def batch_hard_triplet(
     positive = ~negative if alone else positive
     with torch.autocast(features.device.type, enabled=False):
         features = at_least_float32(features)
-        with torch.no_grad():  # only the pairs that are mined need a gradient
+        with torch.no_grad():  # only the mined pairs need a gradient
             distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
             farthest = distances.masked_fill(~positive, -torch.inf).argmax(1)
             nearest = distances.masked_fill(~negative, torch.inf).argmin(1)

@@ -1,7 +1,7 @@
-"""Attention: modules of (channels, ratio) that map (B, C, H, W) to the same shape, for any H and W.
+"""Attention modules, constructed from (channels, ratio), that map (B, C, H, W) to the same shape, for any H and W.
 
-`ratio` is the share of the channels that is kept inside. Gates start with weights of about 0.5; residual modules (gc,
-nonlocal, fpb) start as the identity.
+`ratio` is the number of inner channels as a share of `channels`. Gates start with weights of about 0.5; residual
+modules (gc, nonlocal, fpb) start as the identity.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from utils.precision import at_least_float32
 
 
 def reduced(channels: int, ratio: float) -> int:
-    """That share of the channels, at least one."""
+    """Return the number of inner channels, at least one."""
     return max(1, round(channels * ratio))
 
 
 def zero_bn(channels: int) -> nn.BatchNorm2d:
-    """Batch norm that gives 0 until it is trained, so that a residual starts as the identity (Goyal et al. 2017)."""
+    """Batch norm that outputs 0 until it is trained, so that a residual starts as the identity (Goyal et al. 2017)."""
     bn = nn.BatchNorm2d(channels)
     nn.init.zeros_(bn.weight)
     return bn
@@ -62,10 +62,10 @@ class CBAM(nn.Module):
 
 
 class GatedContext(nn.Module):
-    """x times a weight in 0..1 per channel, from one context of the map (Cao et al., GCNet, ICCV workshops 2019).
+    """x times a weight in 0..1 per channel, from a global context of the map (Cao et al., GCNet, ICCV workshops 2019).
 
-    GCNet's code calls it `channel_mul`; it is timm's default, and used in the LightMBN of Deep Person
-    Re-identification, at ratio 1/16.
+    GCNet's code calls it `channel_mul`. It is timm's default; Deep Person Re-identification uses it in LightMBN, at
+    ratio 1/16.
     """
 
     def __init__(self, channels: int, ratio: float):
@@ -100,11 +100,11 @@ class GlobalContext(GatedContext):
 
 
 class NonLocal(nn.Module):
-    """x plus a sum over all positions weighted by dot products / their number (Wang et al., Non-local Neural Networks,
-    CVPR 2018).
+    """x plus a sum over all positions, weighted by dot products divided by the number of positions (Wang et al.,
+    Non-local Neural Networks, CVPR 2018).
 
-    The form of AGW (Ye et al. 2021), fast-reid and Deep Person Re-identification. The last has ratio 1/16; the other
-    two keep one channel whatever their ratio, which is ratio 0 here. Wang et al. have 1/2.
+    The form of AGW (Ye et al. 2021), fast-reid and Deep Person Re-identification. The last uses ratio 1/16; the other
+    two keep one channel whatever their ratio setting says (ratio 0 here). Wang et al. use 1/2.
     """
 
     def __init__(self, channels: int, ratio: float):
@@ -122,12 +122,12 @@ class NonLocal(nn.Module):
             return x + self.bn(self.out(gathered.to(self.out.weight.dtype))).to(x.dtype)
 
     def gather(self, theta: torch.Tensor, phi: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-        """All (B, positions, inner)."""
+        """All arguments and the result: (B, positions, inner)."""
         return theta @ (phi.transpose(1, 2) @ g) / phi.shape[1]  # in this order no positions × positions matrix is made
 
 
 class NonLocalSoftmax(NonLocal):
-    """The same with a softmax over the positions: the embedded Gaussian, Wang et al.'s default."""
+    """`NonLocal` with a softmax over the positions: the embedded Gaussian, Wang et al.'s default."""
 
     def gather(self, theta: torch.Tensor, phi: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         return F.scaled_dot_product_attention(theta, phi, g, scale=1.0)
@@ -136,8 +136,8 @@ class NonLocalSoftmax(NonLocal):
 class PositionAttention(nn.Module):
     """x plus, at each position, the mean over all positions weighted by a softmax of dot products.
 
-    PAM of DANet (Fu et al., CVPR 2019) with ABD-Net's batch norm (Chen et al., ICCV 2019), whose own weight replaces
-    their gamma, as the normalisation cancels its size. The papers' ratio is 1/8.
+    PAM of DANet (Fu et al., CVPR 2019) with ABD-Net's batch norm (Chen et al., ICCV 2019). The weight of the batch norm
+    replaces the papers' gamma, whose scale normalization would cancel. The papers' ratio is 1/8.
     """
 
     def __init__(self, channels: int, ratio: float):
@@ -155,8 +155,8 @@ class PositionAttention(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """x plus, for each channel, the mean of all channels, the least similar weighing most: DANet's CAM with ABD-Net's
-    batch norm, its only weights."""
+    """x plus, for each channel, a mean of all channels in which the least similar ones weigh most: DANet's CAM with
+    ABD-Net's batch norm, which has the only weights."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -170,7 +170,7 @@ class ChannelAttention(nn.Module):
 
 
 class PLR(nn.Sequential):
-    """Positions, then squeeze-and-excitation: the attention of PLR-OSNet after its first two stages (Xie et al.,
+    """Position attention, then squeeze-and-excitation: used by PLR-OSNet after its first two stages (Xie et al.,
     Learning Diverse Features with Part-Level Resolution for Person Re-Identification, 2020).
 
     As in Deep Person Re-identification; the authors' code uses x itself as value, and its squeeze-and-excitation has no
@@ -182,9 +182,9 @@ class PLR(nn.Sequential):
 
 
 class FPB(nn.Sequential):
-    """Positions, then channels: the attention of Zhang et al., FPB: Feature Pyramid Branch for Person
-    Re-Identification, 2021, after the second stage. As in Deep Person Re-identification, without the authors' dropout
-    of 0.2 and without their pyramid."""
+    """Position attention, then channel attention: used after the second stage by Zhang et al., FPB: Feature Pyramid
+    Branch for Person Re-Identification, 2021. As in Deep Person Re-identification, without the authors' dropout of 0.2
+    and without their pyramid."""
 
     def __init__(self, channels: int, ratio: float):
         super().__init__(PositionAttention(channels, ratio), ChannelAttention(channels))
@@ -204,7 +204,7 @@ ATTENTION = {
 
 
 def make_attention(name: str, stages: Sequence[int], stage_channels: Sequence[int], ratio: float) -> nn.ModuleDict:
-    """One module per stage in `stages`, under the stage's number as text.
+    """Make one module per stage in `stages`; the keys are the stage numbers as text.
 
     stage_channels: widths after the backbone's stages 1, 2, ... Raises UserError for a stage that does not exist.
     """

@@ -1,7 +1,7 @@
-"""Classification heads: features after the neck (B, D) to logits (B, C) for a cross entropy.
+"""Classification heads, which map features after the neck (B, D) to logits (B, C) for a cross entropy.
 
-`head(features)` gives plain logits, for tests and accuracies; `head.add_margin(logits, labels)` lowers those of the
-labels by the margin, for training.
+`head(features)` returns plain logits, for tests and accuracies. `head.add_margin(logits, labels)` lowers the logits of
+the labels by the margin, for training.
 """
 
 import torch
@@ -26,7 +26,7 @@ def make_head(cfg: Config, width: int, num_classes: int) -> "LinearHead":
 
 
 class LinearHead(nn.Linear):
-    """Products with one weight vector per class, without bias or margin (Luo et al., Bag of Tricks, CVPR workshops
+    """Dot products with one weight vector per class, without bias or margin (Luo et al., Bag of Tricks, CVPR workshops
     2019)."""
 
     std = 0.001  # of the initial weights
@@ -36,5 +36,5 @@ class LinearHead(nn.Linear):
         nn.init.normal_(self.weight, std=self.std)
 
     def add_margin(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Plain logits (B, C) and labels (B,) to the logits for training."""
+        """Return the logits for training, from plain logits (B, C) and labels (B,)."""
         return logits

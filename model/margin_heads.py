@@ -1,4 +1,4 @@
-"""Heads on cosines, most of them with a margin; like `model.heads.LinearHead` in all respects."""
+"""Heads on cosines, most of them with a margin, with the interface of `model.heads.LinearHead`."""
 
 import math
 
@@ -18,7 +18,7 @@ class CosineHead(LinearHead):
 
     def __init__(self, cfg: Config, width: int, num_classes: int):
         super().__init__(cfg, width, num_classes)
-        self.scale, self.margin = cfg.model.head_scale, cfg.model.head_margin  # some have no margin
+        self.scale, self.margin = cfg.model.head_scale, cfg.model.head_margin  # some heads use no margin
 
     def cosines(self, features: torch.Tensor) -> torch.Tensor:
         with torch.autocast(features.device.type, enabled=False):
@@ -61,8 +61,8 @@ class ArcFaceHead(CosFaceHead):
 
 
 class SubCenterArcFaceHead(ArcFaceHead):
-    """ArcFace with several weight vectors per class, the nearest of which counts (Deng et al., Sub-center ArcFace, ECCV
-    2020). Those of one class are neighbouring rows."""
+    """ArcFace with several weight vectors per class, of which the nearest counts (Deng et al., Sub-center ArcFace, ECCV
+    2020). The vectors of one class are adjacent rows."""
 
     def __init__(self, cfg: Config, width: int, num_classes: int):
         super().__init__(cfg, width, num_classes * cfg.model.sub_centers)

@@ -1,4 +1,4 @@
-"""Global pooling other than the mean; like `model.pooling.Average` in all respects."""
+"""Global pooling other than the mean, with the interface of `model.pooling.Average`."""
 
 import math
 
@@ -28,10 +28,10 @@ class AverageMaximum(nn.Module):
 
 
 class GeM(nn.Module):
-    """Generalised mean, (mean of x^p)^(1/p), of values clamped to at least `eps` (Radenović et al., Fine-tuning CNN
+    """Generalized mean, (mean of x^p)^(1/p), of values clamped to at least `eps` (Radenović et al., Fine-tuning CNN
     Image Retrieval with No Human Annotation, TPAMI 2019): the average at p = 1, the maximum as p grows.
 
-    learn: p, one number, is trained (fast-reid: GeneralizedMeanPoolingP) or fixed (GeneralizedMeanPooling).
+    learn: train p, a single number (fast-reid's GeneralizedMeanPoolingP), or keep it fixed (GeneralizedMeanPooling).
     A p below 1 counts as 1: otherwise near-zero values of the background would dominate.
     """
 
@@ -51,5 +51,5 @@ class GeM(nn.Module):
 
 
 def fixed_gem() -> GeM:
-    """Generalised mean with p = 3."""
+    """Generalized mean with p = 3."""
     return GeM(learn=False)

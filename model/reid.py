@@ -26,12 +26,12 @@ BRANCHES = {
 
 
 def build_model(cfg: Config, num_classes: int) -> "ReIDModel":
-    """The model of the settings with random weights. Raises UserError for settings that do not go together."""
+    """Build the model of the settings with random weights. Raises UserError for settings that do not fit together."""
     return load(BRANCHES[cfg.model.branches])(cfg, num_classes)
 
 
 def make_model(cfg: Config, num_classes: int) -> "ReIDModel":
-    """The model of the settings with its start weights. Raises UserError when they cannot be loaded or do not fit."""
+    """Build the model of the settings with its initial weights. Raises UserError if these cannot be loaded or used."""
     model = build_model(cfg, num_classes)
     if cfg.model.weights != "none":
         model.loaded = load("model.weights:load_initial_weights")(cfg, model)
@@ -39,10 +39,10 @@ def make_model(cfg: Config, num_classes: int) -> "ReIDModel":
 
 
 class Branch(nn.Module):
-    """The layers after a pooling: `fc` reduces the feature (B, C) to (B, width), then come neck and classifier.
+    """The layers after the pooling: `fc` reduces the feature (B, C) to (B, width); neck and classifier follow.
 
-    The identity loss sees the classifier's logits; metric losses see the feature that --metric-feature names, unless
-    `metric` is False.
+    The identity loss uses the classifier's logits. Metric losses use the feature that --metric-feature names, or none
+    if `metric` is False.
     """
 
     def __init__(self, cfg: Config, width: int, num_classes: int, fc: nn.Module | None = None, metric: bool = True):
@@ -57,11 +57,11 @@ class Branch(nn.Module):
 
 
 class ReIDModel(nn.Module):
-    """Normalised images (B, 3, H, W) to logits and features (training) or embeddings (evaluation).
+    """Maps normalized images (B, 3, H, W) to logits and features (training) or embeddings (evaluation).
 
-    Training: (logits, features), two lists: logits (B, C) of every branch, features (B, D) of every branch that metric
-    losses see: pooled, or before or after the neck. Evaluation: the embeddings (B, D) of all branches, concatenated;
-    each is L2-normalised so that all weigh the same, except where there is only one.
+    Training: two lists, the logits (B, C) of every branch, and the features (B, D) of every branch with metric losses:
+    pooled, before the neck, or after the neck. Evaluation: the embeddings (B, D) of all branches, concatenated; each is
+    L2-normalized so that all weigh the same, unless there is only one branch.
     """
 
     branches: nn.ModuleList
@@ -97,7 +97,7 @@ class ReIDModel(nn.Module):
 
     @property
     def feature_dims(self) -> list[int]:
-        """Widths of the features that metric losses see."""
+        """Widths of the features that metric losses use."""
         return [b.metric_width for b in self.branches if b.metric]
 
     @property
@@ -122,14 +122,14 @@ class OneBranch(ReIDModel):
 
 
 def make_backbone(cfg: Config) -> nn.Module:
-    """The backbone of the settings with its attention. Raises UserError if it has no place for attention."""
+    """Build the backbone of the settings with its attention. Raises UserError if it does not support attention."""
     backbone = find_backbone(cfg.model.backbone)(cfg)
     for layer in backbone.modules() if cfg.model.bn_momentum else ():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.momentum = cfg.model.bn_momentum
     if cfg.model.attention != "none":
         if not hasattr(backbone, "attention"):
-            raise UserError(f"--backbone {cfg.model.backbone} has no place for attention; leave --attention out")
+            raise UserError(f"--backbone {cfg.model.backbone} does not support attention; leave --attention out")
         options = (cfg.model.attention_stages, backbone.stage_channels, cfg.model.attention_ratio)
         backbone.attention.update(load("model.attention:make_attention")(cfg.model.attention, *options))
     return backbone
@@ -138,8 +138,8 @@ def make_backbone(cfg: Config) -> nn.Module:
 def embedding(inputs: int, width: int) -> nn.Sequential:
     """Embedding layer, pooled features (B, inputs) to (B, width): Linear, batch norm, ReLU.
 
-    PCB, MGN and BDB use it as reduction. OSNet's authors test on it, 512 wide with average pooling and no neck; their
-    files have it under `fc`.
+    PCB, MGN and BDB use it as reduction. OSNet's authors test with its output, with width 512, average pooling and no
+    neck; their files call it `fc`.
     """
     linear = nn.Linear(inputs, width)
     nn.init.normal_(linear.weight, std=0.01)

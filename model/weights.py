@@ -1,4 +1,4 @@
-"""Initial weights of a model: finding them in a file of any project, and a report of what was loaded."""
+"""Initial weights of a model: find them in a weight file of any project, and report what was loaded."""
 
 import os
 from collections.abc import Mapping
@@ -19,20 +19,20 @@ from utils.logging import log
 SCALAR = np.float32(0).__reduce__()[0]
 NUMPY_SCALARS = [(SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 NUMPY_SCALARS += [np.dtype, type(np.dtype("float32")), type(np.dtype("float64"))]
-# what the scores of a model are without these layers
+# note on the scores of a model if the file lacks these layers
 ABSENT = {"fc": "the embedding layer is random", "neck": "scores are of the feature before the neck"}
 
 
 @dataclass
 class LoadReport:
-    """What a file's tensors filled, and what they left as it was."""
+    """Which tensors of a file were loaded, and which tensors of the model were not."""
 
     source: str
-    found: dict[str, str]  # loaded parts (backbone, pool, fc, neck): the prefix of their names in the file
+    found: dict[str, str]  # loaded part (backbone, pool, fc, neck): the prefix of its names in the file
     loaded: list[str]  # tensors of the backbone that were loaded
-    missing: list[str]  # tensors of the backbone that stay random, except those of attention
+    missing: list[str]  # tensors of the backbone that stay random, apart from attention
     skipped: list[str]  # tensors of the file without a place in the model
-    note: str = ""  # what scores of a model with these weights must be read with
+    note: str = ""  # caveat of the scores of a model with these weights
 
     def __str__(self) -> str:
         places = ", ".join(f"{part} from {prefix}*" if prefix else part for part, prefix in self.found.items())
@@ -57,9 +57,9 @@ def load_backbone(
 ) -> LoadReport:
     """Load `source` (imagenet, or a file; see `locate`) into `backbone`.
 
-    head: layers after the backbone (pool, fc, neck), each loaded where exactly one place in the file fits. Raises
-    UserError when `source` cannot be read or downloaded, when nothing in it fits, and, without `allow_missing`, when it
-    leaves a part of the backbone random.
+    head: layers after the backbone (pool, fc, neck); each is loaded if exactly one place in the file fits. Raises
+    UserError if `source` cannot be read or downloaded, if nothing in it fits, or if it leaves a part of the backbone
+    random (unless `allow_missing`).
     """
     state = download(backbone) if source == "imagenet" else read_state(source)
     (prefix, fits), *copies = locate(state, backbone) or [("", {})]
@@ -75,13 +75,13 @@ def load_backbone(
     report = LoadReport(source, {"backbone": prefix}, sorted(fits), missing, [])
     notes = [f"{len(missing)} tensors of the backbone are random"] if missing else []
     load = [(backbone, fits)]
-    # of several copies of a model, such as its moving average, the head is that of the backbone
+    # if the file has several copies of a model, such as its moving average, the head must be of the backbone's copy
     alike = [len(os.path.commonprefix([prefix, other])) for other, _ in copies]  # noqa: RUF071
     others = tuple(other[: other.index(".", start) + 1] for start, (other, _) in zip(alike, copies, strict=True))
     rest = {name: tensor for name, tensor in state.items() if not name.startswith(others)}
     for part, module in head.items():
         rest = {name: tensor for name, tensor in rest.items() if name not in load[-1][1].values()}
-        needed = {name for name in weights_of(module) if not name.endswith("bias")}  # without one it stays 0
+        needed = {name for name in weights_of(module) if not name.endswith("bias")}  # a missing bias stays 0
         options = [place for place in locate(rest, module) if needed and needed <= place[1].keys()]
         if part == "neck" and any(t.ndim > 1 and len(t) == module.num_features for t in rest.values() if needed):
             options = []  # a layer of this width that the model lacks may come between the backbone and the neck
@@ -103,11 +103,11 @@ def load_backbone(
 
 
 def locate(state: Mapping[str, torch.Tensor], module: nn.Module) -> list[tuple[str, dict[str, str]]]:
-    """Where in a file a module is: the prefixes under which most of its names are found with its shapes, the shortest
-    first, each with the names in the file by those in the module.
+    """Find a module in a file. Returns the prefixes under which most of its tensors have the right name and shape, the
+    shortest first, each with a dict from the module's names to the file's names.
 
-    This is the only rule for what a backbone is wrapped in, be it dicts (state_dict), modules (module., backbone.) or
-    both: all beginnings of the paths in the file are tried. A 1 × 1 convolution fits a linear layer.
+    This one rule unwraps a backbone from dicts (state_dict), modules (module., backbone.) or both: all prefixes of the
+    paths in the file are tried. A 1 × 1 convolution fits a linear layer.
     """
     groups: dict[str, dict[str, str]] = {}
     for name in state:
@@ -136,21 +136,21 @@ def shorten(names: list[str]) -> str:
 
 
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """All tensors in a file's dicts by their path. Raises UserError; never runs code from the file."""
+    """Read all tensors in a file's nested dicts, by path. Raises UserError; never runs code from the file."""
     found, todo, seen = {}, [("", load_plain(path, NUMPY_SCALARS))], set()
     while todo:
         path, value = todo.pop()
         if isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu":
             found[path] = value
         elif isinstance(value, dict) and id(value) not in seen and len(path) < 1000:
-            seen.add(id(value))  # a file may hold itself
-            texts = [key for key in value if isinstance(key, str)]  # an optimizer's state has numbers
+            seen.add(id(value))  # a dict may contain itself
+            texts = [key for key in value if isinstance(key, str)]  # an optimizer's state has integer keys
             todo += [(f"{path}.{key}" if path else key, value[key]) for key in reversed(texts)]
     return found
 
 
 def download(backbone: nn.Module) -> dict[str, torch.Tensor]:
-    """The backbone's ImageNet weights. Raises UserError if it has none, without a network, or for a wrong hash."""
+    """Download the backbone's ImageNet weights. Raises UserError if there are none, or no network, or a wrong hash."""
     source = getattr(backbone, "imagenet", "")
     if not source:
         raise UserError("this backbone has no ImageNet weights; give --weights none, or a file")

@@ -18,9 +18,9 @@ from utils.lookup import load
 LAST, BEST = "last.pth", "best.pth"
 FILES = (".onnx", ".xml")  # models in files of other programs
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"  # models that come with the repository
-SHIPPED = WEIGHTS / "mobilenet_v2_market1501.pth"  # the one for programs that need a model before there is a run
+SHIPPED = WEIGHTS / "mobilenet_v2_market1501.pth"  # used by programs that need a model before there is a run
 MODEL = ("model", "config", "labels")  # dicts that every checkpoint holds
-# plain values that are used, with what stands for those that an older checkpoint lacks
+# plain values that are used, with their defaults for older checkpoints that lack them
 ABOUT = {"history": [], "epoch": 0, "seconds": 0.0, "command": "", "environment": {}, "train_note": ""}
 
 
@@ -36,7 +36,7 @@ def save_checkpoint(path: str | Path, state: dict[str, Any], keep: int = 1) -> N
             torch.save(state, file)
 
     def keep_older() -> None:
-        # a kill in here leaves a gap in the numbers, perhaps at `path` itself; the next renaming ends there
+        # if the program is killed here, a number is missing, perhaps `path` itself; the next renaming ends at that gap
         count = next(n for n in range(keep) if n == keep - 1 or not older(path, n).exists())
         for number in range(count, 0, -1):
             os.replace(older(path, number - 1), older(path, number))
@@ -56,20 +56,20 @@ def save_checkpoint(path: str | Path, state: dict[str, Any], keep: int = 1) -> N
 
 
 def older(path: Path, number: int) -> Path:
-    """The name of the checkpoint that was `path` that many checkpoints ago."""
+    """Return the name of the checkpoint that was `path` `number` checkpoints ago."""
     return path.with_name(f"{path.stem}.{number}{path.suffix}") if number else path
 
 
 def kept_checkpoints(path: Path) -> list[Path]:
-    """`path` and the older ones, as far as they exist, the newest first by number: a copy does not keep file times, and
-    a kill between two renames may have left only older ones."""
+    """Return those of `path` and its older checkpoints that exist, newest first by number: a copy does not keep file
+    times, and a kill between two renames may have left only older ones."""
     pattern = re.compile(rf"{re.escape(path.stem)}(?:\.([1-9]\d*))?{re.escape(path.suffix)}")
     matches = filter(None, (pattern.fullmatch(file.name) for file in path.parent.glob("*")))
     return [older(path, number) for number in sorted(int(match[1] or 0) for match in matches)]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The dict of a checkpoint, or what stands for one of a model in a file of another program (see
+    """Read the dict of a checkpoint, or make an equivalent dict for a model file of another program (see
     `processor.model_file`). Raises UserError for any other file, and runs no code from it."""
     if Path(path).suffix in FILES:
         return load("processor.model_file:read_file")(Path(path))
@@ -82,9 +82,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def read_dict(path: str | Path, keys: Iterable[str]) -> dict[str, Any]:
-    """The dict of a checkpoint that has these keys. Raises UserError for any other file."""
+    """Read the dict of a checkpoint that has these keys. Raises UserError for any other file."""
     if not Path(path).is_file():
-        raise UserError(f"there is no checkpoint {path}" + " but a directory" * Path(path).exists())
+        raise UserError(f"there is no checkpoint {path}" + " (it is a directory)" * Path(path).exists())
     state = load_plain(path)
     if not isinstance(state, dict) or not all(isinstance(state.get(name), dict) for name in MODEL):
         raise UserError(
@@ -98,7 +98,7 @@ def read_dict(path: str | Path, keys: Iterable[str]) -> dict[str, Any]:
 
 
 def check_values(state: dict[str, Any], path: str | Path) -> None:
-    """Raises UserError where what is used of a checkpoint, besides its weights and settings, is of another type."""
+    """Raises UserError if a value of a checkpoint, other than weights and settings, has the wrong type."""
     with reading(path, "give a checkpoint as train.py wrote it"):
         for name, default in ABOUT.items():
             kinds = (int, float) if isinstance(default, float) else type(default)
@@ -112,10 +112,10 @@ def check_values(state: dict[str, Any], path: str | Path) -> None:
 
 
 def stored_config(state: dict[str, Any], path: str | Path) -> Config:
-    """The settings of a checkpoint's dict, checked like a command line. Raises UserError that names the file.
+    """Return the settings of a checkpoint's dict, checked like a command line. Raises UserError that names the file.
 
-    Own pictures are named by the path where they were in training, if it still exists: a relative path may lead
-    elsewhere from another working directory.
+    Own pictures get the absolute path that they had in training, if it still exists: a relative path may lead elsewhere
+    from another working directory.
     """
     try:
         cfg = Config.from_dict(state["config"]).check()
@@ -126,14 +126,14 @@ def stored_config(state: dict[str, Any], path: str | Path) -> Config:
 
 
 def load_model(checkpoint: str | Path, device: str | torch.device) -> tuple[ReIDModel, Config]:
-    """The model of a checkpoint in evaluation mode on `device`, and its settings. Raises UserError."""
+    """Load the model of a checkpoint in evaluation mode on `device`, and its settings. Raises UserError."""
     state = read_checkpoint(checkpoint)
     cfg = stored_config(state, checkpoint)
     return rebuild_model(state, checkpoint, cfg).to(device).eval(), cfg
 
 
 def rebuild_model(state: dict[str, Any], path: str | Path, cfg: Config) -> ReIDModel:
-    """The model of a checkpoint's dict, built with these settings. Raises UserError if its weights do not fit."""
+    """Build the model of a checkpoint's dict with these settings. Raises UserError if its weights do not fit."""
     if Path(path).suffix in FILES:
         return load("processor.model_file:FileModel")(Path(path), cfg)
     model = build_model(cfg, max(1, len(state["labels"])))  # a published file has no classes
@@ -154,10 +154,10 @@ def load_weights(model: ReIDModel, state: dict[str, Any], path: str | Path, cfg:
 
 
 def find_checkpoint(name: str | None, log_dir: str | Path) -> Path:
-    """A checkpoint by its file, its run's directory, its run's name, or None for the latest; the one before it if that
-    is just being replaced.
+    """Find a checkpoint by its file, its run's directory or its run's name; None: the latest. If it is just being
+    replaced, return the one before it.
 
-    Without any run it is the model that comes with the repository. Raises UserError.
+    Without any run, return the model that comes with the repository. Raises UserError.
     """
     for path in (Path(name), Path(log_dir) / name) if name else ():
         for newest in (*kept_checkpoints(path), *kept_checkpoints(path / LAST)):
@@ -177,7 +177,7 @@ def find_checkpoint(name: str | None, log_dir: str | Path) -> Path:
 
 
 def results_directory(checkpoint: Path, log_dir: str | Path) -> Path:
-    """Where programs write what they make of a checkpoint: its directory; LOG_DIR/NAME for one of the repository's, or
-    for a file of another program that is not in a run."""
+    """Return the directory for results of a checkpoint: its own; or LOG_DIR/NAME for a model of the repository, and for
+    a file of another program that is not in a run."""
     other = checkpoint.suffix in FILES and not (checkpoint.parent / LAST).exists()
     return Path(log_dir) / checkpoint.stem if other or checkpoint.resolve().parent == WEIGHTS else checkpoint.parent

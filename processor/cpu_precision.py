@@ -13,10 +13,10 @@ from utils.logging import log
 
 
 def faster_precision(cfg: Config, model: ReIDModel) -> str:
-    """bf16 if this CPU computes a step of the model at least a tenth faster in it, else float32; takes a few seconds.
+    """Return bf16 if a step of the model takes at least a tenth less time in it on this CPU, else float32.
 
-    Also float32 where the last feature map is at most 4 x 2: there some of torch's bf16 convolutions give wrong
-    results on CPUs with AMX. The model is not changed, but random numbers are drawn.
+    Also float32 if the last feature map is at most 4 x 2: there some of torch's bf16 convolutions give wrong results on
+    CPUs with AMX. Takes a few seconds. The model is not changed, but random numbers are drawn.
     """
     height, width, _ = min(stages(cfg))
     model = copy.deepcopy(model).train()
@@ -33,7 +33,7 @@ def faster_precision(cfg: Config, model: ReIDModel) -> str:
 
 
 def step_seconds(cfg: Config, model: ReIDModel, images: int, precision: str) -> float:
-    """CPU time of one step, so that other programs do not count; the step before it prepares the convolutions."""
+    """Measure the CPU time of one step (without other programs), after one step that prepares the convolutions."""
     batch = torch.randn(images, 3, cfg.data.height, cfg.data.width).contiguous(memory_format=layout(cfg))
     for _ in range(2):
         start = time.process_time()

@@ -1,5 +1,5 @@
-"""Forward pass, losses and backward pass as one CUDA graph: on a fast GPU, starting some thousand kernels from Python
-takes longer than they run."""
+"""Forward pass, losses and backward pass as one CUDA graph: on a fast GPU, launching some thousand kernels from Python
+takes longer than running them."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,15 +8,15 @@ import torch
 from utils.errors import reason
 from utils.logging import log
 
-WARMUP = 3  # steps before the recording, in which cuDNN chooses its algorithms
+WARMUP = 3  # steps before the capture, in which cuDNN chooses its algorithms
 
 
 def capture(network, images: torch.Tensor, targets: Sequence[torch.Tensor]) -> Callable | None:
-    """`network.add_gradient` as a function that replays its kernels, for batches of this shape.
+    """Capture `network.add_gradient` as a function that replays its kernels, for batches of this shape.
 
-    The weights' gradients stay the same tensors from here on, and each call overwrites them; it also overwrites the
-    features and labels that the last call returned. Returns None, after a warning, for a model or loss that cannot be
-    recorded, as one that waits for a value on the device.
+    From here on, the gradients of the weights stay the same tensors. Each call overwrites them, and also the features
+    and labels that the last call returned. Returns None, after a warning, for a model or loss that cannot be captured,
+    for example because it waits for a value on the device.
     """
     state, device = network.state, images.device
     images, targets = images.clone(), [x.clone() for x in targets]
@@ -34,7 +34,7 @@ def capture(network, images: torch.Tensor, targets: Sequence[torch.Tensor]) -> C
             losses, features, labels = network.add_gradient(images, targets)
             values = torch.stack(list(losses.values()))
     except RuntimeError as error:
-        log.warning("warning: no CUDA graph (%s); steps are slower without", reason(error))
+        log.warning("warning: no CUDA graph (%s); steps are slower without it", reason(error))
         state.optimizer.zero_grad(set_to_none=True)
         graph = None
     torch.cuda.current_stream(device).wait_stream(stream)

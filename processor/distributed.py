@@ -1,8 +1,8 @@
 """Training in several processes, started by `torchrun`: each has its share of every batch and of every evaluation.
 
-They end with the weights that one process would have, except for what each draws by itself (dropout, stochastic depth)
-and for batch norm that is not synchronised. `batch_size` is that of all processes together, so no other setting changes
-with their number; the learning rate is usually raised in proportion to the batch size (Goyal et al. 2017).
+The final weights are those of a single process, except for random numbers that each process draws itself (dropout,
+stochastic depth) and for batch norm that is not synchronized. `batch_size` is that of all processes together, so no
+setting depends on their number; the learning rate is usually raised in proportion to batch size (Goyal et al. 2017).
 """
 
 import contextlib
@@ -39,7 +39,7 @@ LOCAL_SETTINGS |= {"device", "workers"}
 def join_processes(cfg: Config, environ: Mapping[str, str]) -> Iterator[Ranks]:
     """Join the processes that torchrun started.
 
-    Each uses the GPU with its number on its machine; if there are fewer GPUs they are shared, over gloo. Raises
+    Each process uses the GPU with its local number. If there are fewer GPUs, processes share them, with gloo. Raises
     UserError for settings that cannot work, and if another process ends early.
     """
     if dist.is_initialized():
@@ -70,16 +70,16 @@ def join_processes(cfg: Config, environ: Mapping[str, str]) -> Iterator[Ranks]:
 
 
 class Waits:
-    """What this process waits for. Inside the `with` block a thread says so after SAY_AFTER seconds, and ends a process
-    that waits: END_AFTER seconds after a signal (not SIGUSR1, which asks for a checkpoint), or 5 after a second one.
-    Python handles no signal while torch waits. On Linux the process also gets SIGTERM when torchrun ends."""
+    """Watches waits of this process. Inside the `with` block, a thread reports a wait after SAY_AFTER seconds, and ends
+    a waiting process END_AFTER seconds after a signal (not SIGUSR1, which asks for a checkpoint), or 5 after a second
+    signal: Python handles none while torch waits. On Linux, the process also gets SIGTERM when torchrun ends."""
 
     def __init__(self):
         self.now: tuple[float, str] | None = None  # since when, and for what
 
     @contextlib.contextmanager
     def on(self, what: str) -> Iterator[None]:
-        """Inside the block this process waits for that."""
+        """Record that this process waits for `what` inside the block."""
         self.now = time.monotonic(), what
         try:
             yield
@@ -112,7 +112,7 @@ class Waits:
             since, what = wait or (now, "")
             if wait and now - since > SAY_AFTER and wait is not said:
                 said = wait
-                os.write(2, f"waiting for {what} since {now - since:.0f} s; is one of them stopped or slow?\n".encode())
+                os.write(2, f"waiting for {what} for {now - since:.0f} s; is a process stopped or slow?\n".encode())
             early = [at for at, number in signals if number != signal.SIGUSR1]
             if (signals[1:] and now - signals[1][0] > 5) or (early and now - max(since, early[0]) > END_AFTER and wait):
                 os.write(2, f"stopped while waiting for {what or 'the other processes'}\n".encode())
@@ -120,7 +120,7 @@ class Waits:
 
 
 def choose_backend(cfg: Config, environ: Mapping[str, str]) -> str:
-    """The communication backend; also makes this process's GPU, if any, the current one. Raises UserError."""
+    """Return the communication backend, and make this process's GPU, if any, the current one. Raises UserError."""
     if not cfg.loop.gather and cfg.data.sampler in ("pk", "pk_cameras"):
         share = cfg.data.batch_size // int(environ["WORLD_SIZE"])
         if share < 2 * cfg.data.images_per_id:
@@ -130,7 +130,7 @@ def choose_backend(cfg: Config, environ: Mapping[str, str]) -> str:
             )
     if cfg.run.device.startswith("cuda:"):
         raise UserError(
-            f"--device {cfg.run.device} is one GPU, and several processes need one each; give --device cuda"
+            f"--device {cfg.run.device} is one GPU, but several processes need one each; give --device cuda"
         )
     local_rank, local_size = int(environ.get("LOCAL_RANK", 0)), int(environ.get("LOCAL_WORLD_SIZE", 1))
     gpus = 0 if cfg.run.device == "cpu" else torch.cuda.device_count()
@@ -143,24 +143,24 @@ def choose_backend(cfg: Config, environ: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class DistributedRanks(Ranks):
-    """One of several processes. All of them must call each of the methods together."""
+    """One of several processes. All processes must call each method together."""
 
     rank: int
     size: int
     waits: Waits = field(default_factory=Waits)
 
     def command(self, command: str, environ: Mapping[str, str] = os.environ) -> str:
-        """The command that repeats the run: `python ...` as typed becomes torchrun with as many processes."""
+        """Return the command that repeats the run: `python ...` becomes torchrun with the same number of processes."""
         local_size = int(environ.get("LOCAL_WORLD_SIZE", self.size))
         nodes = f"--nnodes={self.size // local_size} " if self.size > local_size else ""
         return command.replace("python ", f"torchrun {nodes}--nproc-per-node={local_size} ", 1)
 
     @contextlib.contextmanager
     def sync_errors(self, first_alone: bool = False) -> Iterator[None]:
-        """An error in the block of one process ends all, so that none waits for another forever: the first process
+        """Let an error in the block of one process end all, so that none waits for another forever: the first process
         raises it (UserError or OSError), the others exit silently. No process may wait for another inside the block.
 
-        first_alone: the others wait until the first is done, and find the files that it has written.
+        first_alone: the others wait until the first is done, and can use the files that it has written.
         """
         error = None
         if first_alone and not self.first:
@@ -194,7 +194,7 @@ class DistributedRanks(Ranks):
         self.check_same({option(name): value for name, value in cfg.to_dict().items() if name not in LOCAL_SETTINGS})
 
     def all_gather(self, value: Any) -> list[Any]:
-        """The values of all processes, in their order, in all of them; tensors in them must be on the CPU."""
+        """Return the values of all processes, in order, in every process; tensors in them must be on the CPU."""
         values = [None] * self.size
         with self.waits.on("values of the other processes"):
             dist.all_gather_object(values, value)
@@ -213,13 +213,13 @@ class DistributedRanks(Ranks):
             torch._foreach_copy_(some, [part.view(t.shape) for part, t in zip(parts, some, strict=True)])
 
     def all_reduce_mean(self, values: torch.Tensor) -> torch.Tensor:
-        """The mean of the processes' tensors of one shape, in all of them; `values` is overwritten."""
+        """Return the mean of the processes' tensors (of one shape) in every process; `values` is overwritten."""
         with self.waits.on("losses of the other processes"):
             dist.all_reduce(values)
         return values.div_(self.size)
 
     def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
-        """The rows (N, D) of all processes, concatenated, without gradients; N may differ."""
+        """Concatenate the rows (N, D) of all processes, without gradients; N may differ."""
         lengths = self.all_gather(len(rows))
         padded = rows.new_zeros(max(lengths), *rows.shape[1:])
         padded[: len(rows)] = rows
@@ -229,11 +229,11 @@ class DistributedRanks(Ranks):
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
 
     def gather_batch(self, rows: torch.Tensor) -> torch.Tensor:
-        """The rows (B, ...) of one batch of all processes, the same number from each, concatenated, with gradients."""
+        """Concatenate the rows (B, ...) of one batch from all processes, the same number from each, with gradients."""
         return _GatherBatch.apply(rows, self)
 
     def parallel(self, model: nn.Module, criterion: nn.Module, device: torch.device) -> nn.Module:
-        """The model with its gradients averaged over the processes."""
+        """Wrap the model so that its gradients are averaged over the processes."""
         logits = criterion.cfg.loss.id_weight > 0
         options = {"device_ids": [device] if device.type == "cuda" else None, "find_unused_parameters": not logits}
         options["broadcast_buffers"] = False  # batch norm's statistics are broadcast after each step
@@ -242,7 +242,7 @@ class DistributedRanks(Ranks):
             return nn.parallel.DistributedDataParallel(model if logits else DetachedLogits(model), **options)
 
     def sync_batch_norm(self, cfg: Config, model: nn.Module, device: torch.device) -> nn.Module:
-        """The model with batch norm over the images of all processes, if the settings ask for it; not on CPUs."""
+        """Return the model with batch norm over the images of all processes, if set in the settings; not on CPUs."""
         if not cfg.loop.sync_bn or device.type != "cuda":
             return model
         if cfg.model.backbone.startswith("timm/"):
@@ -253,9 +253,9 @@ class DistributedRanks(Ranks):
 
 
 class _GatherBatch(torch.autograd.Function):
-    """All processes compute the same loss of the gathered rows, so each has the whole gradient and takes that of its
-    own rows, times the number of processes: DistributedDataParallel averages the gradients of weights, but a loss over
-    the whole batch needs their sum."""
+    """Gathers rows with gradients. All processes compute the same loss of the gathered rows, so each takes the gradient
+    of its own rows, times the number of processes: DistributedDataParallel averages the gradients of weights, but a
+    loss over the whole batch needs their sum."""
 
     @staticmethod
     def forward(ctx, rows: torch.Tensor, ranks: DistributedRanks) -> torch.Tensor:
@@ -273,7 +273,7 @@ class _GatherBatch(torch.autograd.Function):
 
 class DetachedLogits(nn.Module):
     """A model whose logits, which no loss uses, are detached: DistributedDataParallel follows the outputs to find the
-    weights whose gradients it must wait for, and those of the classifiers get none."""
+    weights whose gradients it must wait for, and the weights of the classifiers get none."""
 
     def __init__(self, model: nn.Module):
         super().__init__()

@@ -15,13 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is cuda where there is one, else cpu. Raises UserError for a device that is not there."""
+    """Return the device; `auto` is cuda if available, else cpu. Raises UserError for a device that is not available."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
-        if device.index:  # memory, time and streams are asked of the current device
+        if device.index:  # memory, time and streams refer to the current device
             torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} cannot be used here ({reason(error)}); try auto or cpu") from error
@@ -29,7 +29,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def commit() -> str:
-    """The commit of this checkout, with `-dirty` where tracked files differ from it; `unknown` without git."""
+    """Return the commit of this checkout, with `-dirty` if tracked files differ from it; `unknown` without git."""
     words = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.check_output(words, cwd=ROOT, stderr=subprocess.DEVNULL, text=True).strip()
@@ -38,7 +38,7 @@ def commit() -> str:
 
 
 def describe_environment(device: torch.device, processes: int = 1) -> dict[str, str]:
-    """Plain values for JSON and the log."""
+    """Return hardware, versions and commit as plain values for JSON and the log."""
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
     else:

@@ -24,7 +24,7 @@ from utils.metrics import NO_MATCH, Scores, evaluate
 
 RANDOM_GALLERIES = ("single_shot", "vehicle_id")  # protocols without one ranked list per query
 FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
-FEW_QUERIES = 200  # with fewer, the interval of Rank-1 is given
+FEW_QUERIES = 200  # with fewer queries, the confidence interval of Rank-1 is given
 Z = 1.96  # standard deviations of a 95 % interval
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # features of queries (Q, D) and gallery (G, D)
@@ -36,12 +36,12 @@ Pair = tuple[torch.Tensor, torch.Tensor]  # features of queries (Q, D) and galle
 def feature_batches(
     cfg: Config, model: ReIDModel, loader: TestLoader, device: torch.device, flip: bool = False, shown: bool = True
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Embeddings (B, D) float32 of a split in its order; with `flip` also their mean with the mirror images' ones.
+    """Yield embeddings (B, D) float32 of a split in order; with `flip`, also their mean with those of mirror images.
 
     Precision and memory layout are those of the settings. The model is put into evaluation mode.
     """
     model.eval()
-    hidden = None if shown else True  # None: without a terminal
+    hidden = None if shown else True  # None: hidden without a terminal
     with tqdm(total=len(loader.samples), desc=loader.images.name, unit="img", leave=False, disable=hidden) as bar:
         for images in loader.batches(device):
             with torch.no_grad(), autocast(device, cfg.loop.test_precision):
@@ -55,7 +55,7 @@ def feature_batches(
 def extract_features(
     cfg: Config, model: ReIDModel, loader: TestLoader, device: torch.device, flip: bool = False, ranks: Ranks = ALONE
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """All of `feature_batches` as (N, D) float32 on `device`. Several processes extract a part each, and get all."""
+    """Join all `feature_batches` to (N, D) float32 on `device`. Several processes extract a part each, and get all."""
     part = loader.part(ranks.rank, ranks.size)
     batches = list(feature_batches(cfg, model, part, device, flip, ranks.first))
     none = [torch.zeros(0, model.embedding_dim, device=device)]  # with more processes than images
@@ -68,7 +68,7 @@ def extract_features(
 
 @dataclass
 class Inference:
-    """Scores by what was done to the features ("plain", "flip+rerank", ...), and what the last ones were made from."""
+    """Scores by processing of the features ("plain", "flip+rerank", ...), and what the last scores were made from."""
 
     scores: dict[str, Scores]
     query: torch.Tensor  # (Q, D) float32
@@ -78,13 +78,13 @@ class Inference:
     record: dict[str, Any] = field(default_factory=dict)  # what a test stores, as JSON
 
     def distance(self, cfg: Config, queries) -> torch.Tensor:
-        """Rows (len(queries), G) of the distances of the last scores; queries are indices."""
+        """Return the distances (len(queries), G) of the last scores; queries are indices."""
         if self.reranked is not None:
             return self.reranked[queries]
         return pairwise_distance(self.query[queries], self.gallery, cfg.eval.metric)
 
     def per_query(self) -> dict[str, dict[str, list[float]]]:
-        """AP and rank of the first match of each query that has one, for JSON; none with random galleries."""
+        """Return AP and rank of the first match of each query with a match, for JSON; not for random galleries."""
         kept = {name: (s.ap, s.first, ~np.isnan(s.ap)) for name, s in self.scores.items() if s.first is not None}
         return {
             name: {"ap": ap[some].round(6).tolist(), "first": first[some].astype(int).tolist()}
@@ -95,7 +95,7 @@ class Inference:
 def do_inference(
     cfg: Config, model: ReIDModel, query: TestLoader, gallery: TestLoader, device: torch.device, ranks: Ranks = ALONE
 ) -> Inference | None:
-    """Features of both splits and all scores of the settings; None in all processes but the first.
+    """Extract features of both splits and compute all scores of the settings; None in all processes but the first.
 
     Raises UserError if the features are not finite or nothing can be scored.
     """
@@ -107,9 +107,9 @@ def do_inference(
 
 
 def score_features(cfg: Config, pairs: dict[str, Pair], ids: tuple) -> Inference:
-    """All scores of the settings.
+    """Compute all scores of the settings.
 
-    pairs: features by name; expansion and re-ranking start from the last. ids: the four id arrays of `evaluate`.
+    pairs: features by name; expansion and re-ranking use the last pair. ids: the four id arrays of `evaluate`.
     Raises UserError if the features are not finite or nothing can be scored.
     """
     options = cfg.eval
@@ -127,7 +127,7 @@ def score_features(cfg: Config, pairs: dict[str, Pair], ids: tuple) -> Inference
 
 
 def scoring_function(cfg: Config) -> Callable[..., Scores]:
-    """The protocol as a function of features and ids."""
+    """Return the protocol as a function of features and ids."""
     options = {"metric": cfg.eval.metric, "max_rank": cfg.eval.max_rank}
     if cfg.eval.roc and cfg.eval.metric != "cosine":
         return partial(load("processor.optional_scores:evaluate_with_cosine_roc"), **options)
@@ -141,15 +141,15 @@ def scoring_function(cfg: Config) -> Callable[..., Scores]:
 
 
 def plain_settings(cfg: Config) -> Config:
-    """The settings without all scores beyond those of plain features."""
+    """Return the settings with the scores of plain features only."""
     return cfg.replace(flip=False, rerank=False, query_expansion=0, augmentation_k=0, roc=False, by_camera=False)
 
 
 def resolve_protocol(cfg: Config, dataset: ReIDDataset, ranked_lists: bool = False) -> Config:
-    """The settings with the protocol `auto` replaced by that of the dataset's authors.
+    """Return the settings with the protocol `auto` replaced by that of the dataset's authors.
 
-    ranked_lists: for programs that show one ranked list per query: there `auto` is `standard`. Raises UserError if the
-    protocol does not fit that or typed settings, or if there are too many cameras for a table.
+    ranked_lists: for programs that show one ranked list per query; `auto` is then `standard`. Raises UserError if the
+    protocol does not fit ranked lists or typed settings, or if there are too many cameras for a table.
     """
     if ranked_lists and cfg.eval.protocol in RANDOM_GALLERIES:
         raise UserError(f"--protocol {cfg.eval.protocol} has random galleries and no single ranked list; leave it out")
@@ -163,7 +163,7 @@ def resolve_protocol(cfg: Config, dataset: ReIDDataset, ranked_lists: bool = Fal
 
 
 def scores_note(cfg: Config, note: str = "") -> str:
-    """What the scores must be read with, after the dataset's note; empty for the full standard protocol."""
+    """Return all caveats of the scores, the dataset's note first; empty for the full standard protocol."""
     protocol = f"protocol {cfg.eval.protocol}" if cfg.eval.protocol in (*RANDOM_GALLERIES, "multi_query") else ""
     if cfg.eval.protocol in RANDOM_GALLERIES:
         protocol += f", mean of {cfg.eval.trials} random galleries (seed {cfg.run.seed})"
@@ -174,7 +174,7 @@ def scores_note(cfg: Config, note: str = "") -> str:
 
 
 def report(inference: Inference, note: str, camera_names: Mapping[int, str] = {}) -> dict[str, dict]:
-    """Log the tables; returns the same as plain values for JSON: `scores` and, if asked for, `by_camera`."""
+    """Log the tables; return the same as plain values for JSON: `scores` and, if asked for, `by_camera`."""
     values = {"scores": score_values(inference.scores)}
     log.info(score_table(values["scores"], note))
     if inference.by_camera:
@@ -185,7 +185,7 @@ def report(inference: Inference, note: str, camera_names: Mapping[int, str] = {}
 
 
 def score_values(scores: dict[str, Scores]) -> dict[str, dict[str, float]]:
-    """Plain values in percent, for JSON and for `score_table`."""
+    """Return the scores as plain values in percent, for JSON and for `score_table`."""
     table = {}
     for name, s in scores.items():
         row = {"mAP": s.mAP, "mINP": s.mINP} | {f"rank{k}": s.rank(k) for k in (1, 5, 10, 20) if k <= len(s.cmc)}
@@ -205,7 +205,7 @@ OPTIONAL = {"mAP ±": "mAP_std", "R-1 ±": "rank1_std"} | {
 
 
 def score_table(values: dict[str, dict[str, float]], note: str = "") -> str:
-    """A text table of what `score_values` returns: one row per protocol, in percent."""
+    """Return the result of `score_values` as a text table: one row per protocol, in percent."""
     columns = COLUMNS | {k: v for k, v in OPTIONAL.items() if any(v in row for row in values.values())}
     width = max(14, *(len(name) + 1 for name in values))
     lines = [f"{'protocol':<{width}}" + "".join(f"{title:>8}" for title in columns) + f"{'queries':>9}"]
@@ -216,7 +216,7 @@ def score_table(values: dict[str, dict[str, float]], note: str = "") -> str:
 
 
 def rank1_interval(values: dict[str, dict[str, float]]) -> str:
-    """How uncertain Rank-1 of the first scores is, if there are few queries; else ""."""
+    """Return the confidence interval of Rank-1 of the first scores if there are few queries, else ""."""
     name, row = next(iter(values.items()))
     number, share = row["valid_queries"], row["rank1"] / 100
     if number >= FEW_QUERIES:
@@ -232,7 +232,7 @@ def rank1_interval(values: dict[str, dict[str, float]]) -> str:
 
 
 def result_record(state: dict[str, Any], cfg: Config, scores: dict, note: str, command: str = "") -> dict[str, Any]:
-    """Plain values with which a result can be repeated and compared.
+    """Return plain values with which a result can be repeated and compared.
 
     state: a checkpoint's dict. cfg, scores, note: settings, `score_values` and note of the evaluation. command: repeats
     the evaluation, if it was separate.

@@ -34,14 +34,14 @@ Picture = str | os.PathLike | np.ndarray | Image.Image
 
 
 class FeatureExtractor:
-    """Pictures to embeddings, as `test.py` computes them: `FeatureExtractor("log/demo")(["a.jpg", array, image])`.
+    """Maps pictures to embeddings, as in `test.py`: `FeatureExtractor("log/demo")(["a.jpg", array, image])`.
 
     Arrays are uint8 (H, W, 3) in RGB order; OpenCV's are BGR, so convert them: `cv2.cvtColor(a, cv2.COLOR_BGR2RGB)`.
 
     checkpoint: a file, a run's directory or name under `log_dir`; None: the latest run. device: as --device.
     batch_size: pictures per batch, which changes features by rounding only. half: compute in float16 on a GPU, in
     bfloat16 on a CPU. flip: the mean of the features of each picture and its mirror image. workers: threads that
-    decode. progress: show a bar on a terminal. settings: of a model in an .onnx or .xml file, such as file_colour.
+    decode. progress: show a bar on a terminal. settings: for a model in an .onnx or .xml file, such as file_colour.
     Raises UserError for a wrong checkpoint, device or number.
     """
 
@@ -74,14 +74,14 @@ class FeatureExtractor:
         self.width = self.model.embedding_dim  # D, of a feature
 
     def __call__(self, pictures: Picture | Iterable[Picture]) -> torch.Tensor:
-        """Features (N, D) float32 of length 1 on the CPU; `.numpy()` shares their memory.
+        """Return features (N, D) float32 of length 1 on the CPU; `.numpy()` shares their memory.
 
         pictures: one or several (a list, a generator, any mix) of: paths of image files; uint8 RGB arrays (H, W, 3) of
         any size; PIL images. Or the path of a folder, for its pictures in the order of `datasets.folder.find_pictures`.
         Each is decoded, rotated as its EXIF tag says and resized as in a test.
 
-        Raises UserError that names what cannot be read or is of another kind, for no picture at all, and for features
-        that are NaN or infinite.
+        Raises UserError for a picture that cannot be read or has another type (and names it), for no picture at all,
+        and for features that are NaN or infinite.
         """
         features = [rows for _, rows in self.batches(as_iterable(pictures))]
         if not features:
@@ -91,13 +91,13 @@ class FeatureExtractor:
     def batches(
         self, pictures: Iterable[Picture], bad: dict[int, str] | None = None
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """The same batch by batch: places in `pictures`, counted from 0, and their features (B, D).
+        """Yield features batch by batch: indices into `pictures`, from 0, and the features (B, D).
 
-        bad: receives the places of pictures that cannot be read, with the reasons; these are left out. None: the first
-        of them raises UserError.
+        bad: receives index and reason of each picture that cannot be read; these are left out. None: the first such
+        picture raises UserError.
         """
         total = len(pictures) if hasattr(pictures, "__len__") else None
-        hidden = None if self.progress else True  # None: without a terminal
+        hidden = None if self.progress else True  # None: hidden without a terminal
         with tqdm(total=total, desc="features", unit="img", leave=False, disable=hidden) as bar:
             for block in self._read(pictures):
                 errors = {place: picture for place, picture in block.items() if isinstance(picture, UserError)}
@@ -111,12 +111,12 @@ class FeatureExtractor:
                 bar.update(len(block))
 
     def _read(self, pictures: Iterable[Picture]) -> Iterator[dict[int, np.ndarray | UserError]]:
-        """Blocks of arrays (height, width, 3) or errors by place; the next block is read while one is used."""
+        """Yield blocks of arrays (height, width, 3) or errors, by index; the next block is read while one is used."""
         source = enumerate(pictures)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="read-pictures") as pool:
 
             def start_block() -> dict[int, Future]:
-                # Opened by this thread alone: PIL reads its files late, and one image may be in the list twice.
+                # Images are opened in this thread only: PIL reads files lazily, and an image may be listed twice.
                 some = {place: as_array(picture, place) for place, picture in islice(source, self.batch_size)}
                 return {place: pool.submit(self._resize, picture) for place, picture in some.items()}
 
@@ -149,7 +149,7 @@ class FeatureExtractor:
 
 
 def fingerprint(weights: dict[str, torch.Tensor], cfg: Config) -> str:
-    """16 hexadecimal digits of all weights and settings that shape an embedding; if equal, features can be compared."""
+    """16 hex digits that identify all weights and settings behind an embedding: if equal, features can be compared."""
     settings = {name: cfg.get(name) for name in SHAPING}
     for name in ("shrink", "pixel_range", "file_colour", "file_scale", "file_mean", "file_std", "file_output"):
         if cfg.get(name) != SETTINGS[name].default:
@@ -162,7 +162,7 @@ def fingerprint(weights: dict[str, torch.Tensor], cfg: Config) -> str:
 
 
 def as_iterable(pictures: Any) -> Iterable[Any]:
-    """One picture, several, or those of a folder, as an iterable. Raises UserError for anything else."""
+    """Return one picture, several, or those of a folder, as an iterable. Raises UserError for anything else."""
     dims = getattr(pictures, "ndim", None)  # of an array: a picture, a row of paths, or a batch of pictures
     if isinstance(pictures, (str, os.PathLike)) and Path(pictures).is_dir():
         return list_pictures(pictures)
@@ -174,7 +174,7 @@ def as_iterable(pictures: Any) -> Iterable[Any]:
 
 
 def as_array(picture: Any, place: int) -> Any:
-    """An image as an array (H, W, 3); a path unchanged; for anything else a UserError that names its place."""
+    """Return an image as an array (H, W, 3), a path unchanged, and for anything else a UserError with its index."""
     if isinstance(picture, (str, os.PathLike)):
         return picture
     reason = f"is {kind_of(picture)}; give a path, a uint8 array (H, W, 3) in RGB order, or a PIL image"

@@ -1,4 +1,4 @@
-"""Models in files of any program, ONNX and OpenVINO, in place of a checkpoint."""
+"""Model files of any program, in ONNX or OpenVINO format, used in place of a checkpoint."""
 
 import contextlib
 import json
@@ -23,21 +23,21 @@ from utils.lookup import package
 
 RT_INFO = "plainreid"  # section in .xml files
 LOW = 0.5  # mAP below which other preprocessing is tried in any case
-TRIED_QUERIES, TRIED_IMAGES = 50, 150  # with so many queries, and images of their and of other identities
+TRIED_QUERIES, TRIED_IMAGES = 50, 150  # number of queries; images each of their and of other identities
 NONE = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # neither mean nor deviation
 TRIED = (("rgb", 1.0, MEAN, STD), ("bgr", 255.0, *NONE), ("rgb", 255.0, *NONE), ("rgb", 1.0, *NONE))
 TRIED += (("rgb", 1.0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ("bgr", 1.0, MEAN, STD))
 
 
-Input = tuple[str, float, tuple[float, ...], tuple[float, ...]]  # colour order, scale, mean and deviation
+Input = tuple[str, float, tuple[float, ...], tuple[float, ...]]  # color order, scale, mean and standard deviation
 
 
 class Network(NamedTuple):
-    """An opened file."""
+    """An opened model file."""
 
     run: Callable[[np.ndarray], Sequence[Any]]  # a batch to all outputs
-    dims: Sequence[Any]  # lengths of the input; what is no int may be any
-    kind: np.dtype  # of the input
+    dims: Sequence[Any]  # shape of the input; a dimension that is no int may have any length
+    kind: np.dtype  # type of the input
     outputs: list[str]  # their names
     about: Mapping[str, str]  # metadata
 
@@ -73,19 +73,19 @@ def open_openvino(path: Path, precision: str = "float32") -> Network:
     return Network(lambda x: list(compiled(x).values()), dims, kind, outputs, about)
 
 
-# by the ending of a file's name: what opens it, and the package that it needs
+# by the suffix of a file: the function that opens it, and the package that this needs
 OPEN = {".onnx": (open_onnx, "onnxruntime"), ".xml": (open_openvino, "openvino")}
 
 
 def open_file(path: Path, precision: str) -> Network:
-    """Raises UserError for a file that is damaged, takes other things than images, or whose runtime is missing."""
+    """Open a model file. Raises UserError if it is damaged or does not take images, or if its runtime is missing."""
     function, runtime = OPEN[path.suffix]
     package(runtime, str(path))
     fix = f"give an undamaged {path.suffix} file of a network with one input, images (B, 3, H, W) or (B, H, W, 3)"
     with reading(path, fix):
         try:
             network = function(path, precision)
-        except Exception as error:  # each runtime has kinds of its own
+        except Exception as error:  # each runtime has its own error types
             raise ValueError(reason(error)) from error
         if len(network.dims) != 4:
             raise ValueError(f"its input has {len(network.dims)} dimensions, not 4")
@@ -93,8 +93,8 @@ def open_file(path: Path, precision: str) -> Network:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """What stands for a checkpoint's dict: the file's bytes as its weights, and settings from its metadata, or from
-    `metadata` in FILE.json next to it; the others have their default."""
+    """Make a dict like that of a checkpoint: the file's bytes as weights, and settings from its metadata, or from
+    `metadata` in FILE.json next to it; other settings have their default."""
     network, record = open_file(path, "float32"), Path(f"{path}.json")
     with reading(record, "give a JSON file that holds metadata, or remove it"):
         about = network.about or (json.loads(record.read_text())["metadata"] if record.is_file() else {})
@@ -115,7 +115,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def plain_value(value: Any) -> Any:
-    """What a text of metadata says in JSON; anything else as it is."""
+    """Parse a metadata value as JSON; anything else is returned unchanged."""
     try:
         return json.loads(value)
     except (TypeError, ValueError):
@@ -127,15 +127,15 @@ def channels_last(network: Network) -> bool:
 
 
 def sides(network: Network) -> Sequence[Any]:
-    """Height and width of the images that it takes."""
+    """Return height and width of the images that the network takes."""
     return network.dims[1:3] if channels_last(network) else network.dims[2:4]
 
 
 def input_of(cfg: Config, zoo: bool = False) -> Input:
-    """What a file takes: pixels in its colour order, from 0 to its scale, less its mean, divided by its deviation.
+    """Return the input of a file: color order and scale of its pixels (0 to scale), their mean and standard deviation.
 
-    A setting left empty is RGB from 0 to 1 with ImageNet's values, as usual in the field, or BGR from 0 to 255 with
-    none, as in the Open Model Zoo. With a scale other than 1 there is no mean or deviation unless given.
+    Empty settings mean RGB from 0 to 1 with ImageNet's mean and deviation, as usual in the field; with `zoo`, BGR from
+    0 to 255 without them, as in the Open Model Zoo. With a scale other than 1, they are left out unless given.
     """
     data = cfg.data
     colour = data.file_colour if data.file_colour != "auto" else "bgr" if zoo else "rgb"
@@ -145,12 +145,12 @@ def input_of(cfg: Config, zoo: bool = False) -> Input:
 
 
 def input_settings(values: Input) -> dict[str, Any]:
-    """The settings that say so."""
+    """Return the settings for such an input."""
     return dict(zip(("file_colour", "file_scale", "file_mean", "file_std"), values, strict=True))
 
 
 class FileModel(nn.Module):
-    """A file as a model: normalised images (B, 3, H, W) to embeddings (B, D)."""
+    """A file as a model: maps normalized images (B, 3, H, W) to embeddings (B, D)."""
 
     def __init__(self, path: Path, cfg: Config, network: Network | None = None):
         super().__init__()
@@ -178,16 +178,16 @@ class FileModel(nn.Module):
         x = self.prepared(images)
         size = self.network.dims[0] if isinstance(self.network.dims[0], int) else len(x)
         parts = []
-        for start in range(0, len(x), size):  # a file for batches of one size gets the last one filled up
+        for start in range(0, len(x), size):  # if the batch size is fixed, the last batch is filled up
             part = x[start : start + size]
             rows = self.network.run(np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)]))[self.output]
             parts.append(torch.as_tensor(rows).flatten(1)[: len(part)])
         return torch.cat(parts).to(images.device)
 
     def prepared(self, images: torch.Tensor) -> np.ndarray:
-        """What the file takes of these images."""
+        """Convert images to the input of the file."""
         if (self.colour, self.scale, self.mean, self.std) == ("rgb", 1.0, MEAN, STD):
-            x = images.float().cpu().numpy()  # as PyTorch gets them, to the bit
+            x = images.float().cpu().numpy()  # bit-equal to PyTorch's input
         else:
             x = to_pixels(images)[..., :: -1 if self.colour == "bgr" else 1].astype(np.float32)
             x = ((x * (self.scale / 255) - np.float32(self.mean)) / np.float32(self.std)).transpose(0, 3, 1, 2)
@@ -196,8 +196,8 @@ class FileModel(nn.Module):
 
 
 def check_input(cfg: Config, model: FileModel, query: TestLoader, gallery: TestLoader, found: Inference) -> None:
-    """Warn where a file does better on some test images with other preprocessing than it was tested with. Nothing is
-    tried where preprocessing is given, by the file or by --file-colour, and the scores are not low."""
+    """Warn if other preprocessing gives better scores on some test images. Nothing is tried if preprocessing is given,
+    by the file or by --file-colour, and the scores are not low."""
     scores, *_ = found.scores.values()
     given = cfg.data.file_colour != "auto" and scores.mAP >= LOW
     if given or model.network.kind == np.uint8 or len(scores.ap) != len(query.samples):
@@ -214,7 +214,7 @@ def check_input(cfg: Config, model: FileModel, query: TestLoader, gallery: TestL
     if better.mean() > 2 * better.std() / len(better) ** 0.5:
         hint = "--file-colour {} --file-scale {:g} --file-mean {:g} {:g} {:g} --file-std {:g} {:g} {:g}"
         log.warning(
-            "warning: on %d queries and %d images mAP is %.1f, and %.1f with %s",
+            "warning: on %d queries and %d images, mAP is %.1f, but %.1f with %s",
             len(chosen), len(some), 100 * np.nanmean(ap[now]), 100 * np.nanmean(ap[best]),
             hint.format(*best[:2], *best[2], *best[3]),
         )  # fmt: skip
@@ -223,7 +223,7 @@ def check_input(cfg: Config, model: FileModel, query: TestLoader, gallery: TestL
 def few_images(
     query: Sequence[Sample], gallery: Sequence[Sample], queries: int, images: int
 ) -> tuple[list[Sample], list[Sample]]:
-    """At most so many queries that have a match, and so many images of their identities and as many of others."""
+    """Choose at most `queries` queries with a match, and at most `images` images each of their and other identities."""
     cameras: dict[int, set[int]] = {}
     for sample in gallery:
         cameras.setdefault(sample.pid, set()).add(sample.camid)

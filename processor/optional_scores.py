@@ -1,4 +1,4 @@
-"""Scores that are off by default: pooled queries, expansion, random galleries, re-ranking, and those by camera."""
+"""Scores that are off by default: pooled queries, expansion, random galleries, re-ranking, and scores by camera."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -16,12 +16,12 @@ from utils.metrics import Scores, evaluate, evaluate_distance
 from utils.protocols import TrialScores, evaluate_by_camera, evaluate_single_shot, evaluate_vehicle_id, pool_queries
 from utils.rerank import k_reciprocal
 
-WITH_RANKED_LISTS = ("rerank", "query_expansion", "augmentation_k", "roc", "by_camera")  # that random galleries lack
+WITH_RANKED_LISTS = ("rerank", "query_expansion", "augmentation_k", "roc", "by_camera")  # not for random galleries
 single_shot = evaluate_single_shot  # functions with the names of the protocols
 
 
 def pool(cfg: Config, pairs: dict[str, Pair], ids: tuple) -> dict[str, Pair]:
-    """The features for the protocol `multi_query`."""
+    """Return the features for the protocol `multi_query`."""
     return {name: (pool_queries(q, g, *ids, metric=cfg.eval.metric), g) for name, (q, g) in pairs.items()}
 
 
@@ -52,22 +52,22 @@ def add_scores(cfg: Config, inference: Inference, score: Callable[..., Scores], 
 
 
 def evaluate_with_cosine_roc(*features_and_ids, metric: str, max_rank: int) -> Scores:
-    """The scores by another distance, with the error rates of thresholds on the cosine."""
+    """Return the scores with another distance, but the error rates of thresholds on the cosine."""
     scores = evaluate(*features_and_ids, metric=metric, max_rank=max_rank)
     scores.roc = evaluate(*features_and_ids, max_rank=max_rank, roc=True).roc
     return scores
 
 
 def vehicle_id(query: torch.Tensor, gallery: torch.Tensor, *ids: np.ndarray, **options) -> TrialScores:
-    """`evaluate_vehicle_id` of both splits together, with the ids of `evaluate`."""
+    """Apply `evaluate_vehicle_id` to both splits together, with the ids of `evaluate`."""
     pids = np.concatenate(ids[:2])
     known = np.flatnonzero(pids != 0)  # distractors are not one identity, and must not be queries
     return evaluate_vehicle_id(torch.cat([query, gallery])[known], pids[known], **options)
 
 
 def drop_undefined(cfg: Config) -> Config:
-    """The settings without those that a protocol of random galleries does not define; a warning names each. Raises
-    UserError for one that was typed."""
+    """Return the settings without scores that are not defined for random galleries, with a warning for each. Raises
+    UserError for a score that was typed."""
     for name in filter(cfg.get, WITH_RANKED_LISTS):
         problem = f"{option(name)} is not defined for --protocol {cfg.eval.protocol}"
         if name in cfg.typed:
@@ -78,7 +78,7 @@ def drop_undefined(cfg: Config) -> Config:
 
 
 def check_cameras(dataset: ReIDDataset) -> None:
-    """Raises UserError for cameras that are unknown, or too many for a table."""
+    """Raises UserError if cameras are unknown, or too many for a table."""
     cameras = max(len({s.camid for s in samples}) for samples in (dataset.query, dataset.gallery))
     if not dataset.cameras:
         raise UserError(f"--by-camera needs cameras, and those of {dataset.name} are unknown; leave it out")
@@ -87,7 +87,7 @@ def check_cameras(dataset: ReIDDataset) -> None:
 
 
 def camera_table(by_camera: dict[tuple[int, int], Scores], names: Mapping[int, str] = {}) -> str:
-    """mAP / Rank-1 in percent of one camera's queries (rows) in another's gallery (columns)."""
+    """Return a table of mAP / Rank-1 in percent, by camera of the queries (rows) and of the gallery (columns)."""
     rows, columns = (sorted({pair[i] for pair in by_camera}) for i in (0, 1))
     name = {camera: printable(names.get(camera, camera)) for camera in (*rows, *columns)}
     first, width = (max(least, *(len(name[c]) + 1 for c in some)) for least, some in ((6, rows), (18, columns)))

@@ -16,8 +16,8 @@ TOO_LARGE = 1e18  # a gradient whose square is inf would stay in Adam's moments
 
 
 def resolve_precision(cfg: Config, device: torch.device) -> str:
-    """float32, bf16 or fp16; `auto` is bf16 on GPUs that support it, fp16 on older ones, float32 on CPUs. On CPUs that
-    compute in bf16 it stays `auto` until there is a model: see `processor.cpu_precision`.
+    """Return float32, bf16 or fp16; `auto` is bf16 on GPUs that support it, fp16 on older ones, float32 on CPUs. On
+    CPUs that compute in bf16, it stays `auto` until there is a model: see `processor.cpu_precision`.
 
     bf16 has the range of float32, so nothing overflows; the optimizer's weights stay in float32.
     """
@@ -30,17 +30,17 @@ def resolve_precision(cfg: Config, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """Convolutions and matrix products in that precision; what needs float32 stays in it."""
+    """Run convolutions and matrix products in this precision; operations that need float32 stay in float32."""
     return contextlib.nullcontext() if precision == "float32" else torch.autocast(device.type, DTYPES[precision])
 
 
 def layout(cfg: Config) -> torch.memory_format:
-    """Of images and convolutions."""
+    """Return the memory format of images and convolutions."""
     return torch.channels_last if cfg.loop.channels_last else torch.contiguous_format
 
 
 class Scaler(torch.amp.GradScaler):
-    """torch's scaler of the loss (Micikevicius et al., Mixed Precision Training, ICLR 2018). It skips steps with NaN,
+    """torch's loss scaler (Micikevicius et al., Mixed Precision Training, ICLR 2018). It skips steps with NaN,
     inf or TOO_LARGE in the gradient. In float32 and bf16 the scale is always 1.
 
     The check runs on the device and fused optimizers read its result there, so that no step waits for the device.
@@ -73,7 +73,7 @@ class Scaler(torch.amp.GradScaler):
 
 class FiniteStatistics:
     """Restores batch norm's running statistics after a batch that made them NaN or inf, as overflows in half precision
-    do: such a batch moves no weight, but the statistics would stay NaN in every later checkpoint and evaluation."""
+    do: such a batch changes no weight, but the statistics would stay NaN in every later checkpoint and evaluation."""
 
     def __init__(self, model: nn.Module):
         self.buffers = [x for name, x in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
@@ -110,8 +110,8 @@ def configure_torch(cfg: Config, device: torch.device) -> None:
 def keep_freed_memory() -> None:
     """Have glibc keep freed memory, as CUDA's allocator does; other systems have no such switch.
 
-    It returns large blocks at once, and the system clears every page of the activations again at each step: a third of
-    a training step's CPU time (MobileNetV2, 128 × 64, batches of 64). Blocks of 1 GB and more are still returned.
+    By default, it returns large blocks at once, and the system clears every page of the activations again in each step:
+    a third of a step's CPU time (MobileNetV2, 128 × 64, batches of 64). Blocks of 1 GB and more are still returned.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:

@@ -1,4 +1,4 @@
-"""Ranked lists: which queries, and their nearest gallery images, as rows of pictures."""
+"""Ranked lists: choose queries, and draw their nearest gallery images as rows of pictures."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ TOP = 10  # ranks drawn during training
 
 
 def choose_queries(ap: np.ndarray, sort: str, num: int, seed: int) -> np.ndarray:
-    """Indices of `num` queries that have a match (`ap` is NaN if not): the worst, the best, or random ones."""
+    """Return indices of `num` queries with a match (`ap` is NaN without): the worst, the best, or random ones."""
     valid = np.flatnonzero(~np.isnan(ap))
     if sort == "random":
         return np.sort(np.random.default_rng(seed).permutation(valid)[:num])
@@ -26,7 +26,7 @@ def choose_queries(ap: np.ndarray, sort: str, num: int, seed: int) -> np.ndarray
 def ranked_rows(
     cfg: Config, inference: Inference, query: TestLoader, gallery: TestLoader, chosen: np.ndarray, top: int
 ) -> tuple[list[tuple[str, list[Tile]]], list[str]]:
-    """Title and tiles of each chosen query, by the last of the scores, and the titles of the columns: the query, then
+    """Return title and tiles of each chosen query, by the last scores, and the titles of the columns: the query, then
     the nearest gallery images that count in the scores."""
     ap, rows = list(inference.scores.values())[-1].ap, []
     for index, distance in zip(chosen, inference.distance(cfg, chosen).cpu().numpy(), strict=True):
@@ -43,7 +43,7 @@ def ranked_rows(
 
 
 def draw_some(cfg: Config, inference: Inference, query: TestLoader, gallery: TestLoader, path: Path) -> np.ndarray:
-    """Draw some queries to a picture, the same ones at every evaluation; returns its pixels (H, W, 3)."""
+    """Draw ranked lists of some queries, the same ones at every evaluation; return the pixels (H, W, 3)."""
     ap = list(inference.scores.values())[-1].ap
     chosen = choose_queries(ap, "random", cfg.loop.ranked_lists, cfg.run.seed)
     rows, columns = ranked_rows(cfg, inference, query, gallery, chosen, TOP)

@@ -1,4 +1,4 @@
-"""The processes of a run: one, or with torchrun the several of processor/distributed.py."""
+"""The processes of a run: a single one, or several under torchrun (processor/distributed.py)."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from config import Config
 class Ranks:
     """The only process: there is nothing to exchange. `distributed.DistributedRanks` documents the methods."""
 
-    rank, size = 0, 1  # the number of this process, and of all
+    rank, size = 0, 1  # the index of this process, and the number of processes
 
     @property
     def first(self) -> bool:
@@ -56,7 +56,7 @@ ALONE = Ranks()
 
 
 def init_distributed(cfg: Config, environ: Mapping[str, str] = os.environ) -> contextlib.AbstractContextManager[Ranks]:
-    """Join the processes that torchrun started; without torchrun there is one. Raises UserError."""
+    """Join the processes that torchrun started; without torchrun, there is only one. Raises UserError."""
     if int(environ.get("WORLD_SIZE", 1)) == 1:
         return contextlib.nullcontext(ALONE)
     from processor.distributed import join_processes

@@ -1,4 +1,4 @@
-"""Resuming: the last checkpoint of a run back into its state."""
+"""Resume a run: load its last checkpoint into the state of training."""
 
 import json
 import os
@@ -29,16 +29,16 @@ OPTIMIZER_SETTINGS = ("optimizer", "backbone_lr_factor", "bias_lr_factor", "no_d
 
 
 def restore(state: TrainState) -> None:
-    """Load last.pth, or the one before if it is damaged; the damaged one is renamed to last.damaged.pth, so that it is
-    not counted among the kept ones.
+    """Load last.pth, or the checkpoint before it if it is damaged. The damaged file is renamed to last.damaged.pth, so
+    that it does not count as a kept checkpoint.
 
-    Raises UserError if none can be read, or if it is of another model, other data or another optimizer.
+    Raises UserError if none can be read, or if it belongs to another model, other data or another optimizer.
     """
     ranks, device = state.session.ranks, state.session.device
     path, stored = newest_valid(state.directory / LAST, (*MODEL, *TRAINING, *PROGRESS))
     restore_weights(state, path, stored)
     state.scaler.load_state_dict(stored["scaler"])
-    if state.session.precision == "auto":  # on a CPU: as before, also on another one; older checkpoints are of float32
+    if state.session.precision == "auto":  # on a CPU: as before, also on another CPU; older checkpoints used float32
         state.about["precision"] = stored.get("precision", "float32")
         state.session = replace(state.session, precision=state.about["precision"])
     if len(stored["rng"]) == ranks.size:
@@ -55,9 +55,9 @@ def restore(state: TrainState) -> None:
 
 
 def newest_valid(path: Path, keys: Iterable[str] = MODEL) -> tuple[Path, dict[str, Any]]:
-    """The newest of `path` and the older ones that can be read, and its dict; logs a warning for each that cannot.
+    """Return the newest readable checkpoint of `path` and the older ones, and its dict; warn of unreadable ones.
 
-    Raises UserError with the newest one's reason if none can be read.
+    Raises UserError with the reason for the newest one if none can be read.
     """
     errors = []
     for candidate in kept_checkpoints(path) or [path]:
@@ -71,7 +71,7 @@ def newest_valid(path: Path, keys: Iterable[str] = MODEL) -> tuple[Path, dict[st
 
 
 def restore_weights(state: TrainState, path: Path, stored: dict[str, Any]) -> None:
-    """Weights of the model, its average and the losses, and the optimizer's state. Raises UserError."""
+    """Restore the weights of model, average and losses, and the optimizer's state. Raises UserError."""
     if stored["labels"] != state.about["labels"]:
         raise UserError(f"{path} was trained on other identities than the data has now; resume with the same data")
     load_weights(state.model, stored | {"model": stored.get("training_model", stored["model"])}, path, state.cfg)
@@ -88,14 +88,14 @@ def restore_weights(state: TrainState, path: Path, stored: dict[str, Any]) -> No
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load moments and learning rates from a checkpoint, but keep the present settings (weight decay, momentum)."""
+    """Load moments and learning rates from a checkpoint, but keep the current settings (weight decay, momentum)."""
     groups = zip(optimizer.param_groups, state["param_groups"], strict=True)
     groups = [now | {name: old[name] for name in ("params", "lr")} for now, old in groups]
     optimizer.load_state_dict(state | {"param_groups": groups})
 
 
 def log_changes(state: TrainState, stored: dict[str, Any]) -> None:
-    """Warn of settings and images that have changed; if the batches have, the epoch starts again."""
+    """Warn of changed settings and images; if the batches have changed, the epoch starts again."""
     now, before = (json.loads(json.dumps(values)) for values in (state.cfg.to_dict(), stored["config"]))
     changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if k not in FREE_SETTINGS and before.get(k) != v]
     if changed:

@@ -49,7 +49,7 @@ def start_session(cfg: Config, command: str = "") -> Iterator[Session]:
 
 
 def training_data(cfg: Config, session: Session) -> Loaders:
-    """Loaders of the training, query and gallery images. Raises UserError, also if processes have different images."""
+    """Make loaders of training, query and gallery images. Raises UserError, also if processes have different images."""
     ranks = session.ranks
     with ranks.sync_errors(first_alone=True):
         find_backbone(cfg.model.backbone)  # a wrong name is reported before the data is read
@@ -61,7 +61,7 @@ def training_data(cfg: Config, session: Session) -> Loaders:
 
 
 def training_model(cfg: Config, session: Session, data: Loaders) -> ReIDModel:
-    """The model with its initial weights on the device, the same in all processes."""
+    """Make the model with its initial weights on the device, the same in all processes."""
     ranks, device = session.ranks, session.device
     with ranks.sync_errors(first_alone=True):  # the first one downloads weights
         model = make_model(cfg, len(data.labels))
@@ -73,7 +73,7 @@ def training_model(cfg: Config, session: Session, data: Loaders) -> ReIDModel:
 
 
 def training_criterion(cfg: Config, session: Session, data: Loaders, model: ReIDModel) -> Criterion:
-    """The losses on the device, with the same centers in all processes; these move without gradients."""
+    """Make the losses on the device, with the same centers in all processes; centers are updated without autograd."""
     margins = [head.add_margin for head in model.heads]
     criterion = make_criterion(cfg, len(data.labels), model.feature_dims, margins, data.train.teacher_dim)
     criterion.to(session.device).centers.requires_grad_(False)
@@ -83,11 +83,11 @@ def training_criterion(cfg: Config, session: Session, data: Loaders, model: ReID
 
 @contextlib.contextmanager
 def run_directory(cfg: Config, ranks: Ranks = ALONE) -> Iterator[Path]:
-    """LOG_DIR/NAME, or NAME-2, NAME-3, ... if there is a run already; with `resume` the latest of them, or the one that
-    --name names.
+    """Yield LOG_DIR/NAME, or NAME-2, NAME-3, ... if there is a run already; with `resume`, the latest of them, or the
+    one that --name names.
 
     It is created, and no other program trains there until the block ends. Raises UserError if it cannot be written to,
-    or if another program trains in the one to resume.
+    or if another program trains in the directory to resume.
     """
     with contextlib.ExitStack() as locks:
         with ranks.sync_errors():
@@ -120,7 +120,7 @@ def start_state(
     cfg: Config, session: Session, directory: Path, data: Loaders,
     model: ReIDModel, criterion: Criterion, optimizer: Optimizer,
 ) -> TrainState:  # fmt: skip
-    """The state before the first step, or that of the last checkpoint with `resume`. From here on train.log is kept."""
+    """Return the state before the first step, or of the last checkpoint with `resume`. Opens train.log for the log."""
     ranks, device, dataset = session.ranks, session.device, data.dataset
     cfg = cfg.replace(pixel_range=data.train.cfg.data.pixel_range)  # found in the images: tests must use the same
     setup_logging(directory / "train.log" if ranks.first else None, quiet=not ranks.first)

@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopSignals:
-    """These signals end the `with` block with Stopped; inside a `held` block they wait, so that the state
+    """SIGNALS end the `with` block with Stopped. Inside a `held` block they are delayed, so that the state
     can be saved first: `requested` is the signal's number, and only a second signal ends the block at once.
     """
 
@@ -33,7 +33,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def held(self, really: bool = True) -> Iterator[None]:
-        """Signals wait until `requested` is read inside this block; with `really` False nothing changes."""
+        """Delay signals inside this block, which must check `requested`; with `really` False nothing changes."""
         before, self.hold = self.hold, self.hold or really
         try:
             yield

@@ -1,4 +1,4 @@
-"""Training on images that grow: --start-sizes."""
+"""Training on growing images: --start-sizes."""
 
 import copy
 from dataclasses import replace
@@ -16,7 +16,7 @@ from utils.logging import log
 
 
 def sized_data(state: TrainState, data: Loaders, epoch: int) -> Loaders:
-    """The loaders with images of the size of this epoch (from 0); other images are decoded now."""
+    """Return the loaders with the image size of this epoch (from 0); images of a new size are decoded now."""
     cfg = state.cfg.at_epoch(epoch)
     if (cfg.data.height, cfg.data.width) == (data.train.images.height, data.train.images.width):
         return data
@@ -32,7 +32,7 @@ def sized_data(state: TrainState, data: Loaders, epoch: int) -> Loaders:
 
 @torch.no_grad()
 def check_sizes(cfg: Config, model: ReIDModel) -> None:
-    """Raises UserError if the model, such as a transformer, does not take images of all sizes of the training."""
+    """Raises UserError if the model (for example a transformer) does not take all image sizes of the training."""
     for height, width, _ in stages(cfg):
         try:
             model.eval()(torch.zeros(1, 3, height, width))

@@ -64,12 +64,12 @@ class TrainState:
         return self.model if self.average is None else self.average
 
     def summary(self) -> dict[str, Any]:
-        """The plain values of a checkpoint."""
+        """Return the plain values of a checkpoint."""
         return self.about | {name: getattr(self, name) for name in PROGRESS}
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values only, so that `torch.load(weights_only=True)` reads them. All processes must call it
-        together."""
+        """Return tensors and plain values only, so that `torch.load(weights_only=True)` reads them. All processes must
+        call it together."""
         training = {} if self.average is None else {"training_model": self.model.state_dict()}
         return training | self.summary() | {
             "model": self.eval_model.state_dict(),
@@ -99,13 +99,13 @@ class TrainState:
         self.save_seconds = self.saved_at - start
 
     def write_history(self) -> None:
-        """metrics.jsonl: one line per epoch."""
+        """Write metrics.jsonl, one line per epoch."""
         lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
         write_atomically(self.directory / "metrics.jsonl", lambda temporary: temporary.write_text(lines))
 
 
 def best_score(history: list[dict[str, Any]]) -> tuple[float, int]:
-    """The highest plain mAP so far, and its epoch; -1 if there was no evaluation."""
+    """Return the highest plain mAP so far, and its epoch; -1 if there was no evaluation."""
     scores = [(h["scores"]["plain"]["mAP"], h["epoch"]) for h in history if "scores" in h]
     return max(scores, key=lambda pair: pair[0], default=(-1.0, 0))
 
@@ -123,7 +123,7 @@ def seed_all(seed: int) -> None:
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The state of all random generators, as plain values."""
+    """Return the state of all random generators, as plain values."""
     name, numbers, *position = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),

@@ -1,4 +1,4 @@
-"""Testing a stored model: from a command line to features and scores."""
+"""Test a stored model: from a command line to features and scores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,24 +43,24 @@ class TestJob:
     cfg: Config  # the settings, with the protocol resolved
     directory: Path
     what: str  # the model, in names of files
-    state: dict[str, Any]  # the checkpoint's dict, or what there is without one
+    state: dict[str, Any]  # the checkpoint's dict, or default values without one
     device: torch.device
     model: ReIDModel
     dataset: ReIDDataset
     query: TestLoader
     gallery: TestLoader
     images: list[str]  # fingerprints of query and gallery
-    note: str  # what features and scores must be read with
+    note: str  # caveats of features and scores
 
 
 def parse_test(
     args: Sequence[str] | None, environ: Mapping[str, str], about: str, own: type[T] | None = None,
     ranges: Mapping[str, str] = {},
 ) -> tuple[Config, T | None, Stored | None]:  # fmt: skip
-    """`[CKPT] [--setting value ...]` to settings, which start from the checkpoint's, the program's own options (see
-    `config.cli.parse_settings`), and the checkpoint.
+    """Parse `[CKPT] [--setting value ...]` into settings (starting from the checkpoint's), the program's own options
+    (see `config.cli.parse_settings`) and the checkpoint.
 
-    Without CKPT it is that of the latest run. With --weights there is none, and these weights are tested as they are.
+    Without CKPT, it is that of the latest run. With --weights, there is none, and these weights are tested as they are.
     Raises UserError if there is no such checkpoint.
     """
     name, args = split_first(args)
@@ -73,7 +73,7 @@ def parse_test(
         return given.check(), options, None
     checkpoint = find_checkpoint(name, given.run.log_dir)
     state = read_checkpoint(checkpoint)
-    # places come from the command line and the environment alone, not from a file that may be of someone else
+    # paths come from the command line and the environment only, not from a file that may be someone else's
     places = {name: given.get(name) for name in ("log_dir", "data_root", "cache_dir")}
     default = stored_config(state, checkpoint).replace(**places)
     cfg, options = parse_settings(args, default, environ, about, own, ranges, TEST_SECTIONS)
@@ -84,10 +84,10 @@ def prepare_test(
     cfg: Config, stored: Stored | None, ranks: Ranks = ALONE, ranked_lists: bool = False,
     dataset: ReIDDataset | None = None,
 ) -> TestJob:  # fmt: skip
-    """The model of a checkpoint (or, without one, of the backbone weights of the settings) and the test split.
+    """Load the model of a checkpoint (or, without one, of the settings' backbone weights) and the test split.
 
-    ranked_lists: as in `resolve_protocol`. dataset: instead of the settings' test set. Raises UserError, also if
-    several processes have different ones.
+    ranked_lists: as in `resolve_protocol`. dataset: replaces the settings' test set. Raises UserError, also if
+    processes have different checkpoints or images.
     """
     setup_logging(quiet=not ranks.first)
     ranks.check_same_settings(cfg)
@@ -112,8 +112,8 @@ def prepare_test(
 def tested_model(
     cfg: Config, stored: Stored | None, device: torch.device
 ) -> tuple[ReIDModel, dict[str, Any], Path, str]:
-    """The model of a checkpoint (or, without one, of the backbone weights of the settings) on the device in evaluation
-    mode; the checkpoint's dict, or what there is without one; a path for names of results; and the model in words."""
+    """Return the model of a checkpoint (or, without one, of the settings' backbone weights) on the device in evaluation
+    mode; the checkpoint's dict, or default values; a path for names of results; and a description of the model."""
     if stored:
         path, state = stored[0], ABOUT | stored[1]
         model, name = rebuild_model(state, path, cfg), str(path)
@@ -133,7 +133,7 @@ def tested_model(
 def do_test(
     cfg: Config, stored: Stored | None, command: str = "", ranked_lists: bool = False
 ) -> tuple[TestJob, Inference] | None:
-    """Score the test split, print the table, write the JSON. Under torchrun each process extracts its share of the
+    """Score the test split, print the table, write the JSON. Under torchrun, each process extracts its share of the
     features, and all but the first return None."""
     with init_distributed(cfg) as ranks:
         job = prepare_test(cfg, stored, ranks, ranked_lists)

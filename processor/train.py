@@ -26,8 +26,8 @@ from utils.files import write_json
 from utils.logging import log
 from utils.lookup import load
 
-ESTIMATED = 4  # batches after the first step, after which the log says how long the run takes
-SAVE_SHARE = 0.05  # of the time, for checkpoints: where an epoch takes seconds, there is none after each
+ESTIMATED = 4  # batches after the first step until the log gives the time left
+SAVE_SHARE = 0.05  # of the time, for checkpoints: if an epoch takes seconds, not every one is saved
 Losses = dict[str, torch.Tensor]  # of one step, as scalars on the device
 Targets = Sequence[torch.Tensor]  # labels (B,) and, with a teacher, its features (B, D)
 Gradient = tuple[Losses, list[torch.Tensor], torch.Tensor]  # a batch's losses, features of each branch, and labels
@@ -35,11 +35,11 @@ Batches = Iterable[Sequence[torch.Tensor]]  # images (B, 3, H, W), labels (B,) a
 
 
 def do_train(cfg: Config, command: str = "") -> TrainState:
-    """What train.py does, for Python: train and evaluate; all files of the run are in its directory, `LOG_DIR/NAME`.
+    """Train and evaluate, like train.py; all files of the run are in its directory, `LOG_DIR/NAME`.
 
-    command: repeats the run, and is stored with it. Raises UserError for what the user can fix, and Stopped (after the
-    state was saved) on a signal. Under torchrun all processes train together; errors of all are raised in the first
-    one only, and the others exit with the same code.
+    command: repeats the run, and is stored with it. Raises UserError for errors that the user can fix, and Stopped on a
+    signal, after the state was saved. Under torchrun, all processes train together; an error of any process is raised
+    in the first one only, and the others exit with the same code.
     """
     with start_session(cfg, command) as session:
         data = training_data(cfg, session)
@@ -51,7 +51,7 @@ def do_train(cfg: Config, command: str = "") -> TrainState:
 def train(
     cfg: Config, session: Session, data: Loaders, model: ReIDModel, criterion: Criterion, optimizer: Optimizer
 ) -> TrainState:
-    """All epochs with their evaluations and checkpoints, from the last checkpoint on with `resume`."""
+    """Run all epochs with their evaluations and checkpoints; with `resume`, from the last checkpoint on."""
     ranks = session.ranks
     with run_directory(cfg, ranks) as directory:
         state = start_state(cfg, session, directory, data, model, criterion, optimizer)
@@ -76,19 +76,19 @@ def train(
 
 
 def sized_data(state: TrainState, data: Loaders, epoch: int) -> Loaders:
-    """The loaders with images of the size of this epoch (from 0)."""
+    """Return the loaders with the image size of this epoch (from 0)."""
     return load("processor.sizes:sized_data")(state, data, epoch) if state.cfg.data.start_sizes else data
 
 
 def should_evaluate(cfg: Config, epoch: int) -> bool:
-    """Whether to evaluate after so many epochs."""
+    """Whether to evaluate after `epoch` epochs (0: before training)."""
     if epoch == 0:
         return cfg.loop.eval_first
     return epoch % cfg.loop.eval_every == 0 or epoch >= cfg.solver.epochs
 
 
 class Network:
-    """The model as training calls it: parallel and compiled, its backbone frozen or not, its steps a CUDA graph."""
+    """The model as training calls it: parallel, compiled, with a frozen backbone, or as a CUDA graph."""
 
     def __init__(self, state: TrainState):
         self.state, self.frozen, self.module = state, None, state.model
@@ -97,12 +97,12 @@ class Network:
         alone = session.ranks.size == cfg.loop.accumulate == 1
         static = not any(getattr(module, "no_cuda_graph", False) for module in state.model.modules())
         self.use_graph = cfg.loop.cuda_graph and session.device.type == "cuda" and alone and static
-        self.graph, self.shape = None, None  # of the images that it takes
+        self.graph, self.shape = None, None  # of the images that the graph takes
 
     def train(self, frozen: bool) -> None:
         """Put the model into training mode, but not a frozen backbone."""
         state = self.state
-        if frozen == self.frozen and state.model.training:  # no evaluation came between
+        if frozen == self.frozen and state.model.training:  # no evaluation since the last step
             return
         set_frozen(state.model, state.optimizer, frozen)
         if frozen != self.frozen:  # DistributedDataParallel must know which weights get a gradient
@@ -112,7 +112,7 @@ class Network:
                 self.module = torch.compile(self.module)
 
     def gradient(self, images: torch.Tensor, targets: Targets, place: int = 0, group: int = 1) -> Gradient:
-        """Compute the gradient of one batch, as batch number `place` of the `group` of an optimizer step."""
+        """Compute the gradient of one batch: batch number `place` of the `group` batches of an optimizer step."""
         if self.use_graph and (self.graph is None or images.shape != self.shape):
             self.graph, self.shape = load("processor.cuda_graph:capture")(self, images, targets), images.shape
             self.use_graph = self.graph is not None
@@ -123,7 +123,7 @@ class Network:
         return self.add_gradient(images, targets, place, group)
 
     def add_gradient(self, images: torch.Tensor, targets: Targets, place: int = 0, group: int = 1) -> Gradient:
-        """Forward pass, losses and backward pass."""
+        """Run forward pass, losses and backward pass."""
         state, cfg, session = self.state, self.state.cfg, self.state.session
         images = images.contiguous(memory_format=layout(cfg))
         # processes exchange the gradients of a group only once
@@ -142,11 +142,11 @@ class Network:
 
 
 def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, watchers: Watchers) -> None:
-    """The rest of the current epoch, then a checkpoint. Losses stay on the device until they are logged."""
+    """Train the rest of the current epoch, then save a checkpoint. Losses stay on the device until they are logged."""
     save_or_stop(state)
     cfg, session, steps = state.cfg, state.session, len(loader)
     alone = session.ranks.size == 1
-    recent: list[Sequence[Losses]] = []  # those of the batches of each optimizer step
+    recent: list[Sequence[Losses]] = []  # losses of the batches of each optimizer step
     progress = Progress(f"epoch {state.epoch + 1}/{cfg.solver.epochs}", steps, cfg.data.batch_size, state.step, session)
     with contextlib.closing(progress), session.signals.held(alone):
         batches = progress.waiting(loader.epoch(state.epoch, session.device, first_step=state.step))
@@ -162,7 +162,7 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
             if progress.timed >= ESTIMATED and not watchers.estimated:
                 watchers.estimated = True
                 log.info("about %s left", time_left(state, steps, progress.step_seconds))
-            session.ranks.broadcast(network.statistics.buffers)  # batch norm that is not synchronized differs
+            session.ranks.broadcast(network.statistics.buffers)  # unsynchronized batch norm differs
             if state.average is not None:
                 steps_before = state.epoch * -(-steps // cfg.loop.accumulate) + (state.step - 1) // cfg.loop.accumulate
                 load("solver.average:update_average")(cfg, state.average, state.model, steps_before)
@@ -178,8 +178,8 @@ def train_one_epoch(state: TrainState, network: Network, loader: TrainLoader, wa
 
 
 def time_left(state: TrainState, steps: int, step_seconds: float) -> timedelta:
-    """Of the rest of the run: epochs of so many steps, at the seconds per step of the present size, more for larger
-    images, and tests that take as long as the latest one."""
+    """Estimate the time for the rest of the run: epochs of `steps` steps, at the seconds per step of the current image
+    size (more for larger images), and tests that take as long as the latest one."""
     cfg, epochs = state.cfg, state.cfg.solver.epochs
     tests = sum(should_evaluate(cfg, epoch) for epoch in range(state.epoch + 1, epochs + 1))
     left = epochs - state.epoch
@@ -190,12 +190,12 @@ def time_left(state: TrainState, steps: int, step_seconds: float) -> timedelta:
 
 
 def train_step(state: TrainState, network: Network, batches: Batches, number: int = 1) -> Sequence[Losses]:
-    """One step of the optimizer, on the gradient of the next `number` batches, and of the centers of the center loss.
+    """Update the weights and the centers of the center loss, with the gradient of the next `number` batches.
 
     batches: this process's share of each. The identity loss is that of one large batch; metric losses mine, and batch
-    norm computes statistics, within each. Returns scalars on the device per batch, so that nothing waits for it: the
-    losses and `finite` (0 for a loss that is NaN or inf); in the last also `moved` (0 if the gradient had NaN or inf
-    and nothing was changed) and, if it is clipped, `grad_norm`, the norm before.
+    norm computes statistics, within each batch. Returns scalars on the device per batch, so that nothing waits for the
+    device: the losses and `finite` (0 for a loss of NaN or inf). The last batch also has `moved` (0 if the gradient had
+    NaN or inf and nothing was changed) and, if the gradient is clipped, `grad_norm`, its norm before clipping.
     """
     cfg, ranks, results = state.cfg, state.session.ranks, []
     for place, (images, *targets) in enumerate(itertools.islice(batches, number)):
@@ -222,8 +222,8 @@ def train_step(state: TrainState, network: Network, batches: Batches, number: in
 def add_losses(state: TrainState, recent: Sequence[Sequence[Losses]], loader: TrainLoader) -> None:
     """Add the losses of the latest steps to the state's sums, except those of steps with NaN or inf.
 
-    recent: per optimizer step, those of its batches. Raises UserError after too many consecutive bad steps. One bad
-    batch spoils the gradient of its group, so only a group without any resets their number.
+    recent: per optimizer step, the losses of its batches. Raises UserError after too many consecutive bad steps. One
+    bad batch spoils the gradient of its group, so only a group without a bad batch resets their count.
     """
     values = torch.stack([value.double() for group in recent for parts in group for value in parts.values()])
     values = iter(state.session.ranks.all_reduce_mean(values).tolist())  # the only line that waits for the device
@@ -254,7 +254,7 @@ def refuse_bad_steps(state: TrainState, loader: TrainLoader, step: int) -> None:
     files = "; ".join(state.session.ranks.all_gather(loader.files(state.epoch, step)))
     last = state.directory / LAST
     fix = f"continue with --resume from {last}, saved before them" if last.exists() else "start again"
-    with state.session.ranks.sync_errors():  # the other processes end in silence
+    with state.session.ranks.sync_errors():  # the other processes exit silently
         raise UserError(
             f"the loss or its gradient was NaN or inf in {state.bad} consecutive steps, the last time in epoch "
             f"{state.epoch + 1}, step {step + 1}, on {files}; lower --lr ({state.cfg.solver.lr}) or raise "
@@ -263,7 +263,7 @@ def refuse_bad_steps(state: TrainState, loader: TrainLoader, step: int) -> None:
 
 
 def means(state: TrainState) -> dict[str, float]:
-    """Means over the steps of the epoch so far."""
+    """Return the means over the steps of the epoch so far."""
     return {name: round(total / count, 5) for name, (total, count) in state.sums.items()}
 
 
@@ -271,7 +271,7 @@ def means(state: TrainState) -> dict[str, float]:
 
 
 def save_or_stop(state: TrainState, late: bool = False) -> None:
-    """Save a checkpoint if that is `late` in the first process; after a signal to any of them save one and stop all."""
+    """Save a checkpoint if it is `late` in the first process. After a signal to any process, save one and stop all."""
     ranks = state.session.ranks
     signals, lates = zip(*ranks.all_gather((state.session.signals.requested, late)), strict=True)
     number = max(signals)
@@ -304,7 +304,7 @@ def finish_epoch(state: TrainState, progress: Progress, steps: int, lr: float) -
 
 def evaluate_epoch(state: TrainState, data: Loaders, watchers: Watchers) -> None:
     """Score the model, or its moving average; add the scores to the history, and keep the checkpoint if it is the best
-    so far. Only after the last epoch all scores of the settings are computed, before it the plain ones."""
+    so far. All scores of the settings are computed after the last epoch only, before it the plain scores."""
     session, last = state.session, state.epoch >= state.cfg.solver.epochs
     save_or_stop(state)
     cfg = resolve_protocol(state.cfg if last else plain_settings(state.cfg), data.dataset)
@@ -326,7 +326,7 @@ def evaluate_epoch(state: TrainState, data: Loaders, watchers: Watchers) -> None
 
 
 def write_result(state: TrainState) -> None:
-    """results/train.json, and one line with the score before and after training."""
+    """Write results/train.json, and log one line with the scores before and after training."""
     last = state.history[-1]
     record = result_record(state.summary(), state.cfg, last["scores"], state.about["note"])
     if "by_camera" in last:

@@ -9,7 +9,7 @@ from utils.lookup import package
 
 
 def start_wandb(cfg: Config, directory: Path) -> Any:
-    """The run at Weights & Biases; a resumed one continues there. Raises UserError without the package or a login."""
+    """Start the run at Weights & Biases, or continue a resumed one. Raises UserError without the package or a login."""
     wandb = package("wandb", "--wandb")
     identity = f"{directory.name}-{cfg.run.seed}"
     settings = {"project": cfg.loop.wandb, "name": directory.name, "dir": str(directory), "config": cfg.to_dict()}

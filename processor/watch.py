@@ -1,4 +1,4 @@
-"""What shows the progress of a run: TensorBoard, Weights & Biases, curves, ranked lists, and the progress bar."""
+"""Show the progress of a run: TensorBoard, Weights & Biases, curves, ranked lists, and the progress bar."""
 
 import itertools
 import time
@@ -29,7 +29,7 @@ class Watchers:
 
     def __init__(self, state: TrainState):
         self.board = self.wandb = None
-        self.estimated = not state.session.ranks.first  # the time that is left, once
+        self.estimated = not state.session.ranks.first  # whether the time left was logged
         if not state.session.ranks.first:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -42,7 +42,7 @@ class Watchers:
             self.wandb = load("processor.wandb_run:start_wandb")(state.cfg, state.directory)
 
     def log_entry(self, entry: dict[str, Any]) -> None:
-        """The numbers of an epoch's entry in the history: its losses and, after an evaluation, the scores."""
+        """Log the numbers of an epoch's entry in the history: its losses and, after an evaluation, the scores."""
         epoch, scores = entry["epoch"], entry.get("scores", {})
         values = {f"train/{k}": v for k, v in entry.items() if k != "epoch" and isinstance(v, (int, float))}
         values |= {f"test_{name}/{k}": row[k] for name, row in scores.items() for k in ("mAP", "mINP", "rank1")}
@@ -51,7 +51,7 @@ class Watchers:
             self.wandb.log(values | {"epoch": epoch})
 
     def draw_evaluation(self, cfg: Config, state: TrainState, data: Loaders, inference: Inference) -> None:
-        """curves.png, and ranked_lists.png if the settings ask for it and the protocol has ranked lists."""
+        """Draw curves.png, and ranked_lists.png if the settings ask for it and the protocol has ranked lists."""
         if state.epoch:
             load("utils.plots:plot_curves")({state.directory.name: state.history}, state.directory / "curves.png")
         if cfg.loop.ranked_lists and cfg.eval.protocol not in RANDOM_GALLERIES:
@@ -59,14 +59,14 @@ class Watchers:
             self.picture("ranked_lists", draw_some(cfg, inference, data.query, data.gallery, path), state.epoch)
 
     def show_first(self, batches: Iterator) -> Iterator:
-        """The batches; the images of the first are drawn as the network sees them."""
+        """Return the batches; draw the images of the first one as the network gets them."""
         first = next(batches)
         pixels = torch.from_numpy(to_pixels(first[0][:32])).movedim(3, 1)
         self.picture("train_batch", make_grid(pixels, padding=0).movedim(0, 2).numpy(), 0)
         return itertools.chain([first], batches)
 
     def picture(self, name: str, pixels: np.ndarray, epoch: int) -> None:
-        """pixels (H, W, 3) uint8 RGB."""
+        """Log a picture: pixels (H, W, 3) uint8 RGB."""
         self._write(lambda board: board.add_image(name, pixels, epoch, dataformats="HWC"))
         if self.wandb:
             self.wandb.log({name: load("wandb:Image")(pixels), "epoch": epoch})
@@ -89,7 +89,7 @@ class Watchers:
 
 
 def _finished() -> float:
-    """The time when the device has done what it was given."""
+    """Wait until the device has finished all work, and return the time."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -101,12 +101,12 @@ class Progress:
     def __init__(self, title: str, steps: int, batch: int, first_step: int, session: Session):
         self.batch, self.steps, self.timed, self.waited = batch, 0, 0, 0.0
         self.started = self.lapped = time.perf_counter()
-        hidden = None if session.ranks.first else True  # None: without a terminal
+        hidden = None if session.ranks.first else True  # None: hidden without a terminal
         options = {"initial": first_step * batch, "unit": "img", "leave": False, "disable": hidden}
         self.bar = tqdm(total=steps * batch, desc=title, **options)
 
     def waiting(self, batches: Iterable) -> Iterator:
-        """The batches; the time until each arrives counts as waiting."""
+        """Yield the batches; the time until each arrives counts as waiting."""
         before = time.perf_counter()
         for batch in batches:
             self.waited += time.perf_counter() - before
@@ -114,16 +114,16 @@ class Progress:
             before = time.perf_counter()
 
     def step(self, batches: int) -> None:
-        """An optimizer step on so many batches is done."""
+        """Count an optimizer step on `batches` batches."""
         if self.steps:
             self.timed += batches
-        else:  # the first also waits for images, and may choose kernels or compile
+        else:  # the first step also waits for images, and may choose kernels or compile
             self.first_done = _finished()
         self.steps += batches
         self.bar.update(batches * self.batch)
 
     def lap(self) -> float:
-        """Seconds since the last call, or since the start."""
+        """Return the seconds since the last call, or since the start."""
         before, self.lapped = self.lapped, time.perf_counter()
         return self.lapped - before
 
@@ -143,7 +143,7 @@ class Progress:
         return self.waited / (time.perf_counter() - self.started)
 
     def show(self, means: dict[str, float], lr: float) -> None:
-        """Losses, learning rate, share of the time spent waiting for data, and memory, next to the bar."""
+        """Show losses, learning rate, share of the time spent waiting for data, and memory next to the bar."""
         parts = [f"{name} {value:.3f}" for name, value in means.items()]
         parts += [f"lr {lr:.1e}", f"data {100 * self.data_share:.0f} %"]
         if torch.cuda.is_available():

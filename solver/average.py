@@ -9,17 +9,17 @@ from config import Config
 
 
 def make_average(model: nn.Module) -> nn.Module:
-    """A copy of the model in evaluation mode, for `update_average`."""
+    """Return a copy of the model in evaluation mode, for `update_average`."""
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def update_average(cfg: Config, average: nn.Module, model: nn.Module, steps_before: int) -> None:
-    """Replace each weight w of `average` by d·w + (1 - d)·(the model's), after step number `steps_before` (from 0).
+    """Replace each weight w of `average` by d·w + (1 - d)·(model's weight), after step `steps_before` (from 0).
 
     d = min(ema_decay, (1 + n) / (10 + n)) with n = steps_before, so that the initial weights are soon forgotten
     (TensorFlow's ExponentialMovingAverage). Batch norm's statistics are averaged like weights (timm's ModelEmaV3):
-    those of the latest weights do not fit averaged ones. Integer counters are copied. Nothing waits for the device.
+    the latest statistics do not fit averaged weights. Integer counters are copied. Nothing waits for the device.
     """
     decay = min(cfg.solver.ema_decay, (1 + steps_before) / (10 + steps_before))
     pairs = [*zip(average.parameters(), model.parameters(), strict=True)]

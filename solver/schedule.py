@@ -9,13 +9,13 @@ from config import Config
 
 
 def lr_factor(cfg: Config, progress: float, steps_per_epoch: int) -> float:
-    """Factor on the base rate at `progress` epochs (3.5: in the middle of the fourth): warm-up times decay.
+    """Factor of the base learning rate at `progress` epochs (3.5: middle of the fourth epoch): warm-up times decay.
 
     Warm-up (Goyal et al. 2017) is linear from `warmup_factor` to 1, or constant at `warmup_factor`.
     Decay: `steps` multiplies by `gamma` at each of the steps. `cosine` (one cycle of SGDR, Loshchilov & Hutter 2017)
     and `linear` stay at 1 until warm-up and `delay_epochs` are over (fast-reid's DELAY_EPOCHS) and reach
-    `min_lr_factor` at the end of the last epoch. With rate_changes "epoch" an epoch has the factor of its start, with
-    "epoch_from_1" that of its end, as in the code of Bag of Tricks.
+    `min_lr_factor` at the end of the last epoch. With rate_changes "epoch", the whole epoch has the factor of its
+    start; with "epoch_from_1", it has the factor of its end, as in the code of Bag of Tricks.
     """
     solver, warmup, warmup_end = cfg.solver, 1.0, warmup_length(cfg, steps_per_epoch)
     if solver.rate_changes != "step":
@@ -34,12 +34,12 @@ def lr_factor(cfg: Config, progress: float, steps_per_epoch: int) -> float:
 
 
 def warmup_length(cfg: Config, steps_per_epoch: int) -> float:
-    """Epochs that warm-up takes."""
+    """Return the length of the warm-up in epochs."""
     return cfg.solver.warmup_iters / steps_per_epoch if cfg.solver.warmup_iters else cfg.solver.warmup_epochs
 
 
 def set_lr(cfg: Config, optimizer: torch.optim.Optimizer, progress: float, steps_per_epoch: int) -> float:
-    """Set the learning rate of each parameter group; returns the rate of a group with factor 1."""
+    """Set the learning rate of each parameter group; return the rate of a group with factor 1."""
     lr = cfg.solver.lr * lr_factor(cfg, progress, steps_per_epoch)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
@@ -47,14 +47,14 @@ def set_lr(cfg: Config, optimizer: torch.optim.Optimizer, progress: float, steps
 
 
 def settings_without_effect(cfg: Config, steps_per_epoch: int) -> list[str]:
-    """One sentence per setting that would take effect only after the last epoch."""
+    """Return one sentence for each setting that would take effect only after the last epoch."""
     solver, epochs, sentences = cfg.solver, cfg.solver.epochs, []
     last = epochs if solver.rate_changes == "epoch_from_1" else epochs - 1e-9  # where a step still has an effect
     if solver.schedule == "steps" and any(step > last for step in solver.steps):
         sentences.append(f"--steps {' '.join(map(str, solver.steps))} go beyond the {epochs} epochs")
     length = warmup_length(cfg, steps_per_epoch)
     if length >= epochs:
-        sentences.append(f"warm-up takes {length:.4g} epochs and there are {epochs}: --lr is never reached")
+        sentences.append(f"warm-up takes {length:.4g} epochs, but there are {epochs}: --lr is never reached")
     if solver.freeze_epochs >= epochs:
         sentences.append(f"--freeze-epochs {solver.freeze_epochs} of {epochs} epochs: the backbone is never trained")
     return sentences

@@ -1,15 +1,15 @@
 """Recipes by name, one file per source. Each gives only what differs from the defaults of `Config`.
 
-docs/recipes.md says of each which lines of its source it follows, and where it differs; results/published.json has the
-published figures. A name that ends in _code is the recipe that the source's code runs, where the name without it is the
-recipe of its README or paper.
+docs/recipes.md gives for each recipe the lines of its source that it follows, and where it differs.
+results/published.json has the published figures. A recipe whose name ends in _code follows the code of its source; the
+recipe with the same name without _code follows its README or paper.
 """
 
 from config.config import Config
 from utils.errors import UserError, did_you_mean
 from utils.lookup import load
 
-SOURCES = {  # first word of a name: its file
+SOURCES = {  # first word of a preset's name: its file
     "demo": "demo", "tiny": "tiny", "mlr": "mlr", "light": "mlr", "der": "der", "hn": "hn", "sbn": "sbn",
     "sbs": "beyond", "agw": "beyond",
 }  # fmt: skip
@@ -26,7 +26,7 @@ def load_preset(name: str) -> Config:
 
 
 def describe_presets() -> dict[str, str]:
-    """One line about each preset, by name."""
+    """Return one line about each preset, by name."""
     sources = dict.fromkeys(SOURCES.values())
     return {name: recipe["about"] for source in sources for name, recipe in _recipes(source).items()}
 

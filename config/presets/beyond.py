@@ -1,4 +1,4 @@
-"""Strong systems that are no seed of this project: fast-reid's SBS (He et al., FastReID, arXiv:2006.02631, 2020;
+"""Strong systems of other projects: fast-reid's SBS (He et al., FastReID, arXiv:2006.02631, 2020;
 JDAI-CV/fast-reid: configs/Base-SBS.yml, MODEL_ZOO.md) and AGW (Ye et al., Deep Learning for Person Re-identification: A
 Survey and Outlook, TPAMI 2021; mangye16/ReID-Survey: configs/AGW_baseline.yml, README.md)."""
 
@@ -9,13 +9,13 @@ SBS = {
     "autoaugment_prob": 0.1,
     "stem": "ceil",
     "attention": "nonlocal",
-    "attention_ratio": 0.0,  # a single channel, whatever its ratio says
+    "attention_ratio": 0.0,  # a single channel, whatever fast-reid's ratio setting says
     "pooling": "gem",
     "head": "circle",
     "metric_feature": "after",
     "soft_margin": True,
     "center_weight": 0.0,
-    "freeze_epochs": 1000 / 211,  # 1,000 steps, of 211 per epoch here and 202 there
+    "freeze_epochs": 1000 / 211,  # 1,000 steps; an epoch has 211 steps here and 202 in fast-reid
     "epochs": 60,
     "warmup_iters": 2000,
     "warmup_factor": 0.1,

@@ -25,9 +25,9 @@ PRESETS = {
         flip=True,
         rerank=True,
     ),
-    # To search light networks on, within half an hour; small batches, as these networks need many steps from scratch,
-    # and SGD, with which MobileNetV2 learns in half as many as with Adam (as in mlr_mobilenet_v2_sgd). Without
-    # clipping, some networks lose in one step what they had learned in a hundred.
+    # For the search of light networks, within half an hour. Batches are small, as these networks need many steps from
+    # scratch. With SGD, MobileNetV2 needs half as many steps as with Adam (as in mlr_mobilenet_v2_sgd). Without
+    # gradient clipping, some networks lose in one step what they learned in a hundred.
     "demo_light": dict(
         about="rendered pedestrians, MobileNetV2 from scratch with SGD; for the search of light models",
         **SMALL,

@@ -1,8 +1,8 @@
-"""deep-efficient-reid (lannguyen0910/deep-efficient-person-reid). Names that end in _code are the recipe of its code
-and configs/*.yaml, which must have given the figures; the others are the recipe of its README."""
+"""deep-efficient-reid (lannguyen0910/deep-efficient-person-reid). Recipes that end in _code follow its code and
+configs/*.yaml, which must have produced the published figures; the others follow its README."""
 
-# The README's recipe: AMSGrad at 3.5e-4, which the code makes an AdamW; steps 30 and 55; 60 epochs pretrained, 100 from
-# scratch. P × K batches, as the triplet loss needs.
+# The README's recipe: AMSGrad at 3.5e-4 (AdamW in the code), steps 30 and 55, 60 epochs if pretrained and 100 from
+# scratch. Batches are P × K, as the triplet loss needs.
 README = {
     "dataset": "market1501",
     "images_per_id": 2,
@@ -15,8 +15,8 @@ README = {
     "steps": (30.0, 55.0),
     "rerank": True,
 }
-# What the code does: random batches, whose triplet loss mostly finds the anchor itself as its positive; the 500 steps
-# of the warm-up are taken once per epoch, so the rate stays below half of lr.
+# What the code does: batches are random, so the triplet loss mostly finds the anchor itself as its positive. The 500
+# steps of the warm-up advance once per epoch, so the learning rate stays below half of lr.
 CODE = {
     "dataset": "market1501",
     "sampler": "shuffle",
@@ -33,7 +33,7 @@ CODE = {
     "rerank": True,
 }
 CUHK03 = {"dataset": "cuhk03_detected", "batch_size": 32}
-# V2-S with last stride 2, whatever its README and files say; timm's is bit-equal to its own
+# V2-S with last stride 2, whatever its README and files say; timm's network is bit-equal to its own
 EFFICIENTNET = {"backbone": "efficientnet_v2_s", "last_stride": 2}
 EFFICIENTNET_CODE = {"backbone": "timm/tf_efficientnetv2_s", "last_stride": 2, "bn_momentum": 0.01}
 SCRATCH = {"weights": "none", "epochs": 100}

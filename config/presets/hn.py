@@ -1,5 +1,5 @@
 """Deep Person Re-identification (hiennguyen9874/person-reid), as its files were on the day of the published figures
-(commits bb277b4 and a4c7c93): it scores flipped features and has Adam; today's files have neither."""
+(commits bb277b4 and a4c7c93): they score flipped features and use Adam; today's files do neither."""
 
 HN = {
     "dataset": "market1501",

@@ -1,10 +1,10 @@
 """Matrix Light ReID (matrixorigin/matrix-light-reid: README.md, configs/reid/resnet50_market1501.py)."""
 
-# MobileNetV2 from scratch, its baseline for searched networks. All that is published is a row of the README's table:
-# feature width 256, optimizer, weight decay, and "50,120,150", of which 150 must be the number of epochs, as 350 is in
-# the longer schedule that is commented out in the ResNet's file. SGD's rates and momentum come from these comments too.
-# Warm-up is named for the longer schedule alone. The last stride is the one whose multiply-adds, counted with batch
-# norm and ReLU as that program does, are the published 210 M (208, and 365 with stride 1).
+# MobileNetV2 from scratch, its baseline for searched networks. Only a row of the README's table is published: feature
+# width 256, optimizer, weight decay, and "50,120,150". There 150 must be the number of epochs, as 350 is in the longer
+# schedule that is commented out in the ResNet's file. SGD's learning rates and momentum come from these comments too.
+# Warm-up is mentioned for the longer schedule only. Last stride 2 fits the published 210 M multiply-adds: counted with
+# batch norm and ReLU, as that program does, it has 208 M, and stride 1 has 365 M.
 MOBILENET = {
     "dataset": "market1501",
     "backbone": "mobilenet_v2",
@@ -20,13 +20,13 @@ MOBILENET = {
 }
 SGD = {"optimizer": "sgd", "lr": 0.065}
 
-# A searched network in its place, as theirs are not published. Ours were found on the rendered demo set, not on
-# Market-1501; the files say how. Height, width and last stride are those of its specification.
+# One of our own searched networks, as theirs are not published. Ours were found on the rendered demo set, not on
+# Market-1501; the files say how. Height, width and last stride come from its specification.
 LIGHT = MOBILENET | SGD | {
     "backbone": "searched:model/backbones/specs/light_210m.json", "height": 240, "width": 120, "last_stride": 1,
 }  # fmt: skip
 LONG = {"warmup_iters": 2000, "steps": (150.0, 250.0, 320.0), "epochs": 350}
-# one in their own search space, with the multiply-adds of MLR-210M-A
+# a network from their own search space, with the multiply-adds of MLR-210M-A
 LIGHT_A = MOBILENET | SGD | {"backbone": "searched:model/backbones/specs/light_212m.json"}
 
 PRESETS = {

@@ -23,12 +23,12 @@ PRESETS = {
         about="reid_baseline_with_syncbn's ResNet50; published 74.50 / 89.55", **MARKET, precision="float32"
     ),
     "sbn_resnet50_fp16": dict(about="the same in half precision; published 75.88 / 90.44", **MARKET, precision="fp16"),
-    # Twice the batch, K and rate, but not the rate of biases. Batch norm is synchronized, so one GPU computes the same.
+    # Batch, K and learning rate (not of biases) are doubled. Batch norm is synchronized, so one GPU computes the same.
     "sbn_resnet50_2gpu": dict(
         about="the same on two GPUs (torchrun --nproc-per-node 2); published 72.13 / 87.44",
         **MARKET | {"batch_size": 128, "images_per_id": 16, "lr": 2e-4, "bias_lr_factor": 0.5, "precision": "float32"},
     ),
-    # epoch 12 of 120, the best on this very test
+    # epoch 12 of 120, the best on this same test split
     "sbn_partial_ilids": dict(
         about="the same at 384 x 256, tested on Partial-iLIDS; published 55.76 / 45.38",
         **MARKET | {"height": 384, "width": 256, "precision": "fp16", "steps": (), "epochs": 12},

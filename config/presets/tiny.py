@@ -3,7 +3,7 @@ Baseline for Deep Person Re-identification, CVPR workshops 2019."""
 
 # B1 = softmax + triplet + center, with the 120 epochs and two steps of the paper
 B1 = {"dataset": "market1501"}
-# its code: another stem, a third step, and the weights of a named epoch of 200
+# its code: another stem, a third step, and the weights of one given epoch of 200
 CODE = B1 | {
     "stem": "no_relu_pool2",
     "rate_changes": "epoch_from_1",

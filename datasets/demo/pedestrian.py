@@ -35,7 +35,7 @@ class Pose:
 
 
 class Figure:
-    """A picture under way: `rgb` (H, W, 3) of 0-255, `depth` (H, W) in pixels toward the viewer, -inf if empty."""
+    """An unfinished picture: `rgb` (H, W, 3) of 0-255, `depth` (H, W) in pixels toward the viewer, -inf if empty."""
 
     def __init__(self, height: int, width: int, light: tuple[float, float, float], folds: np.ndarray) -> None:
         self.rgb = np.zeros((height, width, 3), np.float32)
@@ -100,7 +100,7 @@ class Figure:
 
 
 def _turn(side: float, angle: float) -> np.ndarray:
-    """Limb direction: `angle` 0 hangs down, positive swings forward."""
+    """Direction of a limb: `angle` 0 hangs down, positive angles swing forward."""
     return np.array((side, -math.cos(angle), math.sin(angle)))
 
 

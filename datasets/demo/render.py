@@ -1,8 +1,8 @@
 """Render the demo set: walking people (`pedestrian.py`) in front of six street cameras, laid out like Market-1501.
 
-It needs no download and no licence, and it is a real task in small: identities share clothes colours, look partly
-different from each side, and every camera has its own colours, blur, noise, background, light and hidden legs. Every
-image has a random generator of its own, so the bytes depend on `seed` alone.
+It needs no download and no license, and it is a small but real task: identities share colors of clothes, look partly
+different from each side, and every camera has its own colors, blur, noise, background, light and hidden legs. Every
+image has its own random generator, so the bytes depend on `seed` only.
 """
 
 import math
@@ -96,7 +96,7 @@ def _write(folder: Path, image: np.ndarray, pid: int, number: int, frame: int, b
 
 
 def _identity(studio: Studio, root: Path, pid: int, train: bool) -> None:
-    """Write all images of one identity. Of a test identity each camera's first image is the query."""
+    """Write all images of one identity. For a test identity, the first image of each camera is a query."""
     look, rng = make_look(_rng(studio.seed, LOOK, pid)), _rng(studio.seed, TRACK, pid)
     seen = rng.permutation(len(CAMERAS))[: rng.choice((3, 4, 5, 6), p=(0.44, 0.32, 0.16, 0.08))]
     for number in sorted(seen.tolist()):
@@ -110,7 +110,7 @@ def _identity(studio: Studio, root: Path, pid: int, train: bool) -> None:
 
 
 def _extra(studio: Studio, root: Path, pid: int, index: int, test_pids: list[int]) -> None:
-    """Write one distractor (pid 0: street, parts of people of no identity) or junk image (pid -1)."""
+    """Write one distractor (pid 0: a street, or parts of people without identity) or junk image (pid -1)."""
     rng = _rng(studio.seed, EXTRA, pid, index)
     number, look, shift = int(rng.integers(len(CAMERAS))), None, 0.0
     if pid < 0:

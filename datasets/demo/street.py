@@ -37,7 +37,7 @@ CAMERAS = (
 
 def cloud(rng: np.random.Generator, height: int, width: int, *sigma: float) -> np.ndarray:
     """Smooth noise (height, width) of unit variance; `sigma` in pixels, across and down."""
-    step = max(int(min(sigma) / 4), 1)  # what is smooth can be drawn small
+    step = max(int(min(sigma) / 4), 1)  # smooth noise can be drawn at a smaller size
     noise = rng.standard_normal((height // step + 1, width // step + 1), np.float32)
     noise = cv2.GaussianBlur(noise, (0, 0), sigma[0] / step, sigmaY=sigma[-1] / step)
     return cv2.resize(noise / noise.std(), (width, height), interpolation=cv2.INTER_CUBIC)
@@ -188,7 +188,7 @@ def occlude(rng: np.random.Generator, leaves: np.ndarray, picture: np.ndarray) -
 
 
 def record(rng: np.random.Generator, camera: Camera, image: np.ndarray) -> np.ndarray:
-    """How the camera records a float RGB image: its colours, exposure, resolution and noise; returns BGR uint8."""
+    """Apply the camera's colors, exposure, resolution and noise to a float RGB image; returns BGR uint8."""
     gain = 1 + (np.array(camera.gain) - 1 + rng.normal(0, 0.018, 3))
     image = image * np.float32(gain * camera.exposure * math.exp(rng.normal(0, 0.055)))
     grey = image.mean(2, keepdims=True)

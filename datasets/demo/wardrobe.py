@@ -7,7 +7,7 @@ import numpy as np
 
 SKINS = ((244, 208, 180), (232, 188, 152), (222, 172, 134), (190, 140, 104), (140, 96, 68), (92, 62, 46))
 HAIRS = ((24, 20, 20), (34, 26, 22), (58, 38, 26), (98, 66, 40), (176, 136, 84), (150, 148, 146), (122, 54, 28))
-# Few colours and many of them grey: identities must share them, so that the rest of the look must distinguish them.
+# Few colors, many of them gray: identities share colors, so that the rest of the look must distinguish them.
 TOPS = ((238, 238, 236), (28, 29, 33), (126, 129, 134), (32, 42, 76), (74, 77, 84), (176, 38, 42), (66, 112, 170))
 TOPS += ((214, 200, 172), (62, 92, 62), (226, 184, 54), (206, 138, 156), (52, 132, 132), (112, 62, 114), (206, 104, 46))
 TOP_WEIGHTS = (5, 5, 4, 4, 3, 3, 3, 2.5, 2.5, 2, 2, 2, 2, 2)
@@ -41,17 +41,17 @@ class Look:
 
 
 def _tone(rng: np.random.Generator, colours, weights=None, spread: float = 10.0) -> np.ndarray:
-    """One of `colours`, a little off, as an RGB float32 triple."""
+    """One of `colours`, slightly changed, as an RGB float32 triple."""
     chances = None if weights is None else np.array(weights) / np.sum(weights)
     colour = np.array(colours[rng.choice(len(colours), p=chances)], np.float32)
     return np.clip(colour + rng.normal(0, spread / 2, 3) + rng.normal(0, spread), 8, 246).astype(np.float32)
 
 
 def _cloth(rng: np.random.Generator, base: np.ndarray, second: np.ndarray, plain: float) -> tuple[np.ndarray, str]:
-    """A trunk texture (96, 160, 3) of one colour or, with probability 1 - `plain`, of a pattern of two."""
+    """A trunk texture (96, 160, 3) of one color or, with probability 1 - `plain`, of a pattern of two colors."""
     rows, columns = TORSO
     y, x = np.mgrid[:rows, :columns].astype(np.float32)
-    kinds = {  # the share of the second colour
+    kinds = {  # the share of the second color
         "hstripes": lambda: (y % step) < step * rng.uniform(0.3, 0.55),
         "vstripes": lambda: (x % 8) < 3,
         "checks": lambda: ((y % step) < step / 2) * 0.5 + ((x % step) < step / 2) * 0.5,
@@ -67,7 +67,7 @@ def _cloth(rng: np.random.Generator, base: np.ndarray, second: np.ndarray, plain
 
 
 def _print(rng: np.random.Generator, texture: np.ndarray, colour: np.ndarray, column: int) -> None:
-    """A symmetric sign on chest or back: mirrored pictures must stay pictures of the same person."""
+    """Print a symmetric sign on chest or back: mirrored pictures must still show the same person."""
     ink, row, size = colour.tolist(), int(rng.integers(26, 36)), int(rng.integers(7, 12))
     kind = rng.choice(("disc", "ring", "box", "diamond", "bars", "digit", "digit"))
     if kind in ("disc", "ring"):

@@ -1,5 +1,5 @@
-"""Backbones: `find_backbone(name)` gives a function of the Config that makes a module from images (B, 3, H, W) to a map
-(B, C, h, w).
+"""Backbones: `find_backbone(name)` returns a function that builds a module from the Config. The module maps images
+(B, 3, H, W) to a feature map (B, C, h, w).
 
 The module has `out_channels` (C), `stage_channels` (the widths after its stages), `attention` (a ModuleDict of modules
 that run after the stages, by their number) and `imagenet` (the address of pretrained weights; empty: there are none).
@@ -39,11 +39,11 @@ BACKBONES = {
 
 
 def find_backbone(name: str) -> Callable[[Config], nn.Module]:
-    """The function that makes the backbone called `name`.
+    """Return the function that builds the backbone `name`.
 
-    Besides the names in BACKBONES: `timm/NAME`; `searched:FILE.json`; `supernet`, which trains all networks that the
-    architecture search chooses from, or `supernet:N`, those of at most N multiply-adds. Raises UserError for an unknown
-    name.
+    Other names than those in BACKBONES: `timm/NAME`; `searched:FILE.json`; `supernet`, which trains all networks that
+    the architecture search chooses from; `supernet:N`, only those of at most N multiply-adds. Raises UserError for an
+    unknown name.
     """
     if name in BACKBONES:
         return load(BACKBONES[name])

@@ -1,4 +1,4 @@
-"""Initial weights of backbones that are not torchvision's, and settings that they refuse."""
+"""Initial weights of backbones that are not torchvision's, and checks of settings that they do not support."""
 
 from torch import nn
 
@@ -7,7 +7,7 @@ from utils.errors import UserError
 
 
 def init_convolutions(net: nn.Module) -> None:
-    """Weights as in He et al. (Delving Deep into Rectifiers, ICCV 2015), by the fan out; biases 0."""
+    """Initialize convolutions as in He et al. (Delving Deep into Rectifiers, ICCV 2015), by fan-out, with biases 0."""
     for conv in (m for m in net.modules() if isinstance(m, nn.Conv2d)):
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         if conv.bias is not None:
@@ -23,9 +23,9 @@ def refuse_last_stride_2(cfg: Config) -> None:
 
 
 def refuse_tiny_images(cfg: Config) -> None:
-    """Raises UserError where the map at 1/16 has one cell, whose instance norm would always be 0."""
+    """Raises UserError if the map at 1/16 has a single position, whose instance norm would always be 0."""
     if max(cfg.data.height, cfg.data.width) < 32:
         raise UserError(
-            f"--backbone {cfg.model.backbone} normalises each image's map at 1/16 of its size, which has one cell with "
+            f"--backbone {cfg.model.backbone} normalizes each image's map at 1/16 of its size, a single position with "
             f"--height {cfg.data.height} --width {cfg.data.width}; give --height 32 or more, or another --backbone"
         )

@@ -12,7 +12,7 @@ from utils.errors import UserError
 
 class DenseConvolution(nn.Module):
     """A 2 × 2 convolution at every position instead of every second, zero-padded at the bottom and right: the map keeps
-    its size, and what the stride would have given is at its even positions."""
+    its size, and its even positions hold the result of the stride-2 convolution."""
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
@@ -26,7 +26,7 @@ def convnext(cfg: Config) -> Backbone:
     """The ConvNeXt of the settings: (B, 3, H, W) to (B, C, H/16, W/16), or H/32 with last stride 2; rounded down.
 
     torchvision's last norm comes after the pooling; here it comes before, at each position, as in Swin and ViT. Raises
-    UserError for images that leave no map.
+    UserError for images that are too small to leave a map.
     """
     height, width, least = cfg.data.height, cfg.data.width, 16 * cfg.model.last_stride
     if min(height, width) < least:

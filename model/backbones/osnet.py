@@ -41,7 +41,7 @@ def convolution(
 
 
 def light_convolution(c: int) -> nn.Sequential:
-    """A factorised 3×3 convolution: 1×1 across channels, then 3×3 within each, then norm and ReLU."""
+    """A factorized 3×3 convolution: 1×1 across channels, then 3×3 within each, then norm and ReLU."""
     across = nn.Conv2d(c, c, 1, bias=False)
     within = nn.Conv2d(c, c, 3, padding=1, groups=c, bias=False)
     return nn.Sequential(OrderedDict(conv1=across, conv2=within, bn=nn.BatchNorm2d(c), relu=nn.ReLU(inplace=True)))
@@ -53,12 +53,12 @@ def stream(c: int, depth: int) -> nn.Sequential:
 
 
 def halve(c: int) -> nn.Sequential:
-    """To half the height and width, rounded down."""
+    """Halve height and width, rounded down."""
     return nn.Sequential(convolution(c, c), nn.AvgPool2d(2))
 
 
 class Gate(nn.Module):
-    """Weights the channels of a stream by what the whole map shows. All streams of a block share one."""
+    """Weights the channels of a stream by means over the whole map. All streams of a block share one gate."""
 
     def __init__(self, c: int):
         super().__init__()
@@ -73,7 +73,7 @@ class Gate(nn.Module):
 class OSBlock(nn.Module):
     """Omni-scale residual block: four streams of one to four light convolutions, gated and summed.
 
-    with_in: instance norm, in IBN after the sum with the shortcut; in OSNet-AIN (ain) before it, as the last norm.
+    with_in: add instance norm; in OSNet-IBN after the sum with the shortcut, in OSNet-AIN (ain) as last norm before it.
     """
 
     def __init__(self, c_in: int, c_out: int, with_in: bool = False, ain: bool = False):
@@ -104,7 +104,7 @@ class OSNet(Staged):
     """OSNet up to its last feature map, at 1/16 of the image as published: there is no last stride to remove.
 
     kind: bn; ibn, with instance norm in the stem and in stage 1; or ain, with instance norm where an architecture
-    search put it. Stage 1 ends at 1/8 of the image, 2 and 3 at 1/16.
+    search put it. Stage 1 ends at 1/8 of the image size, stages 2 and 3 at 1/16.
     """
 
     def __init__(self, channels: tuple[int, int, int, int], kind: str):

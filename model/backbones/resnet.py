@@ -24,7 +24,7 @@ def resnet(cfg: Config) -> Backbone:
 
 
 def cut_resnet(cfg: Config, net: nn.Module) -> Backbone:
-    """A ResNet as backbone, its first layers as in other projects if the settings say so."""
+    """Turn a ResNet into a backbone, with the first layers of other projects if the settings say so."""
     if cfg.model.stem.startswith("no_relu"):
         net.relu = nn.Identity()
     if cfg.model.stem in ("no_relu_pool2", "ceil"):

@@ -1,5 +1,5 @@
 """ResNet-IBN (Pan et al., Two at Once: Enhancing Learning and Generalization Capacities via IBN-Net, ECCV 2018).
-Instance norm removes an image's own colour and brightness. Parameter names are those of the authors' weights."""
+Instance norm removes an image's own color and brightness. Parameter names are those of the authors' weights."""
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ PUBLISHED = {
 
 
 class IBN(nn.Module):
-    """Instance norm of the first half of the channels (of an odd number, the smaller part), batch norm of the rest."""
+    """Instance norm of the first half of the channels (rounded down), batch norm of the rest."""
 
     def __init__(self, channels: int):
         super().__init__()

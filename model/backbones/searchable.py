@@ -27,7 +27,7 @@ from utils.logging import log
 # Strides of each stage's first block after a stem of stride 2, by the number of stages; 0 stands for the last stride.
 # Seven stages are MobileNetV2's, five those of Matrix Light ReID's search.
 STRIDES = {7: (1, 2, 2, 2, 1, 0, 1), 5: (1, 2, 2, 2, 0)}
-# Largest values of a specification, far above those of the search space: what is larger is a mistake.
+# Largest values of a specification, far above those of the search space: a larger value is a mistake.
 LIMITS = {"height": 4096, "width": 4096, "last_stride": 2, "depth": 32, "expansion": 16, "kernel": 31}
 LIMITS |= {"stem": 4096, "head": 16384}
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,7 +110,7 @@ def blocks(spec: Spec) -> list[Block]:
 def multiply_adds(spec: Spec, norms: bool = False) -> int:
     """Multiply-adds of the convolutions for one image, as torch's flop counter counts them.
 
-    norms: also batch norm (2 per value), ReLU (1) and pooling (1), as mmcv's counter, and so Matrix Light ReID, has it.
+    norms: also count batch norm (2 per value), ReLU (1) and pooling (1), as mmcv and therefore Matrix Light ReID do.
     """
     found = blocks(spec)
     before, after = found[0].rows * found[0].columns, math.prod(found[-1].size_out)
@@ -119,7 +119,7 @@ def multiply_adds(spec: Spec, norms: bool = False) -> int:
 
 
 def read_spec(source: str | Path) -> Spec:
-    """The network of a JSON file, or of JSON text, as `Spec.to_dict` gives it; other entries are ignored.
+    """Read a network from a JSON file or from JSON text, as `Spec.to_dict` gives it; other entries are ignored.
 
     A relative path is looked up in the working directory, then in this repository. Raises UserError if it is invalid.
     """
@@ -134,7 +134,7 @@ def read_spec(source: str | Path) -> Spec:
 
 
 def _check(values: dict[str, Any], name: str) -> int | bool:
-    """An entry of a specification. Raises ValueError where it is missing or invalid."""
+    """Return an entry of a specification. Raises ValueError if it is missing or invalid."""
     value, switch = values.get(name), name == "se"
     if type(value) is not (bool if switch else int) or not (switch or 1 <= value <= LIMITS[name]):
         expected = "true or false" if switch else f"a whole number from 1 to {LIMITS[name]}"
@@ -145,7 +145,7 @@ def _check(values: dict[str, Any], name: str) -> int | bool:
 
 
 def self_contained(backbone: str) -> str:
-    """`searched:FILE` as `searched:{...}`, so that checkpoints do not need the file; other names as they are."""
+    """Turn `searched:FILE` into `searched:{...}`, so that checkpoints do not need the file; keep other names."""
     if not backbone.startswith("searched:"):
         return backbone
     return "searched:" + json.dumps(read_spec(backbone.removeprefix("searched:")).to_dict(), separators=(",", ":"))
@@ -199,9 +199,9 @@ class Searched(Staged):
 
 
 def searched(spec: Spec, cfg: Config) -> Searched:
-    """The network of a specification. Another image size than its own is allowed, with a warning that gives the cost.
+    """Build the network of a specification. A different image size is allowed, with a warning that gives the cost.
 
-    Raises UserError for another last stride than its own.
+    Raises UserError for a different last stride.
     """
     name, height, width = cfg.model.backbone, cfg.data.height, cfg.data.width
     name = "the searched network" if "{" in name else name

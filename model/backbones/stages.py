@@ -31,14 +31,14 @@ class Staged(nn.Module):
         return x
 
     def attend(self, number: int, maps: torch.Tensor) -> torch.Tensor:
-        """The map (B, C, h, w) of a stage after its attention, if it has any."""
+        """Apply the attention of a stage, if it has any, to its map (B, C, h, w)."""
         return self.attention[str(number)](maps) if str(number) in self.attention else maps
 
 
 class Backbone(Staged):
     """Layers of a torchvision network, under their own names, so that torchvision's weights fit.
 
-    The stages are ResNet's: the first ends at 1/4 of the image size, each further one at half of that. last_stride 1
+    The stages are ResNet's: the first ends at 1/4 of the image size, and each further stage halves it. last_stride 1
     removes the stride of the last stage (Sun et al., PCB, ECCV 2018).
     """
 
@@ -52,7 +52,7 @@ class Backbone(Staged):
 
 
 def drop_stride(layer: nn.Module) -> None:
-    """Stride 1 in all convolutions of the layer, shortcuts included; all are padded, so the map keeps its size."""
+    """Set stride 1 in all convolutions of the layer, including shortcuts; all are padded, so the map keeps its size."""
     for conv in layer.modules():
         if isinstance(conv, nn.Conv2d):
             conv.stride = (1, 1)

@@ -11,7 +11,7 @@ from model.backbones.stages import Backbone, cut
 
 
 class Swin(Backbone):
-    """Swin Transformer up to its last layer norm. Its layers keep the channels last, attention gets them first."""
+    """Swin Transformer up to its last layer norm. Its layers are channels-last; attention gets channels-first maps."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return super().forward(images).permute(0, 3, 1, 2)
@@ -22,7 +22,7 @@ class Swin(Backbone):
 
 class DenseMerging(nn.Module):
     """Swin's patch merging at every position instead of every second, zero-padded at the bottom and right: the map
-    keeps its size, and what the stride would have given is at its even positions."""
+    keeps its size, and its even positions hold the result of the original merging."""
 
     def __init__(self, merging: nn.Module):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Every network of the optional package timm (Wightman, PyTorch Image Models) that gives a map, as `timm/NAME`."""
+"""Every network of the optional package timm (Wightman, PyTorch Image Models) that outputs a map, as `timm/NAME`."""
 
 from functools import partial
 from typing import Any
@@ -12,11 +12,11 @@ from utils.lookup import package
 
 
 def timm_backbone(cfg: Config) -> nn.Module:
-    """timm's network NAME of `timm/NAME` without its classifier: (B, 3, H, W) to a map (B, C, h, w).
+    """Build timm's network NAME of `timm/NAME` without its classifier: (B, 3, H, W) to a map (B, C, h, w).
 
-    It counts as one stage. Parameter names are timm's. A network of tokens needs images of the settings' size. Last
-    stride 1 asks timm for output stride 16, which also dilates the kernels of the last stage, unlike the other
-    backbones. Raises UserError when timm is missing, does not know the name, or gives no such map.
+    It counts as one stage. Parameter names are timm's. A network that outputs tokens needs images of the settings'
+    size. Last stride 1 asks timm for output stride 16, which also dilates the kernels of the last stage, unlike in the
+    other backbones. Raises UserError if timm is missing or does not know the name, or if there is no such map.
     """
     timm, name = package("timm", "--backbone timm/NAME"), cfg.model.backbone.removeprefix("timm/")
     if not timm.is_model(name):
@@ -32,7 +32,7 @@ def timm_backbone(cfg: Config) -> nn.Module:
 
 
 def load_weights(name: str, options: dict[str, Any], source: str | None) -> dict[str, torch.Tensor]:
-    """timm's weights, which it downloads and fits to the image size itself. Raises UserError if there are none."""
+    """Return timm's weights, downloaded and fitted to the image size by timm. Raises UserError if there are none."""
     try:
         return package("timm", name).create_model(name, pretrained=True, **options).state_dict()
     except Exception as error:  # what a failed download raises depends on the version of three other packages
@@ -44,7 +44,7 @@ def load_weights(name: str, options: dict[str, Any], source: str | None) -> dict
 
 
 def create(timm: Any, name: str, cfg: Config) -> tuple[nn.Module, dict[str, Any]]:
-    """The random network, and the options that it accepted: its stride, or its image size, or neither."""
+    """Create the network with random weights; also return the options it accepted: stride, image size, or neither."""
     tries: list[dict[str, Any]] = [{"output_stride": 16}] if cfg.model.last_stride == 1 else []
     tries += [{"img_size": (cfg.data.height, cfg.data.width)}, {}]
     for options in tries:
@@ -57,12 +57,12 @@ def create(timm: Any, name: str, cfg: Config) -> tuple[nn.Module, dict[str, Any]
 
 
 def as_map(net: nn.Module, inputs: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
-    """The network's output for `inputs` as a map (B, C, h, w), after its attention. Tokens (B, N, C) are arranged like
-    their patches; leading tokens that stand for no patch are dropped."""
+    """Return the network's output as a map (B, C, h, w), after its attention. Tokens (B, N, C) are arranged like
+    their patches; leading tokens that belong to no patch are dropped."""
     if out.ndim == 3:
         patches = out[:, getattr(net, "num_prefix_tokens", 0) :].transpose(1, 2)
         rows, columns = getattr(getattr(net, "patch_embed", None), "grid_size", None) or (0, 0)
-        if rows * columns != patches.shape[2]:  # a network that merges patches on its way, by halves
+        if rows * columns != patches.shape[2]:  # a network that merges patches, halving the grid
             height, width = inputs[0].shape[2:]
             rows = round((patches.shape[2] * height / width) ** 0.5)
         out = patches.unflatten(2, (rows, -1))
@@ -72,7 +72,7 @@ def as_map(net: nn.Module, inputs: tuple[torch.Tensor], out: torch.Tensor) -> to
 
 
 def probe(net: nn.Module, name: str, cfg: Config) -> int:
-    """Channels of the network's map. Raises UserError where it gives none, or one at another stride."""
+    """Return the channels of the network's map. Raises UserError if it outputs none, or one at another stride."""
     height, width = cfg.data.height, cfg.data.width
     try:
         with torch.no_grad():

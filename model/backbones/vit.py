@@ -18,9 +18,9 @@ LAYERS = [f"encoder.layers.encoder_layer_{n}" for n in range(12)]
 class ViT(Backbone):
     """Patches of 16 × 16 pixels, twelve layers in four stages of three, all at 1/16 of the image, and a layer norm.
 
-    The map is that of the patch tokens, because pooling, parts, attention and heat maps need positions; the class token
-    takes part and is dropped at the end. The position embedding keeps its pretrained size, 14 × 14 patches, and is
-    resized in every forward: published weights fit, and images may have any multiple of 16.
+    The map consists of the patch tokens, as pooling, parts, attention and heat maps need positions. The class token is
+    kept in all layers and dropped at the end. The position embedding has its pretrained size, 14 × 14 patches, and is
+    resized in every forward pass, so published weights fit, and image sides may be any multiple of 16.
     """
 
     def __init__(self, net: nn.Module):
@@ -43,13 +43,13 @@ class ViT(Backbone):
 
     @staticmethod
     def rename(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """From the older names of the MLPs in torchvision's file (pull request 6053)."""
+        """Convert the older names of the MLPs in torchvision's file (pull request 6053)."""
         return {k.replace("mlp.linear_1", "mlp.0").replace("mlp.linear_2", "mlp.3"): v for k, v in state.items()}
 
 
 def resize_positions(positions: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Position embedding (1, n × n, C) of a square of patches to (1, C, height, width), bilinear as in TransReID (He et
-    al., ICCV 2021). By matrix products: the gradient of `F.interpolate` is not deterministic on CUDA."""
+    """Resize a position embedding (1, n × n, C) of a square of patches to (1, C, height, width), bilinearly as in
+    TransReID (He et al., ICCV 2021), by matrix products: `F.interpolate`'s gradient is not deterministic on CUDA."""
     n = math.isqrt(positions.shape[1])
     square = positions.transpose(1, 2).unflatten(2, (n, n))
     if (height, width) == (n, n):

@@ -1,1 +1,1 @@
-"""Models of several branches; `model.reid.BRANCHES` lists them."""
+"""Models with several branches; `model.reid.BRANCHES` lists them."""

@@ -15,12 +15,12 @@ from utils.errors import UserError
 
 
 class BDB(ReIDModel):
-    """A global branch, and one whose map loses a third of its rows, the same for a whole batch, at random in each step.
+    """A global branch, and one that drops a third of its rows: random ones in each step, the same in the whole batch.
 
     The global feature is pooled by --pooling (paper: avg) and reduced to 512 channels (--embedding-dim). The other one
     comes from one more bottleneck block, is max-pooled and reduced to twice as many; nothing is dropped in tests. Both
     have metric and identity losses. The paper uses images of 384 × 128, a soft-margin triplet loss (--soft-margin) and
-    no neck (--neck none). The share of the rows is that of the authors' code, 0.33. Raises UserError for a backbone
+    no neck (--neck none). The share of dropped rows follows the authors' code (0.33). Raises UserError for a backbone
     whose channels are not a multiple of 4.
     """
 

@@ -21,13 +21,13 @@ RESNET_POOLING = ("max", "max", "max", "avg", "avg", "max", "max")
 class LightMBN(ReIDModel):
     """Three copies of the backbone's end: one for the whole image, one for its parts, one for halves of its channels.
 
-    Seven features of 512 channels (--embedding-dim). Of the first copy's map, after one more block: the whole, and the
-    same with its most active rows dropped (in training only). Of the second's: the whole, its upper and its lower half.
-    Of the third's: the first and the second half of the channels, which share one reduction, with batch norm and ReLU;
-    the other five have a linear layer each. All seven are classified and embedded, metric losses see the first three.
+    Seven features of 512 channels (--embedding-dim). From the first copy, after one more block: the whole map, and the
+    map without its most active rows (dropped in training only). From the second: the whole map, its upper and its lower
+    half. From the third: the two halves of the channels, which share a reduction with batch norm and ReLU. The other
+    five have a linear layer each. All seven are classified and embedded; metric losses use the first three.
 
-    --pooling avg means the authors' choice of mean or maximum, as listed above; any other pools all seven. With a
-    ResNet, --last-stride 2 gives their strides. They use images of 384 × 128, and score flipped images too (--flip).
+    --pooling avg means the authors' choice of mean or maximum, as listed above; any other pooling is used for all. With
+    a ResNet, --last-stride 2 gives their strides. They use images of 384 × 128, and also score flipped images (--flip).
     Raises UserError for a backbone that cannot be split.
     """
 

@@ -16,11 +16,10 @@ class MGN(ReIDModel):
     """Three copies of the backbone's end: one for the whole image, one for its halves, one for its thirds.
 
     Eight features, each reduced to 256 channels (--embedding-dim) with its own neck and classifier: the whole map of
-    each copy, which metric losses see too, two halves and three thirds, which are only classified. The paper uses
-    images of 384 × 128, a stride in the first copy's last stage (--last-stride 2, see `Split`) and max pooling
-    (--pooling max), and classifies the whole maps before their reduction, which fast-reid and we do after it. fast-reid
-    also puts the triplet loss on the concatenated halves and thirds. Raises UserError for a backbone that cannot be
-    split.
+    each copy (also for metric losses), two halves and three thirds (only classified). The paper uses images of
+    384 × 128, a stride in the first copy's last stage (--last-stride 2, see `Split`) and max pooling (--pooling max).
+    It classifies the whole maps before their reduction; fast-reid and we do so after it. fast-reid also applies the
+    triplet loss to the concatenated halves and thirds. Raises UserError for a backbone that cannot be split.
     """
 
     def __init__(self, cfg: Config, num_classes: int):

@@ -1,4 +1,4 @@
-"""Parts of maps and of backbones that branches are made of."""
+"""Parts of feature maps and of backbones, from which branches are built."""
 
 import copy
 
@@ -11,7 +11,7 @@ from utils.precision import at_least_float32
 
 
 def stripes(maps: torch.Tensor, count: int) -> list[torch.Tensor]:
-    """(B, C, H, W) to `count` maps of whole rows, from top to bottom, with the rows of adaptive pooling: floor(i·H /
+    """Split (B, C, H, W) into `count` maps of whole rows, from top to bottom, like adaptive pooling: rows floor(i·H /
     count) to ceil((i + 1)·H / count). Raises UserError for fewer rows than parts."""
     rows = maps.shape[2]
     if rows < count:
@@ -20,10 +20,10 @@ def stripes(maps: torch.Tensor, count: int) -> list[torch.Tensor]:
 
 
 def drop_random_rows(maps: torch.Tensor, share: float = 1 / 3) -> torch.Tensor:
-    """Maps (B, C, H, W) with a block of round(share × H) rows set to 0, the same one in all images of the batch.
+    """Return maps (B, C, H, W) with a block of round(share × H) rows set to 0, the same block in the whole batch.
 
     All positions of the block are equally likely (Dai et al., Batch DropBlock, ICCV 2019). One number is drawn from
-    torch's global generator on the maps' device, without synchronisation.
+    torch's global generator on the maps' device, without synchronization.
     """
     height = maps.shape[2]
     size = round(share * height)
@@ -33,7 +33,7 @@ def drop_random_rows(maps: torch.Tensor, share: float = 1 / 3) -> torch.Tensor:
 
 
 def drop_top_rows(maps: torch.Tensor, share: float = 0.33) -> torch.Tensor:
-    """Maps (B, C, H, W) with round(share × H) rows of each image set to 0: those with the highest peaks.
+    """Return maps (B, C, H, W) in which the round(share × H) rows of each image with the highest peaks are set to 0.
 
     Quispe & Pedrini, Top-DB-Net: Top DropBlock for Activation Enhancement in Person Re-Identification, ICPR 2020. The
     activation of a position is the sum of its squares over the channels; a row's peak is its largest activation.
@@ -45,12 +45,12 @@ def drop_top_rows(maps: torch.Tensor, share: float = 0.33) -> torch.Tensor:
 
 
 class Split(nn.Module):
-    """A backbone up to the first block of its last stage but one, and several copies of the rest, one per branch.
+    """A backbone up to the first block of its second-to-last stage, and copies of the rest, one per branch.
 
-    Images (B, 3, H, W) to as many maps (B, C, h, w) as there are copies. ResNets are cut after layer3's first block, as
-    in MGN; OSNets after conv3's, as in LightMBN. The copies start with the same weights and train their own, those of
-    attention after the last two stages included. The first copy has --last-stride, the others stride 1: 2 gives both
-    papers' strides, 1 those of fast-reid's MGN. Raises UserError for a backbone without such stages.
+    Maps images (B, 3, H, W) to one map (B, C, h, w) per copy. ResNets are cut after the first block of layer3, as in
+    MGN; OSNets after that of conv3, as in LightMBN. The copies start with the same weights and are trained separately,
+    including attention after the last two stages. The first copy has --last-stride, the others have stride 1. With 2,
+    strides are those of both papers; with 1, of fast-reid's MGN. Raises UserError for a backbone without such stages.
     """
 
     def __init__(self, backbone: nn.Module, copies: int, name: str):
@@ -76,7 +76,7 @@ class Split(nn.Module):
         return [tail(shared) for tail in self.tails]
 
     def rename(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Weights of the whole backbone to those of its parts: a layer of the copies goes to each of them."""
+        """Rename the weights of a whole backbone to those of its parts: a layer that was copied goes to each copy."""
         parts = {f"tails.{i}": set(tail.state_dict()) for i, tail in enumerate(self.tails)}
         parts["trunk"] = set(self.trunk.state_dict())
         renamed = {}
@@ -87,9 +87,9 @@ class Split(nn.Module):
 
 
 def blocks(backbone: Staged, number: int) -> list[str]:
-    """Names of the blocks of a stage (counted from 1), in the order in which they run.
+    """Return the names of the blocks of a stage (counted from 1), in the order in which they run.
 
-    A layer that is a sequence of blocks gives each of them; one that is a sequence of single layers is a block itself.
+    A layer that is a sequence of blocks yields each block; a layer that is a sequence of single layers is one block.
     """
     names = []
     for layer in backbone.stages[number - 1]:
@@ -101,7 +101,7 @@ def blocks(backbone: Staged, number: int) -> list[str]:
 
 
 def without(backbone: Staged, layers: list[str], stages: range) -> Staged:
-    """A copy in which these layers are the identity, and which has no attention after these stages."""
+    """Return a copy with these layers replaced by the identity, and without attention after these stages."""
     part = copy.deepcopy(backbone)
     for layer in layers:
         part.set_submodule(layer, nn.Identity(), strict=True)

@@ -1,5 +1,5 @@
 """Part-based convolutional baseline (Sun et al., Beyond Part Models: Person Retrieval with Refined Part Pooling, ECCV
-2018), without the refinement of its parts."""
+2018), without refined part pooling."""
 
 from collections.abc import Sequence
 
@@ -15,10 +15,10 @@ from model.reid import Branch, ReIDModel, embedding
 class PCB(ReIDModel):
     """Six horizontal stripes of the last map, each pooled, reduced to 256 channels (--embedding-dim) and classified.
 
-    There is no global feature. The paper uses images of 384 × 128, whose stripes are four rows each, and the identity
-    loss alone; here metric losses, if any, see each stripe. Each stripe has its own reduction: the authors' code shares
-    one, but separate ones do better (mAP on Market-1501 78.5 against 73.3 in huanghoujing/beyond-part-models; paper:
-    77.3). The paper tests on the features before the reduction, an embedding of 12,288 numbers.
+    There is no global feature. The paper uses images of 384 × 128, whose stripes have four rows each, and only the
+    identity loss; here metric losses, if any, use each stripe. Each stripe has its own reduction: the authors' code
+    shares one, but separate ones do better (mAP on Market-1501 78.5 against 73.3 in huanghoujing/beyond-part-models;
+    paper: 77.3). The paper tests on the features before the reduction, an embedding of 12,288 numbers.
     """
 
     parts = 6
