@@ -1,1 +1,1 @@
-"""Speed and memory against the usual ways; see docs/benchmarks.md. Not part of the product."""
+"""Speed and memory compared with the usual code; see docs/benchmarks.md. Not part of the product."""

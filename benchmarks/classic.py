@@ -1,7 +1,7 @@
-"""The usual code of well-known repositories (reid-strong-baseline, AGW, ...), which ours is measured against.
+"""The usual code of well-known repositories (reid-strong-baseline, AGW, ...), which ours is compared with.
 
-Without their needless costs: tensors are changed in place, a rectangle is erased at once, matrices are not copied. What
-is faster than this is faster than those.
+It avoids needless costs: tensors are changed in place, a rectangle is erased at once, matrices are not copied. Code
+that is faster than this is also faster than theirs.
 """
 
 import math
@@ -72,13 +72,13 @@ def batches(
     pictures: Pictures, rows: Iterable[Sequence[int]], workers: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Images (B, 3, H, W) float32 and labels (B,) of these rows, read by `workers` processes (0: this one)."""
-    kind = "fork" if workers else None  # as usual, also where this process was spawned
+    kind = "fork" if workers else None  # as usual, even if this process was spawned
     rows = [list(map(int, batch)) for batch in rows]
     return iter(DataLoader(pictures, batch_sampler=rows, num_workers=workers, multiprocessing_context=kind))
 
 
 def loss_of(cfg: Config, logits: torch.Tensor, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Smoothed cross entropy and batch hard triplet loss (Hermans et al. 2017), mined by boolean indices."""
+    """Label-smoothed cross entropy plus batch-hard triplet loss (Hermans et al. 2017), mined by boolean indices."""
     squares = features.pow(2).sum(1, keepdim=True).expand(len(features), len(features))
     squares = (squares + squares.t()).addmm(features, features.t(), beta=1, alpha=-2)
     distances, same = squares.clamp(min=1e-12).sqrt(), labels[:, None] == labels
@@ -92,7 +92,7 @@ def loss_of(cfg: Config, logits: torch.Tensor, features: torch.Tensor, labels: t
 def train_epoch(
     cfg: Config, model: nn.Module, optimizer: torch.optim.Optimizer, loader: Iterable, device: torch.device
 ) -> float:
-    """One step per batch; the mean loss."""
+    """Train with one step per batch; return the mean loss."""
     model.train()
     total = correct = steps = 0
     for images, labels in loader:
@@ -129,7 +129,7 @@ def distances(query: np.ndarray, gallery: np.ndarray, metric: str) -> np.ndarray
 
 
 def _squared(products: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Inner products of the rows of a and b to squared euclidean distances, in place."""
+    """Turn inner products of the rows of a and b into squared euclidean distances, in place."""
     products *= -2
     products += np.einsum("ij,ij->i", a, a)[:, None]
     products += np.einsum("ij,ij->i", b, b)
@@ -185,13 +185,13 @@ def k_reciprocal(
 
 
 def _reciprocal(near: np.ndarray, i: int, k: int) -> np.ndarray:
-    """R(i, k): those of the k + 1 nearest rows of i that have i among their own."""
+    """R(i, k): the rows among the k + 1 nearest of i that have i among their own."""
     forward = near[i, : k + 1]
     return forward[(near[forward, : k + 1] == i).any(axis=1)]
 
 
 def _expanded(near: np.ndarray, i: int, k1: int) -> np.ndarray:
-    """R*(i, k1): R(i, k1) and the sets R(j, k1/2) of its members of which it holds more than two thirds."""
+    """R*(i, k1): R(i, k1), and for each member j the set R(j, k1/2) if more than two thirds of it are in R(i, k1)."""
     members = _reciprocal(near, i, k1)
     sets = [members]
     for j in members:

@@ -1,11 +1,11 @@
 """`data`, `train` and `extract`: images per second, from files to training batches, and through a model.
 
-`data`, by one thread: `classic` and `streamed` do all of it, image by image and our way. `augmented` starts from the
-cache of decoded images, as training does; `cache` and `jpeg` are the batches before augmentation, from the cache and
-from the files. `train` and `extract`:
+`data` runs in one thread: `classic` and `streamed` do all of it, image by image and our way. `augmented` starts from
+the cache of decoded images, as training does; `cache` and `jpeg` make batches without augmentation, from the cache and
+from the files.
 
-`matmul` is the bare matrix product: the images per second that the multiply-adds of the network alone would allow.
-`classic` is the usual loop; `ours` is train.py or test.py as it is on the device; the others are ours with one change.
+`train` and `extract`: `matmul` is the images per second that the multiply-adds of the network alone would allow.
+`classic` is the usual loop, `ours` is train.py or test.py as they are, and the others are ours with one change.
 """
 
 import json
@@ -48,17 +48,17 @@ CHANGES = {  # settings of the contenders that are ours
 class Data(Task):
     """Image files to training batches, by one thread"""
 
-    dataset: str = "market1501"  # its training images are read: a name or a folder, as for train.py
+    dataset: str = "market1501"  # dataset whose training images are read: a name or a folder, as for train.py
     data_root: str = "data"  # directory of the datasets
-    images: int = 4096  # number of images, the first by name
+    images: int = 4096  # number of images to read, the first ones by name
     height: int = 256  # in pixels
     width: int = 128  # in pixels
     batch_size: int = 64  # images per batch, 4 of each identity
-    repeats: int = 3  # epochs of each contender, of which the fastest counts, after one that does not
+    repeats: int = 3  # epochs of each contender after one warm-up epoch; the fastest counts
 
     task = "data"
     contenders = ("classic", "cache", "jpeg", "augmented", "streamed")
-    # of the pixels' mean square without augmentation: decoders and resizing differ by a level or two of 255
+    # mean square of the pixels without augmentation; decoders and resizing differ by one or two of 255 levels
     compared, limits = "square", {"": 0.05}
 
     def measure(self, contender: str) -> dict:
@@ -81,7 +81,7 @@ class Data(Task):
                 return sum(len(images) for _, images in loader.images.batches(rows, CPU))
             return sum(len(images) for images, _ in loader.epoch(0, CPU))
 
-        epoch()  # starts libraries, and has the system keep the files in memory
+        epoch()  # starts libraries, and lets the system cache the files
         row, images = measure(epoch, CPU, self.repeats)
         if contender == "classic":
             plain = next(batches(classic.plain_transform(self.height, self.width)))
@@ -107,7 +107,7 @@ class Train(Task):
 
     task = "train"
     contenders = ("matmul", "classic", *CHANGES)
-    # the random augmentation differs, so that the losses of two correct loops differ by some per cent
+    # the random augmentation differs, so the losses of two correct loops differ by a few percent
     compared, limits = "loss", {"": 0.25}
 
     def reason_not_to_run(self, contender: str) -> str:

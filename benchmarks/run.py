@@ -1,6 +1,6 @@
-"""Speed and memory against the usual ways: `python benchmarks/run.py TASK [--save FILE]`.
+"""Measure speed and memory, compared with the usual code: `python benchmarks/run.py TASK [--save FILE]`.
 
-Each contender runs in a process of its own, so that its peak memory is its own. OMP_NUM_THREADS is the number of
+Each contender runs in its own process, so that its peak memory can be measured. OMP_NUM_THREADS is the number of
 threads; `data` always uses one. docs/benchmarks.md explains the contenders.
 """
 
@@ -32,7 +32,7 @@ TASKS = {  # loaded by name, so that a contender's memory does not hold what oth
 
 
 def measure_all(task: Task) -> dict[str, dict]:
-    """A row per contender; those that cannot run say why."""
+    """Return one row per contender; for one that cannot run, the reason."""
     rows = {}
     with tempfile.TemporaryDirectory(prefix="benchmark-") as task.scratch:
         for name in (name for name in task.contenders if name not in task.skip):
@@ -43,7 +43,7 @@ def measure_all(task: Task) -> dict[str, dict]:
 
 
 def in_fresh_process(task: Task, contender: str) -> dict:
-    """The row of a contender. Raises UserError if its process dies."""
+    """Return the row of a contender. Raises UserError if its process dies."""
     try:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             return pool.submit(task.measure, contender).result()

@@ -1,7 +1,7 @@
 """`eval`, `rerank` and `search`: scores and neighbors of generated features, which are like those of a trained model.
 
-`eval` and `rerank`: ours against the bare matrix product, the least that an exact method must compute, and against
-NumPy. `search`: the ten nearest of many vectors; `exact` is ours, `hnsw` FAISS and `milvus` Milvus Lite with the
+`eval` and `rerank` compare ours with the bare matrix product, the least that an exact method must compute, and with
+NumPy. `search` finds the ten nearest of many vectors; `exact` is ours, `hnsw` FAISS and `milvus` Milvus Lite with the
 settings of `tools/search.py`.
 """
 
@@ -29,8 +29,8 @@ QUERY, GALLERY, PEOPLE = range(3)  # streams of random numbers
 BLOCK_BYTES = 64 << 20  # of a product that is thrown away
 CPU = torch.device("cpu")
 VECTORS = {"million": 1_000_000, "100k": 100_000, "10k": 10_000, "small": 4_000}
-K, IMAGES, CAMERAS = 10, 20, 16  # neighbors, images and cameras of a person
-COPIES = {"exact": 1, "hnsw": 2.3, "milvus": 5}  # of the vectors in memory at a time, about
+K, IMAGES, CAMERAS = 10, 20, 16  # neighbors to find, images per person, cameras
+COPIES = {"exact": 1, "hnsw": 2.3, "milvus": 5}  # approximate number of copies of the vectors in memory at a time
 
 
 class Size(NamedTuple):
@@ -70,7 +70,7 @@ def make_features(
     """(N, width) float32: noise (random), or person + camera + noise of variance 1 (clustered); the parts of a person
     and of a camera do not depend on `stream`."""
     rng = np.random.default_rng([0, stream])
-    persons, views = (  # the same first rows, however many there are
+    persons, views = (  # the first rows do not depend on their number
         np.random.default_rng([PEOPLE, i]).standard_normal((x.max() + 1, width), np.float32)
         for i, x in enumerate((pids, cameras))
     )
@@ -94,16 +94,16 @@ def make_features(
 class Eval(Task):
     """CMC, mAP and mINP of generated features"""
 
-    size: Literal["market", "msmt17", "tiny"] = "market"  # dataset whose numbers of images are imitated
+    size: Literal["market", "msmt17", "tiny"] = "market"  # dataset whose numbers of images and identities are used
     device: Literal["cpu", "cuda"] = "cpu"  # device of ours and matmul; numpy runs on the CPU
     metric: Literal["cosine", "euclidean"] = "cosine"  # distance; for rerank, cosine means rows of length 1
     features: Literal["clustered", "random"] = "clustered"  # like those of a trained model, or noise
-    width: int = 2048  # of a feature
-    repeats: int = 1  # calls of each contender, of which the fastest counts
+    width: int = 2048  # number of dimensions of a feature
+    repeats: int = 1  # calls of each contender; the fastest counts
 
     task = "eval"
     contenders = ("matmul", "ours", "numpy")
-    # float32 sums of torch and NumPy differ in the last digit, and images at nearly equal distances swap places
+    # float32 sums of torch and NumPy differ in the last digit, so images at nearly equal distances swap places
     compared, limits = "mAP", {"ours": 1e-4}
 
     def reason_not_to_run(self, contender: str) -> str:
@@ -158,22 +158,22 @@ class Rerank(Eval):
 
 @dataclass
 class Search(Task):
-    """The ten nearest of a million vectors, exactly, by FAISS, and by Milvus Lite
+    """Search for the ten nearest of a million vectors: exactly, with FAISS, and with Milvus Lite
 
     The vectors are clustered as in `eval`, but in `inner` dimensions, rotated into `width`: real features fill their
-    space unevenly too, and approximate search depends on that. With 24, similarities and the recall of hnsw are like
+    space unevenly as well, and approximate search depends on it. With 24, similarities and the recall of hnsw are like
     those of OSNet's features of Market-1501.
     """
 
     size: Literal["million", "100k", "10k", "small"] = "million"  # number of vectors; small: 4,000, for a try
-    width: int = 512  # of a vector
+    width: int = 512  # number of dimensions of a vector
     inner: int = 24  # number of dimensions in which the vectors vary
     queries: int = 1000  # number of queries searched together
-    repeats: int = 3  # searches of each contender, of which the fastest counts
+    repeats: int = 3  # searches of each contender; the fastest counts
 
     task = "search"
     contenders = tuple(COPIES)
-    compared, limits = "recall", {"": 0.5}  # what finds less is broken
+    compared, limits = "recall", {"": 0.5}  # a contender that finds less is broken
 
     def reason_not_to_run(self, contender: str) -> str:
         if contender == "milvus" and not find_spec("milvus_lite"):

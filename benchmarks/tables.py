@@ -23,13 +23,13 @@ COLUMNS = {"eval": SCORING, "rerank": SCORING, "data": DATA, "train": MODELS, "e
 
 
 def cells(result: dict, row: dict) -> dict[str, float | str]:
-    """The values of one contender by column; those that it does not have are left out."""
+    """Return the values of one contender by column, without those that it lacks."""
     task, rows = result["task"], {r["contender"]: r for r in result["rows"] if "seconds" in r}
     if "seconds" not in row:
         return {COLUMNS[task][0]: f"not run: {row['not_run']}"}
 
     def cost(name: str) -> float:
-        """Seconds per image, or per call; of data CPU seconds; NaN without that contender."""
+        """Seconds (for `data`: CPU seconds) per image or per call; NaN without that contender."""
         other = rows.get(name, {})
         return other.get("cpu_seconds" if task == "data" else "seconds", float("nan")) / other.get("images", 1)
 
@@ -80,14 +80,14 @@ def table(results: list[dict]) -> str:
 
 
 def short(value: float | str, column: str) -> str:
-    """Three digits, or all before the point; memory in whole MB."""
+    """Format with three significant digits, from 100 on as a whole number; memory in whole MB."""
     if isinstance(value, str):
         return value
     return f"{value:,.0f}" if value >= 100 or column.endswith("MB") else f"{value:.3g}"
 
 
 def read_results(directory: Path) -> list[dict]:
-    """The measurements in a directory. Raises UserError for a damaged one."""
+    """Read the measurements in a directory. Raises UserError for a damaged one."""
     results = []
     for path in sorted(directory.glob("benchmark_*.json")):
         with reading(path, "measure it again with benchmarks/run.py, or remove it"):

@@ -1,4 +1,4 @@
-"""What all tasks have: options, and the measurement of time and peak memory."""
+"""The base of all tasks: options, and the measurement of time and peak memory."""
 
 import os
 import time
@@ -15,7 +15,7 @@ from utils.errors import UserError
 
 @dataclass
 class Task:
-    """A task: its options are the fields. `task` is its name, `contenders` what is compared, in this order."""
+    """A task, whose fields are its options. `task` is its name; `contenders` are compared in this order."""
 
     skip: tuple[str, ...] = ()  # contenders to leave out
     save: str = ""  # JSON file for the measurement, such as results/benchmark_eval_market_cpu.json
@@ -24,18 +24,18 @@ class Task:
     task = ""
     contenders = ()
     device = "cpu"
-    compared, limits = "", {}  # a key of the rows, and the largest difference of a contender's value (as a share)
+    compared, limits = "", {}  # the row's key that is compared, and the largest relative difference per contender
 
     def reason_not_to_run(self, contender: str) -> str:
-        """Why a contender cannot run here ("": it can)."""
+        """Return why a contender cannot run here ("": it can)."""
         return ""
 
     def measure(self, contender: str) -> dict[str, Any]:
-        """Time and memory of one contender, which has this process to itself, as plain values."""
+        """Measure one contender, which has this process to itself; return time and memory as plain values."""
         raise NotImplementedError
 
     def check(self, rows: dict[str, dict]) -> dict[str, float]:
-        """Relative differences of the outcomes from the usual code's. Raises UserError where one must be wrong."""
+        """Return relative differences of the outcomes to the usual code's. Raises UserError if one must be wrong."""
         values = {name: row[self.compared] for name, row in rows.items() if self.compared in row}
         usual = next((values.pop(name) for name in ("classic", "numpy", "exact") if name in values), None)
         apart = {name: value / usual - 1 for name, value in values.items()} if usual else {}
@@ -45,24 +45,24 @@ class Task:
         return apart
 
     def facts(self) -> dict[str, Any]:
-        """What describes the measurement: the options, unless overridden."""
+        """Return what describes the measurement: the options, unless overridden."""
         return {k: v for k, v in asdict(self).items() if k not in Task.__dataclass_fields__ and k != "data_root"}
 
     def config(self, **settings: Any) -> Config:
-        """The usual settings with those options that are settings too."""
+        """Return the default settings, changed by the options that are also settings."""
         known = Config().to_dict()
         return Config(**{k: v for k, v in vars(self).items() if k in known and v != ""} | settings).check()
 
 
 def measure(call: Callable[[], Any], device: torch.device, repeats: int = 1) -> tuple[dict[str, float], Any]:
-    """Wall and CPU seconds of the fastest of `repeats` calls, peak memory, and what the last call returned.
+    """Return wall and CPU seconds of the fastest of `repeats` calls, peak memory, and the outcome of the last call.
 
     peak_mb: of this process so far (resident, or allocated on the GPU); above_mb: that minus the memory before.
     """
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     before, times, outcome = memory(device)[0], [], None
     for _ in range(repeats):
-        outcome = None  # frees the last one
+        outcome = None  # frees the previous one
         synchronize()
         start = time.perf_counter(), time.process_time()
         outcome = call()

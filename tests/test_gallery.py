@@ -307,9 +307,9 @@ def test_added_and_removed_is_as_indexed_at_once(folder, tmp_path, monkeypatch, 
 def test_what_was_computed_before_a_stop_is_not_computed_again(folder, tmp_path, monkeypatch):
     pytest.importorskip("faiss")
     index = tmp_path / "i"
-    with pytest.raises(Stopped, match="0 of 7 are kept"):
+    with pytest.raises(Stopped, match="0 of 7 are saved"):
         make_index(Fake(stop_after=0), [folder], index)
-    with pytest.raises(Stopped, match="4 of 7 are kept, the same command continues"):
+    with pytest.raises(Stopped, match="4 of 7 are saved; repeat the command to continue"):
         make_index(Fake(stop_after=4), [folder], index, "hnsw")
     check(index, folder, {"a.png", "b $x_1$.png", "below/c.png", "below/d.png"})
     assert "not complete" in find(read_index(index), unit(1, 6), 9, None, False)[1]

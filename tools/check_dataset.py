@@ -45,24 +45,24 @@ from utils.pictures import QUERY, RIGHT, WRONG, Tile, draw_rows
 SIDES = {"train": "training", "query": "test", "gallery": "test"}  # of the splits
 COLOURS = {"train": "#2b6cb0", "query": QUERY, "gallery": RIGHT}  # of the frames on the sheet
 COLUMNS = 8  # images per identity on the sheet
-MAX_CASES = 10  # printed of each kind of problem
-NEAREST = 3  # pictures of a name whose mean similarity counts
-MARGIN = 0.1  # in cosine: a picture is listed if another name is more similar than its own by so much
-MOST_DRAWN = 20  # of the listed pictures
+MAX_CASES = 10  # cases printed per kind of problem
+NEAREST = 3  # most similar pictures of a name, whose mean similarity counts
+MARGIN = 0.1  # cosine: a picture is listed if another name is at least so much more similar than its own
+MOST_DRAWN = 20  # listed pictures on the sheet
 
 
 @dataclass
 class Options:
     dataset: str  # a dataset's name, or a folder or .csv file of your own pictures
-    data_root: str = ""  # directory that holds the datasets; default: the variable REID_DATA, else data
+    data_root: str = ""  # directory of the datasets (default: the environment variable REID_DATA, else data)
     test_share: float = 0.5  # own pictures without a split: share of the identities that are kept for the test
-    split_seed: int = 0  # own pictures without a split, CUHK03's classic protocol: which random split
+    split_seed: int = 0  # number of the random split (own pictures without a split, CUHK03's classic protocol)
     camera_pattern: str = DataSettings.camera_pattern  # own pictures: regular expression of the camera in a file name
-    folders: Folders = "auto"  # own pictures: what folders in folders are, the outer one first
-    batch_size: int = 0  # of train.py, which the training images must fill (0: what it chooses itself)
-    images_per_id: int = DataSettings.images_per_id  # of train.py
-    checkpoint: str = ""  # run or checkpoint whose model looks for wrong names (empty: none does)
-    people: int = 10  # identities on the sheet
+    folders: Folders = "auto"  # own pictures: what nested folders mean, the outer ones first
+    batch_size: int = 0  # batch size that the training images must fill (0: the one that train.py chooses)
+    images_per_id: int = DataSettings.images_per_id  # images of each identity in a batch of train.py
+    checkpoint: str = ""  # run or checkpoint whose model searches for wrong names (empty: no search)
+    people: int = 10  # number of identities on the sheet
     output: str = ""  # file of the sheet; empty: log/check_DATASET.png
     workers: int = 4  # threads that read and decode images
 
@@ -70,7 +70,7 @@ class Options:
 class File(NamedTuple):
     width: int
     height: int
-    digest: str  # of its bytes
+    digest: str  # hash of its bytes
     error: str = ""  # why it cannot be decoded
 
 
@@ -84,7 +84,7 @@ def inspect(path: str) -> File:
 
 
 def describe(dataset: ReIDDataset) -> list[str]:
-    """Images per identity and per camera, of each split."""
+    """Return images per identity and per camera of each split, as lines of text."""
     lines, cameras = [dataset.describe()], defaultdict(lambda: {split: [] for split in SIDES})
     for split in SIDES:
         samples = getattr(dataset, split)
@@ -104,7 +104,7 @@ def describe(dataset: ReIDDataset) -> list[str]:
 
 
 def describe_sizes(files: dict[str, File]) -> str:
-    """Quantiles of width, height and height:width."""
+    """Return a table of quantiles of width, height and height:width."""
     rows = [[f"{len(files)} files", "least", "5 %", "median", "95 %", "most"]]
     sizes = np.array([(f.width, f.height, f.height / f.width) for f in files.values() if not f.error])
     for name, values, digits in zip(("width", "height", "height:width"), sizes.T, (0, 0, 2), strict=bool(len(sizes))):
@@ -113,7 +113,7 @@ def describe_sizes(files: dict[str, File]) -> str:
 
 
 def find_problems(dataset: ReIDDataset, files: dict[str, File]) -> dict[str, list[str]]:
-    """Kind of problem to its cases."""
+    """Return the cases of each kind of problem."""
     groups, cameras = defaultdict(set), defaultdict(set)  # digest to images; pid to its cameras in the gallery
     for split in SIDES:
         for s in getattr(dataset, split):
@@ -140,7 +140,7 @@ def find_problems(dataset: ReIDDataset, files: dict[str, File]) -> dict[str, lis
 
 
 def try_to_train(typed: dict[str, Any]) -> tuple[dict[str, Any], str, list[str]]:
-    """What train.py would choose, the note of its scores, and why it would refuse, if it would; warns where it
+    """Return the settings that train.py would choose, the note on its scores, and its error, if any. Warns as train.py
     would."""
     chosen = {}
     try:
@@ -156,10 +156,10 @@ def try_to_train(typed: dict[str, Any]) -> tuple[dict[str, Any], str, list[str]]
 
 
 def doubt_names(features: torch.Tensor, pids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each picture the most similar other identity, and by how much it is more similar than its own: (N,) each.
+    """Return each picture's most similar other identity, and how much more similar it is than the own: (N,) each.
 
-    features (N, D) of length 1. An identity's similarity is the mean cosine of its NEAREST most similar pictures, of
-    which the picture itself is none. NaN for an identity's only picture.
+    features (N, D) of length 1. The similarity to an identity is the mean cosine to its NEAREST most similar pictures,
+    without the picture itself. NaN for an identity's only picture.
     """
     own, best, found = torch.full((len(pids),), torch.nan), torch.full((len(pids),), -torch.inf), pids.copy()
     for pid in np.unique(pids):
@@ -175,8 +175,8 @@ def doubt_names(features: torch.Tensor, pids: np.ndarray) -> tuple[np.ndarray, n
 
 
 def list_wrong_names(dataset: ReIDDataset, samples: list[Sample], checkpoint: str, workers: int, output: Path) -> int:
-    """Write a table and draw a sheet of the pictures whose names a model doubts, the most doubtful first; returns how
-    many there are."""
+    """Write a table and draw a sheet of the pictures whose names a model doubts, the most doubtful first; return the
+    number of pictures drawn."""
     extractor = load("processor.extractor:FeatureExtractor")(checkpoint, workers=workers)
     features, pids = extractor([s.path for s in samples]), np.array([s.pid for s in samples])
     found, scores = doubt_names(features, pids)
@@ -208,7 +208,7 @@ def tile(dataset: ReIDDataset, sample: Sample, colour: str) -> Tile:
 
 
 def draw_sheet(path: Path, dataset: ReIDDataset, files: dict[str, File], people: int) -> None:
-    """Images of some identities at even distances, half of the identities from the training side."""
+    """Draw images of evenly spaced identities, half of the identities from the training side."""
     by_pid, rows = {"training": defaultdict(list), "test": defaultdict(list)}, []
     for split, side in SIDES.items():
         for s in getattr(dataset, split):
@@ -239,7 +239,7 @@ def main() -> None:
         dataset = find_dataset(options.dataset, cfg)
         chosen, note, refused = {}, dataset.note, []
         if options.dataset not in DATASETS:
-            log.disabled = True  # what is said of the pictures was said by find_dataset
+            log.disabled = True  # find_dataset has logged the same already
             chosen, note, refused = try_to_train(typed)
             log.disabled = False
     warned = list(dict.fromkeys(str(warning.message) for warning in caught))
@@ -250,7 +250,7 @@ def main() -> None:
     if chosen:
         why = chosen.pop("preset_note")
         values = " ".join(f"{option(name)} {value}" for name, value in chosen.items())
-        log.info("train.py without a preset takes %s (%s)", values, why)
+        log.info("train.py without a preset uses %s (%s)", values, why)
     paths = sorted({s.path for s in dataset.train + dataset.query + dataset.gallery})
     with ThreadPoolExecutor(options.workers) as pool:
         progress = tqdm(pool.map(inspect, paths), "check", len(paths), leave=False, disable=None)
@@ -264,7 +264,7 @@ def main() -> None:
         samples = [s for s in samples if not files[s.path].error]
         wrong = sheet.with_name(f"{sheet.stem}_names.png")
         doubts = list_wrong_names(dataset, samples, options.checkpoint, options.workers, wrong)
-    with_pixel_range(cfg, dataset)  # says so where there are images of more than 8 bits
+    with_pixel_range(cfg, dataset)  # logs if there are images of more than 8 bits
     found = find_problems(dataset, files)
     for kind, cases in (("warnings of train.py", warned), ("refusals of train.py", refused)):
         if cases and options.dataset not in DATASETS:

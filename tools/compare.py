@@ -32,8 +32,8 @@ from utils.files import reading
 from utils.logging import log, setup_logging
 
 TRAINED = Path("results", "train.json")
-TRIALS = 1000  # of the bootstrap
-WIDEST = 40  # letters of a setting's value
+TRIALS = 1000  # bootstrap samples
+WIDEST = 40  # most letters of a setting's value
 COLUMNS = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1"}
 
 
@@ -44,13 +44,13 @@ class Options:
 
 
 def find_results(names: Sequence[str], log_dir: Path) -> dict[str, Path]:
-    """The JSON files of results by the names to show. Raises UserError for a run that has none."""
+    """Return the JSON file of results for each name to show. Raises UserError for a run that has none."""
     found = {}
     for name in names or sorted(path.parents[1].name for path in log_dir.glob(f"*/{TRAINED}")):
         places = [place if place.is_file() else place / TRAINED for place in (Path(name), log_dir / name)]
         path = next((place for place in places if place.is_file()), None)
         if path is None:
-            raise UserError(f"{name} has no {TRAINED}, which a run writes at its end, and is no JSON file of results")
+            raise UserError(f"{name} has no {TRAINED} (a run writes it at its end) and is not a JSON file of results")
         found[name] = path
     if not found:
         raise UserError(f"there is no finished run in {log_dir.absolute()}; train one with python train.py")
@@ -58,24 +58,24 @@ def find_results(names: Sequence[str], log_dir: Path) -> dict[str, Path]:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A result, with `best`: the highest plain mAP of the run and its epoch, as far as they are known."""
+    """Read a result, and add `best`: the highest plain mAP of the run and its epoch, or None if unknown."""
     with reading(path, "give a file of RUN/results/"):
         result = json.loads(path.read_text())
         _ = result["seed"], result["note"], result["epochs"]
-        result["settings"] = Config.from_dict(result["settings"]).to_dict()  # those that older runs lack get defaults
+        result["settings"] = Config.from_dict(result["settings"]).to_dict()  # adds defaults that older runs lack
         _ = [row[key] for row in result["scores"].values() for key in COLUMNS]
     known = (path.parents[1] / METRICS).is_file() if path.parent.name == "results" else False
     return result | {"best": best_score(read_history(path.parents[1])[0]) if known else None}
 
 
 def shaping(result: dict[str, Any]) -> dict[str, str]:
-    """The settings that a score may depend on, without the seed, as text."""
+    """Return the settings that a score may depend on, without the seed, as text."""
     ignored = FREE_SETTINGS | {"seed"}
     return {name: str(value) for name, value in result["settings"].items() if name not in ignored}
 
 
 def group_results(results: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Results that differ in the seed only, under the name of the first and the number of the others."""
+    """Group results that differ only in the seed, under the name of the first and the number of the others."""
     alike: dict[str, list[str]] = {}
     for name, result in results.items():
         alike.setdefault(str(shaping(result)), []).append(name)
@@ -121,14 +121,14 @@ def per_query(result: dict[str, Any], protocol: str) -> np.ndarray:
 
 
 def intervals(rows: np.ndarray) -> list[tuple[float, float]]:
-    """95 % of the means of as many rows (Q, 2), drawn with replacement; the same ones for all results."""
+    """95 % bootstrap intervals of the means of the columns of (Q, 2); the same samples for all results."""
     rng = np.random.default_rng(0)
     means = np.stack([rows[rng.integers(0, len(rows), len(rows))].mean(0) for _ in range(TRIALS)])
     return list(map(tuple, np.percentile(means, [2.5, 97.5], 0).T))
 
 
 def difference_rows(groups: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
-    """One row per protocol and pair of results on the same images: by how much the second is above the first."""
+    """One row per protocol and pair of results on the same images: the scores of the second minus the first."""
     rows = [["protocol", "from", "to", "mAP", "Rank-1"]]
     alone = {name: results[0] for name, results in groups.items() if len(results) == 1 and results[0].get("queries")}
     for (a, first), (b, second) in itertools.combinations(alone.items(), 2):
@@ -144,10 +144,10 @@ def difference_rows(groups: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
 
 
 def log_comparison(groups: dict[str, list[dict[str, Any]]]) -> None:
-    """The tables of results by name, with the settings that differ and the notes."""
+    """Log the tables of results by name, the settings that differ, and the notes."""
     log.info(text_table(score_rows(groups), str.ljust))
     if len(differences := difference_rows(groups)) > 1:
-        log.info(f"\ndifferences, with intervals of 95 %\n{text_table(differences, str.ljust)}")
+        log.info(f"\ndifferences, with 95 % confidence intervals\n{text_table(differences, str.ljust)}")
     trained = {name: r for name, r in groups.items() if not r[0]["settings"]["backbone"].endswith(FILES)}
     if len(trained) > 1:
         log.info(f"\nsettings that differ\n{text_table(setting_rows(trained), str.ljust)}")

@@ -30,24 +30,24 @@ class Options:
 
 
 def find_runs(names: Sequence[str], log_dir: Path) -> list[Path]:
-    """Directories of the runs that a user names, or the one whose metrics were written last. Raises UserError."""
+    """Return the directories of the named runs, or of the run that wrote metrics last. Raises UserError."""
     known = sorted(log_dir.glob(f"*/{METRICS}"), key=lambda path: path.stat().st_mtime)
     if not names and not known:
-        raise UserError(f"there is no run with an epoch under {log_dir.absolute()}; train one with python train.py")
+        raise UserError(f"no run under {log_dir.absolute()} has finished an epoch; train one with python train.py")
     found = [] if names else [known[-1].parent]
     for name in names:
         places = (path.parent if path.is_file() else path for path in (Path(name), log_dir / name))
         place = next((place for place in places if (place / METRICS).is_file()), None)
         if place is None:
             near = did_you_mean(name, [path.parent.name for path in known]) or "give a name or directory"
-            raise UserError(f"{name} is no run with a {METRICS}, here or under {log_dir}; {near}")
+            raise UserError(f"{name} is not a run with a {METRICS}, here or under {log_dir}; {near}")
         found.append(place)
     return list({path.resolve(): path for path in found}.values())
 
 
 def read_history(directory: str | Path) -> tuple[list[dict[str, Any]], str]:
-    """The entries of a run's metrics.jsonl, one per epoch, and a sentence if the last line is damaged and left out,
-    otherwise "".
+    """Return the entries of a run's metrics.jsonl, one per epoch, and a warning if the last line is damaged and left
+    out, otherwise "".
 
     If an epoch occurs twice, the later line counts. Raises UserError if the file is missing or empty, or if another
     line is damaged.
@@ -70,7 +70,7 @@ def read_history(directory: str | Path) -> tuple[list[dict[str, Any]], str]:
 
 
 def label(directory: Path, history: Sequence[dict[str, Any]], whole: bool) -> str:
-    """A run's name (or path, if `whole`), and its progress if it is not finished."""
+    """Return a run's name (or path, if `whole`), and its progress if it is not finished."""
     name = str(directory) if whole else directory.absolute().name
     try:
         epochs = json.loads((directory / "config.json").read_text())["epochs"]

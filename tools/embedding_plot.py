@@ -34,14 +34,14 @@ from utils.logging import log
 from utils.lookup import package
 from utils.plots import plain, shorten
 
-MARKERS = "osD^vP*X<>phd8H"  # filled ones, which differ in outline
-MOST_NAMED = 40  # identities in the legend
+MARKERS = "osD^vP*X<>phd8H"  # filled markers, which differ in outline
+MOST_NAMED = 40  # most identities in the legend
 
 
 @dataclass
 class Options:
     ids: int = 20  # number of identities to draw, chosen by --seed
-    method: Literal["tsne", "pca"] = "tsne"  # how the embedding becomes two numbers; tsne needs scikit-learn
+    method: Literal["tsne", "pca"] = "tsne"  # projection to two dimensions; tsne needs scikit-learn
     output: str = ""  # file of the picture (empty: results/embedding_METHOD_DATASET.png in the run's directory)
 
 
@@ -52,7 +52,7 @@ def tsne(features: torch.Tensor, seed: int) -> np.ndarray:
     """
     make = package("sklearn.manifold", "--method tsne, unlike --method pca,", "scikit-learn").TSNE
     if len(features) < 4:
-        raise UserError(f"t-SNE of {len(features)} images says nothing; use more --ids, or --method pca")
+        raise UserError(f"t-SNE needs at least 4 images, not {len(features)}; use more --ids, or --method pca")
     perplexity = min(30.0, (len(features) - 1) / 3)
     return make(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features.cpu().numpy())
 
@@ -60,7 +60,7 @@ def tsne(features: torch.Tensor, seed: int) -> np.ndarray:
 def pca(features: torch.Tensor) -> tuple[np.ndarray, list[float]]:
     """(N, D) to (N, 2), the first two principal components, and the share of the variance of each.
 
-    The signs are such that the point farthest out is on the positive side.
+    Signs are chosen so that the farthest point is on the positive side.
     """
     left, sizes, _ = torch.linalg.svd((features - features.mean(0)).double().cpu(), full_matrices=False)
     points = F.pad(left * sizes, (0, 2))[:, :2]  # one image, or embeddings of width 1, have fewer components
@@ -75,8 +75,8 @@ def draw_points(
 ) -> None:  # fmt: skip
     """Write a PNG of points (N, 2), one per sample, with the name of each identity above its points.
 
-    names: pid to name, of all that are drawn. cameras: whether they are known. shares: of the variance, for the axes of
-    principal components.
+    names: pid to name of all drawn identities. cameras: whether they are known. shares: of the variance, for the labels
+    of principal components.
     """
     pids, camids = np.array([s.pid for s in samples]), np.array([s.camid for s in samples])
     colours = colormaps["tab10" if len(names) <= 10 else "tab20"].colors
@@ -114,7 +114,7 @@ def draw_points(
 
     few = len(names) <= MOST_NAMED
     entries = [("o", colours[pid], plain(shorten(name, 11))) for pid, name in names.items() if few]
-    legend("outside right upper", "identity" if few else f"{len(names)} identities, one colour each", entries)
+    legend("outside right upper", "identity" if few else f"{len(names)} identities, one color each", entries)
     unknown = "more cameras than markers:\nnot shown" if cameras else "cameras unknown"
     entries = [
         (marker, "#555555", plain(shorten(camera_names.get(camid, f"cam {camid}"), 11)))

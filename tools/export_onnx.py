@@ -67,8 +67,8 @@ TARGETS = {  # of --for: the format, and what the program gives to the file
     "deepsort": ("deepsort", ("rgb", 1.0, MEAN, STD)),
 }
 RESIZE = {"area": "by area where it shrinks, else bilinear (OpenCV's INTER_AREA, INTER_LINEAR)", "bilinear": "bilinear"}
-RESIZE_QUERIES, RESIZE_IMAGES = 100, 500  # on which the cost of another resize is measured
-# settings that a file holds, so that it is not tested on people that it was trained on
+RESIZE_QUERIES, RESIZE_IMAGES = 100, 500  # test images on which the cost of another resize is measured
+# settings stored in a file, so that it is not tested on people that it was trained on
 TRAINED_ON = ("dataset", "test_dataset", "test_share", "split_seed", "folders", "camera_pattern", "train_ids")
 TRAINED_ON += ("holdout_ids", "shrink", "pixel_range", "metric")
 LEAST_COSINE = 0.9999  # between an embedding of a float32 file and PyTorch's
@@ -80,22 +80,22 @@ CALIBRATION_CROPS = 128  # of the training split
 @dataclass
 class Options:
     output: str = ""  # the file (empty: named after the checkpoint and the options below, next to the checkpoint)
-    target: Literal["", "boxmot", "ultralytics", "openvino", "deepsort"] = ""  # program that reads it (or: --for)
-    format: Literal["onnx", "export", "openvino", "deepsort"] = "onnx"  # ONNX, torch.export's .pt2, or as --for says
-    preprocessing: bool = False  # the file takes uint8 pictures of any size, and resizes and normalises them itself
+    target: Literal["", "boxmot", "ultralytics", "openvino", "deepsort"] = ""  # program that reads it (same as --for)
+    format: Literal["onnx", "export", "openvino", "deepsort"] = "onnx"  # ONNX, .pt2 (torch.export), or one of --for
+    preprocessing: bool = False  # the file takes uint8 pictures of any size, and resizes and normalizes them itself
     normalise: bool = False  # the file's embeddings have length 1
-    half: bool = False  # float16 inside; inputs and outputs stay as they are
-    int8: bool = False  # the backbone on 8 bits, with ranges from crops of the training split
+    half: bool = False  # compute in float16; inputs and outputs keep their types
+    int8: bool = False  # compute the backbone in 8 bits, with ranges from crops of the training split
 
 
 def check_options(options: Options) -> None:
-    """Raises UserError for options that do not go together."""
+    """Raise UserError for options that cannot be combined."""
     if options.half and options.int8:
-        raise UserError("give either --half or --int8: a file has one of them")
+        raise UserError("give either --half or --int8; a file cannot have both")
     if (options.int8 and options.format != "onnx") or (options.half and options.format == "deepsort"):
-        raise UserError(f"--int8 is for ONNX, and --half not for deepsort; leave it out with --format {options.format}")
+        raise UserError(f"deepsort has no --half, only onnx has --int8; leave it out with --format {options.format}")
     if options.preprocessing and (options.target or options.format in ("openvino", "deepsort")):
-        raise UserError("--preprocessing is for programs that do none; leave it out with --for")
+        raise UserError("--preprocessing is for programs without their own; leave it out with --for")
     suffix = SUFFIX[options.format]
     if options.output and (Path(options.output).suffix != suffix or Path(options.output).is_dir()):
         raise UserError(f"--output {options.output} must be a file that ends in {suffix} (see --format)")
@@ -104,7 +104,7 @@ def check_options(options: Options) -> None:
 
 
 def metadata(options: Options, test: TestJob, name: str, environment: dict[str, str]) -> dict[str, str]:
-    """What a file says about itself: colour order, scale, mean and std are those of its input."""
+    """Return the metadata of a file; color order, scale, mean and std are those of its input."""
     cfg, precision = test.cfg, "half" if options.half else "int8" if options.int8 else "float32"
     values = input_of(cfg)
     pictures = "uint8 (batch, any height, any width, 3), RGB from 0 to 255"
@@ -126,15 +126,15 @@ def metadata(options: Options, test: TestJob, name: str, environment: dict[str, 
 
 
 def make_file(options: Options, test: TestJob, name: str, about: dict[str, str]) -> tuple[dict[str, bytes], nn.Module]:
-    """The bytes of the file, and of one that belongs to it, by their suffix; and the same opened, as a model. Raises
-    UserError where the model cannot be exported, or, before it is put on 8 bits, does not give PyTorch's embeddings."""
+    """Return the bytes of the file, or of OpenVINO's two, by suffix, and the opened model. Raises UserError if the
+    model cannot be exported, or if its embeddings, before it is reduced to 8 bits, are not PyTorch's."""
     data, suffix = test.cfg.data, SUFFIX[options.format]
     if options.format == "deepsort":
         return deepsort.make_file(test.cfg, test.model)
     embed: nn.Module = graph.Embed(test.model, options.normalise, options.half)
     if options.preprocessing:
         module = nn.Sequential(graph.Preprocess(data.height, data.width, data.shrink), embed)
-        example, dynamic = torch.zeros(2, 37, 41, 3, dtype=torch.uint8), 3  # no two of the sizes are alike
+        example, dynamic = torch.zeros(2, 37, 41, 3, dtype=torch.uint8), 3  # all sizes are different
     else:
         module = nn.Sequential(graph.Normalise(*input_of(test.cfg)), embed)
         example, dynamic = torch.zeros(2, 3, data.height, data.width), 1
@@ -165,7 +165,7 @@ def make_file(options: Options, test: TestJob, name: str, about: dict[str, str])
 
 
 def test_images(cfg: Config, directory: str, needed: bool) -> ReIDDataset:
-    """The test split, or random pictures in `directory` if it cannot be read and is not needed for scores."""
+    """Return the test split, or random pictures in `directory` if it cannot be read and is not needed for scores."""
     try:
         return make_test_set(cfg)
     except UserError as error:
@@ -182,7 +182,7 @@ def test_images(cfg: Config, directory: str, needed: bool) -> ReIDDataset:
 
 
 def calibration_crops(cfg: Config) -> torch.Tensor:
-    """(N, 3, height, width) of the training split, normalised. Raises UserError without one."""
+    """Return normalized crops (N, 3, height, width) of the training split. Raises UserError if there is none."""
     dataset = make_dataset(cfg)
     if not dataset.train:
         raise UserError(f"--int8 needs pictures of the training split, and {dataset.name} has none; leave it out")
@@ -192,8 +192,8 @@ def calibration_crops(cfg: Config) -> torch.Tensor:
 
 @torch.no_grad()
 def compare(test: TestJob, file: FileModel) -> dict[str, float]:
-    """The lowest cosine between a file's and the model's embeddings of test pictures: in a batch, and one by one, with
-    preprocessing then in their own size."""
+    """Return the lowest cosine between a file's and the model's embeddings of test pictures: in a batch, and one by one
+    (with preprocessing, in their own size)."""
     data = test.cfg.data
     paths = [s.path for s in spread([*test.query.samples, *test.gallery.samples], CROPS)]
     crops = torch.from_numpy(np.stack([read_input(path, data) for path in paths]))
@@ -209,7 +209,7 @@ def compare(test: TestJob, file: FileModel) -> dict[str, float]:
 
 
 def resize_cost(test: TestJob) -> dict[str, Any]:
-    """What the bilinear resize of trackers costs: mAP of some test images as our tests resize them, and with that."""
+    """Measure what the bilinear resize of trackers costs: mAP of some test images with our resize, and with theirs."""
     sides = few_images(test.query.samples, test.gallery.samples, RESIZE_QUERIES, RESIZE_IMAGES)
     found = dict(zip(("queries", "images"), map(len, sides), strict=True))
     plain = plain_settings(test.cfg).replace(test_precision="float32", protocol="standard", disk_gb=0)
@@ -221,24 +221,24 @@ def resize_cost(test: TestJob) -> dict[str, Any]:
 
 
 def lowest_cosine(embeddings: torch.Tensor, reference: torch.Tensor) -> float:
-    """The smallest cosine of two rows (N, D) that belong together; NaN where one is not finite. Equal rows are at 1."""
+    """Return the smallest cosine of corresponding rows (N, D); NaN if one is not finite, 1 for equal rows."""
     cosine = F.cosine_similarity(embeddings.double(), reference.double())
     return torch.where((embeddings == reference).all(1), 1.0, cosine).min().item()
 
 
 def check_like(found: dict[str, float], precision: str) -> None:
-    """Raises UserError where `compare` found embeddings unlike PyTorch's; half precision and 8 bits may differ."""
+    """Raise UserError if `compare` found embeddings unlike PyTorch's; half precision and 8 bits may differ."""
     cosine = found["lowest_cosine"]
     if math.isnan(cosine) or (precision == "float32" and cosine < LEAST_COSINE):
         raise UserError(
-            f"the file is not kept, because the lowest cosine of its embeddings to PyTorch's, of {found['crops']} "
-            f"pictures, is {cosine:.6f}, not at least {LEAST_COSINE}; try another --format, no --half and no --int8"
+            f"the file is not kept, because the lowest cosine of its embeddings to PyTorch's, for {found['crops']} "
+            f"pictures, is {cosine:.6f}, not at least {LEAST_COSINE}; try another --format, without --half and --int8"
         )
 
 
 def measure(test: TestJob, file: FileModel, precision: str) -> dict[str, Any]:
-    """The check of a file, and where it is not float32, its scores on the test split next to PyTorch's in float32.
-    Raises UserError where its embeddings are not those of PyTorch."""
+    """Check a file, and if it is not float32, score it and PyTorch's float32 model on the test split. Raises UserError
+    if its embeddings are not PyTorch's."""
     found = {"check": compare(test, file)}
     check_like(found["check"], precision)
     if precision != "float32":
@@ -252,12 +252,12 @@ def measure(test: TestJob, file: FileModel, precision: str) -> dict[str, Any]:
 
 
 def log_results(record: dict) -> None:
-    """The results as text."""
+    """Log the results."""
     about, check = record["metadata"], record["check"]
     log.info(
-        "%s: %s, %.1f MB (PyTorch's weights in float32: %.1f MB)\n  takes %s\n  mean %s, std %s; resize %s\n"
-        "  gives (batch, %s) float32%s\n"
-        "lowest cosine to PyTorch's embeddings, of %d pictures: %.6f",
+        "%s: %s, %.1f MB (PyTorch's weights in float32: %.1f MB)\n  input %s\n  mean %s, std %s; resize %s\n"
+        "  output (batch, %s) float32%s\n"
+        "lowest cosine to PyTorch's embeddings, for %d pictures: %.6f",
         record["file"], about["precision"], record["bytes"] / 1e6, record["pytorch_bytes"] / 1e6, about["input"],
         about["mean"], about["std"], about["resize"],
         about["embedding_dim"], ", of length 1" if about["normalised"] == "true" else "", *check.values(),
@@ -267,13 +267,13 @@ def log_results(record: dict) -> None:
         log.info("change: mAP %+.2f, Rank-1 %+.2f", *record["change"].values())
     if "resize_mAP" in record:
         log.info(
-            "resize: on %(queries)d queries in %(images)d test images mAP is %(own).2f with ours, %(bilinear).2f with "
-            "the bilinear one of trackers", record["resize_mAP"],
+            "resize: on %(queries)d queries in %(images)d test images, mAP is %(own).2f with ours, %(bilinear).2f with "
+            "the bilinear resize of trackers", record["resize_mAP"],
         )  # fmt: skip
 
 
 def main() -> None:
-    args = [re.sub("^--for(?==|$)", "--target", word) for word in sys.argv[1:]]  # `for` is no name in Python
+    args = [re.sub("^--for(?==|$)", "--target", word) for word in sys.argv[1:]]  # `for` is a keyword in Python
     cfg, options, stored = parse_test(args, os.environ, __doc__, Options)
     values = input_of(cfg, zoo=options.format == "openvino")
     if options.target:
@@ -281,7 +281,7 @@ def main() -> None:
     cfg = cfg.replace(**input_settings(("rgb", 255.0, *NONE) if options.preprocessing else values))
     check_options(options)
     if stored and stored[0].suffix in FILES:
-        raise UserError(f"{stored[0]} is a file for other programs already; give the checkpoint that it was made from")
+        raise UserError(f"{stored[0]} is already a file for other programs; give the checkpoint that it was made from")
     setup_logging()
     with tempfile.TemporaryDirectory() as directory:
         dataset = test_images(cfg, directory, needed=options.half or options.int8)

@@ -65,7 +65,7 @@ class Options:
 def write_features(
     cfg: Config, path: str | Path, model: ReIDModel, loader: TestLoader, device: torch.device, flip: bool = False
 ) -> None:
-    """Write the embeddings of a split (with `flip` the flipped ones) to a .npy file (N, D) float32, batch by batch."""
+    """Write the embeddings of a split (with `flip`, averaged ones) to a .npy file (N, D) float32, batch by batch."""
     batches = feature_batches(cfg, model, loader, device, flip)
     rows = ((flipped if flip else plain).cpu().numpy() for plain, flipped in batches)
     with contextlib.closing(batches):  # resets the model's mode if writing fails
@@ -81,7 +81,7 @@ def is_folder_of_pictures(word: str) -> bool:
     if not folder.is_dir() or (folder / LAST).is_file():
         return False
     if folder.name == word and (Path("log") / word / LAST).is_file():
-        raise UserError(f"{word} is a folder, and a run in log/ too; give ./{word} or log/{word}")
+        raise UserError(f"{word} is a folder and also a run in log/; give ./{word} or log/{word}")
     return True
 
 
@@ -112,7 +112,7 @@ def extract_teacher(cfg: Config, options: Options, stored: Stored | None) -> Non
     model, _, path, name = tested_model(cfg, stored, device)
     dataset = make_dataset(cfg)
     loader = TestLoader(with_pixel_range(cfg, dataset), dataset.train, "train")
-    # one array from the start: small ones, kept between the large ones of each batch, would break up the heap
+    # one array from the start: small arrays between the large ones of each batch would fragment the heap
     rows = np.full((len(dataset.train), model.embedding_dim), np.nan, np.float32)
     places = iter(loader.images.kept)
     for plain, flipped in feature_batches(cfg, model, loader, device, cfg.eval.flip):
@@ -134,7 +134,7 @@ def main() -> None:
     match = re.fullmatch(r"(\d+)/(\d+)", options.part)
     part, parts = map(int, match.groups()) if match else (0, 0)
     if not 1 <= part <= parts:
-        raise UserError(f"--part must be such as 1/4, 2/4, 3/4 or 4/4, not {options.part}")
+        raise UserError(f"--part must be like 1/4, 2/4, 3/4 or 4/4, not {options.part}")
     test = prepare_test(cfg, stored)
     dataset = short_name(test_name(cfg))
     name = f"features_{test.what}_{dataset}" + ("_flip" if cfg.eval.flip else "")
@@ -145,9 +145,9 @@ def main() -> None:
         with reading(directory / ABOUT, "remove it"):
             before = json.loads((directory / ABOUT).read_text())
         if differ := [name for name in ("flip", "dataset") if before.get(name) != about[name]]:
-            raise UserError(f"{directory} holds features of another {' and '.join(differ)}; give another --output")
+            raise UserError(f"{directory} holds features with another {' and '.join(differ)}; give another --output")
     if parts > fewest:
-        raise UserError(f"--part {options.part}: {fewest} images cannot be cut into {parts} parts, at most {fewest}")
+        raise UserError(f"--part {options.part}: {fewest} images cannot be split into {parts} parts, at most {fewest}")
     for array, loader in (("qf", test.query), ("gf", test.gallery)):
         path = directory / part_name(array, part, parts)
         write_features(cfg, path, test.model, loader.part(part - 1, parts), test.device, cfg.eval.flip)

@@ -16,7 +16,7 @@ from utils.precision import at_least_float32
 
 
 def activation_maps(model: ReIDModel, images: torch.Tensor) -> torch.Tensor:
-    """(B, n, h, w): for each of the backbone's n maps (one, or several where the backbone is split into branches) the
+    """(B, n, h, w): for each of the backbone's n maps (one, or several if the backbone is split into branches), the
     sum of squares over the channels, as vectors of length 1.
 
     Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017, as torchreid draws it. Maps of several sizes
@@ -35,9 +35,9 @@ def similarity_maps(
     where the mean over the n branches is the map of the whole model; and the cosines (B, n).
 
     A position's value is its part of the branch's cosine, see `contributions`; negative values make the two less
-    similar, which Grad-CAM's pictures leave out. The lengths of the embeddings count as constants: the gradient of the
-    cosine itself is 0 where both images are equal, as it can grow no further, and otherwise adds up to 0. It would show
-    how to become more similar, not what is (cf. Zhu et al., Visual Explanation for Deep Metric Learning, 2021).
+    similar (Grad-CAM's pictures leave them out). The lengths of the embeddings count as constants: the gradient of the
+    cosine itself is 0 for equal images, whose cosine can grow no further, and otherwise adds up to 0. It would show how
+    to become more similar, not what is similar (cf. Zhu et al., Visual Explanation for Deep Metric Learning, 2021).
     """
     with record_maps(model) as maps:
         pairs = zip(model.branches, model.pooled(torch.cat([first, second])), strict=True)
@@ -69,8 +69,8 @@ def contributions(maps: Sequence[torch.Tensor], scores: Sequence[torch.Tensor]) 
     score.
 
     It is gradient times activation, summed over the channels: where all positions have the same gradient, as with
-    average pooling, that is Grad-CAM (Selvaraju et al., ICCV 2017) before its ReLU. Elsewhere Grad-CAM would give the
-    mean gradient to every position, and so show a stripe's branch outside its stripe (Draelos and Carin, HiResCAM,
+    average pooling, this is Grad-CAM (Selvaraju et al., ICCV 2017) before its ReLU. Otherwise, Grad-CAM would give
+    every position the mean gradient, and so show a stripe's branch outside its stripe (Draelos and Carin, HiResCAM,
     2020). The rest of the score, mostly the mean that a BNNeck subtracts, is shared evenly among the positions that the
     score depends on: it is often larger than the score, and without it a map may be negative everywhere.
     """
@@ -89,9 +89,9 @@ def contributions(maps: Sequence[torch.Tensor], scores: Sequence[torch.Tensor]) 
 
 @contextlib.contextmanager
 def record_maps(model: ReIDModel) -> Iterator[list[torch.Tensor]]:
-    """A list that the next forward pass fills with the maps of the backbone; gradients are recorded from there on.
+    """Yield a list that the next forward pass fills with the backbone's maps; gradients are recorded from there on.
 
-    Recording what comes before would take the memory of a training step. No weight gets a gradient.
+    Recording them in the backbone would take the memory of a training step. No weight gets a gradient.
     """
     maps: list[torch.Tensor] = []
 
@@ -110,7 +110,7 @@ def record_maps(model: ReIDModel) -> Iterator[list[torch.Tensor]]:
 
 
 def resize_to_largest(maps: Sequence[torch.Tensor], keep_sum: bool = False) -> torch.Tensor:
-    """Maps (B, h, w) of several sizes to (B, n, H, W), bilinearly; keep_sum: with the sum of each map as before."""
+    """Resize maps (B, h, w) of several sizes bilinearly to (B, n, H, W). keep_sum: the sum of each map is kept."""
     size = max((m.shape[1:] for m in maps), key=lambda shape: shape.numel())
     resized = []
     for m in maps:
@@ -120,7 +120,7 @@ def resize_to_largest(maps: Sequence[torch.Tensor], keep_sum: bool = False) -> t
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, half image, half the map (h, w) in colours, from 0 (and less) to its maximum."""
+    """Blend an image and a map (h, w), in colors from 0 (and less) to its maximum: (H, W, 3) uint8 RGB."""
     height, width = image.shape[:2]
     heat = cv2.resize(np.asarray(heat, np.float32), (width, height), interpolation=cv2.INTER_LINEAR).clip(0)
     levels = (255 * heat / max(heat.max(), 1e-12)).astype(np.uint8)

@@ -37,7 +37,7 @@ from utils.metrics import ranked_order
 from utils.pictures import QUERY, RIGHT, WRONG, Tile, draw_rows, remove_rows
 
 OTHER = "#2b6cb0"  # frame of the picture that others are paired with
-OVERVIEW = 10  # images in the overview at most
+OVERVIEW = 10  # most images in the overview
 LONGEST = 256  # pixels of the longer side of an image
 BAR = "each map on its own scale"
 
@@ -52,13 +52,13 @@ class Options:
 
 @dataclass
 class Source:
-    """A model and what its maps are made with."""
+    """A model, and what is needed to draw its maps."""
 
     cfg: Config
     model: ReIDModel
     device: torch.device
-    names: dict[int, str]  # of the classes; empty: the classifier is untrained
-    directory: Path  # of the run
+    names: dict[int, str]  # names of the classes; empty: the classifier is untrained
+    directory: Path  # directory of the run
 
     @property
     def rows(self) -> int:
@@ -68,7 +68,7 @@ class Source:
 
 
 class Picture(NamedTuple):
-    """An image to draw: its file, the text below it, and the colour of its frame."""
+    """An image to draw: its file, the text below it, and the color of its frame."""
 
     path: str
     caption: str
@@ -116,13 +116,13 @@ def query_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[So
 
 
 def class_names(state: dict[str, Any]) -> dict[int, str]:
-    """A checkpoint's class labels to the names of their identities."""
+    """Map a checkpoint's class labels to the names of their identities."""
     names = state.get("names", {})
     return {label: names.get(pid, f"training pid {pid}") for pid, label in state.get("labels", {}).items()}
 
 
 def picture_jobs(cfg: Config, options: Options, stored: Stored | None) -> tuple[Source, list[Job]]:
-    """Own pictures, each with the first of them."""
+    """Own pictures, each paired with the first one."""
     setup_logging()
     paths = [str(path) for place in options.pictures for path in list_pictures(place)]
     device = pick_device(cfg.run.device)
@@ -147,7 +147,7 @@ def make_rows(source: Source, job: Job) -> list[tuple[Tile | None, ...]]:
         return [*tiles, *[None] * (rows - len(tiles))]
 
     def overlays(number: int, maps: torch.Tensor, captions: Sequence[str]) -> list[Tile | None]:
-        """Over a picture the mean of maps (n, h, w), then each of them, where all branches do not share one."""
+        """Overlay a picture with the mean of maps (n, h, w), then with each map, if the branches do not share one."""
         heats, tiles = [maps.mean(0), *(maps if len(maps) > 1 else ())], []
         for heat, caption in zip(heats[:rows], [*captions, *[""] * rows], strict=False):
             tiles.append(Tile(overlay(drawn[number], heat.cpu().numpy()), caption, present[number].colour))
@@ -175,7 +175,7 @@ def make_rows(source: Source, job: Job) -> list[tuple[Tile | None, ...]]:
 
 
 def column_titles(source: Source, options: Options, pairs: int) -> list[str | None]:
-    """Titles of the columns of an image that is paired with so many others; None for the space before each pair."""
+    """Return the column titles of an image with so many pairs; None is the space before each pair."""
     image, others = ("picture", ["first picture"]) if options.pictures else ("query", ["right match", "wrong match"])
     titles: list[str | None] = [image, "activation", *(["looks like"] if source.names else [])]
     for other in others[:pairs]:
@@ -187,7 +187,7 @@ def column_titles(source: Source, options: Options, pairs: int) -> list[str | No
 def main() -> None:
     cfg, options, stored = parse_test(None, os.environ, __doc__, Options, {"num": "[1, inf)"})
     if stored and stored[0].suffix in FILES:
-        raise UserError(f"{stored[0]} shows no feature maps; give a checkpoint")
+        raise UserError(f"{stored[0]} has no feature maps; give a checkpoint")
     source, jobs = (picture_jobs if options.pictures else query_jobs)(cfg, options, stored)
     name = f"heatmaps_{'pictures' if options.pictures else options.sort}"
     directory = Path(options.output or source.directory / "results" / name)

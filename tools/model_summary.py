@@ -29,19 +29,19 @@ from utils.errors import UserError, run
 from utils.latency import time_calls
 from utils.logging import log, setup_logging
 
-BATCHES, RUNS = (1, 32), 20  # whose latency is measured, and how often, after three runs that do not count
+BATCHES, RUNS = (1, 32), 20  # batch sizes whose latency is measured, and runs of each after three warm-up runs
 
 
 @dataclass
 class Options:
-    all: bool = False  # a table of all backbones
+    all: bool = False  # print a table of all backbones
     latency: bool = False  # also measure the time of a batch of 1 and of one of 32 images
 
 
 def count(cfg: Config) -> dict[str, int]:
-    """Parameters, multiply-adds and activations of one image, width of the embedding.
+    """Return parameters, multiply-adds and activations for one image, and the width of the embedding.
 
-    On the meta device, which computes no numbers, unless the model cannot be made or run there.
+    It uses the meta device, which computes no numbers, unless the model cannot be built or run there.
     """
     try:
         with torch.device("meta"):

@@ -56,9 +56,9 @@ class Options:
 
 
 def published(state: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A checkpoint's dict without what only training needs; its only class is one of zeros.
+    """Return a checkpoint's dict without what only training needs; its classifier has one class, of zeros.
 
-    Raises UserError for one without scores.
+    Raises UserError for a checkpoint without scores.
     """
     if not state.get("history") or "scores" not in state["history"][-1]:
         raise UserError(f"{path} has no scores of its last epoch; finish the run with --resume")
@@ -76,7 +76,7 @@ def published(state: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def card(state: dict[str, Any], file: Path) -> str:
-    """The text of NAME.md for a published file."""
+    """Return the text of NAME.md for a published file."""
     cfg = stored_config(state, file)
     numbers = count(cfg)
     return CARD.format(

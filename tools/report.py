@@ -29,20 +29,20 @@ RANGES = {"top": "[1, inf)", "heatmaps": "[0, inf)", "thumb_height": "[16, inf)"
 @dataclass
 class Options:
     top: int = 20  # images per ranked list
-    heatmaps: int = 50  # queries with heat maps: half of them those with the lowest AP, half with the highest (0: none)
+    heatmaps: int = 50  # number of queries with heat maps, half with the lowest AP, half with the highest (0: none)
     thumb_height: int = 128  # height in pixels of the pictures in the page
     output: str = ""  # file of the page (empty: results/report_... in the run's directory)
 
 
 def main() -> None:
     cfg, options, stored = parse_test(None, os.environ, __doc__, Options, RANGES)
-    cfg = cfg.replace(roc=True, by_camera=False)  # the page has a camera table of its own
+    cfg = cfg.replace(roc=True, by_camera=False)  # the page has its own camera table
     test = prepare_test(cfg, stored, ranked_lists=True)
     inference = do_inference(test.cfg, test.model, test.query, test.gallery, test.device)
     report(inference, scores_note(test.cfg, test.note))
     checkpoint = str(stored[0]) if stored else ""
     values, paths, lists = report_values(test, inference, options.top, checkpoint, typed_command())
-    maps = options.heatmaps if hasattr(test.model, "backbone") else 0  # a model in an .onnx file shows no maps
+    maps = options.heatmaps if hasattr(test.model, "backbone") else 0  # a model in an .onnx file has no maps
     chosen = queries_with_maps(list(inference.scores.values())[-1].ap, maps)
     values["heatmaps"] = {q: heat_maps(test, q, lists[q]) for q in chosen}
     width = max(1, round(options.thumb_height / measure_ratio(paths)))
@@ -53,9 +53,9 @@ def main() -> None:
     path = Path(options.output or test.directory / "results" / f"{'_'.join(words)}.html")
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     size = path.stat().st_size / 1e6
-    log.info("%.1f MB written to %s, to be opened in a browser", size, path)
+    log.info("%.1f MB written to %s; open it in a browser", size, path)
     if size > LARGE:
-        log.info("that is much for a browser; a smaller --thumb-height or --top makes it smaller")
+        log.info("this page is large for a browser; use a smaller --thumb-height or --top")
 
 
 if __name__ == "__main__":

@@ -42,9 +42,9 @@ class Options:
 
 
 def read_results(directory: Path) -> dict[str, list[dict]]:
-    """Results by experiment, one per seed; those of a teacher say so, and stand apart from a recipe of that name.
+    """Return results by experiment, one per seed; results with a teacher name it, and form their own experiment.
 
-    Raises UserError for results of a cut test set.
+    Raises UserError for results on a reduced test set.
     """
     experiments: dict[str, list[dict]] = {}
     for path in sorted(directory.glob("*.json")):
@@ -64,14 +64,14 @@ def read_results(directory: Path) -> dict[str, list[dict]]:
 
 
 def labelled(experiment: str, dataset: str) -> str:
-    """The experiment, with the set that it was tested on unless that is the usual one."""
+    """Return the experiment, with its test set unless that is the usual one."""
     return experiment if dataset in USUAL else f"{experiment}, {dataset}"
 
 
 def table(experiments: dict[str, list[dict]], published: list[dict], all_rows: bool) -> str:
-    """The table in Markdown: published rows in their order, then experiments without one; then the remarks.
+    """Return the table in Markdown: published rows in their order, then experiments without one; then the remarks.
 
-    all_rows: not README_ROWS only; also published rows that are not measured yet, and remarks below the table.
+    all_rows: show more than README_ROWS, also published rows that are not measured yet, and remarks below the table.
     """
     pairs = [(experiment, p) for p in published for experiment in p["experiments"]]
     rows = [(labelled(e, p.get("dataset", USUAL[0])), p["protocol"], p) for e, p in pairs]
@@ -103,7 +103,7 @@ def _row(experiment: str, protocol: str, reference: dict | None, runs: list[dict
 
 
 def cpu_runs(experiments: dict[str, list[dict]]) -> list[tuple[float, str, dict]]:
-    """Core-hours, name and result of each run on Market-1501 by a CPU, the cheapest first."""
+    """Return core-hours, name and result of each run on Market-1501 on a CPU, the cheapest first."""
     found = []
     for name, runs in experiments.items():
         for result in runs:
@@ -149,11 +149,11 @@ def update(file: Path, start: str, end: str, content: str, check: bool) -> None:
     with reading(file):
         before = file.read_text()
     if start not in before or end not in before.split(start, 1)[1]:
-        raise UserError(f"{file} lacks the lines {start} and {end} between which a table goes")
+        raise UserError(f"{file} lacks the lines {start} and {end}, which enclose a table")
     head, rest = before.split(start, 1)
     after = f"{head}{start}\n{content}\n{end}{rest.split(end, 1)[1]}"
     if check and after != before:
-        raise UserError(f"a table in {file} is not what the results say; run the program named in {start}")
+        raise UserError(f"a table in {file} is not up to date; run the program named in {start}")
     if not check:
         write_atomically(file, lambda temporary: temporary.write_text(after))
         print(f"{file} updated")

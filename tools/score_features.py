@@ -27,7 +27,7 @@ from utils.errors import UserError, run
 from utils.files import check_unpacked_size, reading, write_json, write_rows
 from utils.logging import log, setup_logging
 
-ABOUT = "about.json"  # in a directory: what the features are of, and the note on their scores
+ABOUT = "about.json"  # in a directory: where the features come from, and the note on their scores
 ARRAYS = ("qf", "gf", "qp", "gp", "qc", "gc")
 WANTED = "it must hold the arrays qf (Q, D), gf (G, D), qp (Q,), gp (G,), qc (Q,) and gc (G,)"
 
@@ -43,9 +43,9 @@ class StoredFeatures(NamedTuple):
     query: torch.Tensor
     gallery: torch.Tensor
     ids: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-    note: str = ""  # caveat that belongs to all scores of them
+    note: str = ""  # caveat on all their scores
     camera_names: dict[int, str] = {}  # noqa: RUF012
-    name: str = "plain"  # of their scores; "flip": each is the mean of an image's and its mirror image's features
+    name: str = "plain"  # name of their scores; "flip": each is the mean of an image's and its mirror image's features
 
 
 def read_features(path: str | Path) -> StoredFeatures:
@@ -65,7 +65,7 @@ def read_features(path: str | Path) -> StoredFeatures:
             # "c": changes would stay in memory, so torch does not warn that the file is not writable
             arrays = [np.load(path / f"{name}.npy", mmap_mode="c") for name in ARRAYS]
         else:
-            check_unpacked_size(path, most=16)  # features that are compressed have a third of their size or more
+            check_unpacked_size(path, most=16)  # compressed features keep a third of their size or more
             with open(path, "rb") as file:
                 stored = np.load(file)
                 arrays = [stored[name] for name in ARRAYS]
@@ -73,7 +73,7 @@ def read_features(path: str | Path) -> StoredFeatures:
     fit = qf.ndim == gf.ndim == 2 and qf.shape[1] == gf.shape[1] and qf.dtype.kind == gf.dtype.kind == "f"
     if not fit or not qp.shape == qc.shape == qf.shape[:1] or not gp.shape == gc.shape == gf.shape[:1]:
         found = ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in zip(ARRAYS, arrays, strict=True))
-        raise UserError(f"the features {path} do not fit each other ({found}); {WANTED}")
+        raise UserError(f"the arrays of {path} do not fit each other ({found}); {WANTED}")
     kept = np.asarray(gp) != -1
     if not kept.all():
         log.info("%s: %d gallery images of pid -1 left out (junk)", path, (~kept).sum())
@@ -82,12 +82,12 @@ def read_features(path: str | Path) -> StoredFeatures:
 
 
 def part_name(name: str, part: int, parts: int) -> str:
-    """File of part 1, 2, ... of `parts` of an array."""
+    """Return the file name of part 1, 2, ... of `parts` of an array."""
     return f"{name}.npy" if parts == 1 else f"{name}.{part}of{parts}.npy"
 
 
 def join_parts(directory: Path, name: str) -> None:
-    """Replace NAME.1of3.npy, NAME.2of3.npy and NAME.3of3.npy by NAME.npy, one part at a time; without parts, nothing.
+    """Replace NAME.1of3.npy, NAME.2of3.npy and NAME.3of3.npy by NAME.npy, one part at a time, if there are parts.
 
     Raises UserError if a part is missing, or if there are parts of two divisions.
     """
@@ -96,7 +96,7 @@ def join_parts(directory: Path, name: str) -> None:
     if not totals:
         return
     if len(totals) > 1:
-        raise UserError(f"{directory} holds parts of several divisions of {name} (of {sorted(totals)}); delete the old")
+        raise UserError(f"{directory} holds parts of {name} from several divisions (of {sorted(totals)}); delete old")
     (total,) = totals
     paths = [directory / part_name(name, i, total) for i in range(1, total + 1)]
     if missing := [p.name for p in paths if not p.is_file()]:
@@ -122,10 +122,10 @@ def main() -> None:
     query, gallery, ids, note, cameras, kind = read_features(name)
     log.info("%s: %d queries in %d images", name, len(query), len(gallery))
     device = pick_device(cfg.run.device)
-    # two matrices of distances, and the features in float32
+    # bytes of two matrices of distances, and of the features in float32
     needed = 8 * len(query) * len(gallery) + 2 * (query.nbytes + gallery.nbytes)
     if device.type != "cpu" and needed > torch.cuda.mem_get_info(device)[0]:
-        log.info("too large for %s, scored on the CPU", device)
+        log.info("too large for %s; scoring on the CPU", device)
         device = torch.device("cpu")
     inference = score_features(cfg, {kind: (query.to(device), gallery.to(device))}, ids)
     note = scores_note(cfg, note)

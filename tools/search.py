@@ -54,18 +54,18 @@ class RunOptions:
     log_dir: str = "log"  # directory of all runs
 
     def folder(self, name: str) -> Path:
-        """The index of that name; else the one of the run that --checkpoint names; else the latest of all runs."""
+        """Return the index of that name; else the index of the run of --checkpoint; else the latest of all runs."""
         if name or self.checkpoint:
             return Path(name or self.gallery(find_checkpoint(self.checkpoint, self.log_dir)))
         found = sorted(Path(self.log_dir).glob("*/*/index.json"), key=lambda path: path.stat().st_mtime)
         if not found:
             raise UserError(f"there is no index in {self.log_dir}; make one: python tools/search.py index FOLDER")
         *others, latest = (str(path.parent) for path in found)
-        log.info("index %s%s", latest, f", the latest; --index takes the others: {', '.join(others)}" if others else "")
+        log.info("index %s%s", latest, f", the latest; others, for --index: {', '.join(others)}" if others else "")
         return Path(latest)
 
     def gallery(self, checkpoint: Path) -> Path:
-        """The usual place of an index made by a model."""
+        """Return the usual folder of an index made by a model."""
         return results_directory(checkpoint, self.log_dir) / "gallery"
 
 
@@ -83,16 +83,16 @@ class Options(RunOptions):
 
 @dataclass
 class IndexCommand(Options):
-    """Write the features of all pictures of a folder, and of the folders in it, to an index.
+    """Write the features of all pictures in a folder and its subfolders to an index.
 
-    The features of unchanged pictures that an index of the same folder and model has already are kept. A CSV has a
+    If the index has the same folder and model, features of unchanged pictures are kept. A CSV has a
     column path, and may have pid, camid, time, and track: pictures of one pid, camid and track are one tracklet.
     """
 
     folder: str = ""  # folder of pictures, or a CSV (empty: the gallery of the dataset that the model is tested on)
     output: str = ""  # folder of the index (empty: gallery in the run's directory)
     tracklets: bool = False  # the pictures of each folder are one tracklet, an entry with their mean feature
-    engine: Literal["exact", "hnsw", "milvus"] = "exact"  # exact; a graph of neighbours; a database
+    engine: Literal["exact", "hnsw", "milvus"] = "exact"  # exact search, a graph of neighbors, or a database
     uri: str = ""  # milvus: a file, or a server like http://host:19530 (empty: a file next to the index)
     half: bool = False  # compute in float16 on a GPU, in bfloat16 on a CPU
     flip: bool = False  # use the mean of the features of each picture and its mirror image
@@ -111,7 +111,7 @@ class IndexCommand(Options):
 
 @dataclass
 class AddCommand(Options):
-    """Add pictures, or all pictures of folders, to an index; those that changed since replace the old ones."""
+    """Add pictures, or all pictures of folders, to an index; changed pictures replace the old ones."""
 
     places: tuple[str, ...] = ()  # pictures or folders
     index: str = ""  # folder of the index (empty: the latest one)
@@ -146,7 +146,7 @@ class AskCommand(Options):
     index: str = ""  # folder of the index (empty: the latest one)
     top: int = 10  # number of most similar pictures shown
     camera: str = ""  # search pictures of this camera only: its name in a CSV, or the number after _c in a file name
-    after: str = ""  # search pictures from this time on: as in the CSV, else the file's (2026-01-31T12:00)
+    after: str = ""  # search pictures from this time on (2026-01-31T12:00): of the CSV, else of the file
     before: str = ""  # search pictures up to this time
     threshold: float = math.nan  # similarity from which on it is the same person (nan: those stored in the index)
     exact: bool = False  # search exactly, whatever engine the index has
@@ -175,7 +175,7 @@ class AskCommand(Options):
             log.info("answer: %s; similarity %.3f, %s", person, hits[0].similarity, known.reason(answer, search=True))
             if 0 < known.gallery < len(index):
                 log.info(
-                    "that is of a gallery of %d; in one of %d, more strangers are named", known.gallery, len(index)
+                    "that holds for a gallery of %d; in one of %d, more strangers are named", known.gallery, len(index)
                 )
         output = Path(self.output) if self.output else folder.with_name(f"answer_{Path(asked[0]).stem}.png")
         draw_answer(output, pictures, hits, title)
@@ -186,7 +186,7 @@ class AskCommand(Options):
 class CompareCommand(Options):
     """Say whether two pictures, or two folders of pictures, show the same person: same, different or unknown.
 
-    That follows from the thresholds of an index, and from its model.
+    It uses the model and the thresholds of an index.
     """
 
     pictures: tuple[str, ...] = ()  # two pictures, or two folders with pictures of one person each
@@ -213,16 +213,16 @@ class CompareCommand(Options):
 class ThresholdCommand(Options):
     """Find which similarity means the same person, and how often that is wrong, and store it in the index.
 
-    It is found from the pairs of a query and a gallery picture of a test split, without those of one person under one
-    camera. From `same` on, few pairs of different people are accepted (FMR, false match rate); below `different`, few
+    It uses all pairs of a query and a gallery picture of a test split, except pairs of one person under one camera.
+    From `same` on, few pairs of different people are accepted (FMR, false match rate); below `different`, few
     pairs of one person are refused; between the two the answer is unknown. A search compares with a whole gallery, so
-    it names a person from a higher similarity on, at which few people who are not in the gallery are named (FPIR). It
-    all holds for pictures of that kind. Where tracklets are known (a CSV with a column track, folders of cameras),
-    their figures are next to those of pictures.
+    it names a person from a higher similarity on, at which few people who are not in the gallery are named (FPIR). All
+    of this holds for similar pictures. If tracklets are known (a CSV with a column track, folders of cameras), their
+    rates are shown next to those of pictures.
     """
 
     dataset: str = ""  # a name, or a folder with one folder per identity (empty: the model's own dataset)
-    folders: Folders = "auto"  # own pictures: what folders in folders are, the outer one first
+    folders: Folders = "auto"  # own pictures: what nested folders mean, the outer ones first
     index: str = ""  # folder of the index (empty: the latest one)
     store: Literal["fpr", "eer"] = "fpr"  # thresholds by the rates below, or one at the equal error rate
     fmr: float = 0  # share of pairs of different people accepted (0: 0.001, or the least that the pairs can show)
@@ -247,9 +247,9 @@ class ThresholdCommand(Options):
                 except ValueError as error:
                     if not found:
                         raise UserError(
-                            f"{split.name}: {error}, so no threshold can be found; use another set"
+                            f"{split.name}: {error}, so no threshold can be found; use another dataset"
                         ) from error
-                    log.warning("warning: no threshold of tracklets, as among them %s", error)
+                    log.warning("warning: no threshold for tracklets, because among them %s", error)
             log.info("%s", split.name)
             log.info(threshold_table(found, split.camera_of))
             index.about["threshold"] = {kind: asdict(thresholds) for kind, thresholds in found.items()}
@@ -261,11 +261,11 @@ KINDS = (IndexCommand, AddCommand, RemoveCommand, AskCommand, CompareCommand, Th
 COMMANDS = {kind.__name__.removesuffix("Command").lower(): kind for kind in KINDS}
 POSITIONAL = {"index": "folder", "add": "places", "remove": "names", "ask": "pictures", "compare": "pictures"}
 POSITIONAL |= {"threshold": "dataset"}
-UNKNOWN = "python tools/search.py threshold finds from where on it is the same person"
+UNKNOWN = "python tools/search.py threshold finds which similarity means the same person"
 
 
 def test_split(trained: Config, name: str, data_root: str, folders: Folders = "auto") -> ReIDDataset:
-    """Query and gallery of a dataset that a model of these settings was not trained on; empty: of its own."""
+    """Return query and gallery of a dataset on which the model was not trained; without a name, of its own."""
     cfg = trained.replace(test_dataset=name or trained.data.test_dataset, data_root=data_root, test_ids=0)
     if name:
         cfg = cfg.replace(folders=folders)
@@ -279,11 +279,11 @@ def test_split(trained: Config, name: str, data_root: str, folders: Folders = "a
 def find(
     index: Index, query: torch.Tensor, top: int, known: Thresholds | None, exact: bool, where: Where = EVERYWHERE
 ) -> tuple[list[Hit], str]:
-    """The hits of a query (1, D), and a title that says how they were found."""
+    """Return the hits of a query (1, D), and a title that says how they were found."""
     found = index.find(query, top, exact, where)
     kind = index.about.get("engine", {}).get("kind", "exact")
     if not found and where != EVERYWHERE:
-        raise UserError(f"{index.directory} has no picture of that --camera, --after and --before")
+        raise UserError(f"{index.directory} has no picture that matches --camera, --after and --before")
     if not found:
         raise UserError(f"{kind} found nothing in {index.directory}; ask with --exact")
     title = f"{len(found):,} of {len(index):,} pictures, the most similar first"
@@ -300,13 +300,13 @@ def find(
 
 
 def thresholds_of(index: Index, given: float, tracklets: bool | None = None) -> Thresholds | None:
-    """As given, or those stored in the index for tracklets or pictures (None: whichever it holds)."""
+    """Return the given threshold, or those in the index for tracklets or pictures (None: whichever it holds)."""
     if not math.isnan(given):
         return Thresholds(given, given, given, "as given")
     stored = index.about.get("threshold")
     if not stored:
         return None
-    if "value" in stored:  # of an older version, which had one
+    if "value" in stored:  # from an older version, which had one threshold
         return Thresholds(*[stored["value"]] * 3, f"{stored['rule']} on {stored['dataset']}")
     tracklets = index.about.get("tracklets", False) if tracklets is None else tracklets
     return Thresholds(**stored.get("tracklets" if tracklets else "pictures", stored["pictures"]))

@@ -44,7 +44,7 @@ def choose(search: Search, finals: bool, found: Sequence[Candidate]) -> tuple[Ca
         used = max(cost / limit for cost, (_, limit) in zip(candidate.costs, search.limits, strict=True))
         return used >= USED, candidate.mAP
 
-    best = {candidate.size: candidate for candidate in sorted(found, key=rank)}  # the last of a size stays
+    best = {candidate.size: candidate for candidate in sorted(found, key=rank)}  # the last one of each size is kept
     finalists = sorted(best.values(), key=lambda c: c.size)
     reference = mobilenet_v2(search.cfg.data.height, search.cfg.data.width)
     costs = costs_within(reference, search.limits)

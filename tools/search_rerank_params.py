@@ -69,13 +69,13 @@ def read_options() -> tuple[Config, Options, Stored | None]:
     if any(word.split("=")[0] == "--features" for word in sys.argv[1:]):
         name, args = split_first(None)
         if name:
-            raise UserError(f"{name} has features of its own; give either a checkpoint or --features")
+            raise UserError(f"{name} has its own features; give either a checkpoint or --features")
         cfg, options = parse_settings(args, Config(), os.environ, __doc__, Options, sections=("eval",))
         stored = None
     else:
         cfg, options, stored = parse_test(None, os.environ, __doc__, Options, {"train_split_ids": "[1, inf)"})
         if not stored:
-            raise UserError("--weights do not say whom they were trained on; give a checkpoint, or --features FILE.npz")
+            raise UserError("--weights do not say on whom they were trained; give a checkpoint, or --features FILE.npz")
     for name, interval in {"k1s": "[1, inf)", "k2s": "[1, inf)", "lambda_values": "[0, 1]"}.items():
         if not getattr(options, name):
             raise UserError(f"{option(name)} takes one or more numbers")
@@ -104,7 +104,7 @@ def from_checkpoint(cfg: Config, options: Options, stored: Stored, device: torch
         expected = set() if split == "heldout" else pids
         if not pids or pids & set(state["labels"]) != expected or cfg.data.dataset != trained.data.dataset:
             raise UserError(
-                "these are not the identities that the checkpoint was trained on and without; leave --dataset, "
+                "the identities are not split as they were for the checkpoint; leave --dataset, "
                 "--data-root, --train-ids and --holdout-ids as they were in training"
             )
         query, gallery = split_queries(chosen, dataset.name, "use more identities")

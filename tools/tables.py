@@ -12,5 +12,5 @@ def text_table(rows: Sequence[Sequence[str]], align: Callable[[str, int], str] =
 
 
 def mean_and_std(values: Sequence[float]) -> str:
-    """The standard deviation only of several values."""
+    """Format the mean, and for several values the standard deviation."""
     return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")

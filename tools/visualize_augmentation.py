@@ -34,13 +34,13 @@ class Options:
 
 
 def columns(images: torch.Tensor, cfg: Config, epoch: int) -> dict[str, np.ndarray]:
-    """Title to (B, H, W, 3) uint8: the images, of the same shape, as they are, by each transform and by `cfg`."""
+    """Return by title (B, H, W, 3) uint8 images of one shape: the originals, after each transform, after `cfg`."""
     settings = {"original": OFF} | {name: OFF | on for name, on in TRANSFORMS.items()} | {"as trained": {}}
     if cfg.augment.pad:
         settings["pad and crop"] = OFF | {"pad": cfg.augment.pad}
     found = {}
     for name, changes in settings.items():
-        draws = Draws(cfg.run.seed, epoch, 0, batch=len(images))  # those of the training's own batch
+        draws = Draws(cfg.run.seed, epoch, 0, batch=len(images))  # as for this batch in training
         found[name] = to_pixels(augment(images, cfg.replace(**changes), draws))
     return found
 

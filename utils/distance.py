@@ -9,15 +9,15 @@ from utils.precision import at_least_float32
 
 METRICS = ("cosine", "euclidean")
 CHUNK_BYTES = 8 << 20  # of features converted at a time
-LARGEST = 1e18  # norm of a row: half of what float32 can square, add and subtract
+LARGEST = 1e18  # largest norm of a row whose squares float32 can add and subtract
 
 
 def pairwise_distance(query: torch.Tensor, gallery: torch.Tensor, metric: str = "cosine") -> torch.Tensor:
     """Distance of every query to every gallery feature: (Q, D) and (G, D) to (Q, G) float32, also under autocast.
 
-    cosine: 1 - cos, in 0..2 up to rounding (a zero row is at distance 1 of everything). euclidean: the root of the
-    squared distance. There is no gradient. Raises ValueError for shapes that do not fit, unknown metrics, and features
-    that are NaN, infinite, or too large to square in float32.
+    cosine: 1 - cos, in 0..2 up to rounding (a zero row has distance 1 to every row). euclidean: the root of the
+    squared distance. No gradient is computed. Raises ValueError for shapes that do not match, unknown metrics, and
+    features that are NaN, infinite, or too large to square in float32.
     """
     return Pair(query, gallery, metric).distances(0, len(query))
 
@@ -48,7 +48,7 @@ class Pair:
         with exact_products(query.device):
             for rows, columns in zip(chunks, out.split([len(rows) for rows in chunks], dim=1), strict=True):
                 torch.mm(query, rows.float().contiguous().T, out=columns)
-        # A matrix product may add up its last columns in another order; all that follows rounds once per operation.
+        # A matrix product may sum its last columns in another order. The later steps round alike for equal rows.
         out[:, self.copies] = out[:, self.originals]
         if self.metric == "cosine":
             return out.mul_(self.gallery_scale).neg_().add_(1)
@@ -56,17 +56,17 @@ class Pair:
 
 
 def check_pair(query: torch.Tensor, gallery: torch.Tensor, metric: str) -> tuple:
-    """Query (Q, D) and gallery (G, D) without a gradient, and the float64 norms of their rows. Raises ValueError."""
+    """Return query (Q, D) and gallery (G, D) detached, and the float64 norms of their rows. Raises ValueError."""
     if metric not in METRICS:
-        raise ValueError(f"metric {metric!r} is none of {', '.join(METRICS)}")
+        raise ValueError(f"metric {metric!r} is unknown; use one of {', '.join(METRICS)}")
     query, gallery = query.detach(), gallery.detach()
     return query, gallery, check_features(query=query, gallery=gallery)
 
 
 def check_features(**features: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Norms (N,) float64 of the rows of each of the features (N, D).
+    """Return the float64 norms (N,) of the rows of each of the features (N, D).
 
-    Raises ValueError, with their names, if they differ in D, are not floating-point numbers, or hold NaN, infinity or
+    Raises ValueError that names them if they differ in D, are not floating-point numbers, or hold NaN, infinity or
     values too large to square in float32.
     """
     if any(rows.ndim != 2 for rows in features.values()) or len({rows.shape[1] for rows in features.values()}) > 1:
@@ -88,7 +88,7 @@ def check_features(**features: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 @contextlib.contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
-    """Inside, float32 matrix products are computed in float32: no autocast, TF32 or bfloat16, whatever is set."""
+    """Inside, float32 matrix products are computed in float32: no autocast, TF32 or bfloat16, whatever the settings."""
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
     before = [backend.fp32_precision for backend in backends]
     try:
@@ -102,7 +102,7 @@ def exact_products(device: torch.device) -> Iterator[None]:
 
 
 def _chunks(features: torch.Tensor, itemsize: int) -> tuple[torch.Tensor, ...]:
-    """The rows in views of at most CHUNK_BYTES each, at so many bytes per number."""
+    """Split the rows into views of at most CHUNK_BYTES each. itemsize: bytes per number."""
     return features.split(max(1, CHUNK_BYTES // (itemsize * max(features.shape[1], 1))))
 
 
@@ -111,12 +111,12 @@ def equal_rows(features: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor
     ordered, order = norm.sort()
     same = torch.zeros(len(norm) + 1, dtype=torch.bool, device=norm.device)
     same[1:-1] = ordered[1:] == ordered[:-1]
-    rows = order[same[1:] | same[:-1]].sort().values  # whose norm another row shares
+    rows = order[same[1:] | same[:-1]].sort().values  # rows whose norm another row shares
     group = at_least_float32(features[rows]).unique(dim=0, return_inverse=True)[1] if len(rows) else rows
     first = torch.full_like(rows, len(norm)).scatter_reduce(0, group, rows, "amin")[group] if len(rows) else rows
     return rows[first < rows], first[first < rows]
 
 
 def unit_factors(norm: torch.Tensor) -> torch.Tensor:
-    """Norms of rows (N,) to the float32 factors that turn them into unit rows; a zero row stays zero."""
+    """Return the float32 factors that scale rows with these norms (N,) to length 1; a zero row stays zero."""
     return torch.where(norm > 0, 1 / norm, 0).float()

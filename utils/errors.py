@@ -29,13 +29,13 @@ def reason(error: Exception) -> str:
 
 
 def printable(text: object) -> str:
-    """The text with line breaks, other control characters and invalid UTF-8 shown as \\n, \\x1b, ...: names and notes
-    of others may hold what moves a terminal's cursor, or looks like another line of a log."""
+    """Return the text with line breaks, other control characters and invalid UTF-8 shown as \\n, \\x1b, ...: names
+    and notes from other people may contain text that moves a terminal's cursor or looks like another log line."""
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """A question with the known names that are similar to `name` or begin with it; "" if there are none."""
+    """Return a question with the known names that are similar to `name` or begin with it; "" if there are none."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=cutoff)
     near += [other for other in known if other.startswith(name) and other not in near]
@@ -43,13 +43,13 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; a `UserError` becomes one line on stderr and exit code 2, a stop its own exit code.
+    """Call `main`; a `UserError` becomes one line on stderr and exit code 2, `Stopped` ends with its own exit code.
 
-    What the screen or a closed pipe (`| head`) does not accept is dropped.
+    Output that the screen or a closed pipe (`| head`) does not accept is dropped.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # file names that the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")  # the terminal may lack characters of file names
     message, code = "", 0
     try:
         main()
@@ -72,7 +72,7 @@ def run(main: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError):  # Python would flush again at its end, and complain
+        except (OSError, ValueError):  # Python would flush again at exit and report an error
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if code:

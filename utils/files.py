@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from utils.errors import UserError, reason
 from utils.logging import log
 
-# What the readers of JSON, CSV, NumPy, zip, pickle and torch files raise for files that are missing or damaged.
+# Exceptions that readers of JSON, CSV, NumPy, zip, pickle and torch files raise for missing or damaged files.
 UNREADABLE = (
     OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, RuntimeError, MemoryError,
     csv.Error, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error,
@@ -27,7 +27,7 @@ UNREADABLE = (
 
 @contextlib.contextmanager
 def reading(path: str | Path, fix: str = "") -> Iterator[None]:
-    """Any error while `path` is read or parsed inside becomes the UserError "PATH cannot be read (reason); FIX"."""
+    """Turn any error while `path` is read or parsed inside into the UserError "PATH cannot be read (reason); FIX"."""
     try:
         yield
     except UNREADABLE as error:
@@ -35,10 +35,10 @@ def reading(path: str | Path, fix: str = "") -> Iterator[None]:
 
 
 def load_plain(path: str | Path, allowed: Sequence[Any] = ()) -> Any:
-    """torch.load of tensors and plain values only, and of what `torch.serialization.safe_globals` is to allow.
+    """Load tensors and plain values with torch.load. allowed: other types, for `torch.serialization.safe_globals`.
 
-    Raises UserError for any other file, for a compressed one, which torch does not write, and for one with other bytes
-    than were written, which torch does not check.
+    Raises UserError for any other file, for a compressed file (torch writes none), and for a file whose bytes changed
+    after it was written (torch does not check that).
     """
     import torch
 
@@ -46,7 +46,7 @@ def load_plain(path: str | Path, allowed: Sequence[Any] = ()) -> Any:
         check_unpacked_size(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                # torch reads a part with such an attribute as a directory, and fills its tensor with random memory
+                # torch treats a part with such an attribute as a directory, and fills its tensor with random memory
                 odd = [part.filename for part in archive.infolist() if part.external_attr]
                 damaged = archive.testzip() or (odd and odd[0])
             if damaged:
@@ -56,12 +56,12 @@ def load_plain(path: str | Path, allowed: Sequence[Any] = ()) -> Any:
         except pickle.UnpicklingError as error:
             raise UserError(
                 f"{path} is damaged, or holds more than tensors and plain values and could run code when loaded; "
-                "refused (of a whole model, save the state_dict)"
+                "refused (if it is a whole model, save its state_dict instead)"
             ) from error
 
 
 def check_unpacked_size(path: str | Path, most: float = 1) -> None:
-    """Raises ValueError for a zip archive that unpacks to more than `most` times its size: it could fill the memory."""
+    """Raise ValueError for a zip archive that unpacks to more than `most` times its size: it could fill the memory."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             size = sum(part.file_size for part in archive.infolist())
@@ -71,10 +71,10 @@ def check_unpacked_size(path: str | Path, most: float = 1) -> None:
 
 @contextlib.contextmanager
 def lock_directory(directory: str | Path, *, wait: bool = False, leftovers: str = ".*.tmp") -> Iterator[bool]:
-    """One program at a time uses a directory, which is made if need be: yields False if another one does.
+    """Let only one program use a directory, which is created if missing; yields False if another program uses it.
 
     wait: wait for the other program instead. leftovers: glob of unfinished files of killed programs, which are removed.
-    Without effect on file systems without locks. Raises OSError if it cannot be written.
+    Has no effect on file systems without locks. Raises OSError if the directory cannot be written to.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -102,9 +102,9 @@ def lock_directory(directory: str | Path, *, wait: bool = False, leftovers: str 
 def write_atomically(
     path: str | Path, write: Callable[[Path], None], before_rename: Callable[[], None] | None = None
 ) -> None:
-    """`write` fills a temporary file next to `path`, which is flushed to disk and then renamed to it.
+    """Let `write` fill a temporary file next to `path`, flush it to disk, and rename it to `path`.
 
-    Until then the old file stays as it was. `before_rename` is called once the new one is on the disk. Raises OSError.
+    Until then the old file is unchanged. `before_rename` is called once the new file is on the disk. Raises OSError.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,17 +112,17 @@ def write_atomically(
     try:
         write(temporary)
         with open(temporary, "rb") as file:
-            os.fsync(file.fileno())  # a full network disk reports it only here
+            os.fsync(file.fileno())  # a full network disk raises its error only here
         if before_rename:
             before_rename()
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk names none
+        error.filename = error.filename or str(path)  # the error of a full disk names no file
         raise
     finally:
         with contextlib.suppress(OSError):  # the directory may be gone; the first error is the one to report
             temporary.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # the new name too survives a power cut, where the file system can do that
+    with contextlib.suppress(OSError):  # so that the new name survives a power cut, if the file system can
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -131,7 +131,7 @@ def write_atomically(
 
 
 def write_csv(path: str | Path, rows: Iterable[Sequence[Any]]) -> None:
-    """A table, the first row of which names the columns; names of files may be of any bytes."""
+    """Write a table, whose first row holds the column names, atomically; file names may contain any bytes."""
 
     def write(temporary: Path) -> None:
         with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -147,9 +147,9 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_rows(path: str | Path, length: int, parts: Iterable[np.ndarray]) -> None:
-    """Write arrays one below the other as one .npy file of `length` rows, atomically; one part at a time is in memory.
+    """Write arrays, stacked, as one .npy file of `length` rows, atomically; only one part at a time is in memory.
 
-    Plain writes, so that a full disk is an OSError; with a memory-mapped file it would kill the program.
+    It uses plain writes, so that a full disk raises OSError; with a memory-mapped file it would kill the program.
     """
 
     def write(temporary: Path) -> None:

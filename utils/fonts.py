@@ -13,10 +13,10 @@ from matplotlib.ft2font import FT2Font
 
 @functools.cache
 def drawable(character: str) -> str:
-    """The character, for which another installed font is used if the default one lacks it; without any, its escape."""
+    """Return the character, and use another installed font if the default lacks it; its escape if no font has it."""
     family = installed_glyphs().get(ord(character))
     if family is None:
-        warnings.warn("some characters of names are in no installed font, and are drawn as \\u0000", stacklevel=2)
+        warnings.warn("some characters in names are in no installed font; they are drawn as \\u0000", stacklevel=2)
         return character.encode("unicode_escape").decode()
     families = rcParams["font.family"]
     if family and family not in families:
@@ -26,13 +26,13 @@ def drawable(character: str) -> str:
 
 @functools.cache
 def installed_glyphs() -> dict[int, str]:
-    """Characters that can be drawn, with the family of an installed font that has them; "" for the default one."""
+    """Characters that can be drawn, with the family of an installed font that has them; "": the default one."""
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it reports weights that a font lacks
     found = {}
     for family in ["", *sorted({font.name for font in fontManager.ttflist})]:
-        # without TeX's fonts, the one of empty boxes and pictures in colours, which matplotlib cannot draw
+        # leave out TeX's fonts, the font of empty boxes, and color fonts, which matplotlib cannot draw
         if not re.match("cm|Last Resort|.*Color", family):
-            with contextlib.suppress(OSError, RuntimeError):  # damaged
+            with contextlib.suppress(OSError, RuntimeError):  # a damaged font
                 for code in FT2Font(findfont(FontProperties(family or None))).get_charmap():
                     found.setdefault(code, family)
     return found

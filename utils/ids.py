@@ -9,7 +9,7 @@ Ids = torch.Tensor | np.ndarray | Sequence[int]  # one-dimensional
 
 
 def check_ids(length: int, **ids: Ids) -> list[np.ndarray]:
-    """The ids as int64 arrays (length,). Raises ValueError with the name of one that is not `length` integers."""
+    """Return the ids as int64 arrays (length,). Raises ValueError that names an array that is not `length` integers."""
     checked = []
     for name, values in ids.items():
         array = values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

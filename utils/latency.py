@@ -14,10 +14,10 @@ def time_calls(
     warmup: int = 0,
     thread_time: bool = False,
 ) -> list[list[float]]:
-    """Seconds of `rounds` calls of each function, after `warmup` calls that do not count.
+    """Return the seconds of `rounds` calls of each function, after `warmup` calls that do not count.
 
-    The functions run in turns, so that what disturbs the machine affects all alike, and each finds the caches filled by
-    the others. Work on a GPU is waited for. Take the minimum as the time on a quiet machine, the median as the usual.
+    The functions run in turn, so that a disturbance affects all of them alike, and each finds the caches filled by the
+    others. GPU work is waited for. The minimum is the time on a quiet machine, the median the usual time.
     thread_time: count only the time in which this thread runs, for work of one CPU thread on a busy machine.
     """
     clock = time.thread_time if thread_time else time.perf_counter

@@ -15,8 +15,8 @@ log = logging.getLogger("plainreid")
 
 
 def escape(record: logging.LogRecord) -> bool:
-    """Show control characters as escapes. Line breaks are kept in messages, but not in their arguments, as those may
-    be names and notes of others."""
+    """Show control characters as escapes. Line breaks are kept in messages, but not in their arguments, which may be
+    names and notes written by other people."""
     if isinstance(record.args, tuple):
         text = (str, os.PathLike, BaseException)
         record.args = tuple(printable(arg) if isinstance(arg, text) else arg for arg in record.args)
@@ -28,7 +28,7 @@ class _TqdmHandler(logging.Handler):
     """Writes above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError, ValueError):  # a closed terminal or pipe, or a full disk: train.log goes on
+        with contextlib.suppress(OSError, ValueError):  # closed terminal or pipe, full disk: train.log continues
             encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
             tqdm.write(self.format(record).encode(encoding, "backslashreplace").decode(encoding))
 
@@ -36,7 +36,7 @@ class _TqdmHandler(logging.Handler):
 def setup_logging(file: str | Path | None = None, quiet: bool = False) -> logging.Logger:
     """Log to the screen, and append to `file` if given; if `quiet`, only errors.
 
-    Python's warnings go the same way, without their source line.
+    Python's warnings are logged too, without their source line.
     """
     for handler in list(log.handlers):
         log.removeHandler(handler)

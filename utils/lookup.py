@@ -1,4 +1,4 @@
-"""Import by name only what is chosen."""
+"""Import objects by name, only when they are chosen."""
 
 import importlib
 from typing import Any
@@ -7,15 +7,15 @@ from utils.errors import UserError
 
 
 def load(spec: str) -> Any:
-    """The object that "module:name" names; its module is imported now."""
+    """Import a module and return the object that "module:name" names."""
     module, name = spec.split(":")
     return getattr(importlib.import_module(module), name)
 
 
 def package(name: str, use: str, install: str = "") -> Any:
-    """An optional package, or a module of it. Raises UserError where it is not installed, with what needs it.
+    """Import an optional package, or a module of it. Raises UserError that says what needs it if it is not installed.
 
-    install: names for pip, where they are not that of the package.
+    install: names for pip, if they differ from the name of the package.
     """
     try:
         return importlib.import_module(name)

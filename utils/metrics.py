@@ -36,7 +36,7 @@ class Scores:
     num_valid_queries: int
     ap: np.ndarray  # (Q,) float64
     roc: Any = None  # utils.roc.Roc, if requested
-    first: np.ndarray | None = None  # (Q,) rank of each query's first match, from 1; NaN without; None: no single one
+    first: np.ndarray | None = None  # (Q,) rank of each query's first match, from 1; NaN: no match; None: many trials
 
     def rank(self, k: int) -> float:
         """CMC@k."""
@@ -105,7 +105,7 @@ class Truth:
     def of(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
         """Gallery images of the same identity as queries start..stop: rows (from 0), columns, and which are matches.
 
-        The others are under the query's own camera, and ignored. Sorted by row, then by gallery order.
+        The other images are under the query's own camera and are ignored. Sorted by row, then by gallery order.
         """
         number = self.number[start:stop]
         row = torch.arange(stop - start, device=number.device).repeat_interleave(number)
@@ -114,14 +114,14 @@ class Truth:
 
 
 def _rows_per_block(queries: int, images: int) -> int:
-    """Queries per block: about equal blocks of multiples of 64, as other and small matrix products are slower."""
+    """Queries per block, about equally many, in multiples of 64, as other or small matrix products are slower."""
     blocks = max(1, -(-queries * 4 * images // BLOCK_BYTES))
     rows = max(1, -(-queries // blocks))
     return rows if rows < 64 else min(-(-rows // 64) * 64, queries)
 
 
 def _score(block: Callable[[int, int], Tensor], truth: Truth, rows: int, max_rank: int, roc: bool) -> Scores:
-    """Scores by the distances (stop - start, G) that `block(start, stop)` returns, which are overwritten."""
+    """Score the distances (stop - start, G) that `block(start, stop)` returns; they are overwritten."""
     if max_rank < 1:
         raise ValueError(f"max_rank must be at least 1, not {max_rank}")
     queries = len(truth.number)
@@ -149,9 +149,8 @@ def _score(block: Callable[[int, int], Tensor], truth: Truth, rows: int, max_ran
 
 
 def _ranks(distance: Tensor, row: Tensor, column: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Ascending ranks (B, most matches of a row) of the matches in each row of `distance` (B, G); their number (B,).
-
-    row, column: places of the matches, sorted by row. NaN entries are ignored.
+    """Return ascending ranks (B, most matches of a row) of the matches in each row of `distance` (B, G), and their
+    number (B,). row, column: places of the matches, sorted by row. NaN entries are ignored.
     """
     number, slot = padded_places(row, len(distance))
     width = int(number.max()) if len(number) else 0
@@ -168,7 +167,7 @@ def _ranks(distance: Tensor, row: Tensor, column: Tensor) -> tuple[np.ndarray, n
         place = torch.searchsorted(matches, tile)  # how many matches an image comes after; all if it is NaN
         bins = place + torch.arange(len(tile), device=tile.device)[:, None] * (width + 1)
         counts = bins.flatten().bincount(minlength=len(tile) * (width + 1)).view(-1, width + 1)
-        ranks[part] = counts.cumsum(1)[:, :width]  # right unless another image is at the same distance
+        ranks[part] = counts.cumsum(1)[:, :width]  # correct unless another image is at the same distance
         equal = (tile == matches.gather(1, place.clamp_(max=width - 1))).sum(1)
         twice = ((matches[:, 1:] == matches[:, :-1]) & real[part, 1:]).any(1)
         for tied in (start + ((equal != number[part]) | twice).nonzero()[:, 0]).tolist():

@@ -13,15 +13,15 @@ from utils.files import write_atomically
 from utils.plots import plain
 
 RIGHT, WRONG, QUERY = "#1a9641", "#d7191c", "#404040"
-# inches: the longer side of an image, between columns, a column without a title, captions of a row, the margin
+# in inches: longer side of an image, gap between columns, width of an empty column, captions of a row, margin
 TILE, GAP, SPACE, WORDS, MARGIN = 2.0, 0.12, 0.16, 0.66, 0.15
-BAR = 0.6  # inches of the colour bar and its label
+BAR = 0.6  # inches of the color bar and its label
 GRAY, EMPTY = "#222222", "#eeeeee"
 
 
 @dataclass
 class Tile:
-    """One picture of a row: (H, W, 3) uint8 RGB in its true shape, the words under it, and the colour of its frame."""
+    """One picture of a row: (H, W, 3) uint8 RGB in its true shape, the words under it, and the color of its frame."""
 
     image: np.ndarray
     caption: str
@@ -29,7 +29,7 @@ class Tile:
 
 
 def remove_rows(directory: Path) -> None:
-    """Remove the pictures of queries that an earlier call drew to a directory, whose names begin like 001_ap099.9_."""
+    """Remove pictures of queries, whose names begin like 001_ap099.9_, that an earlier call drew to a directory."""
     for path in directory.glob("[0-9][0-9][0-9]_ap[0-9][0-9][0-9].[0-9]_*.png"):
         path.unlink()
 
@@ -39,9 +39,9 @@ def draw_rows(
 ) -> np.ndarray:
     """Write a PNG of rows of framed images: rows are (title, tiles), columns the titles at the top.
 
-    All frames have one shape, the median of the images', which keep their own in it. A tile of None leaves its place
-    empty; a column of None is only a space between others. bar: the label of a colour bar from 0 to "most" ("": no
-    bar). Returns the pixels, (H, W, 3) uint8 RGB.
+    All frames have the same shape, the median of the images' shapes; images are not distorted. A tile of None leaves
+    its place empty; a column of None is a narrow space. bar: the label of a color bar from 0 to "most" ("": no bar).
+    Returns the pixels, (H, W, 3) uint8 RGB.
     """
     ratio = float(np.median([np.divide(*tile.image.shape[:2]) for _, tiles in rows for tile in tiles if tile]))
     tall, wide = TILE * min(1, ratio), TILE * min(1, 1 / ratio)
@@ -53,7 +53,7 @@ def draw_rows(
     canvas = FigureCanvasAgg(figure)
 
     def axis_at(x: float, y: float, w: float, h: float):
-        """Inches from the upper left corner."""
+        """Place and size are in inches, from the upper left corner."""
         return figure.add_axes((x / width, 1 - (y + h) / height, w / width, h / height))
 
     def write(x: float, y: float, words: str, **style) -> None:

@@ -20,7 +20,7 @@ SCORES = ("mAP", "rank1")
 # keys of an epoch's entry that are not parts of its loss
 NO_LOSS = {"epoch", "loss", "accuracy", "grad_norm", "lr", "images_per_second", "data_wait", "memory_gb"}
 NO_LOSS |= {"scores", "by_camera"}
-COMMON = {*map(chr, range(32, 127)), *"\n·…±"}  # that every font has
+COMMON = {*map(chr, range(32, 127)), *"\n·…±"}  # characters that every font has
 COLOURS = ("#2b6cb0", "#d95f02", "#1a9641", "#7b3294", "#d7191c", "#8c6d31", "#e7298a", "#17becf", "#666666", "#000000")
 
 
@@ -84,24 +84,24 @@ def _draw_more(axis, entries: Sequence[dict[str, Any]], key: str) -> None:
 
 
 def plain(words: str) -> str:
-    """Text that matplotlib shows literally: $ starts no formula, a leading _ hides nothing from a legend, and what no
-    installed font can draw, such as invalid UTF-8 in a file name, is escaped."""
+    """Return text that matplotlib shows literally: $ starts no formula, and a leading _ hides no label in a legend.
+    Characters that no installed font has, such as invalid UTF-8 in a file name, are escaped."""
     words = "".join(c if c in COMMON else load("utils.fonts:drawable")(c) for c in words)
     return " " * words.startswith("_") + words.replace("$", r"\$")
 
 
 def shorten(name: str, most: int = 17) -> str:
-    """Both ends of a name that has more letters than `most`."""
+    """Return a name of at most `most` letters: a longer one keeps only its two ends."""
     return name if len(name) <= most else f"{name[: (most - 1) // 2]}…{name[-(most // 2) :]}"
 
 
 def loss_parts(entries: Sequence[dict[str, Any]]) -> list[str]:
-    """Names of the losses in the sum."""
+    """Return the names of the losses in the sum."""
     return list(dict.fromkeys(name for entry in entries for name in entry if name not in NO_LOSS))
 
 
 def line(entries: Sequence[dict[str, Any]], key: str, protocol: str = "plain") -> tuple[list[int], list[float]]:
-    """Epochs and values of a key, where it is finite."""
+    """Return the epochs and values of a key, where it is finite."""
     values = {e["epoch"]: (e.get("scores", {}).get(protocol, {}) if key in SCORES else e).get(key) for e in entries}
     finite = {epoch: v for epoch, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)}
     return list(finite), list(finite.values())

@@ -1,7 +1,7 @@
 """Evaluation protocols other than the single query of `utils.metrics.evaluate`.
 
-Ids, metric, max_rank and errors are as for `evaluate`, and ties rank by gallery order here too. In a random gallery
-each query has one match, at rank r: AP and INP are both 1/r. A seed gives the same galleries on every device.
+Ids, metric, max_rank and errors are as for `evaluate`; ties also rank by gallery order. In a random gallery each query
+has one match, at rank r, so AP and INP are both 1/r. A seed gives the same galleries on every device.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ BLOCK_BYTES = 32 << 20  # distances held at a time
 @dataclass(kw_only=True)
 class TrialScores(Scores):
     """Scores as means over trials, all of which have the same num_valid_queries. `ap` is a query's mean over the trials
-    in which it was scored, NaN if there are none. Standard deviations are those of a sample, NaN for a single trial."""
+    in which it was scored, NaN if there are none. Standard deviations are of a sample, NaN for a single trial."""
 
     mAP_std: float
     cmc_std: np.ndarray  # (max_rank,) float64
@@ -38,7 +38,7 @@ def pool_queries(
     """Market-1501's multiple queries (Zheng et al., Scalable Person Re-identification, ICCV 2015): (Q, D) float32.
 
     Each query becomes the mean of itself and all gallery images of its identity under its camera, which the evaluation
-    ignores anyway. Rows are L2-normalised first for the cosine metric; the result is not normalised.
+    ignores anyway. For the cosine metric, rows are L2-normalized first; the result is not normalized.
     """
     check_features(query=query, gallery=gallery)
     query_ids = check_ids(len(query), query_pids=query_pids, query_camids=query_camids)
@@ -47,7 +47,7 @@ def pool_queries(
         query, gallery = unit_rows(query), unit_rows(gallery)
     groups, group = np.unique(np.concatenate((query_ids, gallery_ids), axis=1), axis=1, return_inverse=True)
     of_query, of_gallery = torch.from_numpy(group.ravel()).to(query.device).split((len(query), len(gallery)))
-    # float64: the random order in which a GPU adds then hardly ever shows in float32
+    # in float64, so that the random order of a GPU's sums hardly ever changes the float32 result
     sums = query.new_zeros(groups.shape[1], query.shape[1], dtype=torch.float64)
     sums.index_add_(0, of_gallery, gallery.double())
     number = 1 + of_gallery.bincount(minlength=len(sums))[of_query, None]
@@ -60,8 +60,8 @@ def evaluate_single_shot(
 ) -> TrialScores:  # fmt: skip
     """CUHK03's first protocol (Li et al., DeepReID, CVPR 2014): each trial's gallery has one random image per identity.
 
-    The query's own identity is represented by an image under another camera. All queries of a trial meet the same
-    images of the others; torchreid's `eval_cuhk03` draws again for each query, and gives the mAP of the whole gallery.
+    The query's own identity is represented by an image under another camera. In a trial, all queries share the
+    images of other identities; torchreid's `eval_cuhk03` draws again per query, and returns the whole gallery's mAP.
     """
     check_features(query=query, gallery=gallery)
     query_pids, query_camids = check_ids(len(query), query_pids=query_pids, query_camids=query_camids)
@@ -73,7 +73,7 @@ def evaluate_single_shot(
     def draw(order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         drawn = _first_of_each(label, order)
         elsewhere = gallery_camids[order] != gallery_camids[drawn][label[order]]
-        # for queries under the drawn image's own camera: the first under another, or any if there is none
+        # for queries under the drawn image's camera: the first image under another one, or any if there is none
         spare = _first_of_each(label, np.concatenate((order[elsewhere], order[~elsewhere])))
         own = np.where(gallery_camids[drawn][own_label] != own_camera, drawn[own_label], spare[own_label])
         valid = gallery_camids[own] != own_camera
@@ -105,7 +105,7 @@ def evaluate_by_camera(
     query: Tensor, gallery: Tensor, query_pids: Ids, gallery_pids: Ids, query_camids: Ids, gallery_camids: Ids,
     *, metric: str = "cosine", max_rank: int = 50, distance: Tensor | None = None,
 ) -> dict[tuple[int, int], Scores]:  # fmt: skip
-    """Scores of one camera's queries in another's gallery, by (query camera, gallery camera), if any has a match.
+    """Scores of one camera's queries in another's gallery, by (query camera, gallery camera), where there is a match.
 
     distance: a (Q, G) matrix, such as a re-ranked one, to score instead of the features.
     """
@@ -129,7 +129,7 @@ def evaluate_by_camera(
 
 
 def _first_of_each(label: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """The image of each label 0, 1, ... that comes first in `order`."""
+    """Return the image of each label 0, 1, ... that comes first in `order`."""
     return order[np.unique(label[order], return_index=True)[1]]
 
 
@@ -164,7 +164,7 @@ def _ranks(
     query: Tensor, gallery: Tensor, drawn: np.ndarray, own: np.ndarray, label: np.ndarray, metric: str
 ) -> np.ndarray:
     """Rank (Q,) of image own[q] for query q among the drawn images of all labels but label[q]."""
-    # One product for all images, or equal features might differ in the last bit; in gallery order, by which ties rank.
+    # One product for all images, so that equal features get equal distances; in gallery order, by which ties rank.
     columns, place = np.unique(np.concatenate((drawn, own)), return_inverse=True)
     images, position = gallery[columns], torch.arange(len(columns)).to(query.device)
     of_drawn, of_own = torch.from_numpy(place).to(query.device).split((len(drawn), len(own)))

@@ -4,7 +4,7 @@ import torch
 
 
 def offsets(lengths: torch.Tensor) -> torch.Tensor:
-    """Where each of consecutive runs of these lengths begins, and where the last one ends: (N,) to (N + 1,)."""
+    """Return where each of consecutive runs of these lengths begins, and where the last ends: (N,) to (N + 1,)."""
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
@@ -15,6 +15,6 @@ def ranges(first: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
 
 
 def padded_places(run: torch.Tensor, runs: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """For entries in ascending order of their run: the length of each run (runs,), and each entry's place in it."""
+    """For entries in ascending order of their run: each run's length (runs,), and each entry's place in its run."""
     number = torch.bincount(run, minlength=runs)
     return number, torch.arange(len(run), device=run.device) - offsets(number)[run]

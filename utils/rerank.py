@@ -1,9 +1,9 @@
 """k-reciprocal re-ranking (Zhong et al., Re-ranking Person Re-identification with k-reciprocal Encoding, CVPR 2017).
 
-The paper's formulas, row by row, without the N×N matrices of its reference code (N = Q + G; 35 GB each for MSMT17):
-distances are computed tile by tile, each once for both of its rows; for every row only the nearest others are kept; the
+It computes the paper's formulas row by row, without the N×N matrices of the reference code (N = Q + G; 35 GB each for
+MSMT17). Distances are computed tile by tile, each once for both of its rows; every row keeps only its nearest others;
 encodings are sparse, and their overlaps are summed sparsely. In addition to the features and the (Q, G) result, which
-first holds the original distances, memory is some lists of neighbours and blocks of `BLOCK_BYTES`.
+first holds the original distances, it needs memory for some lists of neighbors and blocks of `BLOCK_BYTES`.
 """
 
 import math
@@ -27,11 +27,11 @@ def k_reciprocal(
     query: Tensor, gallery: Tensor, k1: int = 20, k2: int = 6, lambda_value: float = 0.3, *, metric: str = "euclidean"
 ) -> Tensor:
     """Re-ranked distances (Q, G) float32 of features (Q, D) and (G, D), from the squared euclidean distances of the
-    rows as given, or with metric="cosine" of the rows divided by their lengths.
+    rows as given, or with metric="cosine", of the rows divided by their lengths.
 
-    k1: neighbours that may be reciprocal. k2: encodings averaged in the local query expansion; 1: none. lambda_value:
-    weight of the original distance, 0..1. k1 and k2 above Q + G count as Q + G. Raises ValueError for shapes and
-    parameters that do not fit, and for NaN, infinite or very large features.
+    k1: neighbors that may be reciprocal. k2: encodings averaged in the local query expansion (1: no expansion).
+    lambda_value: weight of the original distance, 0..1. k1 and k2 above Q + G count as Q + G. Raises ValueError for
+    shapes that do not match, parameters out of range, and NaN, infinite or very large features.
     """
     _check_parameters(k1, k2, lambda_value)
     features = Features(query, gallery, metric)
@@ -46,13 +46,13 @@ def k_reciprocal_grid(
     query: Tensor, gallery: Tensor, k1s: Sequence[int], k2s: Sequence[int], lambda_values: Sequence[float],
     *, metric: str = "euclidean",
 ) -> Iterator[tuple[int, int, float, Tensor]]:  # fmt: skip
-    """(k1, k2, lambda, re-ranked distances) for all combinations, k1 outermost; neighbours are searched only once.
+    """Yield (k1, k2, lambda, re-ranked distances) for all combinations, k1 outermost; neighbors are searched once.
 
     The distances are those of `k_reciprocal`, in a tensor (Q, G) that the next step overwrites. Two more such matrices
     are kept.
     """
     if not (k1s and k2s and lambda_values):
-        raise ValueError("a grid takes one or more values of each of k1, k2 and lambda")
+        raise ValueError("a grid needs one or more values of each of k1, k2 and lambda")
     for combination in product(k1s, k2s, lambda_values):
         _check_parameters(*combination)
     features = Features(query, gallery, metric)
@@ -69,19 +69,19 @@ def k_reciprocal_grid(
 def _check_parameters(k1: int, k2: int, lambda_value: float) -> None:
     numbers = all(isinstance(x, Real) and math.isfinite(x) for x in (k1, k2, lambda_value))
     if not numbers or k1 % 1 or k2 % 1 or k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
-        raise ValueError(f"k1 and k2 must be at least 1 and whole, lambda in 0..1, not {k1}, {k2}, {lambda_value}")
+        raise ValueError(f"k1 and k2 must be whole numbers above 0, lambda in 0..1, not {k1}, {k2}, {lambda_value}")
 
 
-# ---- nearest neighbours
+# ---- nearest neighbors
 
 
 def block_bytes(device: torch.device) -> int:
-    """The most bytes of a block."""
+    """Return the largest size of a block in bytes."""
     return BLOCK_BYTES if device.type == "cpu" else GPU_BLOCK_BYTES
 
 
 class Features:
-    """Query rows, then gallery rows, as if they were one float32 tensor (N, D), of unit rows for cosine; not copied."""
+    """Query rows, then gallery rows, like one float32 tensor (N, D), with unit rows for cosine, but without a copy."""
 
     def __init__(self, query: Tensor, gallery: Tensor, metric: str):
         query, gallery, norms = check_pair(query, gallery, metric)
@@ -128,16 +128,16 @@ class Features:
 
 
 class Found(NamedTuple):
-    """Result of the neighbour search. Distances are squared, and divided by the largest one of their row."""
+    """Result of the neighbor search. Distances are squared, and divided by the largest one of their row."""
 
     original: Tensor  # (Q, G) query to gallery
     nearest: Tensor  # (N, count) indices, the nearest (usually itself) first
-    distance: Tensor  # (N, count) to those
+    distance: Tensor  # (N, count) distances to these
     farthest: Tensor  # (N,) the divisors
 
 
 def search(features: Features, count: int) -> Found:
-    """Distances of all rows to all rows, tile by tile; tiles below the diagonal are those above, transposed."""
+    """Compute distances of all rows to all rows, tile by tile; tiles below the diagonal are transposed ones above."""
     size, queries, device = features.size, features.queries, features.device
     count = min(count, size)
     original = torch.empty(queries, size - queries, dtype=torch.float32, device=device)
@@ -159,7 +159,7 @@ def search(features: Features, count: int) -> Found:
     tiles = [torch.empty(step * step, dtype=torch.float32, device=device) for _ in range(2)]
     parts = features.tiles()
     total = len(parts) * (len(parts) + 1) // 2
-    bar = tqdm(total=total, desc="neighbours", unit="tile", leave=False, disable=None, delay=2)
+    bar = tqdm(total=total, desc="neighbors", unit="tile", leave=False, disable=None, delay=2)
     with exact_products(device), bar:
         for i, (a, b) in enumerate(parts):
             rows, squares = features.tile(a, b, buffers[0])
@@ -176,7 +176,7 @@ def search(features: Features, count: int) -> Found:
                 bar.update()
     del buffers, tiles
     order_copies(features, nearest, distance)
-    farthest.clamp_(min=torch.finfo(torch.float32).tiny)  # if all rows are equal: divide 0 by something
+    farthest.clamp_(min=torch.finfo(torch.float32).tiny)  # avoids 0 / 0 if all rows are equal
     for start in range(0, queries, step):
         part = slice(start, min(start + step, queries))
         original[part].div_(farthest[part, None])
@@ -198,7 +198,7 @@ def order_copies(features: Features, nearest: Tensor, distance: Tensor) -> None:
     changed = (number[group[nearest]] > 1).any(1).nonzero()[:, 0]
     for rows in changed.split(max(1, block_bytes(nearest.device) // (8 * len(place) ** 2))):
         listed = group[nearest[rows]]
-        again = (listed[:, :, None] == listed[:, None]).tril(-1).any(2)  # an earlier entry is of the same group
+        again = (listed[:, :, None] == listed[:, None]).tril(-1).any(2)  # an earlier entry belongs to the same group
         size = torch.where(again, 0, number[listed])
         end = size.cumsum(1)
         entry = torch.searchsorted(end, place.expand(len(rows), -1).contiguous(), right=True)
@@ -211,7 +211,7 @@ def _candidates(tile: Tensor, limit: Tensor, count: int) -> tuple[Tensor, Tensor
     """Distances and columns (n, some) of each row of `tile` (n, m) that can be among its `count` nearest: those below
     `limit` (n, 1), padded with infinity, or if these are many, the `count` nearest of the tile.
 
-    After the first tiles hardly any are below, and finding them is several times as fast as sorting the tile.
+    After the first tiles, hardly any distance is below, and finding these is several times as fast as sorting the tile.
     """
     below = tile < limit
     if torch.count_nonzero(below) > tile.numel() // 16:
@@ -250,8 +250,8 @@ def expand(near: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
     """R*(i, k1) of every row i, as rows and columns of its members in ascending order (the paper's equations 3 to 5).
 
     near, half: the k1 + 1 and k1/2 + 1 nearest of each row, (N, ...). R(i, k): the rows among the k + 1 nearest of i
-    that have i among theirs. To it are added R(j, k1/2) of each of its members j, if more than two thirds of that set
-    are in R(i, k1) already.
+    that have i among their own. The set R(j, k1/2) of each member j of R(i, k1) is added if more than two thirds of
+    that set are in R(i, k1) already.
     """
     size, width = near.shape
     mutual, half_mutual = _mutual(near), _mutual(half)
@@ -259,7 +259,7 @@ def expand(near: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
     for start, stop in _blocks(near.new_full((size,), 150 * width * half.shape[1])):
         rows = slice(start, stop)
         inside = torch.where(mutual[rows], near[rows], size).sort(1).values  # R(i, k1), padded at the end
-        theirs = half[near[rows]].flatten(1)  # the half lists of all neighbours
+        theirs = half[near[rows]].flatten(1)  # the half lists of all neighbors
         counted = (half_mutual[near[rows]] & mutual[rows, :, None]).flatten(1)
         place = torch.searchsorted(inside, theirs).clamp_(max=width - 1)
         shared = (inside.gather(1, place) == theirs) & counted
@@ -275,7 +275,7 @@ def expand(near: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mutual(near: Tensor) -> Tensor:
-    """(N, k) bool: is i among the k neighbours of its a-th neighbour?"""
+    """Return (N, k) bool: whether i is among the k neighbors of its a-th neighbor."""
     mutual = torch.empty_like(near, dtype=torch.bool)
     for start, stop in _blocks(near.new_full((len(near),), 20 * near.shape[1] ** 2)):
         mine = torch.arange(start, stop, device=near.device)[:, None, None]
@@ -284,7 +284,7 @@ def _mutual(near: Tensor) -> Tensor:
 
 
 def _distances_of(features: Features, found: Found, row: Tensor, column: Tensor) -> Tensor:
-    """Distances of these sorted pairs: as the search found them, and computed for those that it did not keep."""
+    """Return distances of these sorted pairs: those that the search kept, and the others computed now."""
     listed, order = found.nearest.sort(1)
     rows = torch.arange(features.size, device=row.device)
     key = (rows[:, None] * features.size + listed).flatten()
@@ -299,7 +299,7 @@ def _distances_of(features: Features, found: Found, row: Tensor, column: Tensor)
 
 
 def average(encodings: Encodings, nearest: Tensor) -> Encodings:
-    """Local query expansion: each encoding becomes the mean of those of its k2 nearest rows (equation 11)."""
+    """Local query expansion: each encoding becomes the mean encoding of its k2 nearest rows (equation 11)."""
     size, k2 = nearest.shape
     lengths = encodings.start.diff()
     columns, weights, counts = [], [], []
@@ -316,9 +316,9 @@ def average(encodings: Encodings, nearest: Tensor) -> Encodings:
 
 
 def jaccard_distances(features: Features, found: Found, k1: int, k2: int) -> Iterator[tuple[int, int, Tensor]]:
-    """(start, stop, (rows, G)): Jaccard distances of some queries' encodings to those of the gallery (equation 10).
+    """Yield (start, stop, (rows, G)): Jaccard distances of some queries' encodings to the gallery's (equation 10).
 
-    Only columns in both encodings add to the sum of minima; each query column finds its gallery rows in a list.
+    Only columns in both encodings add to the sum of minima; for each column there is a list of its gallery rows.
     """
     start, column, weight = encode(features, found, k1, k2)
     size, queries = features.size, features.queries
@@ -342,7 +342,7 @@ def jaccard_distances(features: Features, found: Found, k1: int, k2: int) -> Ite
 
 
 def _blocks(cost: Tensor) -> Iterator[tuple[int, int]]:
-    """Ranges of rows whose costs (N,) in bytes add up to at most a block's; a row that costs more is alone."""
+    """Yield ranges of rows whose costs (N,) in bytes add up to one block at most; a row that costs more is alone."""
     total, most, start = offsets(cost), block_bytes(cost.device), 0
     while start < len(cost):
         stop = int(torch.searchsorted(total, total[start] + most, right=True)) - 1

@@ -1,6 +1,6 @@
 """Verification: the share of matching pairs that a distance threshold accepts (TPR), and the share of others (FPR).
 
-A pair is accepted if its distance is at most the threshold. `Roc` is exact, but known for small FPR only; `PairCounter`
+A pair is accepted if its distance is at most the threshold. `Roc` is exact, but covers small FPR only; `PairCounter`
 counts all pairs at equally spaced thresholds, for whole curves, histograms and operating points.
 """
 
@@ -21,8 +21,8 @@ BLOCK = 1 << 22  # pairs that are counted at a time
 class Roc:
     """The exact receiver operating characteristic up to `MAX_FPR`, from blocks of distances.
 
-    positives: distances of the matching pairs. negatives: those of the nearest other pairs, as many as `MAX_FPR` of all
-    `num_negatives` needs. Ignored pairs are in neither.
+    positives: distances of the matching pairs. negatives: distances of the nearest other pairs, as many as an FPR up
+    to `MAX_FPR` needs. Ignored pairs are in neither.
     """
 
     def __init__(self, num_negatives: int):
@@ -54,7 +54,7 @@ class Roc:
             raise ValueError(f"the curve is known for FPR from 0 to {MAX_FPR:g}, not at {fpr:g}")
         if self.num_negatives == 0:
             return float("nan")
-        accepted = int(fpr * self.num_negatives + 1e-9)  # 1e-9 makes up for what 0.01 * 100 loses in binary
+        accepted = int(fpr * self.num_negatives + 1e-9)  # 1e-9 corrects rounding, as in 0.01 * 100
         first_refused = self.negatives.sort().values[accepted]
         return float((self.positives < first_refused).sum()) / len(self.positives)
 
@@ -62,7 +62,7 @@ class Roc:
 class PairCounter:
     """Numbers of matching pairs (row 0) and of other pairs (row 1) by distance, here the negative cosine.
 
-    first: in column i the pairs that thresholds[i] is the first to accept; in the last one those that none accepts.
+    first: column i counts pairs that thresholds[i] is the first to accept; the last one, pairs that none accepts.
     """
 
     def __init__(self):
@@ -81,7 +81,7 @@ class PairCounter:
         return self.first.sum(1).cpu().numpy()
 
     def rates(self) -> np.ndarray:
-        """(2, T): the TPR and FPR of each threshold; 0 where there is no pair of that kind."""
+        """(2, T): the TPR and FPR of each threshold; 0 if there are no such pairs."""
         return self.first[:, :-1].cumsum(1).cpu().numpy() / np.maximum(self.number, 1)[:, None]
 
     def at_fpr(self, most: float) -> int:
@@ -89,7 +89,7 @@ class PairCounter:
         return max(int(np.searchsorted(self.rates()[1], most + 1e-12, side="right")) - 1, 0)
 
     def equal_error(self) -> int:
-        """Index of the threshold where FPR and 1 - TPR differ least; the middle one of several."""
+        """Index of the threshold where FPR and 1 - TPR differ least; in a tie, the middle one."""
         tpr, fpr = self.rates()
         difference = np.abs(fpr - (1 - tpr))
         best = np.flatnonzero(difference == difference.min())
@@ -101,7 +101,7 @@ class PairCounter:
 
 
 def count_pairs(query: torch.Tensor, gallery: torch.Tensor, *ids: Ids) -> PairCounter:
-    """The pairs of `pair_blocks` by their negative cosine, in steps of 1 / STEPS. Raises ValueError as it does."""
+    """Count the pairs of `pair_blocks` by negative cosine, in steps of 1 / STEPS. Raises the same ValueError."""
     counter = PairCounter()
     for _, cosine, matching, others in pair_blocks(query, gallery, *ids):
         counter.add(-cosine[matching], -cosine[others])
@@ -112,11 +112,11 @@ def pair_blocks(
     query: torch.Tensor, gallery: torch.Tensor,
     query_pids: Ids, gallery_pids: Ids, query_camids: Ids, gallery_camids: Ids,
 ) -> Iterator[tuple[torch.Tensor, ...]]:  # fmt: skip
-    """Features (Q, D) and (G, D) float32 of length 1, some queries at a time: their rows (B,), cosines (B, G), and
-    masks (B, G) of the pairs of one person, and of two.
+    """Yield, for some queries at a time, their rows (B,), cosines (B, G), and masks (B, G) of the pairs of one person
+    and of two. Features are (Q, D) and (G, D) float32 of length 1.
 
-    Pairs of the same person under the same camera do not count, as in the standard protocol. Raises ValueError for ids
-    that do not fit.
+    Pairs of the same person under the same camera do not count, as in the standard protocol. Raises ValueError if ids
+    do not match the features.
     """
     of_query = check_ids(len(query), query_pids=query_pids, query_camids=query_camids)
     of_gallery = check_ids(len(gallery), gallery_pids=gallery_pids, gallery_camids=gallery_camids)

@@ -18,11 +18,11 @@ NEEDED = {
     "branches": "one", "attention": "none", "height": 224, "width": 224,
 }  # fmt: skip
 SUFFIX = ".pt"
-PLACES = (0, 1, 3, 4, 6, 7)  # of convolutions and batch norms in a block of the embedder; ReLU6 lies between
+PLACES = (0, 1, 3, 4, 6, 7)  # of convolutions and batch norms in a block of the embedder, with ReLU6 in between
 
 
 def embedder_weights(model: ReIDModel) -> dict[str, torch.Tensor]:
-    """The weights of the backbone under the embedder's names: both have the same layers in the same order."""
+    """Return the backbone's weights under the embedder's names: both have the same layers in the same order."""
     weights = {}
     for number, block in enumerate(model.backbone.get_submodule("features")):
         layers = [layer for layer in block.modules() if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d))]
@@ -34,7 +34,7 @@ def embedder_weights(model: ReIDModel) -> dict[str, torch.Tensor]:
 
 
 def make_file(cfg: Config, model: ReIDModel) -> tuple[dict[str, bytes], FileModel]:
-    """The embedder's file by its suffix, and what it computes. Raises UserError for a model that it cannot hold."""
+    """Return the embedder's file by its suffix, and its model. Raises UserError for a model that it cannot hold."""
     wrong = [f"{option(name)} {value}" for name, value in NEEDED.items() if cfg.get(name) != value]
     wrong += ["--test-feature before"] * (model.test_after_neck and cfg.model.neck != "none")
     if wrong:

@@ -1,4 +1,4 @@
-"""A trained model as an ONNX graph or a torch.export program: whole, in half precision or on 8 bits."""
+"""A trained model as an ONNX graph or a torch.export program: in full or half precision, or in 8 bits."""
 
 import copy
 import io
@@ -25,21 +25,21 @@ from utils.lookup import package
 
 INPUT, OUTPUT = "images", "embeddings"  # names in ONNX files
 METADATA = "metadata.json"  # extra file in .pt2 files
-ONNX_BYTES = 2**31  # that one protobuf can hold
+ONNX_BYTES = 2**31  # the most that one protobuf can hold
 fused_attention = F.scaled_dot_product_attention
 
-# What runs on 8 bits. The first convolutions do not: they are a small share of the work, and with them a MobileNetV2
+# Operators that run in 8 bits. The first convolutions do not: they are little work, and with them a MobileNetV2
 # lost 3 points of mAP on a hundred people of Market-1501 (64.5 to 61.4; without them 64.4).
 QUANTISED = ["Conv", "Gemm", "MatMul", "Add", "Clip", "Relu", "MaxPool", "AveragePool"]
 FLOAT_CONVOLUTIONS = 4
 CALIBRATION_BATCH = 8
-SCOPES, BACKBONE = "pkg.torch.onnx.name_scopes", "model.backbone'"  # where PyTorch notes the module of a node
+SCOPES, BACKBONE = "pkg.torch.onnx.name_scopes", "model.backbone'"  # where PyTorch stores the module of a node
 
 
 class Embed(nn.Module):
-    """Normalised images (B, 3, H, W) float32 to embeddings (B, D) float32, with `normalise` of length 1.
+    """Map normalized images (B, 3, H, W) float32 to embeddings (B, D) float32, of length 1 with `normalise`.
 
-    It holds a copy of the model on the CPU. half: float16 up to the pooling, float32 from there.
+    It holds a copy of the model on the CPU. half: float16 up to the pooling, float32 after it.
     """
 
     def __init__(self, model: ReIDModel, normalise: bool = False, half: bool = False):
@@ -62,9 +62,9 @@ def half_inputs(layer: nn.Module, inputs: tuple) -> tuple:
 
 
 class Normalise(nn.Module):
-    """Pixels (B, 3, H, W) float32 as a program gives them, see `processor.model_file.input_of`, to normalised images.
+    """Map pixels (B, 3, H, W) float32 from a program (see `processor.model_file.input_of`) to normalized images.
 
-    The numbers of our own normalisation change nothing, and add no operation.
+    With the values of our own normalization, nothing changes and no operation is added.
     """
 
     def __init__(self, colour: str, scale: float, mean: Sequence[float], std: Sequence[float]):
@@ -83,11 +83,11 @@ class Normalise(nn.Module):
 
 
 class Preprocess(nn.Module):
-    """Pictures (B, H, W, 3) uint8 RGB of any one size to normalised images (B, 3, height, width) float32.
+    """Map pictures (B, H, W, 3) uint8 RGB, all of one size, to normalized images (B, 3, height, width) float32.
 
-    They are resized as `datasets.images.read_image` has cv2 do it, up to one grey level: INTER_AREA, the mean of the
-    area behind a pixel, where the picture shrinks and no side grows; otherwise, and with shrink "bilinear", a blend of
-    two neighbours per side.
+    They are resized as by cv2 in `datasets.images.read_image`, up to one gray level: with INTER_AREA, the mean of the
+    area behind a pixel, if the picture shrinks and no side grows; otherwise, and with shrink "bilinear", linearly
+    between two neighbors per side.
     """
 
     def __init__(self, height: int, width: int, shrink: str = "area"):
@@ -97,8 +97,8 @@ class Preprocess(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(STD))
 
     def resize(self, pictures: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, 3) to (B, height, width, 3), whole grey levels as float32."""
-        # Sizes are compared as tensors, because an `if` would hold for the traced size alone.
+        """(B, H, W, 3) to (B, height, width, 3), whole gray levels as float32."""
+        # Sizes are compared as tensors, because an `if` would be fixed to the traced size.
         old = [torch.full((), n, dtype=torch.float64, device=pictures.device) for n in pictures.shape[1:3]]
         shrinks = ((old[0] > self.height) | (old[1] > self.width)) & self.by_area
         area = shrinks & (old[0] >= self.height) & (old[1] >= self.width)
@@ -112,10 +112,10 @@ class Preprocess(nn.Module):
 
 
 def resize_weights(old: int, new: int, size: torch.Tensor, shrinks: torch.Tensor, area: torch.Tensor) -> torch.Tensor:
-    """(new, old) float32: the weight of each old row or column in each new one (size: `old` as a tensor).
+    """Return the weights (new, old) float32 of each old row or column in each new one. size: `old` as a tensor.
 
-    area: the share of it in the new one's area. Otherwise it is interpolated linearly at a position: that of the
-    centre, or where the picture `shrinks`, that of INTER_AREA (OpenCV 4 and 5, modules/imgproc/src/resize.cpp).
+    With `area`, a weight is a share of the new one's area. Otherwise, weights interpolate linearly at the center, or if
+    the picture `shrinks`, at the position that INTER_AREA uses (OpenCV 4 and 5, modules/imgproc/src/resize.cpp).
     """
     pixel = torch.arange(old, dtype=torch.float64, device=size.device)
     i = torch.arange(new, dtype=torch.float64, device=size.device)[:, None]
@@ -131,31 +131,31 @@ def resize_weights(old: int, new: int, size: torch.Tensor, shrinks: torch.Tensor
 
 
 def trace(module: nn.Module, inputs: torch.Tensor, dynamic: int, name: str) -> torch.export.ExportedProgram:
-    """torch.export of a module, whose input may have any size along the first `dynamic` dimensions.
+    """Export a module with torch.export; its input may have any size along the first `dynamic` dimensions.
 
-    `inputs` is an example with 2 or more along these. Raises UserError, naming `name`, where PyTorch cannot.
+    inputs: an example with size 2 or more along these. Raises UserError that names `name` if PyTorch cannot export it.
     """
     sizes = (dict.fromkeys(range(dynamic), torch.export.Dim.DYNAMIC),)
     for strict in (False, True):  # the first is faster; the second also follows len() of a tensor
         try:
             with quiet(), torch.no_grad():
                 return torch.export.export(module, (inputs,), dynamic_shapes=sizes, strict=strict)
-        except Exception as error:  # whatever a model's operations raise there
+        except Exception as error:  # a model's operations may raise anything
             reason = error
     raise UserError(f"PyTorch cannot export {name} ({first_line(reason)}); try another --backbone or --attention")
 
 
 def to_onnx(module: nn.Module, inputs: torch.Tensor, dynamic: int, name: str) -> Any:
-    """A module as an onnx.ModelProto; arguments and errors as in `trace`."""
+    """Export a module as an onnx.ModelProto; arguments and errors as in `trace`."""
     if sum(t.nbytes for t in module.state_dict().values()) >= ONNX_BYTES:
-        raise UserError(f"{name} is beyond the 2 GB of an ONNX file; give --half, or --format export")
+        raise UserError(f"{name} exceeds the 2 GB of an ONNX file; give --half, or --format export")
     with patch.object(F, "scaled_dot_product_attention", attention):
         program = trace(module, inputs, dynamic, name)
     names = {"input_names": [INPUT], "output_names": [OUTPUT]}
     try:
         with quiet(), torch.no_grad():
             return torch.onnx.export(program, (), dynamo=True, verbose=False, **names).model_proto
-    except Exception as error:  # ConversionError and the like, which are of private modules
+    except Exception as error:  # ConversionError and others, defined in private modules
         raise UserError(
             f"{name} cannot be written as ONNX ({first_line(error)}); try --format export, or another --backbone or "
             "--attention"
@@ -163,8 +163,8 @@ def to_onnx(module: nn.Module, inputs: torch.Tensor, dynamic: int, name: str) ->
 
 
 def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **others) -> torch.Tensor:
-    """F.scaled_dot_product_attention, spelled out where it has no mask: PyTorch writes it as ONNX for tensors of four
-    dimensions only, and onnxruntime (1.31) ends with a segmentation fault on the float16 version of that."""
+    """F.scaled_dot_product_attention, written out if it has no mask: PyTorch exports it to ONNX for four-dimensional
+    tensors only, and onnxruntime (1.31) ends with a segmentation fault on its float16 version."""
     if attn_mask is not None or is_causal or dropout_p or others:
         return fused_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -172,11 +172,11 @@ def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False,
 
 
 def quantise(model: Any, crops: np.ndarray) -> Any:
-    """The same ONNX model with its backbone on 8 bits (static quantisation of weights by channel and of activations).
+    """Quantize the backbone of an ONNX model to 8 bits (static quantization, weights per channel, and activations).
 
-    model: from `to_onnx`, with an `Embed` in it. crops: inputs that show what activations are like; their ranges are
-    the mean of those of batches of 8. Weights are signed, activations unsigned, stored as QuantizeLinear and
-    DequantizeLinear around float operations, which runtimes fuse.
+    model: from `to_onnx`, with an `Embed` in it. crops: calibration inputs; the ranges of activations are the mean
+    over batches of 8. Weights are signed, activations unsigned. They are stored as QuantizeLinear and DequantizeLinear
+    around float operations, which runtimes fuse.
     """
     from onnxruntime import quantization as q
 
@@ -197,7 +197,7 @@ def quantise(model: Any, crops: np.ndarray) -> Any:
 
 
 def onnx_bytes(model: Any, metadata: dict[str, str]) -> bytes:
-    """An ONNX model as the bytes of its file: with metadata, without the paths of this machine that PyTorch adds."""
+    """Return an ONNX model as the bytes of its file, with metadata, without the local paths that PyTorch adds."""
     onnx = load_onnx()
     graph = model.graph
     for part in (*graph.node, *graph.input, *graph.output, *graph.initializer, graph, model):
@@ -214,7 +214,7 @@ def onnx_bytes(model: Any, metadata: dict[str, str]) -> bytes:
 
 
 def openvino_bytes(onnx_file: bytes, metadata: dict[str, str], half: bool) -> dict[str, bytes]:
-    """An ONNX file as the two of OpenVINO, .xml and .bin, with metadata. half: weights in float16."""
+    """Convert an ONNX file to OpenVINO's two files, .xml and .bin, with metadata. half: weights in float16."""
     openvino = package("openvino", "--format openvino")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "it.onnx")
@@ -227,7 +227,7 @@ def openvino_bytes(onnx_file: bytes, metadata: dict[str, str], half: bool) -> di
 
 
 def pt2_bytes(program: torch.export.ExportedProgram, metadata: dict[str, str]) -> bytes:
-    """A traced module as the bytes of a .pt2 file, with metadata in its extra file metadata.json."""
+    """Return a traced module as the bytes of a .pt2 file, with metadata in its extra file metadata.json."""
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     file = io.BytesIO()
@@ -237,7 +237,7 @@ def pt2_bytes(program: torch.export.ExportedProgram, metadata: dict[str, str]) -
 
 
 def load_onnx() -> Any:
-    """The package. Raises UserError when one of the three packages for ONNX is not installed."""
+    """Import onnx. Raises UserError if one of the three packages for ONNX is not installed."""
     use, install = "--format onnx or openvino", "onnx onnxscript onnxruntime"
     for name in ("onnxruntime", "onnxscript"):  # PyTorch writes ONNX with the second
         package(name, use, install)
@@ -246,7 +246,7 @@ def load_onnx() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings and log of PyTorch's and ONNX's exporters."""
+    """Suppress the warnings and log of PyTorch's and ONNX's exporters."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -258,7 +258,7 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The message of the first cause of an error, in one line."""
+    """Return the message of the first cause of an error, in one line."""
     while error.__cause__:
         error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -14,7 +14,7 @@ from utils.plots import shorten
 
 COLUMNS, MIN_COLUMNS = 10, 6  # tiles per row; the minimum leaves room for the title
 MAX_QUERIES, MAX_HITS = 5, 50  # drawn
-BELOW, GONE = "#b8b8b8", 235  # frame of other hits; gray level of pictures that cannot be read
+BELOW, GONE = "#b8b8b8", 235  # frame color of other hits; gray level of pictures that cannot be read
 
 
 class Hit(NamedTuple):

@@ -1,7 +1,7 @@
-"""Nearest neighbours among millions of features.
+"""Nearest neighbors among millions of features.
 
 exact multiplies matrices in PyTorch, a block of rows at a time. hnsw (Malkov and Yashunin, TPAMI 2020) follows a graph
-of neighbours in FAISS: faster, but it misses some rows.
+of neighbors in FAISS: faster, but it misses some rows.
 """
 
 from typing import Any
@@ -15,15 +15,15 @@ from utils.lookup import package
 
 BLOCK = 1 << 22  # exact: products at a time
 MIN_ROWS, MAX_ROWS = 1024, 1 << 17  # exact: rows of a block
-LINKS = 32  # hnsw: neighbours of a row in the graph (twice as many in its lowest layer)
+LINKS = 32  # hnsw: neighbors of a row in the graph (twice as many in its lowest layer)
 CANDIDATES = 64  # hnsw: rows that a search keeps
 
 
 def nearest(query: torch.Tensor, gallery: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest inner products per query and their gallery rows, both (Q, K), in descending order; K = min(k, G).
 
-    query (Q, D) and gallery (G, D) are float32; of rows of length 1 the products are cosines. Equal products are in the
-    order of their rows, but which of them are cut off behind the k-th is undefined.
+    query (Q, D) and gallery (G, D) are float32; if the rows have length 1, the products are cosines. Equal products
+    are in the order of their rows, but which of them are kept as the last of the k is undefined.
     """
     count = min(k, len(gallery))
     value = query.new_full((len(query), count), -torch.inf)
@@ -44,12 +44,12 @@ def nearest(query: torch.Tensor, gallery: torch.Tensor, k: int) -> tuple[torch.T
 
 
 def load_faiss() -> Any:
-    """The library. Raises UserError if it is not installed."""
+    """Import FAISS. Raises UserError if it is not installed."""
     return package("faiss", "--engine hnsw, unlike exact,", "faiss-cpu")
 
 
 def build_engine(features: np.ndarray, ids: np.ndarray) -> Any:
-    """A FAISS graph by inner products of features (N, D) float32 with ids (N,) int64. Raises UserError for N = 0."""
+    """Make a FAISS graph (inner product) of features (N, D) float32 with ids (N,) int64. Raises UserError for N = 0."""
     faiss = load_faiss()
     if not len(features):
         raise UserError("--engine hnsw needs at least one picture; add pictures first, or use exact")
@@ -59,14 +59,14 @@ def build_engine(features: np.ndarray, ids: np.ndarray) -> Any:
 
 
 def search_engine(engine: Any, query: np.ndarray, k: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Inner products (Q, K) in descending order and their rows, which are places in `ids`; K = min(k, N).
+    """Return inner products (Q, K) in descending order and their rows, which are places in `ids`; K = min(k, N).
 
-    ids: (N,) ascending, those that may be found. Others were removed: they stay in the graph, as ways to others. Rows
-    are -1 at the end where less than K were found.
+    ids: (N,) ascending, of the rows that may be found. Removed rows stay in the graph, as links between others. If
+    fewer than K rows are found, the last ones are -1.
     """
     faiss = load_faiss()
     count = min(k, len(ids))
-    # of the rows that a search keeps, some are removed ones
+    # some of the rows that a search keeps are removed ones
     candidates = max(CANDIDATES, 2 * count) * engine.ntotal // len(ids)
     options = {"efSearch": min(candidates, engine.ntotal)}
     if engine.ntotal > len(ids):

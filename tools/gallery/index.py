@@ -1,10 +1,10 @@
-"""An index: a folder with the features of pictures, which `make_index` writes, `add` and `remove` change.
+"""An index: a folder with the features of pictures. `make_index` writes it; `add` and `remove` change it.
 
-An entry is a picture, or a tracklet: pictures of one person by one camera, with the mean of their features.
+An entry is a picture, or a tracklet: pictures of one person from one camera, with the mean of their features.
 
 The folder holds index.json (the model, the pictures, names and checksums of the other files), features.npy (N, D)
 float32 with rows of length 1 in the order of the entries, and for FAISS an engine. Rows are only appended to
-features.npy, and index.json is written last: whatever stops a program, index.json fits the files that it names.
+features.npy, and index.json is written last, so that it matches the files that it names even if a program is stopped.
 """
 
 import io
@@ -46,14 +46,14 @@ LISTED = 10  # unreadable files that a message names
 
 
 class File(NamedTuple):
-    """An entry, and what changes when its content does."""
+    """An entry; `size` and `changed` show whether its content has changed."""
 
-    path: str  # relative to the index's root, with / as separator; of a tracklet its folder, or CSV/PID/CAMID/TRACK
-    size: int  # bytes, of a tracklet all pictures'
-    changed: int  # nanoseconds since 1970 of its last change of any kind: a file that is renamed keeps its mtime
+    path: str  # relative to the index's root, with / as separator; of a tracklet: its folder, or CSV/PID/CAMID/TRACK
+    size: int  # bytes; of a tracklet: of all its pictures
+    changed: int  # last change of any kind, in ns since 1970 (a renamed file keeps its mtime)
     picture: str = ""  # of a tracklet: its first picture, relative to the root
     camera: str = ""  # empty: unknown
-    time: float = 0  # seconds since 1970, or as a CSV counts it
+    time: float = 0  # seconds since 1970, or in the unit of the CSV
 
 
 class Where(NamedTuple):
@@ -72,12 +72,12 @@ EVERYWHERE = Where()
 
 @dataclass
 class Index:
-    """The entries of an index and, read at first use, their features. Changes are valid on the disk after `save`."""
+    """The entries of an index, and their features, which are read at first use. `save` writes changes to the disk."""
 
     directory: Path
     about: dict[str, Any]  # plain values: model and preprocessing, root, file names and checksums, threshold
     files: list[File]  # N entries
-    ids: list[int]  # N ascending numbers by which an engine knows the entries; none is used twice
+    ids: list[int]  # N ascending numbers of the entries in an engine; none is used twice
 
     def __len__(self) -> int:
         return len(self.files)
@@ -90,7 +90,7 @@ class Index:
         if not self.files:
             return np.empty(shape, np.float32)
         with reading(path, FIX):
-            # Not by np.load, as a stopped program may have left a header with more rows than the file has.
+            # Not with np.load: a stopped program may have left a header with more rows than the file has.
             # "c": writable in memory only, as torch warns of arrays that are not writable
             rows = np.memmap(path, "<f4", "c", len(npy_header(*shape)), shape)
             if zlib.crc32(rows) != self.about["crc"]:
@@ -106,14 +106,14 @@ class Index:
         with reading(path, "ask with --exact, or index again with --engine hnsw"):
             if zlib.crc32(np.memmap(path, np.uint8, "r")) != self.about["engine"]["crc"]:
                 raise ValueError("its checksum is wrong")
-            if self.about["engine"]["kind"] != "hnsw":  # of an older version
-                raise ValueError(f"it is of the kind {self.about['engine']['kind']}")
+            if self.about["engine"]["kind"] != "hnsw":  # written by an older version
+                raise ValueError(f"its kind is {self.about['engine']['kind']}")
             return load_faiss().read_index(str(path))
 
     def find(
         self, query: torch.Tensor, k: int, exact: bool = False, where: Where = EVERYWHERE
     ) -> list[tuple[float, File]]:
-        """The k nearest entries to a query (1, D) with their cosines, in descending order. With `where`, exact."""
+        """The k nearest entries to a query (1, D) with their cosines, in descending order; exact with `where`."""
         files, rows = self.files, slice(None)
         if where != EVERYWHERE:
             rows = [row for row, file in enumerate(self.files) if where.keeps(file)]
@@ -126,7 +126,7 @@ class Index:
         return [(cosine, files[place]) for cosine, place in pairs if place >= 0]
 
     def missing(self, files: Sequence[File]) -> list[File]:
-        """Those of the files that are not in the index, or changed. Camera and time of the others are updated."""
+        """Return the files that are not in the index, or changed. Camera and time of the others are updated."""
         rows = {file.path: row for row, file in enumerate(self.files)}
         missing = []
         for file in files:
@@ -138,7 +138,7 @@ class Index:
         return missing
 
     def finish(self, wanted: Sequence[File] | None = None) -> None:
-        """Remove what was replaced by a later entry of the same path, and all that is not `wanted`."""
+        """Remove entries that a later one of the same path replaces, and entries that are not `wanted`."""
         last = {file.path: row for row, file in enumerate(self.files)}
         kept = {file[:3] for file in (self.files if wanted is None else wanted)}
         self.drop([row for row, file in enumerate(self.files) if last[file.path] != row or file[:3] not in kept])
@@ -150,7 +150,7 @@ class Index:
         self.drop([row for row, file in enumerate(self.files) if file.path in paths])
 
     def append(self, files: Sequence[File], features: np.ndarray) -> None:
-        """Add entries with their features (M, D) float32, to the engine too. They overwrite rows that were not saved.
+        """Add entries with their features (M, D) float32, to the engine too. They overwrite rows that are not saved.
 
         Raises OSError on a full disk.
         """
@@ -162,7 +162,7 @@ class Index:
                 file.write(np.ascontiguousarray(features, "<f4").data)
                 file.truncate()
         except OSError as error:
-            error.filename = error.filename or str(path)  # a full disk names none
+            error.filename = error.filename or str(path)  # the error of a full disk names no file
             raise
         ids = range(self.about["next_id"], self.about["next_id"] + len(files))
         if self.engine is not None:
@@ -204,7 +204,7 @@ class Index:
 
 
 def unused(directory: Path, stem: str, suffix: str) -> str:
-    """The first of NAME.npy, NAME.1.npy, ... that does not exist."""
+    """Return the first of NAME.npy, NAME.1.npy, ... that does not exist."""
     names = (f"{stem}{f'.{number}' * bool(number)}{suffix}" for number in count())
     return next(name for name in names if not (directory / name).exists())
 
@@ -222,7 +222,7 @@ def json_head(text: bytes) -> bytes:
 
 
 def read_index(directory: str | Path) -> Index:
-    """Raises UserError if there is no index, or index.json is damaged or of another version."""
+    """Read an index. Raises UserError if there is none, or if index.json is damaged or of another version."""
     directory = Path(directory)
     path = directory / "index.json"
     if not path.is_file():
@@ -243,12 +243,12 @@ def read_index(directory: str | Path) -> Index:
 
 @contextmanager
 def changing(directory: str | Path, create: bool = False) -> Iterator[Index | None]:
-    """The index, which no other program changes meanwhile; None if it does not exist and `create`.
+    """Yield the index, locked against other programs; None if it does not exist and `create` is true.
 
     Raises UserError as `read_index` does, and if another program is changing the index.
     """
     if not create:
-        read_index(directory)  # so that no folder is made for the lock if there is none
+        read_index(directory)  # so that no folder is created for the lock if there is no index
     with lock_directory(directory) as locked:
         if not locked:
             raise UserError(f"another program is writing {directory}; wait for it to end")
@@ -256,38 +256,38 @@ def changing(directory: str | Path, create: bool = False) -> Iterator[Index | No
 
 
 def extractor_of(index: Index, checkpoint: str = "", **options: Any) -> FeatureExtractor:
-    """The model that made an index, from the checkpoint that did, or from `checkpoint`.
+    """Load the model that made an index, from the checkpoint that the index names, or from `checkpoint`.
 
-    options: as FeatureExtractor has them. Raises UserError if the checkpoint is gone or holds another model.
+    options: those of FeatureExtractor. Raises UserError if the checkpoint is gone or holds another model.
     """
     stored, made_by = index.about["model"], index.about["checkpoint"]
     if not checkpoint and not Path(made_by).is_file():
-        raise UserError(f"{index.directory} was made by {made_by}, which is gone; give its new place as --checkpoint")
+        raise UserError(f"{index.directory} was made with {made_by}, which is gone; give its new path as --checkpoint")
     extractor = FeatureExtractor(checkpoint or made_by, flip=index.about["flip"], **options)
     if stored != extractor.fingerprint:
         raise UserError(
-            f"{index.directory} is of another model (that of {made_by}) than {extractor.checkpoint}, so their "
+            f"{index.directory} was made with another model ({made_by}) than {extractor.checkpoint}, so their "
             "features cannot be compared; give its own --checkpoint, or index again"
         )
     return extractor
 
 
 def place_of(root: str | Path, path: str) -> Path:
-    """Where a path from os.path.relpath leads, also one with .. in it if `root` is a link or does not exist."""
+    """Resolve a path from os.path.relpath; it may contain .. even if `root` is a link or does not exist."""
     return Path(os.path.normpath(os.path.join(root, path)))
 
 
 def list_files(root: Path, places: Sequence[str | Path], tracklets: bool = False) -> dict[File, list[Path]]:
-    """Entries with their pictures, sorted by their path relative to `root`: of folders, picture files, and CSV files.
+    """Return entries with their pictures, sorted by path relative to `root`, from folders, pictures and CSV files.
 
-    A CSV has a column path, and may have pid, camid, time and track; with a track, all its pictures are one entry.
-    tracklets: so are the pictures of one folder. Raises UserError as `list_pictures` and `read_csv` do, and if there is
-    no place.
+    A CSV has a column path, and may have pid, camid, time and track; all pictures of a track are one entry.
+    tracklets: all pictures of a folder are one entry. Raises UserError as `list_pictures` and `read_csv` do, and if
+    `places` is empty.
     """
     if not places:
-        raise UserError("no picture is named; name folders of pictures, or pictures")
+        raise UserError("no picture is named; name pictures or folders of pictures")
     relative = lambda path: Path(os.path.relpath(os.path.abspath(path), root)).as_posix()  # noqa: E731
-    groups: dict[str, dict[str, tuple[Path, str, str]]] = {}  # by entry and picture: where it is, camera and time
+    groups: dict[str, dict[str, tuple[Path, str, str]]] = {}  # by entry and picture: path, camera and time
     for place in map(Path, places):
         if place.suffix.lower() == ".csv" and place.is_file():
             for picture in read_csv(place, ("path",)):
@@ -306,7 +306,7 @@ def list_files(root: Path, places: Sequence[str | Path], tracklets: bool = False
         try:
             all_of = [path.stat() for path, *_ in members.values()]
         except OSError:
-            all_of = []  # it is listed with the files that cannot be read
+            all_of = []  # it will be listed with the files that cannot be read
         changed = max((max(status.st_mtime_ns, status.st_ctime_ns) for status in all_of), default=0)
         when = seconds(time_, str(path)) if time_ else min((status.st_mtime for status in all_of), default=0)
         file = File(name, sum(s.st_size for s in all_of), changed, "" if first == name else first, camera, when)
@@ -315,7 +315,7 @@ def list_files(root: Path, places: Sequence[str | Path], tracklets: bool = False
 
 
 def seconds(text: str, where: str) -> float:
-    """A time, given as a number or as in 2026-01-31T12:00, as a number. Raises UserError that names `where`."""
+    """Convert a time, a number or like 2026-01-31T12:00, to a number. Raises UserError that names `where`."""
     try:
         return float(text)
     except ValueError:
@@ -323,11 +323,11 @@ def seconds(text: str, where: str) -> float:
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError as error:
-        raise UserError(f"{where}: {text!r} is no time; give a number, or a date like 2026-01-31T12:00") from error
+        raise UserError(f"{where}: {text!r} is not a time; give a number, or a date like 2026-01-31T12:00") from error
 
 
 def compute(index: Index, extractor: FeatureExtractor, files: dict[File, list[Path]]) -> tuple[int, int]:
-    """Append the entries that the index lacks; returns their number, and that of those that it has already.
+    """Append the entries that the index lacks; return their number, and the number of entries that it has already.
 
     Pictures that cannot be read are left out and listed. Raises UserError if none can be read. On Ctrl-C, what was
     computed is saved, and Stopped is raised.
@@ -335,7 +335,7 @@ def compute(index: Index, extractor: FeatureExtractor, files: dict[File, list[Pa
     missing = index.missing(list(files))
     kept = len(files) - len(missing)
     if 0 < len(missing) < len(files):
-        log.info("%d of %d pictures have their features already", kept, len(files))
+        log.info("%d of %d pictures already have their features", kept, len(files))
     bad: dict[int, str] = {}
     pictures = [(entry, path) for entry, file in enumerate(missing) for path in files[file]]
     ends = np.cumsum([len(files[file]) for file in missing])
@@ -362,18 +362,18 @@ def compute(index: Index, extractor: FeatureExtractor, files: dict[File, list[Pa
         if done:
             index.save()
         kept += done
-        raise Stopped(f"stopped; {kept} of {len(files)} are kept, the same command continues from there", 130) from stop
+        raise Stopped(f"stopped; {kept} of {len(files)} are saved; repeat the command to continue", 130) from stop
     if bad:
         reasons = "; ".join(list(bad.values())[:LISTED])
         more = f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
-        log.warning("warning: pictures that cannot be read, left out: %d (%s%s)", len(bad), reasons, more)
+        log.warning("warning: pictures that cannot be read and are left out: %d (%s%s)", len(bad), reasons, more)
     if not kept + done:
         raise UserError("none of the pictures can be read; see the reasons above")
     return done, kept
 
 
 def mean(features: Sequence[np.ndarray]) -> np.ndarray:
-    """The direction of the mean of unit features; of one, itself."""
+    """Return the mean of unit features, scaled to length 1; a single feature is returned as it is."""
     total = np.sum(features, axis=0, dtype=np.float64)
     return features[0] if len(features) == 1 else (total / max(np.linalg.norm(total), 1e-30)).astype(np.float32)
 
@@ -384,16 +384,16 @@ def make_index(
 ) -> Index:  # fmt: skip
     """Write the features of all pictures in folders, files and CSV files (see `list_files`) to the index `output`.
 
-    The features that `output` has of unchanged pictures are kept, if it is of the same folder and model. uri: of the
-    database, for milvus. Raises UserError as `list_files` and `compute` do and if `output` is no index, Stopped on
+    Features of unchanged pictures that `output` holds are kept if its folder and model are the same. uri: of the
+    database, for milvus. Raises UserError as `list_files` and `compute` do and if `output` is not an index, Stopped on
     Ctrl-C.
     """
     if engine == "hnsw":
-        load_faiss()  # missing: before hours of work, not after
+        load_faiss()  # fails before hours of work, not after
     output = Path(output)
     others = (path.name for path in output.glob("[!.]*") if path.name != "index.json")
     if output.is_file() or not all(map(DATA.fullmatch, others)):
-        raise UserError(f"{output} is something else than an index; give --output the name of a new folder")
+        raise UserError(f"{output} exists and is not an index; give --output the name of a new folder")
     root = Path(os.path.commonpath([os.path.abspath(place) for place in places]))
     root = root if root.is_dir() else root.parent
     files = list_files(root, places, tracklets)
@@ -415,8 +415,8 @@ def make_index(
 
 
 def reuse_or_start(old: Index | None, extractor: FeatureExtractor, root: Path, output: Path, uri: str) -> Index:
-    """The old index without its engine, if it is of the same folder, model and database; else an empty one, which
-    replaces it when it is saved. The threshold of the same model is kept."""
+    """Return the old index without its engine if its folder, model and database are the same; else an empty one, which
+    replaces it when it is saved. A threshold of the same model is kept."""
     about = {"format": FORMAT, "model": extractor.fingerprint, "flip": extractor.flip, "half": extractor.half}
     same_model = old is not None and all(old.about[name] == value for name, value in about.items())
     about |= {"checkpoint": str(extractor.checkpoint.absolute()), "root": str(root), "complete": False}
@@ -434,9 +434,9 @@ def reuse_or_start(old: Index | None, extractor: FeatureExtractor, root: Path, o
 
 
 def add(index: Index, extractor: FeatureExtractor, places: Sequence[str | Path]) -> None:
-    """Add pictures; those that changed since replace the old ones. Raises as `list_files` and `compute` do."""
+    """Add pictures; changed ones replace the old ones. Raises as `list_files` and `compute` do."""
     files = list_files(Path(index.about["root"]), places, index.about.get("tracklets", False))
-    index.finish()  # an add that was stopped may have left replaced ones
+    index.finish()  # an `add` that was stopped may have left replaced entries
     before, (computed, present) = len(index), compute(index, extractor, files)
     index.finish()
     index.save()
@@ -446,12 +446,12 @@ def add(index: Index, extractor: FeatureExtractor, places: Sequence[str | Path])
 
 
 def remove(index: Index, names: Sequence[str]) -> None:
-    """Remove pictures: names as in the index, or places on the disk, of pictures or folders.
+    """Remove pictures. names: pictures or folders, as in the index or as paths on the disk.
 
-    Raises UserError, and removes nothing, if a name is of none.
+    Raises UserError, and removes nothing, if a name matches no picture.
     """
     if not names:
-        raise UserError("no picture is named; name those to remove, or folders of them")
+        raise UserError("no picture is named; name pictures or folders to remove")
     paths, root, before = [file.path for file in index.entries()], Path(index.about["root"]), len(index)
     found = {name: rows_named(paths, root, name) for name in names}
     for name, rows in found.items():
@@ -463,7 +463,7 @@ def remove(index: Index, names: Sequence[str]) -> None:
 
 
 def rows_named(paths: Sequence[str], root: Path, name: str) -> list[int]:
-    """Rows of a picture, or of the pictures in a folder: by its path in the index, else by its place on the disk."""
+    """Rows of a picture, or of the pictures in a folder: by its path in the index, else by its path on the disk."""
     if not name:
         return []
     on_disk = os.path.relpath(os.path.abspath(name), root)

@@ -1,8 +1,8 @@
-"""An index in Milvus: Milvus Lite, a database in a file, or a server or cluster.
+"""An index in Milvus: in Milvus Lite (a database in a file), or on a server or cluster.
 
-The index's folder then holds index.json only, with the model and the place of the database; the entries are in a
+The index's folder then holds index.json only, with the model and the URI of the database. The entries are in a
 collection whose name follows from the model and the folder of pictures, so that machines with the same folder share it.
-An entry's key is a digest of its path: whatever stops a program, an entry that is written twice is there once.
+An entry's key is a digest of its path, so an entry that is written again after a stop exists only once.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from utils.logging import log
 from utils.lookup import package
 
 BLOCK = 1000  # entries written or asked for at a time
-READ = 16384  # entries read at a time, the most that Milvus gives
+READ = 16384  # entries read at a time, the most that Milvus returns
 LONGEST = 65535  # bytes of a path, Milvus's limit
 CANDIDATES = 64  # entries that a search of the graph keeps
 LINKS = {"M": 32, "efConstruction": 40}  # of the graph, as in FAISS
@@ -31,11 +31,11 @@ LINKS = {"M": 32, "efConstruction": 40}  # of the graph, as in FAISS
 class MilvusIndex(Index):
     """As `Index`, with the entries in Milvus. Its `files` and `ids` are empty, and only `about` needs to be saved."""
 
-    adding = False  # to a file: until `finish` it cannot be searched
+    adding = False  # entries to a file, which cannot be searched until `finish`
 
     @cached_property
     def client(self) -> Any:
-        """Raises UserError where the library is missing or the database cannot be opened."""
+        """The connection. Raises UserError if the library is missing or the database cannot be opened."""
         uri = self.about["uri"]
         milvus = load_milvus(self.lite)
         with named_errors(uri):
@@ -47,12 +47,12 @@ class MilvusIndex(Index):
 
     @property
     def lite(self) -> bool:
-        """In a file, that no other program uses meanwhile."""
+        """Whether the database is a file, which no other program may use meanwhile."""
         return "://" not in self.about["uri"]
 
     @property
     def collection(self) -> str:
-        """Its name."""
+        """Name of the collection."""
         text = json.dumps([self.about[name] for name in ("model", "flip", "half", "root")])
         return "plainreid_" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -72,7 +72,7 @@ class MilvusIndex(Index):
         client.create_collection(self.collection, schema=schema, index_params=graph, consistency_level="Strong")
 
     def _call(self, method: str, *args: Any, **options: Any) -> Any:
-        """A method of the client, for this collection."""
+        """Call a method of the client for this collection."""
         client = self.client
         with named_errors(self.about["uri"]):
             return getattr(client, method)(self.collection, *args, **options)
@@ -84,11 +84,11 @@ class MilvusIndex(Index):
         self, query: torch.Tensor, k: int, exact: bool = False, where: Where = EVERYWHERE
     ) -> list[tuple[float, File]]:
         if exact:
-            raise UserError("milvus searches by its own graph only; for --exact, index again with --engine exact")
+            raise UserError("milvus searches only with its own graph; for --exact, index again with --engine exact")
         return self.find_all(query, k, where)[0]
 
     def find_all(self, query: torch.Tensor, k: int, where: Where = EVERYWHERE) -> list[list[tuple[float, File]]]:
-        """The same for each of several queries (Q, D)."""
+        """As `find`, for each of several queries (Q, D)."""
         how = {"metric_type": "IP", "params": {"ef": max(CANDIDATES, 2 * k)}}
         data, fields = query.numpy(), list(File._fields)
         found = self._call("search", data, expression(where), k, output_fields=fields, search_params=how)
@@ -110,7 +110,7 @@ class MilvusIndex(Index):
         return [file for file in files if file not in known]
 
     def append(self, files: Sequence[File], features: np.ndarray) -> None:
-        if self.lite and not self.adding:  # a server builds its graph meanwhile, and others search in it
+        if self.lite and not self.adding:  # a server builds its graph while others search in it
             self._call("release_collection")
             self.adding = True
         for some in blocks(list(zip(files, features, strict=True))):
@@ -118,7 +118,7 @@ class MilvusIndex(Index):
             self._call("upsert", rows)
 
     def finish(self, wanted: Sequence[File] | None = None) -> None:
-        self._call("flush")  # else the last entries are searched one by one, without the graph
+        self._call("flush")  # otherwise the last entries are searched one by one, without the graph
         if self.adding:
             log.info("Milvus builds its graph")
             self._call("load_collection")
@@ -138,12 +138,12 @@ def blocks(things: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 def load_milvus(lite: bool = False) -> Any:
-    """The library. lite: with what opens a file. Raises UserError if it is not installed."""
+    """Import pymilvus. lite: also check for the package that opens files. Raises UserError if one is not installed."""
     use, install = "--engine milvus, unlike exact,", "pymilvus milvus-lite"
     if lite:
         package("milvus_lite", use, install)
     pymilvus = package("pymilvus", use, install)
-    logging.getLogger("pymilvus").setLevel(logging.ERROR)  # warns of each list of entries
+    logging.getLogger("pymilvus").setLevel(logging.ERROR)  # it warns about each list of entries
     return pymilvus
 
 
@@ -156,7 +156,7 @@ def as_file(row: dict[str, Any]) -> File:
 
 
 def expression(where: Where) -> str:
-    """A filter of Milvus."""
+    """Return a filter for Milvus."""
     parts = [f"camera == {json.dumps(where.camera, ensure_ascii=False)}"] if where.camera else []
     parts += [f"time >= {where.after!r}"] if where.after > EVERYWHERE.after else []
     parts += [f"time <= {where.before!r}"] if where.before < EVERYWHERE.before else []
@@ -165,7 +165,7 @@ def expression(where: Where) -> str:
 
 @contextmanager
 def named_errors(uri: str) -> Iterator[None]:
-    """What Milvus raises becomes one sentence that names the database."""
+    """Turn errors of Milvus into one sentence that names the database."""
     try:
         yield
     except (load_milvus().MilvusException, OSError, UnicodeError) as error:

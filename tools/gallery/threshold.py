@@ -1,7 +1,7 @@
-"""The similarities at which two pictures, or two tracklets, count as of one person, and how often that is wrong.
+"""Thresholds of similarity for two pictures, or two tracklets, of the same person, and how often they are wrong.
 
 Error rates are measured on known people. Their 95 % intervals come from a bootstrap over people: pairs of one person
-depend on each other, so that a million pairs of a hundred people show less than a million pairs of a thousand.
+depend on each other, so a million pairs of a hundred people show less than a million pairs of a thousand people.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,21 +18,21 @@ from tools.tables import text_table
 from utils.errors import UserError
 from utils.roc import count_pairs, pair_blocks
 
-DRAWS = 1000  # bootstrap samples, fewer for more people than WEIGHTS allows
-WEIGHTS = 1 << 26  # of the people in all samples
-FEWEST = 10  # a promised rate allows at least so many errors
-# Rates that are promised where the data can show them, and what they are shares of.
+DRAWS = 1000  # bootstrap samples; fewer if there are more people than WEIGHTS allows
+WEIGHTS = 1 << 26  # most weights, of all people in all samples
+FEWEST = 10  # smallest number of expected errors at a promised rate
+# Default rates, which are promised if the data can show them, and what they are shares of.
 USUAL = {
     "fmr": (1e-3, "pairs of different people"),
     "fnmr": (1e-2, "pairs of one person"),
     "fpir": (5e-2, "queries"),
 }
-SHARES = {  # by answer and whether it is that of a search: a rate, and what it is a share of
+SHARES = {  # by answer, and whether a search gave it: a rate, and what it is a share of
     ("same", False): ("fmr", "pairs of different people"),
     ("different", False): ("refused", "pairs of one person"),
     ("unknown", False): ("unknown", "pairs of one person"),
     ("same", True): ("fpir", "searches for people who are not in the gallery"),
-    ("unknown", True): ("fnir", "searches for people who are in it, or the nearest is another person"),
+    ("unknown", True): ("fnir", "searches for people in the gallery, or another person is the nearest"),
 }
 LISTED = 20  # pairs of cameras, those with the highest FMR
 LINES = {  # of a table: a field of Thresholds or a rate
@@ -43,13 +43,13 @@ LINES = {  # of a table: a field of Thresholds or a rate
     "refused": "  one person called different",
     "unknown": "  one person called unknown",
     "search": "a search names a person from",
-    "fpir": "  people kept out who are named (FPIR)",
-    "fnir": "  people in it who are not found (FNIR)",
+    "fpir": "  people not in the gallery who are named (FPIR)",
+    "fnir": "  people in the gallery who are not found (FNIR)",
 }
 
 
 class Rate(NamedTuple):
-    """A share of errors, its 95 % interval, and what it rests on."""
+    """A share of errors, its 95 % interval, and the numbers that it comes from."""
 
     errors: int
     number: int  # pairs, or queries
@@ -70,26 +70,26 @@ class Rate(NamedTuple):
 class Thresholds:
     """What a similarity means, and how often that is wrong on known people. For JSON: `asdict`, and the constructor."""
 
-    same: float  # from it on, two pictures are of one person
-    different: float  # below it, they are of two
-    search: float  # from it on, a search names the person
-    source: str  # what they were found on
-    gallery: int = 0  # number that was searched
-    rates: dict[str, Rate] = field(default_factory=dict)  # see `find_thresholds`; empty: not known
-    spread: dict[str, str] = field(default_factory=dict)  # number and similarities of the pairs of either kind
-    cameras: list[tuple[int, int, Rate, Rate]] = field(default_factory=list)  # of query and gallery, FMR and FNMR
+    same: float  # from this similarity on, two pictures show one person
+    different: float  # below this similarity, they show two people
+    search: float  # from this similarity on, a search names the person
+    source: str  # the data that they were found on
+    gallery: int = 0  # size of the gallery that was searched
+    rates: dict[str, Rate] = field(default_factory=dict)  # see `find_thresholds`; empty: unknown
+    spread: dict[str, str] = field(default_factory=dict)  # number and similarities of each kind of pairs
+    cameras: list[tuple[int, int, Rate, Rate]] = field(default_factory=list)  # query and gallery camera, FMR, FNMR
 
     def __post_init__(self):
         self.rates = {name: Rate(*rate) for name, rate in self.rates.items()}
 
     def answer(self, similarity: float, search: bool = False) -> str:
-        """same, different or unknown, of two pictures or of a hit of a search."""
+        """Return same, different or unknown, for two pictures or for a hit of a search."""
         if similarity >= (self.search if search else self.same):
             return "same"
         return "different" if similarity < self.different else "unknown"
 
     def reason(self, answer: str, search: bool = False) -> str:
-        """The similarities that have this answer, and the share of known people for whom it is wrong."""
+        """Return the similarities that have this answer, and how often it is wrong for known people, as text."""
         same = self.search if search else self.same
         limits = {"same": f"at least {same:.3f}", "different": f"below {self.different:.3f}"}
         limit = limits.get(answer, f"below {same:.3f}" + f", at least {self.different:.3f}" * (not search))
@@ -99,7 +99,7 @@ class Thresholds:
 
 
 class Bootstrap:
-    """Rates of errors, with intervals from samples that hold each person as often as it was drawn."""
+    """Error rates, with intervals from samples that hold each person as often as it was drawn."""
 
     def __init__(self, people: int):
         draws = max(min(DRAWS, WEIGHTS // people), 100)
@@ -107,13 +107,13 @@ class Bootstrap:
         self.people, self.weights = people, torch.from_numpy(weights).double()  # (draws, people)
 
     def of_one(self, label: np.ndarray, wrong: np.ndarray) -> Rate:
-        """The share of things that are wrong (N,) bool, each of the person `label` (N,)."""
+        """Return the share of wrong things; wrong (N,) bool, label (N,): the person of each."""
         errors, all_of = self._count(label[wrong]), self._count(label)
         people = int((all_of > 0).sum())
         return self._rate(wrong.sum(), len(label), people, people, self.weights @ errors, self.weights @ all_of)
 
     def of_two(self, first: np.ndarray, second: np.ndarray, query: np.ndarray, gallery: np.ndarray) -> Rate:
-        """The share of wrong pairs, of people `first` and `second` (E,), in all of different people of two sides."""
+        """Return the share of wrong pairs, of people `first` and `second` (E,), among all pairs of different people."""
         pairs = torch.from_numpy(np.stack((first, second)))
         shape = (self.people, self.people)
         wrong = torch.sparse_coo_tensor(
@@ -128,7 +128,7 @@ class Bootstrap:
         return torch.from_numpy(np.bincount(label, minlength=self.people)).double()
 
     def _rate(self, errors: float, number: float, people: int, units: int, wrong: torch.Tensor, total: torch.Tensor):
-        """The upper end is at least that of the rule of three, for as many units: people, or pairs of people."""
+        """The upper end is at least that of the rule of three for `units` people, or pairs of people."""
         shares = (wrong / total)[total > 0].numpy()
         low, high = np.quantile(shares, (0.025, 0.975)) if len(shares) else (0, 1)
         return Rate(int(errors), int(number), people, float(low), float(min(max(high, 3 / max(units, 1)), 1)))
@@ -138,13 +138,13 @@ def find_thresholds(
     query: torch.Tensor, gallery: torch.Tensor, *ids: Sequence[int], source: str = "",
     fmr: float = 0, fnmr: float = 0, fpir: float = 0, equal: bool = False,
 ) -> Thresholds:  # fmt: skip
-    """Thresholds and their error rates, by the pairs of features (Q, D) and (G, D) float32 of length 1.
+    """Find thresholds and their error rates from the pairs of features (Q, D) and (G, D) float32 of length 1.
 
-    fmr: share of the pairs of different people from `same` on. fnmr: of those of one person below `different`; in the
-    result, below `same`, where `refused` are those below `different` and `unknown` the others. equal: both thresholds
-    are at the equal error rate. fpir: share of the queries that a search names when their person is kept out of the
-    gallery. fnir: of those whose person is in it, but not nearest, or less similar. Raises UserError for a rate that
-    the pairs cannot show, and ValueError where there are no pairs of one person, or none of different people.
+    fmr: share of the pairs of different people from `same` on. fnmr: share of the pairs of one person below
+    `different`; in the result, below `same`: `refused` are those below `different`, `unknown` the others. equal: both
+    thresholds at the equal error rate. fpir: share of the queries that a search names while their person is not in the
+    gallery. fnir: share of those whose person is in it, but not nearest, or below `search`. Raises UserError for a rate
+    that the pairs cannot show, and ValueError if there are no pairs of one person, or none of different people.
     """
     counter = count_pairs(query, gallery, *ids)
     if not counter.number.all():
@@ -166,7 +166,7 @@ def find_thresholds(
     search = float(np.nextafter(np.sort(stranger)[::-1][int(fpir * len(query) + 1e-9)], np.float32(np.inf)))
 
     pids, cameras = np.concatenate(ids[:2]), [np.asarray(camids) for camids in ids[2:]]
-    # every distractor, pid 0, is a person of its own
+    # every distractor (pid 0) counts as a different person
     people, label = np.unique(np.where(pids > 0, pids, -1 - np.arange(len(pids))), return_inverse=True)
     labels, sample = np.split(label, [len(query)]), Bootstrap(len(people))
     first, second = (side[accepted[:, i]] for i, side in enumerate(labels))
@@ -195,10 +195,10 @@ def find_thresholds(
 
 
 def pool_tracklets(features: Sequence[torch.Tensor], sides: Sequence[list[Sample]], dataset: ReIDDataset) -> tuple:
-    """Features and ids, as `Known` takes them, of the tracklets of the queries, and of those of the gallery.
+    """Return features and ids, as `find_thresholds` takes them, of the tracklets of queries and of the gallery.
 
-    A tracklet is the pictures of both sides with one identity, camera and track; its feature is the mean of theirs. A
-    picture without a track is one of its own. Where cameras are unknown, each tracklet counts as a camera.
+    A tracklet holds the pictures of both sides with the same identity, camera and track; its feature is their mean. A
+    picture without a track is a tracklet of its own. If cameras are unknown, each tracklet counts as a camera.
     """
     samples = [sample for side in sides for sample in side]
     known = [(s.pid, s.camid if dataset.cameras else 0, dataset.tracks.get(s.path, s.path)) for s in samples]
@@ -215,9 +215,9 @@ def pool_tracklets(features: Sequence[torch.Tensor], sides: Sequence[list[Sample
 
 
 def promised(name: str, rate: float, number: int, source: str) -> float:
-    """The rate as given, or (0) the usual one where so many pairs or queries can show it, else the least that they can.
+    """Return the given rate; for 0, the usual one, or the least that this number of pairs or queries can show.
 
-    Raises UserError for a given rate that is no share, or at which fewer than FEWEST errors are expected.
+    Raises UserError for a given rate that is not a share, or at which fewer than FEWEST errors are expected.
     """
     least, (usual, whose) = FEWEST / number, USUAL[name]
     if not 0 <= rate < 1:
@@ -225,14 +225,14 @@ def promised(name: str, rate: float, number: int, source: str) -> float:
     if 0 < rate < least:
         needed = int(np.ceil(FEWEST / rate))
         raise UserError(
-            f"{source}: {number:,} {whose} cannot promise --{name} {rate:g}: that needs {needed:,}, so that {FEWEST} "
+            f"{source}: {number:,} {whose} are too few for --{name} {rate:g}, which needs {needed:,}, so that {FEWEST} "
             f"errors are expected; use more pictures, or --{name} {least:.2g}"
         )
     return rate or min(max(usual, least), 0.5)
 
 
 def threshold_table(found: dict[str, Thresholds], camera_of: Callable[[int], str]) -> str:
-    """What thresholds promise, one column per kind of thing compared (pictures, tracklets) next to each other."""
+    """Return a table of thresholds and their error rates, one column per kind (pictures, tracklets)."""
     rows = [["95 % intervals by bootstrap over people", *found]]
     rows += [[name, *(known.spread[name] for known in found.values())] for name in next(iter(found.values())).spread]
     full = "{0}, {0.errors:,} of {0.number:,}, people: {0.people:,}"

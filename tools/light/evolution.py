@@ -49,7 +49,7 @@ class Scores:
     def __init__(self, file: Path, score: Callable[[Spec], float]):
         self.file, self.score, self.known = file, score, {}
         for line in file.read_text().splitlines() if file.exists() else []:
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # half a line: killed while it was written
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut off by a kill
                 entry = json.loads(line)
                 self.known[json.dumps(entry["spec"])] = float(entry["mAP"])
 
@@ -78,12 +78,12 @@ def evolve(
     space: Space, limits: Limits, score: Callable[[Spec], float], count: int, at_random: int,
     seed: int | tuple[int, ...] = 0,
 ) -> list[Candidate]:  # fmt: skip
-    """Score `count` networks within limits, of which the first `at_random` are random; best first. Fewer, perhaps none,
-    where not enough networks are within the limits.
+    """Score `count` networks within limits, of which the first `at_random` are random; best first. There are
+    fewer, perhaps none, if not enough networks are within the limits.
 
     Real et al., Regularized Evolution for Image Classifier Architecture Search, AAAI 2019, with parents from the Pareto
-    front, as in Deb et al., NSGA-II, 2002. All randomness follows from the seed: a search that was stopped and starts
-    again repeats itself, quickly where `score` remembers.
+    front, as in Deb et al., NSGA-II, 2002. All randomness comes from the seed, so a search that is restarted repeats
+    itself, and quickly if `score` remembers the results.
     """
     rng, found = np.random.default_rng(seed), {}
 
@@ -94,7 +94,7 @@ def evolve(
         return space.mutate(space.cross(first, second, rng) if rng.random() < 0.5 else first, rng, MUTATION)
 
     def add(make: Callable[[], Spec]) -> bool:
-        """Score a new network within the limits; False if `make` gives none."""
+        """Score a new network within the limits; False if `make` finds none."""
         for _ in range(TRIES):
             spec = make()
             known = spec in found or not space.allows(spec)
@@ -128,7 +128,7 @@ def search_each_size(
     """`count` networks, equally many from one evolution per image size; best first.
 
     In one evolution for all sizes, most networks would be for small images, which are more often within the limits.
-    Where a size has fewer networks than its share, the next ones get more. Raises UserError if there is none at all.
+    If a size has fewer networks than its share, the next sizes get more. Raises UserError if there is none at all.
     """
     found: list[Candidate] = []
     for number, size in enumerate(space.sizes):  # large images first, as they have the fewest networks

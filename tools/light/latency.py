@@ -41,7 +41,7 @@ class LatencyTable:
         return sum(seconds[key] for key, _ in listed)
 
     def look_up(self, some: dict[str, Part]) -> dict[str, float]:
-        """Seconds of each part. If one is new, all are run, so that it finds the caches as in the whole network."""
+        """Return seconds of each part. If one is new, all are run, so that caches are as in the whole network."""
         if not some.keys() <= self.seconds.keys():
             self.seconds = measure(some, self.device, self.batch) | self.seconds
             write_json(self.file, {"about": self.about, "seconds": self.seconds})
@@ -61,7 +61,7 @@ def measure(some: dict[str, Part], device: torch.device, batch: int) -> dict[str
 
 
 def parts(spec: Spec) -> list[tuple[str, Part]]:
-    """Stem, blocks and head of a network in order, each under a name that holds all on which its time depends."""
+    """Stem, blocks and head of a network in order, each under a key with all that its time depends on."""
     found = blocks(spec)
     rows, columns = found[-1].size_out
     stem: Part = partial(convolution, 3, spec.stem, 3, 2), (3, spec.height, spec.width)

@@ -34,7 +34,7 @@ DRAWS = 2000  # bootstrap samples
 
 
 def report(search: Search, found: Sequence[Candidate]) -> str:
-    """Write pareto.png and front/*.json; the Pareto front as text, one line per network."""
+    """Write pareto.png and front/*.json; return the Pareto front as text, one line per network."""
     reference = search.score(mobilenet_v2(search.cfg.data.height, search.cfg.data.width))
     draw_front(search, found, reference)
     for old in (search.directory / "front").glob("*.json"):
@@ -52,7 +52,7 @@ def report(search: Search, found: Sequence[Candidate]) -> str:
 
 
 def write_winner(search: Search, candidate: Candidate, score: float | None) -> Path:
-    """The specification of the best network; score: its own on the held-out identities, if it was trained alone."""
+    """Write the specification of the best network. score: on the held-out identities, if it was trained alone."""
     for old in search.directory.glob("winner-*.json"):
         old.unlink()
     file = search.directory / f"winner-{spec_id(candidate.spec)}.json"
@@ -61,7 +61,7 @@ def write_winner(search: Search, candidate: Candidate, score: float | None) -> P
 
 
 def write_spec(search: Search, file: Path, candidate: Candidate, more: dict[str, Any] | None = None) -> None:
-    """A specification, with how it was found."""
+    """Write a specification, with how it was found."""
     data, about = search.cfg.data, {"found_by": typed_command(), "when": date.today().isoformat()}
     about["on"] = f"{data.dataset}, scored on {data.holdout_ids} training identities held out"
     scored = search.scored.replace(" ", "_")
@@ -70,7 +70,7 @@ def write_spec(search: Search, file: Path, candidate: Candidate, more: dict[str,
 
 
 def reference_costs(search: Search) -> dict[str, tuple[float, ...]]:
-    """Costs of the marked backbones, as those of candidates."""
+    """Return the costs of the marked backbones, like those of candidates."""
     bare = {"weights": "none", "embedding_dim": 0, "attention": "none", "branches": "one"}
     cfgs = {n: search.cfg.replace(backbone=n, last_stride=usual_last_stride(n), **bare) for n in MARKED}
     costs = {name: (float(count(cfg)["multiply-adds"]),) for name, cfg in cfgs.items()}
@@ -112,9 +112,9 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def compare(search: Search, results: dict[str, list[dict]]) -> str:
-    """Test scores of networks trained alone, the winner first, with their costs: text, comparison.json and .png.
+    """Compare test scores and costs of networks trained alone, the winner first: text, comparison.json and .png.
 
-    results: of each network one result per seed.
+    results: for each network, one result per seed.
     """
     rows, shown = [], [["trained alone", "M multiply-adds", "M parameters", "mAP", "Rank-1", "n"]]
     figure = Figure(figsize=(7.2, 5.4), dpi=110, layout="constrained")
@@ -171,8 +171,8 @@ def kendall(a: Sequence[float], b: Sequence[float], groups: Sequence[str]) -> tu
 def check_ranking(search: Search, number: int, seeds: int) -> None:
     """Kendall's tau between scores with shared weights and scores after training alone, for random networks.
 
-    Also that of multiply-adds and, with several seeds, that of one training with another, which is the best to hope
-    for. Logs them and writes ranking.json.
+    Also the one of multiply-adds and, with several seeds, the one between two trainings, which is the best to expect.
+    Logs them and writes ranking.json.
     """
     networks = sorted(search.run(number, number), key=lambda c: spec_id(c.spec))  # not in the order of scores
     trained = [search.train_each(networks, search.cfg.run.seed + n) for n in range(seeds)]

@@ -69,7 +69,7 @@ def parse_search(about: str, environ: Mapping[str, str]) -> tuple[Config, Option
     """`[PRESET] [--setting value ...]` to checked settings and options. Raises UserError."""
     preset, args = split_first(None)
     cfg, options = parse_settings(args, load_preset(preset or "demo"), environ, about, Options, RANGES)
-    if found := cfg.model.backbone.startswith("searched:"):  # its image size is that of the network that was found
+    if found := cfg.model.backbone.startswith("searched:"):  # its image size is the one of the network that was found
         usual = {name: getattr(DataSettings, name) for name in ("height", "width")}
         cfg = cfg.replace(**{name: value for name, value in usual.items() if name not in cfg.typed})
     if options.space == "auto":
@@ -93,7 +93,7 @@ def parse_flops(text: str) -> float:
 
 @dataclass
 class Search:
-    """A space, the score of its networks, and the limits of their costs."""
+    """A space, the scores of its networks, and the limits of their costs."""
 
     cfg: Config
     directory: Path
@@ -126,8 +126,8 @@ class Search:
 
 
 def open_search(cfg: Config, options: Options) -> Search:
-    """The space and its scores: those of a supernet, which is trained if that is not done yet, or in the space mlr, as
-    its authors do, those of each network when it is trained alone."""
+    """Return the space and the scores of its networks: by a supernet, which is trained first if it is new, or with
+    --alone and in the space mlr, as its authors do, by training each network alone."""
     directory = Path(cfg.run.log_dir) / (cfg.run.name or f"search_{cfg.run.preset}")
     device, size = pick_device(cfg.run.device), (cfg.data.height, cfg.data.width)
     reference = multiply_adds(mobilenet_v2(*size), SPACES[options.space].norms)
@@ -149,7 +149,7 @@ def open_search(cfg: Config, options: Options) -> Search:
     supernet = use_heldout_as_test(cfg.replace(flip=False, rerank=False, epochs=epochs, steps=steps), directory)
     changes = {"backbone": f"supernet:{int(space.most)}", "last_stride": 1}
     changes["clip_grad"] = cfg.solver.clip_grad or CLIP_GRAD
-    changes["deterministic"] = True  # without cuDNN's autotuning, which would run at each step for another network
+    changes["deterministic"] = True  # without cuDNN's autotuning, which would run at each step, as networks differ
     train_network(supernet, directory, "supernet", **changes)
     setup_logging(directory / "search.log")
     model, trained = load_model(directory / "supernet" / LAST, device)
@@ -167,7 +167,7 @@ def train_alone(cfg: Config, directory: Path, spec: Spec) -> float:
 
 
 def train_network(cfg: Config, directory: Path, name: str, spec: Spec | None = None, **changes) -> dict:
-    """The result of one training from scratch, of a specification or of a backbone in `changes`.
+    """Return the result of training a specification, or a backbone in `changes`, from scratch.
 
     A finished run of that name is read, a stopped one resumed. Raises UserError if it had other settings.
     """
@@ -194,7 +194,7 @@ def spec_id(spec: Spec) -> str:
 
 
 def usual_last_stride(backbone: str) -> int:
-    """The last stride of the authors: OSNet has no other than 1."""
+    """Return the last stride of the backbone's authors; OSNet has only 1."""
     return 1 if backbone.startswith("osnet") else 2
 
 

@@ -18,7 +18,7 @@ TRIES = 2000  # mutants in a row that may exceed a limit, or be known, before th
 
 @dataclass(frozen=True)
 class Choices:
-    """A space as data: the values of each number of a network, those of one stage after the other."""
+    """A space as data: the allowed values of each number of a network, stage by stage."""
 
     depths: tuple
     widths: tuple
@@ -28,14 +28,14 @@ class Choices:
     stem: tuple = (32,)
     head: tuple = (1280,)
     scales: tuple = (1.0,)  # image sizes, as shares of height and width
-    growth: int = 0  # widths, from stage 1 to the head, are 1 to so many times the one before (0: any)
-    share: tuple = (0.0, 1.0)  # of the budget that a network may have
+    growth: int = 0  # each width, from stage 1 to the head, is 1 to so many times the previous (0: any)
+    share: tuple = (0.0, 1.0)  # smallest and largest share of the budget
     norms: bool = False  # multiply-adds are counted with batch norm, ReLU and pooling
     tries: int = TRIES  # random networks to draw before the smallest is taken
 
 
 SPACES = {
-    # MobileNetV2's shape with open numbers. Its first stage does not expand.
+    # MobileNetV2 with variable numbers. Its first stage does not expand.
     "mobilenet_v2": Choices(
         depths=((1,), (1, 2, 3), (2, 3, 4), (2, 3, 4, 5), (2, 3, 4), (2, 3, 4), (1, 2)),
         widths=(
@@ -47,8 +47,8 @@ SPACES = {
         scales=(1.0, 0.875, 0.75, 0.625),
     ),
     # Matrix Light ReID's, search_tools/generate_configs_0.56gf.py: four stages after one block, each 1 to 4 times as
-    # wide as the one before, and a head of 1,024 to 2,048. Below the first widths here there is no such head. There
-    # the stem and the first block have 64 channels with a probability of 1/57, not 1/8, and factors are below 4.
+    # wide as the one before, and a head of 1,024 to 2,048. From smaller widths than here, no such head is reached. In
+    # the script, stem and first block have 64 channels with a probability of 1/57, not 1/8, and factors are below 4.
     "mlr": Choices(
         depths=((1,), *[(1, 2, 3, 4, 5, 6)] * 4),
         widths=tuple(tuple(range(low, high + 8, 8)) for low, high in zip(
@@ -78,7 +78,7 @@ class Space:
     `Stage`); `choices` holds the values of each.
 
     budget: multiply-adds of a random network, within the space's share of them. Image sizes for which even the smallest
-    network exceeds it are left out. Raises UserError where none is left, and for images below 32 x 32.
+    network exceeds it are left out. Raises UserError if no size is left, and for images below 32 x 32.
     """
 
     def __init__(self, height: int, width: int, budget: float = math.inf, name: str = "mobilenet_v2"):
@@ -112,7 +112,7 @@ class Space:
         return multiply_adds(spec, self.data.norms)
 
     def allows(self, spec: Spec) -> bool:
-        """Whether its widths grow as they must, and its multiply-adds are in the space's share of the budget."""
+        """Whether its widths grow as required, and its multiply-adds are in the space's share of the budget."""
         widths = [*(stage.width for stage in spec.stages), spec.head]
         grow = all(a <= b <= self.data.growth * a for a, b in itertools.pairwise(widths)) or not self.data.growth
         return grow and self.least <= self.cost(spec) <= self.most
@@ -133,7 +133,7 @@ class Space:
         """A random network: all values of a gene are equally likely. Networks outside the budget are drawn again.
 
         The image size is drawn only once, as networks for small images are within the budget more often. If none is
-        found, the smallest network of that size.
+        found, returns the smallest network of that size.
         """
         space = self.of_size(pick(self.sizes, rng))
         for _ in range(self.data.tries):
@@ -143,9 +143,9 @@ class Space:
         return space.smallest()
 
     def draw(self, rng: np.random.Generator) -> Spec | None:
-        """A network of any cost; None if a width that grew at random is not one of the space's."""
+        """A network of any cost; None if a randomly grown width is not in the space."""
         genes: dict[Any, Any] = {}
-        before = 0  # the last width
+        before = 0  # the previous width
         for gene, values in self.choices.items():
             grows = self.data.growth and (gene == "head" or gene[1] == "width")
             genes[gene] = pick(range(before, self.data.growth * before, 8) if grows and before else values, rng)
@@ -161,12 +161,12 @@ class Space:
         return part
 
     def mutate(self, spec: Spec, rng: np.random.Generator, rate: float) -> Spec:
-        """Each gene is drawn again with probability `rate`."""
+        """Draw each gene again with probability `rate`."""
         genes = self.genes(spec)
         return self.build({g: pick(v, rng) if rng.random() < rate else genes[g] for g, v in self.choices.items()})
 
     def cross(self, a: Spec, b: Spec, rng: np.random.Generator) -> Spec:
-        """Each gene from one of the two networks."""
+        """Take each gene from one of the two networks."""
         first, second = self.genes(a), self.genes(b)
         return self.build({gene: (first if rng.random() < 0.5 else second)[gene] for gene in self.choices})
 

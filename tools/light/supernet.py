@@ -1,6 +1,6 @@
 """`--backbone supernet`: all networks of the search space with shared weights.
 
-Training runs a random network at each step, the search then scores parts of it (Guo et al., Single Path One-Shot NAS,
+Training runs a random network at each step; the search then scores parts of it (Guo et al., Single Path One-Shot NAS,
 ECCV 2020; Yu et al., BigNAS, ECCV 2020).
 """
 
@@ -66,7 +66,7 @@ class ElasticBlock(nn.Module):
 class Supernet(nn.Module):
     """All networks of a space in one: images (B, 3, H, W) to the map of the network that runs.
 
-    The images are resized to those that the network takes. Each training step runs a random network, which depends on
+    The images are resized to the size of that network. Each training step runs a random network, which depends on
     the seed and on the number of steps so far; a checkpoint holds that number. In evaluation mode the largest runs.
     `select` chooses one for both. A part needs batch norm statistics of its own (see `runs.Scorer`) before
     its score means anything. Blocks with a shortcut start as the identity (BigNAS, section 3.1); otherwise networks of
@@ -124,7 +124,7 @@ class Supernet(nn.Module):
 
 def supernet(budget: str, cfg: Config) -> Supernet:
     """The supernet for images of at most the size in the settings; it trains networks of at most `budget` multiply-adds
-    ("": all). Raises UserError where `budget` is not a number, and for last stride 2: it has networks of both."""
+    ("": all). Raises UserError if `budget` is not a number, and for last stride 2, as it has networks of both."""
     if cfg.model.last_stride != 1:
         raise UserError("--backbone supernet has networks of both last strides; leave --last-stride out")
     if budget and not budget.isdecimal():

@@ -1,4 +1,4 @@
-// The queries: filtered, sorted, and drawn as far as they are on the screen.
+// The queries: filtered and sorted; only those on the screen are drawn.
 
 const SPARE = 3; // rows drawn above and below the screen
 const images = data.images;
@@ -29,7 +29,7 @@ function exactName(picture) {
 function fits(number, wanted) {
   const query = data.queries[number];
   if (wanted.words) {
-    // The whole name of somebody means this one, "1" not all that have a 1 somewhere.
+    // A whole name matches only this identity: "1" does not match every name that contains a 1.
     const exact = identities.has(wanted.words);
     if (exact ? exactName(query.image) !== wanted.words : !searched[number].includes(wanted.words)) return false;
   }
@@ -127,7 +127,7 @@ function ranked(query, picture, rank, distance) {
   return framed(picture, kind, `rank ${rank}, ${kind.split(" ")[0]}: ${describe(picture)}, distance ${distance.toFixed(4)}`);
 }
 
-// ---- the focus, which one row has
+// ---- the focus: one row has it
 
 function goTo(place) {
   if (!shown.length) return;
@@ -156,8 +156,8 @@ function moveByKey(event) {
 
 function startLists() {
   byId("lists-words").textContent =
-    `Each query (left) with its ${plural(data.top, "nearest image")}, as far as there is room: the same identity framed in green, others in red` +
-    (data.counts.distractors ? " (broken for distractors)" : "") + ". Click one for the whole list." + mapsWords();
+    `Each row shows a query (left) and its ${plural(data.top, "nearest image")}, as many as fit. The frame is green for the same identity, red for others` +
+    (data.counts.distractors ? " (dashed for distractors)" : "") + ". Click a row for the whole list." + mapsWords();
   if (images.camera) {
     const cameras = [...new Set(data.queries.map((q) => images.camera[q.image]))].sort((a, b) => a - b);
     byId("camera").append(element("option", { value: "" }, "all"), ...cameras.map((c) => element("option", { value: c }, images.cameraNames[c] ?? c)));

@@ -1,4 +1,4 @@
-// What is shown above the lists: scores, plots, training, cameras; and the theme.
+// The part above the lists: scores, plots, training, cameras; and the theme.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const [thumbStart, ...thumbRest] = document.getElementById("thumbs").textContent.split("\n");
@@ -22,20 +22,20 @@ function table(head, rows, caption) {
     element("tbody", {}, ...rows.map((row) => element("tr", {}, ...cells(row, "td")))));
 }
 
-// ---- theme: as the system has it, until someone chooses
+// ---- theme: the one of the system until the user chooses another
 
 function startTheme() {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const choices = ["auto", "light", "dark"];
   let chosen = "auto";
-  try { chosen = localStorage.getItem("theme") ?? "auto"; } catch { /* some browsers keep nothing for a file */ }
+  try { chosen = localStorage.getItem("theme") ?? "auto"; } catch { /* some browsers store nothing for a file */ }
   const show = () => {
     document.documentElement.dataset.theme = chosen === "auto" ? (dark.matches ? "dark" : "light") : chosen;
     byId("theme").textContent = `Theme: ${chosen}`;
   };
   byId("theme").addEventListener("click", () => {
     chosen = choices[(choices.indexOf(chosen) + 1) % choices.length];
-    try { localStorage.setItem("theme", chosen); } catch { /* then it holds until the page is closed */ }
+    try { localStorage.setItem("theme", chosen); } catch { /* then the choice lasts until the page is closed */ }
     show();
   });
   dark.addEventListener("change", show);
@@ -50,15 +50,15 @@ const COLUMNS = [["mAP", "mAP"], ["mINP", "mINP"], ["rank1", "Rank-1"], ["rank5"
 function showScores() {
   const { scores } = data;
   if (data.notes.length)
-    byId("notes").append(element("p", { className: "note" }, element("strong", {}, "To be read with: "), `${data.notes.join("; ")}.`));
+    byId("notes").append(element("p", { className: "note" }, element("strong", {}, "Note: "), `${data.notes.join("; ")}.`));
   for (const [key, name] of [["mAP", "mAP"], ["rank1", "Rank-1"], ["mINP", "mINP"]])
     byId("headline").append(element("p", {}, element("b", {}, percent(scores.plain[key])), name));
   const others = Object.entries(scores).filter(([name]) => name !== "plain")
     .map(([name, row]) => `; “${name}”: mAP ${percent(row.mAP)}, Rank-1 ${percent(row.rank1)}`);
-  byId("headline").append(element("p", { className: "hint" }, `in per cent, of “plain”${others.join("")}`));
+  byId("headline").append(element("p", { className: "hint" }, `in percent, for “plain”${others.join("")}`));
   const columns = COLUMNS.filter(([key]) => Object.values(scores).some((row) => key in row));
   const rows = Object.entries(scores).map(([name, row]) => [name, ...columns.map(([key]) => percent(row[key])), many(row.valid_queries)]);
-  byId("score-table").append(table(["features", ...columns.map((c) => c[1]), "queries"], rows, "Scores in per cent"));
+  byId("score-table").append(table(["features", ...columns.map((c) => c[1]), "queries"], rows, "Scores in percent"));
   byId("protocol").textContent = protocolWords();
   for (const [name, value] of data.facts) if (value) byId("facts").append(element("dt", {}, name), element("dd", {}, value));
 }
@@ -70,10 +70,10 @@ function protocolWords() {
   return `${plural(counts.queries, "query", "queries")} of ${plural(counts.identities, "identity", "identities")} in a gallery of ` +
     `${plural(counts.images, "image")}. ` +
     (data.images.camera ? "Gallery images of a query's identity under its own camera are ignored. " : "") +
-    (counts.distractors ? `The ${plural(counts.distractors, "distractor")} (pid 0) can only be wrong. ` : "") +
+    (counts.distractors ? `The ${plural(counts.distractors, "distractor")} (pid 0) can never be a match. ` : "") +
     (without ? `${plural(without, "query has", "queries have")} no match and ${without === 1 ? "is" : "are"} left out of all scores. ` : "") +
     (data.interval ? `${data.interval}. ` : "") +
-    `The plots of pairs are of the cosines of “${data.pairs.features}”; the plot of AP, ${cameras ? "the table of cameras " : ""}and the ranked lists are of “${shown}”.`;
+    `The plots of pairs show the cosines of “${data.pairs.features}”; the plot of AP, ${cameras ? "the table of cameras " : ""}and the ranked lists show “${shown}”.`;
 }
 
 // ---- plots
@@ -82,7 +82,7 @@ function showPlots() {
   const place = byId("score-plots");
   const curves = Object.entries(data.cmc).map(([name, cmc]) => ({ name, points: cmc.map((v, i) => [i + 1, v]) }));
   addPlot(place, { title: "CMC", series: curves, x: { label: "rank", log: true, ticks: [1, 2, 5, 10, 20, 50, 100, 200, 500] }, y: { label: "queries with a match, %", high: 100 },
-    about: "Share of the queries with a match among the first so many images." });
+    about: "Share of the queries whose first match is at this rank or before it." });
   showRoc(place);
   showCosines(place);
   showAp(place);
@@ -111,7 +111,7 @@ function showCosines(place) {
     name, bars: true, end: edges[edges.length - 1], points: bars[kind].map((share, i) => [edges[i], 100 * share]),
   }));
   addPlot(place, { title: "Cosines of pairs", series, x: { label: `cosine of two “${data.pairs.features}” features`, low: edges[0], high: edges[edges.length - 1] },
-    y: { label: "pairs of the kind, %", low: 0 },
+    y: { label: "share of each kind, %", low: 0 },
     about: `${plural(positives, "matching pair")}, ${plural(negatives, "other")}; each kind adds up to 100 %.` });
 }
 
@@ -135,7 +135,7 @@ function showTraining() {
     if (filled.length) addPlot(place, { title, series: filled, x: { label: "epoch" }, y: { label, ...y }, about: `At the end: ${last}.` });
   };
   add("Losses", "mean of the epoch", data.losses.map((name) => ({ name, points: of(name) })), { low: 0 });
-  add("Accuracy on training batches", "right, %", [{ name: "accuracy", points: of("accuracy").map(([e, v]) => [e, 100 * v]) }], { low: 0, high: 100 });
+  add("Accuracy on training batches", "correct, %", [{ name: "accuracy", points: of("accuracy").map(([e, v]) => [e, 100 * v]) }], { low: 0, high: 100 });
   add("Learning rate", "rate at the epoch's end", [{ name: "lr", points: of("lr") }], { low: 0 });
   const tests = data.history.filter((h) => h.scores);
   const names = [...new Set(tests.flatMap((h) => Object.keys(h.scores)))] // one test alone is no curve
@@ -146,7 +146,7 @@ function showTraining() {
   })));
   add("Tests during training", "%", scores, { low: 0, high: 100 });
   if (!place.children.length)
-    place.replaceWith(element("p", { className: "empty" }, "There is no history of a training: these weights were given, or no epoch is finished."));
+    place.replaceWith(element("p", { className: "empty" }, "There is no training history: the weights come from elsewhere, or no epoch has finished."));
 }
 
 // ---- cameras
@@ -159,7 +159,7 @@ function showCameras() {
     return;
   }
   byId("cameras-words").textContent =
-    "Each cell has the queries of one camera (row) searched in the gallery images of another (column): mAP and, below it, Rank-1, in per cent; the greener, the higher the mAP of the table.";
+    "Each cell shows mAP and, below it, Rank-1 in percent, for queries of one camera (row) in the gallery images of another (column). A greener cell has a higher mAP.";
   const found = cameras.cells.flat().filter(Boolean).map((values) => values.mAP);
   const [least, most] = [Math.min(...found), Math.max(...found)];
   const cell = (values, from, to) => {

@@ -1,4 +1,4 @@
-"""The report's page: its values (ranked lists, distances of pairs, scores by camera, the training), and the file."""
+"""The report's page: its values (ranked lists, distances of pairs, scores by camera, training), and the file."""
 
 import base64
 import html
@@ -33,9 +33,9 @@ from utils.roc import PairCounter, count_pairs
 
 PAGE = Path(__file__).resolve().parent
 SCRIPTS = ("plots.js", "page.js", "lists.js", "query.js")
-GRAY = 128  # level around images of another shape than the thumbnails
+GRAY = 128  # gray level around images whose shape differs from the thumbnails'
 QUALITY = 75  # of the JPEGs, 0 to 100
-NEAREST = 5  # right and wrong images that are kept per query, however far down its list they are
+NEAREST = 5  # right and wrong images that are kept per query, at any rank
 LONGEST = 256  # pixels of a heat map
 BARS = 100  # of the histogram of cosines, at most
 STEPS = 20  # thresholds of the ROC per bar
@@ -55,9 +55,9 @@ class Ranked(NamedTuple):
 def report_values(
     test: TestJob, inference: Inference, top: int, checkpoint: str, command: str
 ) -> tuple[dict[str, Any], list[str], list[Ranked]]:
-    """The values of the page, the paths of its pictures in the order of their numbers, and all ranked lists.
+    """Return the values of the page, the paths of its pictures in the order of their numbers, and all ranked lists.
 
-    top: images per list. checkpoint: its path, empty for initial weights. command: repeats the report.
+    top: images per list. checkpoint: its path, empty for initial weights. command: the one that repeats the report.
     """
     cfg, dataset, query, gallery = test.cfg, test.dataset, test.query, test.gallery
     ids = (query.pids, gallery.pids, query.camids, gallery.camids)
@@ -109,7 +109,7 @@ def report_values(
 
 
 def image_values(dataset: ReIDDataset, samples: Sequence[Sample]) -> dict[str, Any]:
-    """File names relative to the directory that holds all, pids, cameras (None: unknown), and names of pids."""
+    """File names relative to their common directory, pids, cameras (None: unknown), and names of pids."""
     paths = [os.path.abspath(s.path) for s in samples]
     above = os.path.commonpath([os.path.dirname(p) for p in paths])
     return {
@@ -162,13 +162,13 @@ def pair_values(counter: PairCounter) -> dict[str, Any]:
 
 
 def camera_table(cfg: Config, dataset: ReIDDataset, inference: Inference, ids: tuple) -> dict[str, Any] | str:
-    """mAP and Rank-1 in per cent of each camera's queries (rows) in each camera's gallery (columns), None where there
+    """mAP and Rank-1 in percent of each camera's queries (rows) in each camera's gallery (columns), None where there
     is no match; or a sentence that says why there is no table."""
     most = max(len(np.unique(camids)) for camids in ids[2:])
     if not dataset.cameras:
-        return "The cameras are unknown, so every image counts as a camera of its own."
+        return "The cameras are unknown, so every image counts as its own camera."
     if most > MOST_CAMERAS:
-        return f"There are {most} cameras, which is too many for a table; {MOST_CAMERAS} is the most."
+        return f"There are {most} cameras, too many for a table, which has at most {MOST_CAMERAS}."
     query, gallery, distance = inference.query, inference.gallery, inference.reranked
     scores = evaluate_by_camera(query, gallery, *ids, metric=cfg.eval.metric, distance=distance)
     rows, columns = (sorted({pair[i] for pair in scores}) for i in (0, 1))
@@ -184,21 +184,21 @@ def camera_table(cfg: Config, dataset: ReIDDataset, inference: Inference, ids: t
 
 
 def notes(test: TestJob, dataset: ReIDDataset) -> list[str]:
-    """What a reader of the scores must know."""
+    """Return what a reader of the scores must know."""
     protocol = test.cfg.eval.protocol
     found = [scores_note(test.cfg, test.note)]
     if dataset.protocol not in ("standard", protocol):
         found.append(
-            f"the authors of {dataset.name} score it by the protocol {dataset.protocol}; here each query has one list "
-            f"of the whole gallery (protocol {protocol}), which gives other scores"
+            f"the authors of {dataset.name} use the protocol {dataset.protocol}; here each query ranks the whole "
+            f"gallery (protocol {protocol}), which gives different scores"
         )
     if test.what == "best":
-        found.append("best.pth was chosen by its score on the test split, which flatters it; last.pth was not")
+        found.append("best.pth was chosen by its score on the test split, so that score is too high; last.pth was not")
     return [note for note in found if note]
 
 
 def facts(test: TestJob, dataset: ReIDDataset, checkpoint: str, command: str) -> list[tuple[str, str]]:
-    """Names and values of what was tested and how it was trained."""
+    """Return names and values of what was tested and how it was trained."""
     cfg, state, environment = test.cfg, test.state, test.state["environment"]
     trained = f"{state['epoch']} of {cfg.solver.epochs} epochs, seed {cfg.run.seed}, in {state['seconds'] / 60:.1f} min"
     return [
@@ -214,14 +214,14 @@ def facts(test: TestJob, dataset: ReIDDataset, checkpoint: str, command: str) ->
 
 
 def queries_with_maps(ap: np.ndarray, number: int) -> list[int]:
-    """So many queries that have a match, half of them with the lowest AP and half with the highest."""
+    """Return `number` queries that have a match, half of them with the lowest AP and half with the highest."""
     worst = choose_queries(ap, "worst", number - number // 2, 0).tolist()
     best = choose_queries(ap, "best", len(ap), 0).tolist()
     return worst + [q for q in best if q not in set(worst)][: number // 2]
 
 
 def plain_values(value: Any) -> Any:
-    """Values for JSON: NumPy's numbers with 5 significant digits, which keeps the page small, None for NaN and inf."""
+    """Values for JSON: NumPy's numbers with 5 significant digits, to keep the page small, None for NaN and inf."""
     if isinstance(value, dict):
         return {key: plain_values(v) for key, v in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -237,7 +237,7 @@ def plain_values(value: Any) -> Any:
 
 
 def make_page(values: dict[str, Any], thumbs: Sequence[str]) -> str:
-    """The HTML of values for JSON and of pictures as `thumbnails` makes them. Nothing in them can become markup."""
+    """Return the HTML page of values for JSON and of the output of `thumbnails`. No value can become markup."""
 
     def read(name: str) -> str:
         return (PAGE / name).read_text(encoding="utf-8")
@@ -247,7 +247,7 @@ def make_page(values: dict[str, Any], thumbs: Sequence[str]) -> str:
         "title": html.escape(values["title"].encode(errors="replace").decode()),
         "style": read("page.css"),
         "script": "\n".join(map(read, SCRIPTS)),
-        # "<" would end the element early if a name held "</script>"; as an escape it begins nothing
+        # "<" is escaped, or a name that contains "</script>" would end the element early
         "data": json.dumps(values, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
         "thumbs": "\n".join([common, *(thumb[len(common) :] for thumb in thumbs)]),
     }
@@ -255,14 +255,14 @@ def make_page(values: dict[str, Any], thumbs: Sequence[str]) -> str:
 
 
 def thumbnails(paths: Sequence[str | Path], height: int, width: int, workers: int) -> list[str]:
-    """Each image in a JPEG of that size, in base64. All begin with the same characters: the encoder's tables."""
+    """Return each image as a JPEG of this size in base64. All begin with the same characters: encoder tables."""
     with ThreadPoolExecutor(workers) as pool:
         made = pool.map(lambda path: jpeg(letterbox(decode(path), height, width)), paths)
         return list(tqdm(made, desc="pictures", unit="img", total=len(paths), leave=False, disable=None, delay=2))
 
 
 def letterbox(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """An image in its true shape in the middle of one of that size, the rest gray."""
+    """Scale an image without distortion into the middle of a gray one of this size."""
     scale = min(height / image.shape[0], width / image.shape[1])
     rows, columns = (max(1, round(scale * side)) for side in image.shape[:2])
     top, left = (height - rows) // 2, (width - columns) // 2

@@ -23,7 +23,7 @@ function about(query, number) {
   if (!maps) {
     const some = Object.keys(data.heatmaps).length > 0;
     facts.append(element("p", { className: "hint" },
-      some ? "This query has no heat maps; the result “with heat maps” shows those that do." : "This page was made without heat maps (--heatmaps 0)."));
+      some ? "This query has no heat maps; filter by the result “with heat maps” to see those that do." : "This page was made without heat maps (--heatmaps 0)."));
   }
   const top = element("div", { className: "asking" }, framed(query.image, "asked big", describe(query.image)), facts);
   return element("div", { className: "upper" }, top, maps ? heatMaps(maps) : "");
@@ -43,14 +43,14 @@ function heatMaps(maps) {
       alt: `heat map of the ${j ? "gallery image" : "query"}: ${words}`, decoding: "async" }))),
     element("figcaption", {}, i ? `Query and ${words}` : `Query: ${words}`));
   return element("section", {}, element("h3", {}, "Heat maps"),
-    element("p", { className: "hint" }, "Alone: where the features are strong. In pairs: what makes the two images similar to the model. Red is most, and each map has its own scale."),
+    element("p", { className: "hint" }, "Alone: where the features are strong. In pairs: what makes the two images similar for the model. Red is the most; each map has its own scale."),
     element("div", { className: "heats" }, ...maps.map(show)));
 }
 
 function lists(query) {
   const found = query.list.map((picture, i) => [i + 1, picture, query.distance[i]]);
   const sections = [[`The ${plural(found.length, "nearest image")}`, found], ["Nearest wrong images", query.wrong], ["Nearest right images", query.right]];
-  if (!found.length) return [element("p", { className: "empty" }, "No gallery image counts for this query: all are of its identity and camera.")];
+  if (!found.length) return [element("p", { className: "empty" }, "No gallery image counts for this query: all have its identity and camera.")];
   return sections.map(([title, tiles], i) => element("section", { className: i ? "half" : "" }, element("h3", {}, title),
     tiles.length ? element("ol", { className: "tiles" }, ...tiles.map((t) => tile(query, ...t))) : element("p", { className: "empty" }, "There are none.")));
 }
