@@ -58,7 +58,7 @@ class Options:
     test_share: float = 0.5  # own pictures without a split: share of the identities that are kept for the test
     split_seed: int = 0  # number of the random split (own pictures without a split, CUHK03's classic protocol)
     camera_pattern: str = DataSettings.camera_pattern  # own pictures: regular expression of the camera in a file name
-    folders: Folders = "auto"  # own pictures: what nested folders mean, the outer ones first
+    folders: Folders = "auto"  # own pictures: meaning of nested folders, the outer folder first
     batch_size: int = 0  # batch size that the training images must fill (0: the one that train.py chooses)
     images_per_id: int = DataSettings.images_per_id  # images of each identity in a batch of train.py
     checkpoint: str = ""  # run or checkpoint whose model searches for wrong names (empty: no search)

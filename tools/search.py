@@ -222,7 +222,7 @@ class ThresholdCommand(Options):
     """
 
     dataset: str = ""  # a name, or a folder with one folder per identity (empty: the model's own dataset)
-    folders: Folders = "auto"  # own pictures: what nested folders mean, the outer ones first
+    folders: Folders = "auto"  # own pictures: meaning of nested folders, the outer folder first
     index: str = ""  # folder of the index (empty: the latest one)
     store: Literal["fpr", "eer"] = "fpr"  # thresholds by the rates below, or one at the equal error rate
     fmr: float = 0  # share of pairs of different people accepted (0: 0.001, or the least that the pairs can show)
