@@ -328,7 +328,7 @@ def test_the_classic_protocol_writes_the_images_once_and_tests_the_people_of_the
     assert {s.pid for s in dataset.train} == {1, 3, 4, 6, 7, 8} and len(dataset.train) == 18
     monkeypatch.setattr(cv2, "imencode", None)  # not written again
     assert {s.pid for s in cuhk03_classic(tmp_path, "labeled", 1).query} == {1, 8}
-    with pytest.warns(UserWarning, match=f"published set {IMAGES['labeled'] - 8} of 1367"):
+    with pytest.warns(UserWarning, match=f"published set has {IMAGES['labeled'] - 8} of 1367"):
         cuhk03_classic(tmp_path, "labeled", 0)
     for split in (-1, 2):
         with pytest.raises(UserError, match=rf"--split-seed {split}: .* 0 to 1"):
