@@ -133,12 +133,11 @@ def plot_cpu_runs(runs: list[tuple[float, str, dict]], path: Path) -> None:
 
     figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
     axis, points = figure.subplots(), {}
-    for number, (hours, name, result) in enumerate(runs):
-        mAP, (name, *teacher) = result["scores"]["plain"]["mAP"], name.split(", ", 1)
-        (point,) = axis.plot(hours, mAP, "o", color="#d95f02" if teacher else "#2b6cb0")
-        points[(*teacher, "no teacher")[0]] = point
-        offset, side = ((6, -3), "top") if number % 2 else ((6, 3), "bottom")  # labels of neighbors do not overlap
-        axis.annotate(name, (hours, mAP), offset, textcoords="offset points", fontsize=8, va=side)
+    for number, (hours, experiment, result) in enumerate(runs):
+        mAP, (name, _, teacher) = result["scores"]["plain"]["mAP"], experiment.partition(", ")
+        (points[teacher or "no teacher"],) = axis.plot(hours, mAP, "o", color="#d95f02" if teacher else "#2b6cb0")
+        y, side = (-3, "top") if number % 2 else (3, "bottom")  # so that labels of neighbors do not overlap
+        axis.annotate(name, (hours, mAP), (6, y), textcoords="offset points", fontsize=8, va=side)
     axis.legend(points.values(), points.keys(), fontsize=8, loc="lower right")
     axis.margins(y=0.15)
     axis.set(xlabel="core-hours of training", ylabel="mAP on Market-1501 (%), plain")
