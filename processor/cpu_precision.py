@@ -1,15 +1,32 @@
-"""`--precision auto` on CPUs that compute in bf16."""
+"""bf16 on CPUs: slow convolutions stay in float32, and `--precision auto` measures whether it is faster."""
 
 import copy
 import time
 
 import torch
+from torch import nn
 
 from config import Config
 from config.sizes import stages
 from model import ReIDModel
 from processor.precision import autocast, layout
 from utils.logging import log
+from utils.precision import conv2d
+
+
+class Depthwise(nn.Conv2d):
+    """A depthwise convolution for `keep_float32`."""
+
+    def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        same = {"padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+        return conv2d(x, weight, bias, self.stride, **same)
+
+
+def keep_float32(model: nn.Module) -> None:
+    """Keep slow depthwise convolutions of the model in float32 (see `conv2d`)."""
+    for layer in model.modules():
+        if type(layer) is nn.Conv2d and layer.groups == layer.out_channels > 1:
+            layer.__class__ = Depthwise
 
 
 def faster_precision(cfg: Config, model: ReIDModel) -> str:

@@ -155,6 +155,11 @@ def test_a_pooling_equals_the_loops_and_is_float32_in_half_precision(name):
             torch.testing.assert_close(found, pool(x.float()), rtol=1e-6, atol=1e-6)
         found.sum().backward()
         assert x.grad.dtype == dtype and x.grad.isfinite().all()
+    layout, layouts = torch.channels_last, []
+    x = maps(3, 5, 8, 4, dtype=torch.float32).contiguous(memory_format=layout).requires_grad_() * 1
+    x.register_hook(lambda gradient: layouts.append(gradient.is_contiguous(memory_format=layout)))
+    pool(x).mul(maps(3, 5)).sum().backward()
+    assert layouts == [True]
     most = 65504.0  # of float16, which does not overflow
     expected = torch.full((2, 3), 2 * most if name == "avg_max" else most)
     torch.testing.assert_close(pool(torch.full((2, 3, 16, 8), most, dtype=torch.float16)), expected, rtol=1e-5, atol=0)

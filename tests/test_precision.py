@@ -1,5 +1,6 @@
 """Half precision beside float32: losses, gradients, features; the scaler; and torch's switches."""
 
+import copy
 import itertools
 import os
 import shutil
@@ -30,7 +31,7 @@ from solver import make_optimizer
 from utils.metrics import evaluate
 
 CPU = torch.device("cpu")
-HALF = list(DTYPES.values())
+HALF, BF16 = list(DTYPES.values()), torch.bfloat16
 
 
 @pytest.fixture(autouse=True)
@@ -211,7 +212,19 @@ def test_a_compiled_model_trains_as_the_plain_one(tiny, monkeypatch):
     assert next(iter(compiled.model.state_dict())) == next(iter(plain.model.state_dict()))  # names as without
 
 
-# ---- precision auto on CPUs
+# ---- CPUs
+
+
+def test_bf16_on_a_cpu_leaves_slow_depthwise_convolutions_in_float32():
+    kinds = [(3, 1, 8, BF16), (3, 2, 8, torch.float32), (5, 1, 8, torch.float32), (3, 2, 1, BF16)]
+    for kernel, stride, groups, dtype in kinds:
+        plain = nn.Conv2d(8, 8, kernel, stride, kernel // 2, groups=groups)
+        layer, x = nn.Sequential(copy.deepcopy(plain)), torch.randn(2, 8, 9, 7)
+        processor.cpu_precision.keep_float32(layer)
+        with autocast(CPU, "bf16"):
+            half, y = plain(x), layer(x)
+        assert y.dtype == dtype and torch.equal(y, plain(x) if dtype == torch.float32 else half)
+        assert torch.equal(layer(x), plain(x)), "without autocast nothing changes"
 
 
 @pytest.mark.parametrize(("half", "height", "chosen"), [(0.5, 96, "bf16"), (0.95, 96, "float32"), (0.5, 64, "float32")])

@@ -152,7 +152,7 @@ def self_contained(backbone: str) -> str:
 
 
 # Convolution, batch norm and ReLU6, from c_in, c_out, kernel size and stride; stride 1 keeps the size of the map.
-convolution = functools.partial(Conv2dNormActivation, activation_layer=nn.ReLU6)
+convolution = functools.partial(Conv2dNormActivation, activation_layer=nn.ReLU6, inplace=False)
 
 
 class InvertedResidual(nn.Module):

@@ -40,6 +40,9 @@ def torchvision_net(cfg: Config) -> Backbone:
     name = cfg.model.backbone
     options = {"width_mult": cfg.model.width_multiplier} if name == "mobilenet_v2" else {}
     net = models.get_model(name, **options)
+    for layer in net.modules():  # in place, activations other than ReLU copy their input, which their gradient needs
+        if getattr(layer, "inplace", False) and not isinstance(layer, nn.ReLU):
+            layer.inplace = False
     backbone = Backbone(net, *stages_of(name, net), cfg.model.last_stride)
     backbone.imagenet = models.get_model_weights(name).IMAGENET1K_V1.url
     return backbone

@@ -16,6 +16,7 @@ from model.backbones.checks import init_convolutions
 from model.backbones.searchable import Block, Spec, blocks, squeezed
 from tools.light.space import Space
 from utils.errors import UserError
+from utils.precision import conv2d
 
 
 class ElasticConv(nn.Conv2d):
@@ -25,7 +26,7 @@ class ElasticConv(nn.Conv2d):
         c_in, cut = 1 if self.groups > 1 else x.shape[1], (self.kernel_size[0] - kernel) // 2
         weight = self.weight[:c_out, :c_in, cut : cut + kernel, cut : cut + kernel]
         bias = None if self.bias is None else self.bias[:c_out]
-        return F.conv2d(x, weight, bias, stride, kernel // 2, groups=c_out if self.groups > 1 else 1)
+        return conv2d(x, weight, bias, stride, padding=kernel // 2, groups=c_out if self.groups > 1 else 1)
 
 
 class ElasticNorm(nn.BatchNorm2d):
