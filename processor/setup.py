@@ -67,7 +67,7 @@ def training_model(cfg: Config, session: Session, data: Loaders) -> ReIDModel:
         model = make_model(cfg, len(data.labels))
         if cfg.data.start_sizes:
             load("processor.sizes:check_sizes")(cfg, model)
-    if device.type == "cpu" and session.precision != "float32":
+    if device.type == "cpu" and session.precision in ("bf16", "auto"):
         load("processor.cpu_precision:keep_float32")(model)
     model = ranks.sync_batch_norm(cfg, model, device).to(device, memory_format=layout(cfg))
     ranks.broadcast(model.state_dict().values())

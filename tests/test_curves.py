@@ -58,9 +58,6 @@ def drawn(figure: Figure, title: str) -> list[list[tuple]]:
     return [list(zip(*line.get_data(), strict=True)) for line in panel(figure, title).get_lines()]
 
 
-# ---- reading
-
-
 def test_the_history_is_what_was_written_and_damage_is_reported(tmp_path):
     run = write_run(tmp_path / "a", [*THREE, entry(2, 45.0)])  # an epoch that occurs twice: the later line counts
     assert read_history(run) == ([*THREE[:2], entry(2, 45.0), THREE[3]], "")
@@ -76,9 +73,6 @@ def test_the_history_is_what_was_written_and_damage_is_reported(tmp_path):
             read_history(run)
     with pytest.raises(UserError, match=r"metrics\.jsonl"):
         read_history(tmp_path / "nowhere")
-
-
-# ---- drawing
 
 
 def test_one_run_is_drawn_with_the_parts_of_its_loss_and_all_its_scores(tmp_path, figures):
@@ -97,9 +91,6 @@ def test_one_run_is_drawn_with_the_parts_of_its_loss_and_all_its_scores(tmp_path
     assert sorted(words) == ["id", "sum", "triplet"]
 
 
-# ---- the tool
-
-
 def test_a_run_of_this_program_is_drawn(tiny: Config, figures):
     run = do_train(tiny.replace(clip_grad=1.0, by_camera=True, center_weight=0.1))  # draws its own after each test
     assert loss_parts(run.history) == ["id", "triplet", "center"]
@@ -107,9 +98,6 @@ def test_a_run_of_this_program_is_drawn(tiny: Config, figures):
     assert "curves of demo written" in shown
     assert [x for x, _ in drawn(figures[-1], "loss")[0]] == [1, 2, 3]
     assert [x for x, _ in drawn(figures[-1], "mAP (%)")[0]] == [0, 2, 3]
-
-
-# ---- rows of pictures
 
 
 def shape_of(pixels: np.ndarray) -> float:

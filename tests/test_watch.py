@@ -35,9 +35,6 @@ def scalars(found: EventAccumulator, tag: str) -> dict[int, float]:
     return {event.step: event.value for event in found.Scalars(tag)}
 
 
-# ---- TensorBoard and metrics.jsonl
-
-
 def test_tensorboard_has_every_number_of_the_history_at_its_epoch(whole):
     run, found = whole, events(whole.directory)
     tags = set(found.Tags()["scalars"])
@@ -75,9 +72,6 @@ def test_what_a_kill_kept_from_tensorboard_is_logged_by_the_resumed_run(quick, m
     assert scalars(found, "train/loss") == pytest.approx({h["epoch"]: h["loss"] for h in run.history[1:]})
     assert list(scalars(found, "test_plain/mAP")) == [0, 2, 3]
     assert list(decoded(found, "train_batch")) == [0]
-
-
-# ---- Weights & Biases
 
 
 def test_wandb_offline_gets_every_number_and_a_resumed_run_continues_there(quick, monkeypatch):
