@@ -29,7 +29,7 @@ README_EXPERIMENTS = (
     "demo",
     "tiny_b1_mobilenet_v2_128x64",
     "tiny_b1_mobilenet_v2_256x128, distilled from person-reidentification-retail-0277",
-    "tiny_b1_resnet50_256x128_12",
+    "tiny_b1_resnet50_gem_256x128",
 )
 README_ROWS = [(name, row) for name in README_EXPERIMENTS for row in ("plain", "flip+rerank")]
 HEAD = "| experiment | protocol | published mAP / R1 | measured mAP / R1 | mINP | seeds | hardware | training |"
