@@ -128,7 +128,7 @@ def cpu_table(runs: list[tuple[float, str, dict]]) -> str:
 
 
 def plot_cpu_runs(runs: list[tuple[float, str, dict]], path: Path) -> None:
-    """mAP against core-hours, one point per run."""
+    """mAP against core-hours, one point per run; labels leave out the preset."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
@@ -137,7 +137,8 @@ def plot_cpu_runs(runs: list[tuple[float, str, dict]], path: Path) -> None:
         mAP, (name, _, teacher) = result["scores"]["plain"]["mAP"], experiment.partition(", ")
         (points[teacher or "no teacher"],) = axis.plot(hours, mAP, "o", color="#d95f02" if teacher else "#2b6cb0")
         y, side = (-3, "top") if number % 2 else (3, "bottom")  # so that labels of neighbors do not overlap
-        axis.annotate(name, (hours, mAP), (6, y), textcoords="offset points", fontsize=8, va=side)
+        label = name.removeprefix(f"{result['preset']}_")
+        axis.annotate(label, (hours, mAP), (6, y), textcoords="offset points", fontsize=8, va=side)
     axis.legend(points.values(), points.keys(), fontsize=8, loc="lower right")
     axis.margins(y=0.15)
     axis.set(xlabel="core-hours of training", ylabel="mAP on Market-1501 (%), plain")
