@@ -14,19 +14,18 @@ from utils.logging import log
 from utils.precision import conv2d
 
 
-class Depthwise(nn.Conv2d):
-    """A depthwise convolution for `keep_float32`."""
+class GroupedConv2d(nn.Conv2d):
+    """`nn.Conv2d` by `utils.precision.conv2d`."""
 
-    def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        same = {"padding": self.padding, "dilation": self.dilation, "groups": self.groups}
-        return conv2d(x, weight, bias, self.stride, **same)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 def keep_float32(model: nn.Module) -> None:
     """Keep slow depthwise convolutions of the model in float32 (see `conv2d`)."""
     for layer in model.modules():
-        if type(layer) is nn.Conv2d and layer.groups == layer.out_channels > 1:
-            layer.__class__ = Depthwise
+        if type(layer) is nn.Conv2d and layer.groups > 1 and layer.padding_mode == "zeros":
+            layer.__class__ = GroupedConv2d
 
 
 def faster_precision(cfg: Config, model: ReIDModel) -> str:

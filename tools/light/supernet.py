@@ -26,7 +26,7 @@ class ElasticConv(nn.Conv2d):
         c_in, cut = 1 if self.groups > 1 else x.shape[1], (self.kernel_size[0] - kernel) // 2
         weight = self.weight[:c_out, :c_in, cut : cut + kernel, cut : cut + kernel]
         bias = None if self.bias is None else self.bias[:c_out]
-        return conv2d(x, weight, bias, stride, padding=kernel // 2, groups=c_out if self.groups > 1 else 1)
+        return conv2d(x, weight, bias, stride, kernel // 2, groups=c_out if self.groups > 1 else 1)
 
 
 class ElasticNorm(nn.BatchNorm2d):
